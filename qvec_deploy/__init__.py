@@ -1,0 +1,1 @@
+"""Quantization-vector deployment: patch, quantize, pack, export, measure, release."""

@@ -1,0 +1,211 @@
+"""A file of named tensors and its header: opening reads no weights, and no pickled code is ever run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, RecipeError
+from qvec_deploy.store import require_file, sha256_file
+from qvec_deploy.tensors import Float32
+
+_FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<f8")}
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and safetensors dtype name of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint:
+    """Named float tensors in a `.safetensors` file or a `.pt` state dict.
+
+    Attributes:
+        path: The local file.
+        source: What the recipe called it.
+        tensors: Name to shape and dtype, in file order, with a wrapper's prefix (`model.`) already stripped.
+        metadata: The safetensors metadata, empty for `.pt`.
+    """
+
+    def __init__(
+        self, path: Path, source: str, tensors: Mapping[str, TensorInfo], reader: Any, metadata: Mapping[str, str]
+    ) -> None:
+        self.path = path
+        self.source = source
+        self.tensors = tensors
+        self.metadata = metadata
+        self._reader = reader
+
+    @classmethod
+    def open(cls, source: str | Path, *, offline: bool = False) -> Checkpoint:
+        """Open a checkpoint and read its header only.
+
+        Args:
+            source: A path, or `hf://org/repo@revision/path`.
+            offline: Use the Hub's local cache only.
+
+        Raises:
+            StorageError: The file is missing or unreadable.
+            FetchError: The Hub does not have it, or cannot be reached.
+            IntegrityError: Not a checkpoint, truncated, or a pickled module.
+        """
+        path = fetch(str(source), offline=offline) if is_remote(str(source)) else Path(source)
+        require_file(path, what="checkpoint")
+        if path.suffix == ".safetensors":
+            tensors, reader, metadata = _open_safetensors(path)
+        elif path.suffix in (".pt", ".pth", ".bin"):
+            tensors, reader, metadata = _open_torch(path)
+        else:
+            raise IntegrityError(f"{path} is not a checkpoint", hint="use a .safetensors file or a .pt state dict")
+        if not tensors:
+            raise IntegrityError(f"{path} holds no tensors", hint="use the file that the training run saved")
+        tensors, reader = _strip_prefix(tensors, reader)
+        return cls(path, str(source), tensors, reader, metadata)
+
+    def read(self, name: str) -> Float32:
+        """One tensor as float32; memory-mapped, not copied, where the file holds float32.
+
+        Raises:
+            IntegrityError: The tensor holds NaN or infinity, or is not a float tensor.
+        """
+        info = self.tensors[name]
+        if info.dtype not in _FLOATS:
+            raise IncompatibleError(
+                f"{self.path}: {name} has dtype {info.dtype}", hint="weights must be float32, float16 or bfloat16"
+            )
+        values = self._reader(name)
+        if not np.isfinite(values).all():
+            raise IntegrityError(
+                f"{self.path}: {name} holds NaN or infinity", hint="the training run diverged; use an earlier checkpoint"
+            )
+        return values  # type: ignore[no-any-return]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file."""
+        return sha256_file(self.path)
+
+
+def is_remote(source: str) -> bool:
+    """Whether `source` names a file on the Hugging Face Hub."""
+    return source.startswith("hf://")
+
+
+def fetch(source: str, *, offline: bool) -> Path:
+    """Local path of `hf://org/repo@revision/path`, downloaded into the Hub's cache if need be.
+
+    Raises:
+        RecipeError: The address is malformed.
+        FetchError: It is not there, or not in the cache when offline.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    parts = source.removeprefix("hf://").split("/")
+    if len(parts) < 3 or not all(parts) or parts[1].count("@") > 1:
+        raise RecipeError(f"{source} is not an address on the Hub", hint="write hf://org/repo@revision/path/to/file")
+    name, _, revision = parts[1].partition("@")
+    try:
+        return Path(
+            hf_hub_download(
+                repo_id=f"{parts[0]}/{name}",
+                filename="/".join(parts[2:]),
+                revision=revision or None,
+                local_files_only=offline,
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        hint = "leave out --offline to download it" if offline else "check the network, or fetch it on another machine"
+        raise FetchError(f"{source} is not in the local cache", hint=hint) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FetchError(f"{source}: {reason}", hint="check the name, the revision and your access rights") from error
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:  # the library validates sizes, offsets and holes
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(
+            f"{path} is not a whole safetensors file: {error}", hint="copy or download it again"
+        ) from error
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header: dict[str, Any] = json.loads(stream.read(min(length, _MAX_HEADER)))
+    header.pop("__metadata__", None)
+    start = 8 + length
+    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+    tensors = {name: TensorInfo(tuple(entry["shape"]), entry["dtype"]) for name, entry in ordered}
+
+    def read(name: str) -> Float32:
+        info = tensors[name]
+        count = int(np.prod(info.shape, dtype=np.int64))
+        if count == 0:
+            return np.zeros(info.shape, np.float32)
+        values = np.memmap(
+            path, _FLOATS[info.dtype], "r", offset=start + header[name]["data_offsets"][0], shape=(count,)
+        ).view(np.ndarray)
+        if info.dtype == "BF16":  # a bfloat16 is the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32, copy=False).reshape(info.shape)
+
+    return tensors, read, metadata
+
+
+def _open_torch(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[str, str]]:
+    import torch
+
+    if not zipfile.is_zipfile(path):
+        raise IntegrityError(
+            f"{path} is not a whole torch checkpoint", hint="copy it again, or save it with torch.save(model.state_dict())"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise IntegrityError(
+            f"{path} holds pickled code, which is never run",
+            hint="save the state dict: torch.save(model.state_dict(), path), or convert it to safetensors",
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise IntegrityError(f"{path} is not a whole torch checkpoint: {error}", hint="copy it again") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise IntegrityError(f"{path} is not a state dict", hint="save it with torch.save(model.state_dict(), path)")
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+    tensors = {
+        str(name): TensorInfo(tuple(value.shape), names.get(value.dtype, str(value.dtype).removeprefix("torch.")))
+        for name, value in state.items()
+    }
+
+    def read(name: str) -> Float32:
+        values: Float32 = state[name].detach().to(torch.float32).contiguous().numpy()
+        return values
+
+    return tensors, read, {}
+
+
+def _strip_prefix(tensors: dict[str, TensorInfo], reader: Any) -> tuple[dict[str, TensorInfo], Any]:
+    """Remove one wrapper's prefix (`model.`, `module.`) if every name carries it."""
+    for prefix in ("model.", "module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in tensors):
+            stripped = {name.removeprefix(prefix): info for name, info in tensors.items()}
+            return stripped, lambda name: reader(prefix + name)
+    return tensors, reader
+

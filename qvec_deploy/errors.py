@@ -1,0 +1,57 @@
+"""One error hierarchy: each class is one exit code, and every error says what to do about it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class QvecError(Exception):
+    """Something the user can act on.
+
+    Args:
+        message: What is wrong and where, in one sentence.
+        hint: What to do about it. Required, so that no error leaves the reader alone.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RecipeError(QvecError):
+    """The recipe or the command line asks for something that cannot be (exit 2)."""
+
+    exit_code = 2
+
+
+class GateError(QvecError):
+    """Everything was built, and a gate was missed (exit 3)."""
+
+    exit_code = 3
+
+
+class IncompatibleError(QvecError):
+    """Two things do not go together: versions, devices, vectors, lowerings (exit 4)."""
+
+    exit_code = 4
+
+
+class IntegrityError(QvecError):
+    """A file is damaged, altered or unsafe (exit 5)."""
+
+    exit_code = 5
+
+
+class StorageError(QvecError):
+    """Reading or writing failed: missing, exists, no permission, disk full (exit 6)."""
+
+    exit_code = 6
+
+
+class FetchError(QvecError):
+    """A remote file could not be fetched (exit 7)."""
+
+    exit_code = 7

@@ -1,0 +1,125 @@
+"""Model names to structures: timm models without weights, and which of their tensors are what."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qvec_deploy.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ModelArgs = Mapping[str, int | float | bool | str | list[int]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a timm model looks like, known without any weights.
+
+    Attributes:
+        name: timm's model name.
+        classes: Width of the classification head.
+        shapes: Shape of every tensor of the state dict, in its order.
+        linears: Names of the nn.Linear modules, the head's included.
+        head: Name of the classification head module.
+        data_config: timm's preprocessing: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
+    """
+
+    name: str
+    classes: int
+    shapes: Mapping[str, tuple[int, ...]]
+    linears: tuple[str, ...]
+    head: str
+    data_config: Mapping[str, Any]
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        channels, height, width = self.data_config["input_size"]
+        return int(channels), int(height), int(width)
+
+
+def head_name(name: str) -> str:
+    """Module name of the classification head of a timm model, `head` for a ViT, `head.fc` for a Swin.
+
+    Raises:
+        RecipeError: timm does not know the model, or it has no single classification head.
+    """
+    timm = _timm()
+    known = timm.list_models()
+    base = name.split(".", 1)[0]
+    if base not in known:
+        near = difflib.get_close_matches(base, known, n=3)
+        raise RecipeError(
+            f"timm has no model `{name}`",
+            hint=f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists the names",
+        )
+    config = timm.get_pretrained_cfg(name)
+    head = config.classifier if config is not None else "head"
+    if not isinstance(head, str):
+        raise RecipeError(f"`{name}` has no single classification head", hint="models with one head are supported")
+    return head
+
+
+def describe(name: str, classes: int, args: ModelArgs) -> Architecture:
+    """Look at a timm model's structure; no weights are allocated or read.
+
+    Raises:
+        RecipeError: Unknown model, or arguments it does not take.
+    """
+    import torch
+
+    with torch.device("meta"):
+        model = create(name, classes, args)
+    timm = _timm()
+    return Architecture(
+        name=name,
+        classes=classes,
+        shapes={key: tuple(value.shape) for key, value in model.state_dict().items()},
+        linears=tuple(key for key, module in model.named_modules() if isinstance(module, torch.nn.Linear)),
+        head=head_name(name),
+        data_config=dict(timm.data.resolve_model_data_config(model)),
+    )
+
+
+def create(name: str, classes: int, args: ModelArgs) -> nn.Module:
+    """A timm model with `classes` outputs and initial weights, in evaluation mode.
+
+    Raises:
+        RecipeError: Unknown model, or arguments it does not take.
+    """
+    head_name(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model: nn.Module = _timm().create_model(name, pretrained=False, num_classes=classes, **args)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise RecipeError(
+                f"timm cannot create `{name}` with {dict(args)}: {error}", hint="check receiver.model_args"
+            ) from error
+    return model.eval()
+
+
+def quantized_linears(model: nn.Module, skip: tuple[str, ...]) -> list[str]:
+    """Names of the nn.Linear modules that are quantized: all but those under a child named in `skip`."""
+    from torch import nn
+
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in names if not is_skipped(name, skip)]
+
+
+def is_skipped(name: str, skip: tuple[str, ...]) -> bool:
+    """Whether a component of the dotted module name equals an entry of `skip` (never a substring)."""
+    return not set(skip).isdisjoint(name.split("."))
+
+
+def _timm() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import timm
+        import timm.data
+    return timm

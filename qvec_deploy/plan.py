@@ -1,0 +1,259 @@
+"""Recipe and headers to Plan: what happens to every tensor, decided before any weight is read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qvec_deploy.checkpoint import Checkpoint, TensorInfo
+from qvec_deploy.errors import IncompatibleError, RecipeError
+from qvec_deploy.models import Architecture, describe, head_name, is_skipped
+from qvec_deploy.recipe import Recipe
+from qvec_deploy.tensors import Scheme
+
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What one lowering of one runtime can take.
+
+    Attributes:
+        bits: Widths it takes.
+        granularities: Granularities it takes.
+        power_of_two_groups: Whether groups must be a power of two of at least 16.
+        summary: What it is, in a phrase.
+    """
+
+    bits: tuple[int, ...]
+    granularities: tuple[str, ...]
+    summary: str
+    power_of_two_groups: bool = False
+
+
+_ANY = ("tensor", "channel", "group")
+LOWERINGS: Mapping[tuple[str, str], Lowering] = {
+    ("onnxruntime", "float"): Lowering((32,), _ANY, "float32 weights and arithmetic: the baseline"),
+    ("onnxruntime", "packed"): Lowering(
+        tuple(range(2, 9)), _ANY, "the file as it is: any ONNX Runtime opens it, unpacked to float32 once at load"
+    ),
+    ("onnxruntime", "int4"): Lowering(
+        (2, 3, 4), _ANY, "the exact codes in 4-bit containers (MatMulNBits): least memory", power_of_two_groups=True
+    ),
+    ("onnxruntime", "int8"): Lowering(
+        tuple(range(2, 9)), ("tensor", "channel"), "the exact codes as int8, activations quantized per run: fastest"
+    ),
+    ("tensorrt", "float"): Lowering((16,), _ANY, "float16 weights and arithmetic: the baseline"),
+    ("tensorrt", "packed"): Lowering((2, 3, 4), ("tensor", "channel"), "our plugin: weights stay packed"),
+}
+"""Every valid combination, in this one place; anything else is refused with exit code 4."""
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """What happens to one tensor.
+
+    Attributes:
+        name: Its name in the state dict.
+        shape: Its shape.
+        patched: Whether lambda * rho is added.
+        scheme: The grid it is quantized on; None if it stays float.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    patched: bool
+    scheme: Scheme | None
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the packed file: payload and scales, or float32 values."""
+        if self.scheme is None:
+            return 4 * self.size
+        rows, columns = self.shape
+        words = self.scheme.bits * -(-columns // 32)
+        return 4 * rows * (words + self.scheme.groups(columns))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be done, in order of the state dict.
+
+    Attributes:
+        recipe: The candidate's recipe.
+        architecture: The model's structure.
+        tensors: One entry per tensor.
+        sources: Label and mixing weight of every vector.
+    """
+
+    recipe: Recipe
+    architecture: Architecture
+    tensors: tuple[TensorPlan, ...]
+    sources: tuple[tuple[str, float], ...]
+
+    @property
+    def quantized(self) -> tuple[TensorPlan, ...]:
+        """The tensors that are quantized."""
+        return tuple(tensor for tensor in self.tensors if tensor.scheme is not None)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all weights in the packed file, without its header."""
+        return sum(tensor.stored_bytes for tensor in self.tensors)
+
+    @property
+    def stored_bits_per_weight(self) -> float:
+        """Bits a quantized weight takes in the packed file, its share of the scales included; 32 for the float engine."""
+        weights = sum(tensor.size for tensor in self.quantized)
+        return 8 * sum(tensor.stored_bytes for tensor in self.quantized) / weights if weights else 32.0
+
+
+def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] | None = None) -> Plan:
+    """Decide everything that headers can decide, and refuse everything that headers show to be wrong.
+
+    Args:
+        recipe: What is wanted.
+        receiver: The opened receiver.
+        vectors: Label to opened vector (anything with `header` and `checkpoint`-like `tensors`), in the recipe's order.
+
+    Raises:
+        RecipeError: Unknown model, a skip entry that matches nothing, groups that do not divide a row.
+        IncompatibleError: Names, shapes or dtypes that do not match; a vector for another grid; a lowering that
+            cannot take these bits.
+    """
+    architecture = describe(recipe.receiver.model, count_classes(recipe, receiver), recipe.receiver.model_args)
+    check_tensors(receiver, architecture)
+    _check_lowering(recipe)
+    scheme, skip = recipe.quantize.scheme(), recipe.quantize.skip
+    _check_skip(skip, architecture)
+    used = dict(vectors or {}) if recipe.lam != 0 else {}
+    for label, vector in used.items():
+        _check_vector(label, vector, recipe, architecture)
+    quantized = {f"{name}.weight" for name in architecture.linears if not is_skipped(name, skip)}
+    tensors = tuple(
+        TensorPlan(
+            name=name,
+            shape=shape,
+            patched=bool(used) and not name.startswith(f"{architecture.head}."),
+            scheme=scheme if name in quantized else None,
+        )
+        for name, shape in architecture.shapes.items()
+    )
+    for tensor in tensors:
+        if tensor.scheme is not None:
+            tensor.scheme.groups(tensor.shape[1])
+    mixing = recipe.vector.mixing() if recipe.vector is not None else ()
+    return Plan(recipe, architecture, tensors, tuple(zip(used, mixing, strict=True)) if used else ())
+
+
+def count_classes(recipe: Recipe, receiver: Checkpoint) -> int:
+    """Number of classes, from the receiver's head.
+
+    Raises:
+        IncompatibleError: The checkpoint has no head.
+    """
+    head = head_name(recipe.receiver.model)
+    weight = receiver.tensors.get(f"{head}.weight")
+    if weight is None or len(weight.shape) < 2 or weight.shape[0] < 1:
+        near = difflib.get_close_matches(f"{head}.weight", receiver.tensors, n=1)
+        raise IncompatibleError(
+            f"{receiver.path} has no classes: `{head}.weight` is missing" + (f" (nearest: {near[0]})" if near else ""),
+            hint=f"use the fine-tuned checkpoint with its head; `{recipe.receiver.model}` keeps it in `{head}`",
+        )
+    return weight.shape[0]
+
+
+def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Refuse a checkpoint that is not exactly this architecture's.
+
+    Raises:
+        IncompatibleError: Missing or extra tensors, other shapes or dtypes.
+    """
+    hint = "check receiver.model and receiver.model_args against the training run"
+    missing = [name for name in architecture.shapes if name not in checkpoint.tensors]
+    extra = [name for name in checkpoint.tensors if name not in architecture.shapes]
+    if missing or extra:
+        parts = [f"{len(missing)} missing ({_some(missing)})"] * bool(missing)
+        parts += [f"{len(extra)} not in the model ({_some(extra)})"] * bool(extra)
+        raise IncompatibleError(f"{checkpoint.path} is not a `{architecture.name}`: {', '.join(parts)}", hint=hint)
+    for name, shape in architecture.shapes.items():
+        _check_tensor(f"{checkpoint.path}", name, checkpoint.tensors[name], shape, hint)
+
+
+def _check_tensor(where: str, name: str, info: TensorInfo, shape: tuple[int, ...], hint: str) -> None:
+    if info.shape != shape:
+        raise IncompatibleError(f"{where}: {name} has shape {info.shape}, the model has {shape}", hint=hint)
+    if info.dtype not in FLOAT_DTYPES:
+        raise IncompatibleError(
+            f"{where}: {name} has dtype {info.dtype}", hint="weights must be float32, float16 or bfloat16"
+        )
+
+
+def _check_lowering(recipe: Recipe) -> None:
+    target, quantize = recipe.target, recipe.quantize
+    entry = LOWERINGS.get((target.runtime, target.lowering))
+    known = [name for runtime, name in LOWERINGS if runtime == target.runtime]
+    if entry is None:
+        raise IncompatibleError(
+            f"runtime `{target.runtime}` has no lowering `{target.lowering}`", hint=f"it has {', '.join(known)}"
+        )
+    what = f"lowering `{target.lowering}` on `{target.runtime}`"
+    if quantize.bits not in entry.bits:
+        takers = [name for (runtime, name), e in LOWERINGS.items() if runtime == target.runtime and quantize.bits in e.bits]
+        raise IncompatibleError(
+            f"{what} cannot take {quantize.bits} bits",
+            hint=f"it takes {', '.join(map(str, entry.bits))}; {quantize.bits} bits go with: {', '.join(takers) or 'none'}",
+        )
+    if quantize.granularity not in entry.granularities:
+        raise IncompatibleError(
+            f"{what} cannot take granularity `{quantize.granularity}`", hint=f"it takes {', '.join(entry.granularities)}"
+        )
+    size = quantize.group_size
+    if entry.power_of_two_groups and size and (size < 16 or size & (size - 1)):
+        raise IncompatibleError(f"{what} cannot take groups of {size}", hint="use a power of two of at least 16")
+
+
+def _check_skip(skip: tuple[str, ...], architecture: Architecture) -> None:
+    parts = {part for name in architecture.linears for part in name.split(".")}
+    for entry in skip:
+        if entry not in parts:
+            near = difflib.get_close_matches(entry, parts, n=2)
+            raise RecipeError(
+                f"quantize.skip: `{entry}` matches no Linear of `{architecture.name}`",
+                hint=f"names are matched exactly; nearest: {', '.join(near) or ', '.join(sorted(parts)[:5])}",
+            )
+
+
+def _check_vector(label: str, vector: Any, recipe: Recipe, architecture: Architecture) -> None:
+    header, scheme = vector.header, recipe.quantize.scheme()
+    if scheme is not None and header.scheme != scheme:
+        raise IncompatibleError(
+            f"{label} was trained for {header.scheme}; the recipe quantizes to {scheme}",
+            hint="a vector only works on its own grid: change `quantize`, or use a vector trained for it",
+        )
+    if set(header.skip) != set(recipe.quantize.skip):
+        raise IncompatibleError(
+            f"{label} left {', '.join(header.skip)} float; the recipe skips {', '.join(recipe.quantize.skip)}",
+            hint="use the vector's skip list in quantize.skip",
+        )
+    backbone = {n: s for n, s in architecture.shapes.items() if not n.startswith(f"{architecture.head}.")}
+    hint = "the donor must be a fine-tune of the same model as the receiver"
+    odd = sorted(set(backbone) ^ set(vector.tensors))
+    if odd:
+        raise IncompatibleError(f"{label} does not fit `{architecture.name}`: {_some(odd)}", hint=hint)
+    for name, shape in backbone.items():
+        _check_tensor(label, name, vector.tensors[name], shape, hint)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,1 @@
+"""Weights to integer codes: the numpy reference, and the same arithmetic run through ModelOpt."""

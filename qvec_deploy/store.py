@@ -1,0 +1,136 @@
+"""Files that are either whole or not there: canonical JSON, hashes, atomic writes, staged directories."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qvec_deploy.errors import StorageError
+
+
+def canonical_json(value: Any) -> bytes:
+    """`value` as JSON bytes that depend on nothing but `value`: sorted keys, no spaces, ASCII.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON does not have.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    with storage_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError inside the block into a StorageError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        hints = {
+            errno.ENOSPC: "free some space or choose another place; nothing was left half written",
+            errno.EACCES: "check the permissions or choose another place",
+            errno.EROFS: "the file system is read-only; choose another place",
+            errno.ENOENT: "check the path",
+        }
+        hint = hints.get(error.errno or 0, "check the path and the disk")
+        raise StorageError(f"{error.filename or path}: {reason}", hint=hint) from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write to; it becomes `path` when the block ends well and vanishes otherwise.
+
+    Raises:
+        StorageError: The folder cannot be written or is full.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file at once or not at all.
+
+    Raises:
+        StorageError: The folder cannot be written or is full.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary sibling directory that becomes `final` when the block ends well and vanishes otherwise.
+
+    Args:
+        final: Where the directory ends up.
+        force: Replace an existing directory; it stays until the new one is whole.
+
+    Raises:
+        StorageError: `final` exists and `force` is off, or the disk refuses.
+    """
+    if final.exists() and not force:
+        raise StorageError(f"{final} exists", hint="pass --force to replace it, or choose another directory")
+    if final.exists() and not (final / "manifest.json").is_file() and (not final.is_dir() or any(final.iterdir())):
+        raise StorageError(f"{final} is not a bundle", hint="--force replaces bundles only; choose another directory")
+    with storage_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+        try:
+            staging.chmod(0o755)
+            yield staging
+            if final.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+                final.replace(old)
+                staging.replace(final)
+                shutil.rmtree(old)
+            else:
+                staging.replace(final)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def require_file(path: Path, *, what: str) -> Path:
+    """`path`, if it is a readable file.
+
+    Raises:
+        StorageError: It is missing, a directory, or unreadable.
+    """
+    if not path.exists():
+        raise StorageError(f"{what}: {path} does not exist", hint="check the path; it is relative to the recipe's folder")
+    if not path.is_file():
+        raise StorageError(f"{what}: {path} is not a file", hint="name the file itself")
+    if not os.access(path, os.R_OK):
+        raise StorageError(f"{what}: {path} cannot be read", hint="check its permissions")
+    return path
+
+
