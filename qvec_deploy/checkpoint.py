@@ -17,7 +17,7 @@ from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, Re
 from qvec_deploy.store import require_file, sha256_file
 from qvec_deploy.tensors import Float32
 
-_FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<f8")}
+_FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<f8")}
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
 
@@ -89,7 +89,8 @@ class Checkpoint:
         values = self._reader(name)
         if not np.isfinite(values).all():
             raise IntegrityError(
-                f"{self.path}: {name} holds NaN or infinity", hint="the training run diverged; use an earlier checkpoint"
+                f"{self.path}: {name} holds NaN or infinity",
+                hint="the training run diverged; use an earlier checkpoint",
             )
         return values  # type: ignore[no-any-return]
 
@@ -157,12 +158,12 @@ def _open_safetensors(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[s
         count = int(np.prod(info.shape, dtype=np.int64))
         if count == 0:
             return np.zeros(info.shape, np.float32)
-        values = np.memmap(
-            path, _FLOATS[info.dtype], "r", offset=start + header[name]["data_offsets"][0], shape=(count,)
-        ).view(np.ndarray)
+        offset = start + header[name]["data_offsets"][0]
+        values = np.memmap(path, _FLOATS[info.dtype], "r", offset=offset, shape=(count,)).view(np.ndarray)
         if info.dtype == "BF16":  # a bfloat16 is the upper half of a float32
             values = (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32, copy=False).reshape(info.shape)
+        result: Float32 = values.astype(np.float32, copy=False).reshape(info.shape)
+        return result
 
     return tensors, read, metadata
 
@@ -172,7 +173,8 @@ def _open_torch(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[str, st
 
     if not zipfile.is_zipfile(path):
         raise IntegrityError(
-            f"{path} is not a whole torch checkpoint", hint="copy it again, or save it with torch.save(model.state_dict())"
+            f"{path} is not a whole torch checkpoint",
+            hint="copy it again, or save it with torch.save(model.state_dict())",
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -206,6 +208,5 @@ def _strip_prefix(tensors: dict[str, TensorInfo], reader: Any) -> tuple[dict[str
     for prefix in ("model.", "module.", "_orig_mod."):
         if all(name.startswith(prefix) for name in tensors):
             stripped = {name.removeprefix(prefix): info for name, info in tensors.items()}
-            return stripped, lambda name: reader(prefix + name)
+            return stripped, lambda name, prefix=prefix: reader(prefix + name)
     return tensors, reader
-

@@ -113,7 +113,7 @@ class Plan:
 
     @property
     def stored_bits_per_weight(self) -> float:
-        """Bits a quantized weight takes in the packed file, its share of the scales included; 32 for the float engine."""
+        """Bits a quantized weight takes in the packed file, its share of the scales included; 32 for float."""
         weights = sum(tensor.size for tensor in self.quantized)
         return 8 * sum(tensor.stored_bytes for tensor in self.quantized) / weights if weights else 32.0
 
@@ -209,14 +209,17 @@ def _check_lowering(recipe: Recipe) -> None:
         )
     what = f"lowering `{target.lowering}` on `{target.runtime}`"
     if quantize.bits not in entry.bits:
-        takers = [name for (runtime, name), e in LOWERINGS.items() if runtime == target.runtime and quantize.bits in e.bits]
+        takers = [
+            name for (runtime, name), e in LOWERINGS.items() if runtime == target.runtime and quantize.bits in e.bits
+        ]
         raise IncompatibleError(
             f"{what} cannot take {quantize.bits} bits",
-            hint=f"it takes {', '.join(map(str, entry.bits))}; {quantize.bits} bits go with: {', '.join(takers) or 'none'}",
+            hint=f"it takes {', '.join(map(str, entry.bits))}; lowerings for {quantize.bits}: {', '.join(takers) or 'none'}",
         )
     if quantize.granularity not in entry.granularities:
         raise IncompatibleError(
-            f"{what} cannot take granularity `{quantize.granularity}`", hint=f"it takes {', '.join(entry.granularities)}"
+            f"{what} cannot take granularity `{quantize.granularity}`",
+            hint=f"it takes {', '.join(entry.granularities)}",
         )
     size = quantize.group_size
     if entry.power_of_two_groups and size and (size < 16 or size & (size - 1)):

@@ -26,7 +26,9 @@ class _Block(BaseModel):
 class Receiver(_Block):
     """The fine-tuned model that is deployed."""
 
-    checkpoint: str = Field(min_length=1, description="`.safetensors`, `.pt` state dict, or `hf://org/repo@revision/path`.")
+    checkpoint: str = Field(
+        min_length=1, description="`.safetensors`, `.pt` state dict, or `hf://org/repo@revision/path`."
+    )
     model: str = Field(min_length=1, description="timm model name.")
     model_args: dict[str, int | float | bool | str | list[int]] = Field(
         default_factory=dict, description="Arguments for timm.create_model beyond the name, such as img_size."
@@ -66,8 +68,12 @@ class Vector(_Block):
 
     files: tuple[str, ...] = Field(default=(), description="Vector files; several are mixed.")
     donors: tuple[Donor, ...] = Field(default=(), description="Donors as FP and QAT checkpoints; several are mixed.")
-    weights: tuple[float, ...] = Field(default=(), description="Mixing weights, one per file or donor; the mean if absent.")
-    scheme: DonorScheme | None = Field(default=None, description="The grid of `donors`; needed with them, and only then.")
+    weights: tuple[float, ...] = Field(
+        default=(), description="Mixing weights, one per file or donor; the mean if absent."
+    )
+    scheme: DonorScheme | None = Field(
+        default=None, description="The grid of `donors`; needed with them, and only then."
+    )
     control: Control | None = Field(default=None, description="Replace the vector by a control of equal norm.")
 
     @model_validator(mode="after")
@@ -92,9 +98,13 @@ class Quantize(_Block):
     bits: int = Field(default=3, description="2 to 8; 16 or 32 is the float engine.")
     granularity: Literal["tensor", "channel", "group"] = Field(default="channel", description="What shares one scale.")
     group_size: int = Field(default=0, ge=0, description="Weights per group, with granularity `group`.")
-    method: Literal["rtn", "mse"] = Field(default="rtn", description="`rtn`: fixed clip; `mse`: clip of least squared error.")
+    method: Literal["rtn", "mse"] = Field(
+        default="rtn", description="`rtn`: fixed clip; `mse`: clip of least squared error."
+    )
     clip: float = Field(default=1.0, gt=0, le=1, description="Share of the largest magnitude on the grid, for `rtn`.")
-    skip: tuple[str, ...] = Field(default=("head",), description="Child names whose Linears stay float, matched exactly.")
+    skip: tuple[str, ...] = Field(
+        default=("head",), description="Child names whose Linears stay float, matched exactly."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -131,10 +141,11 @@ class Evaluate(_Block):
     """Labelled images on which the built engines are compared."""
 
     dataset: str = Field(
-        min_length=1, description="`folder`, `torch/NAME`, `hfds/NAME` as in timm, or a bundled task such as `tiny/realdigits`."
+        min_length=1,
+        description="`folder`, `torch/NAME`, `hfds/NAME` as in timm, or a bundled task such as `tiny/realdigits`.",
     )
     root: str | None = Field(default=None, description="Folder of the data; needed for `folder`.")
-    split: str = Field(default="test", min_length=1, description="Split, as the dataset names it.")
+    split: Literal["train", "val", "test"] = Field(default="test", description="Which part of the dataset.")
     limit: int | None = Field(default=None, ge=1, description="Use the first so many images.")
     batch_size: int = Field(default=32, ge=1, description="Images per call while accuracy is measured.")
 
@@ -164,7 +175,9 @@ class Recipe(_Block):
     lam: float = Field(default=1.0, alias="lambda", description="Scale of the vector; 0 is plain PTQ.")
     quantize: Quantize = Field(default=Quantize(), description="The grid.")
     target: Target = Field(default=Target(), description="Where the engine runs.")
-    evaluate: Evaluate | None = Field(default=None, description="Labelled images; without them accuracy is not measured.")
+    evaluate: Evaluate | None = Field(
+        default=None, description="Labelled images; without them accuracy is not measured."
+    )
     measure: Measure = Field(default=Measure(), description="How latency is measured.")
     variants: tuple[Variant, ...] = Field(default=(), description="More candidates for the table.")
 
@@ -304,9 +317,7 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _validate(
-    values: dict[str, Any], folder: Path, where: str, lines: Mapping[tuple[str | int, ...], int]
-) -> Recipe:
+def _validate(values: dict[str, Any], folder: Path, where: str, lines: Mapping[tuple[str | int, ...], int]) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(values))
     except (ValidationError, TypeError, ValueError) as error:

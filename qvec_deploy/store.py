@@ -126,11 +126,11 @@ def require_file(path: Path, *, what: str) -> Path:
         StorageError: It is missing, a directory, or unreadable.
     """
     if not path.exists():
-        raise StorageError(f"{what}: {path} does not exist", hint="check the path; it is relative to the recipe's folder")
+        raise StorageError(
+            f"{what}: {path} does not exist", hint="check the path; it is relative to the recipe's folder"
+        )
     if not path.is_file():
         raise StorageError(f"{what}: {path} is not a file", hint="name the file itself")
     if not os.access(path, os.R_OK):
         raise StorageError(f"{what}: {path} cannot be read", hint="check its permissions")
     return path
-
-

@@ -24,9 +24,12 @@ from qvec_deploy.lower import DOMAIN, INPUT, OPSET, OUTPUT
 from qvec_deploy.models import ModelArgs, create, quantized_linears
 
 
-
 class _SkeletonLinear(nn.Module):
     """Stands where an nn.Linear stood and emits the operator; its buffers only lend their names."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -90,10 +90,12 @@ def operator_function(bits: int) -> onnx.FunctionProto:
     """
     number = TensorProto.UINT64 if bits > 4 else TensorProto.UINT32  # holds 8 * bits bits
     lines = [f"b{i} = Gather <axis = 2> (bytes, i{i})" for i in range(bits)]
-    lines += [f"s{i} = BitShift <direction = \"LEFT\"> (b{i}, h{i})" for i in range(1, bits)]
+    lines += [f's{i} = BitShift <direction = "LEFT"> (b{i}, h{i})' for i in range(1, bits)]
     lines += [f"o{i} = BitwiseOr ({'b0' if i == 1 else f'o{i - 1}'}, s{i})" for i in range(1, bits)]
     index = "\n".join(f"i{i} = Constant <value_int = {i}> ()" for i in range(bits))
-    shifts = "\n".join(f"n{i} = Constant <value_int = {8 * i}> ()\nh{i} = Cast <to = {number}> (n{i})" for i in range(1, bits))
+    shifts = "\n".join(
+        f"n{i} = Constant <value_int = {8 * i}> ()\nh{i} = Cast <to = {number}> (n{i})" for i in range(1, bits)
+    )
     text = f"""
     <opset_import: ["" : {OPSET}], domain: "{DOMAIN}">
     {OPERATOR} <K, N, bits> (x, qweight, scale, bias) => (y)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from onnx import TensorProto, helper
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.lower import DOMAIN
 from qvec_deploy.packed import PackedFile, unpack
-from qvec_deploy.tensors import QuantizedTensor
+from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 CONTRIB = "com.microsoft"
 _BLOCKS = (16, 32, 64, 128, 256)  # block sizes that every build of MatMulNBits takes
@@ -68,16 +67,24 @@ def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, lowering: str)
     return model, arrays
 
 
-def runtime_bits_per_weight(lowering: str, tensor: QuantizedTensor) -> float:
-    """Bits a weight of this matrix takes in the engine's memory, scales included."""
-    rows, columns = tensor.codes.shape
+def runtime_bits_per_weight(weights: PackedFile, lowering: str) -> float:
+    """Bits a quantized weight takes in the engine's memory, its share of the scales included."""
+    bits = count = 0.0
+    for info in weights.tensors.values():
+        if info.scheme is not None:
+            rows, columns = info.shape
+            count += rows * columns
+            bits += rows * _row_bits(lowering, columns, info.scheme)
+    return bits / count if count else 32.0
+
+
+def _row_bits(lowering: str, columns: int, scheme: Scheme) -> float:
     if lowering == "int4":
-        block = _block(columns, tensor.scheme.group_size)
-        blocks = -(-columns // block)
-        return 8 * blocks * (block / 2 + 4) / columns
+        block = _block(columns, scheme.group_size)
+        return 8.0 * -(-columns // block) * (block // 2 + 4)
     if lowering == "int8":
-        return 8.0 + 32 / columns
-    return 32.0  # `packed` is unpacked to float32 when it is loaded
+        return 8.0 * columns + 32
+    return 32.0 * columns  # `packed` is unpacked to float32 when it is loaded
 
 
 def _to_int4(node: onnx.NodeProto, tensor: QuantizedTensor) -> Converted:

@@ -50,6 +50,11 @@ def find_target(runtime: str) -> Target:
     return TARGETS[runtime]
 
 
+def open_engine(runtime: str, directory: str, lowering: str, threads: int) -> AbstractContextManager[Session]:
+    """`Target.open` with plain arguments, for a fresh process."""
+    return find_target(runtime).open(Path(directory), lowering, threads)
+
+
 from qvec_deploy.targets.onnxruntime import OnnxRuntime  # noqa: E402 - they implement the protocols above
 from qvec_deploy.targets.tensorrt import TensorRT  # noqa: E402
 

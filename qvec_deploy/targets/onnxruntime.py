@@ -103,10 +103,11 @@ def _load(directory: Path, lowering: str, threads: int) -> Any:
         options.add_external_initializers(list(arrays), values)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
-    except Exception as error:  # noqa: BLE001 - its exceptions share no base class but Exception
+    except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise IncompatibleError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses {model}: {reason}", hint="`qvec-deploy verify` checks the bundle"
+            f"ONNX Runtime {onnxruntime.__version__} refuses {model}: {reason}",
+            hint="`qvec-deploy verify` checks the bundle",
         ) from error
     if session.get_providers() != [PROVIDER]:
         raise IncompatibleError(f"the engine runs on {session.get_providers()}", hint=f"{PROVIDER} was asked for")

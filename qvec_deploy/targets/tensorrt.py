@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +19,10 @@ class TensorRT:
         """Engines are not compiled yet, whatever the machine has."""
         return "this version writes bundles for TensorRT but does not compile its engines"
 
-    @contextlib.contextmanager
-    def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:
+    def open(self, directory: Path, lowering: str, threads: int) -> AbstractContextManager[Session]:
         """Refuse.
 
         Raises:
             IncompatibleError: Always.
         """
-        raise IncompatibleError(
-            f"{directory}: {self.missing()}", hint="open it with `--runtime onnxruntime` to check it on the CPU"
-        )
-        yield
+        raise IncompatibleError(f"{directory}: {self.missing()}", hint="use the runtime `onnxruntime` on this machine")

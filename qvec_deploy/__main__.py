@@ -1,0 +1,5 @@
+"""`python -m qvec_deploy` is `qvec-deploy`."""
+
+from qvec_deploy.cli import main
+
+main()

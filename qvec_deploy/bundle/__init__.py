@@ -1,0 +1,1 @@
+"""The directory that is released: what is in it, opening it, verifying it, measuring it."""

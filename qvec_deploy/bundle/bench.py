@@ -1,0 +1,262 @@
+"""Engines side by side: accuracy, latency and footprint of everything that was built, in one report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from qvec_deploy.bundle.manifest import Model
+from qvec_deploy.bundle.parity import parity_images
+from qvec_deploy.bundle.progress import Progress
+from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, batches, open_dataset
+from qvec_deploy.lower.inmemory import runtime_bits_per_weight
+from qvec_deploy.measure.accuracy import Accuracy, compare, measure_accuracy
+from qvec_deploy.measure.environment import capture_environment
+from qvec_deploy.measure.latency import LatencySamples, measure_latency
+from qvec_deploy.measure.probe import Footprint, probe
+from qvec_deploy.measure.warnings import Finding, accuracy_findings, latency_findings, machine_findings
+from qvec_deploy.packed import PackedFile
+from qvec_deploy.recipe import Evaluate, Measure, Recipe
+from qvec_deploy.report.values import Candidate, Donor, Patch, Report, Role, Top1
+from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, Session, find_target
+from qvec_deploy.tensors import Float32
+
+_CACHE_BYTES = 1 << 30  # decoded images up to this size are kept for all engines
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An engine on disk that is to be measured.
+
+    Attributes:
+        name: Its name in the table.
+        role: Its role in the report.
+        recipe: What it was built from.
+        directory: Holds model.onnx and the packed weights.
+        lowering: What it is run with.
+        threads: Threads of its session.
+        sources: Vectors in its patch and their mixing weights.
+        layer_errors: Relative quantization error by layer.
+    """
+
+    name: str
+    role: Role
+    recipe: Recipe
+    directory: Path
+    lowering: str
+    threads: int
+    sources: tuple[tuple[str, float], ...]
+    layer_errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to measure.
+
+    Attributes:
+        title: Title of the report.
+        recipe: Name of the recipe or comparison.
+        model: What the engines take and give.
+        evaluate: Labelled images; None leaves accuracy out.
+        data_root: The images' folder, resolved.
+        measure: How latency is measured.
+        batch_sizes: Batch sizes whose latency is measured.
+        selected: The contender that ships, if any.
+        baseline: The contender that speed-ups refer to.
+    """
+
+    title: str
+    recipe: str
+    model: Model
+    evaluate: Evaluate | None
+    data_root: Path | None
+    measure: Measure
+    batch_sizes: tuple[int, ...]
+    selected: str | None
+    baseline: str
+
+
+def open_images(bench: Bench) -> Dataset | None:
+    """The labelled images of a bench; None without any.
+
+    Raises:
+        RecipeError, StorageError, IncompatibleError: As `open_dataset`.
+    """
+    if bench.evaluate is None:
+        return None
+    evaluate = bench.evaluate
+    spec = DatasetSpec(evaluate.dataset, evaluate.split, bench.data_root, evaluate.limit)
+    config = DataConfig.from_mapping(bench.model.data_config)
+    return open_dataset(spec, config, expected_classes=bench.model.classes)
+
+
+def measure_contenders(
+    contenders: Sequence[Contender], bench: Bench, images: Dataset | None, progress: Progress
+) -> Report:
+    """Measure all contenders: each alone in a fresh process for its footprint, then interleaved.
+
+    Args:
+        contenders: The engines, in the order of the table.
+        bench: What to measure.
+        images: As `open_images` opened them.
+        progress: Shows the stages.
+
+    Raises:
+        QvecError: An engine cannot be opened or gives nonsense.
+    """
+    threads = max(contender.threads for contender in contenders)
+    environment = capture_environment(threads)
+    with progress.stage("footprint") as advance:
+        footprints = {}
+        for index, contender in enumerate(contenders):
+            footprints[contender.name] = _probe(contender, bench.model.input_shape)
+            advance(index + 1, len(contenders))
+    with contextlib.ExitStack() as stack:
+        with progress.stage("load"):
+            sessions = {c.name: stack.enter_context(_open(c)) for c in contenders}
+        accuracies = _accuracies(sessions, images, bench, progress)
+        latencies = _latencies(sessions, images, bench, progress)
+    findings = _findings(accuracies, latencies, contenders, bench.baseline)
+    candidates = tuple(
+        _candidate(c, accuracies, [batch[c.name] for batch in latencies], footprints[c.name]) for c in contenders
+    )
+    return Report(
+        title=bench.title,
+        recipe=bench.recipe,
+        dataset=bench.evaluate.dataset if bench.evaluate else "none",
+        split=bench.evaluate.split if bench.evaluate else "none",
+        images=len(images) if images is not None else 0,
+        candidates=candidates,
+        baseline=bench.baseline,
+        selected=bench.selected,
+        warmup=bench.measure.warmup,
+        environment=environment,
+        warnings=(*machine_findings(environment), *findings),
+        created_by=f"qvec-deploy {version('qvec-deploy')}",
+    )
+
+
+def _open(contender: Contender) -> contextlib.AbstractContextManager[Session]:
+    target = find_target(contender.recipe.target.runtime)
+    return target.open(contender.directory, contender.lowering, contender.threads)
+
+
+def _probe(contender: Contender, input_shape: tuple[int, int, int]) -> Footprint:
+    arguments = {
+        "runtime": contender.recipe.target.runtime,
+        "directory": str(contender.directory),
+        "lowering": contender.lowering,
+        "threads": contender.threads,
+    }
+    return probe("qvec_deploy.targets:open_engine", arguments, input_shape=input_shape, preload=["onnxruntime"])
+
+
+def _accuracies(
+    sessions: Mapping[str, Session], images: Dataset | None, bench: Bench, progress: Progress
+) -> dict[str, Accuracy]:
+    if images is None or bench.evaluate is None:
+        return {}
+    batch_size = bench.evaluate.batch_size
+    decoded: Sequence[tuple[Float32, np.ndarray]] | None = None
+    if len(images) * int(np.prod(bench.model.input_shape)) * 4 <= _CACHE_BYTES:
+        decoded = list(batches(images, batch_size))
+    accuracies = {}
+    with progress.stage("accuracy") as advance:
+        for index, (name, session) in enumerate(sessions.items()):
+            done = index * len(images)
+            accuracies[name] = measure_accuracy(
+                session,
+                decoded if decoded is not None else batches(images, batch_size),
+                lambda seen, done=done: advance(done + seen, len(sessions) * len(images)),  # type: ignore[misc]
+            )
+    return accuracies
+
+
+def _latencies(
+    sessions: Mapping[str, Session], images: Dataset | None, bench: Bench, progress: Progress
+) -> list[dict[str, LatencySamples]]:
+    results = []
+    with progress.stage("latency") as advance:
+        for batch_size in sorted(set(bench.batch_sizes)):
+            results.append(
+                measure_latency(
+                    sessions,
+                    _batch(images, batch_size, bench.model.input_shape),
+                    blocks=bench.measure.blocks,
+                    warmup=bench.measure.warmup,
+                    seed=bench.measure.seed,
+                    progress=advance,
+                )
+            )
+    return results
+
+
+def _batch(images: Dataset | None, batch_size: int, input_shape: tuple[int, int, int]) -> Float32:
+    """Images to time with: real ones where there are some, repeated up to the batch size."""
+    pool = images.take(range(min(batch_size, len(images))))[0] if images is not None else parity_images(input_shape)
+    return np.resize(pool, (batch_size, *input_shape))
+
+
+def _findings(
+    accuracies: Mapping[str, Accuracy],
+    latencies: Iterable[Mapping[str, LatencySamples]],
+    contenders: Sequence[Contender],
+    baseline: str,
+) -> list[Finding]:
+    findings = [finding for batch in latencies for finding in latency_findings(batch, baseline)]
+    plain = next((c.name for c in contenders if c.role == "ptq"), None)
+    for contender in contenders:
+        if contender.role == "patched" and plain is not None and plain in accuracies:
+            paired = compare(accuracies[contender.name], accuracies[plain])
+            findings += accuracy_findings(contender.name, plain, paired.gained, paired.lost, paired.count)
+    return findings
+
+
+def _candidate(
+    contender: Contender,
+    accuracies: Mapping[str, Accuracy],
+    latency: Sequence[LatencySamples],
+    footprint: Footprint,
+) -> Candidate:
+    weights = PackedFile.open(contender.directory / WEIGHTS_FILE)
+    accuracy = accuracies.get(contender.name)
+    recipe = contender.recipe
+    patch = None
+    if recipe.lam != 0:
+        control = recipe.vector.control if recipe.vector is not None else None
+        donors = tuple(Donor(Path(label).stem, weight) for label, weight in contender.sources)
+        patch = Patch(recipe.lam, donors, f"{control.kind}, seed {control.seed}" if control else None)
+    candidate = Candidate(
+        name=contender.name,
+        role=contender.role,
+        scheme=recipe.quantize.scheme(),
+        skip=recipe.quantize.skip,
+        patch=patch,
+        runtime=recipe.target.runtime,
+        lowering=contender.lowering,
+        stored_bytes=sum((contender.directory / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
+        stored_bits_per_weight=stored_bits_per_weight(weights),
+        runtime_bits_per_weight=runtime_bits_per_weight(weights, contender.lowering),
+        latency=tuple(latency),
+        footprint=footprint,
+        layer_errors=dict(contender.layer_errors),
+    )
+    if accuracy is None:
+        return candidate
+    others = {name: compare(accuracy, other) for name, other in accuracies.items() if name != contender.name}
+    return replace(candidate, accuracy=Top1(accuracy.correct, accuracy.count), paired=others)
+
+
+def stored_bits_per_weight(weights: PackedFile) -> float:
+    """Bits a quantized weight takes in the file, its share of the scales included; 32 where nothing is quantized."""
+    bits = count = 0
+    for info in weights.tensors.values():
+        if info.scheme is not None and info.scale is not None:
+            bits += 8 * (info.data.size + info.scale.size)
+            count += info.shape[0] * info.shape[1]
+    return bits / count if count else 32.0

@@ -1,0 +1,115 @@
+"""A bundle, opened: hashes first, then its engine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvec_deploy.bundle.manifest import Manifest, check_files, read_manifest
+from qvec_deploy.bundle.parity import check_parity, read_reference
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.plan import LOWERINGS
+from qvec_deploy.recipe import Recipe, load_recipe
+from qvec_deploy.targets import Session, find_target
+
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are what the manifest says.
+
+    Attributes:
+        directory: Where it is.
+        manifest: What it says about itself.
+        recipe: The recipe it was built from, defaults filled in.
+    """
+
+    directory: Path
+    manifest: Manifest
+    recipe: Recipe
+
+    @classmethod
+    def open(cls, directory: Path) -> Bundle:
+        """Read the manifest and compare every file with it; nothing else is opened before.
+
+        Raises:
+            StorageError: There is no bundle.
+            IntegrityError: It is damaged, or was changed after the build.
+            IncompatibleError: It was written by a later major version.
+        """
+        manifest = read_manifest(directory)
+        check_files(directory, manifest)
+        return cls(directory, manifest, load_recipe(directory / RECIPE_FILE))
+
+    @contextlib.contextmanager
+    def session(self, *, lowering: str | None = None, threads: int | None = None) -> Iterator[Session]:
+        """The loaded engine.
+
+        Args:
+            lowering: Instead of the recipe's.
+            threads: Instead of the recipe's; all available cores where neither says.
+
+        Raises:
+            IncompatibleError: The runtime is missing here or refuses, or the lowering cannot take these weights.
+        """
+        chosen = self.check_lowering(lowering)
+        target = find_target(self.manifest.engine.runtime)
+        with target.open(self.directory, chosen, self.threads(threads)) as session:
+            yield session
+
+    def check_lowering(self, lowering: str | None) -> str:
+        """The lowering to use, the recipe's by default.
+
+        Raises:
+            IncompatibleError: It cannot take these weights.
+        """
+        chosen = lowering or self.manifest.engine.lowering
+        engine, grid = self.manifest.engine, self.recipe.quantize
+        entry = LOWERINGS.get((engine.runtime, chosen))
+        if entry is None or grid.bits not in entry.bits or grid.granularity not in entry.granularities:
+            raise IncompatibleError(
+                f"{self.directory}: lowering `{chosen}` cannot take {grid.bits} bits per {grid.granularity} "
+                f"on `{engine.runtime}`",
+                hint="`qvec-deploy doctor` prints the table",
+            )
+        return chosen
+
+    def threads(self, threads: int | None = None) -> int:
+        """Threads of the engine: as asked, as the recipe says, or all cores this process may use."""
+        return threads or self.manifest.engine.threads or available_threads()
+
+    def verify(self) -> dict[str, str]:
+        """Check the bundle beyond its hashes: weight file, graph, and parity of its engine with PyTorch's logits.
+
+        Returns:
+            Check to result, in words.
+
+        Raises:
+            IntegrityError: A value or the graph is not as the formats say.
+            IncompatibleError: The engine cannot be opened here, or computes something else.
+        """
+        from qvec_deploy.bundle.verify import check_graph, check_weights
+
+        results = {"files": f"{len(self.manifest.files)} as built", "weights": check_weights(self.directory)}
+        results["graph"] = check_graph(self.directory)
+        if self.manifest.engine.missing is not None:
+            results["engine"] = f"not built: {self.manifest.engine.missing}"
+            return results
+        with self.session() as session:
+            parity = check_parity(session, self.manifest.engine.lowering, read_reference(self.directory))
+        results["parity"] = (
+            f"relative error {parity.relative_error:.1e}, top-1 agreement {parity.top1_agreement:.0%} "
+            f"on {parity.images} generated images"
+        )
+        return results
+
+
+def available_threads() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,158 @@
+"""manifest.json, written last: every file's hash, and what made the bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
+from qvec_deploy.store import sha256_file, storage_errors, write_bytes
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = "qvec-bundle"
+FORMAT_VERSION = "1.0.0"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Part):
+    """A file of the bundle."""
+
+    sha256: str
+    size: int
+
+
+class Model(_Part):
+    """What the engine takes and gives."""
+
+    name: str
+    args: dict[str, Any]
+    classes: int
+    input_shape: tuple[int, int, int]
+    data_config: dict[str, Any]
+
+
+class Engine(_Part):
+    """How the engine runs.
+
+    `missing` says what stood in the way of compiling or opening it where the bundle was built; null if nothing.
+    """
+
+    runtime: str
+    lowering: str
+    threads: int | None
+    missing: str | None
+
+
+class Vector(_Part):
+    """A quantization vector in the patch and its mixing weight."""
+
+    name: str
+    weight: float
+
+
+class Parity(_Part):
+    """Agreement of the engine with PyTorch on generated images (see parity.py)."""
+
+    relative_error: float
+    top1_agreement: float
+    images: int
+
+
+class Manifest(_Part):
+    """Everything a bundle says about itself."""
+
+    format: str = FORMAT
+    version: str = FORMAT_VERSION
+    name: str
+    created: str
+    recipe_sha256: str
+    sources: dict[str, str]
+    model: Model
+    engine: Engine
+    lam: float
+    vectors: tuple[Vector, ...]
+    control: str | None
+    stored_bytes: int
+    stored_bits_per_weight: float
+    runtime_bits_per_weight: float
+    layer_errors: dict[str, float]
+    parity: Parity | None
+    versions: dict[str, str]
+    timings_s: dict[str, float]
+    files: dict[str, FileEntry]
+
+
+def hash_files(directory: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Size and SHA-256 of the named files."""
+    return {
+        name: FileEntry(sha256=sha256_file(directory / name), size=(directory / name).stat().st_size)
+        for name in sorted(names)
+    }
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write manifest.json, whole or not at all.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False)
+    write_bytes(directory / MANIFEST_FILE, f"{text}\n".encode())
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read manifest.json; the other files are not touched.
+
+    Raises:
+        StorageError: There is no bundle.
+        IntegrityError: It is damaged.
+        IncompatibleError: It was written by a later major version.
+    """
+    path = directory / MANIFEST_FILE
+    if not path.is_file():
+        raise StorageError(f"{directory} is not a bundle", hint="name a directory that `qvec-deploy build` has written")
+    with storage_errors(path):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        values: Mapping[str, Any] = json.loads(text)
+        kind, version = values["format"], str(values["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}", hint="build or copy the bundle again") from error
+    if kind != FORMAT:
+        raise IntegrityError(
+            f"{path} describes a `{kind}`", hint="name a directory that `qvec-deploy build` has written"
+        )
+    if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
+        raise IncompatibleError(
+            f"{path} has bundle format {version}",
+            hint=f"this version reads {FORMAT_VERSION}; upgrade or build it again",
+        )
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise IntegrityError(f"{path}: {field}: {problem['msg']}", hint="build or copy the bundle again") from error
+
+
+def check_files(directory: Path, manifest: Manifest) -> None:
+    """Compare every file with its size and hash in the manifest.
+
+    Raises:
+        IntegrityError: A file is missing or was changed after the build.
+    """
+    for name, entry in manifest.files.items():
+        path = directory / name
+        if Path(name).name != name:
+            raise IntegrityError(f"{directory}: the manifest names {name}, outside the bundle", hint="do not use it")
+        if not path.is_file():
+            raise IntegrityError(f"{path} is missing", hint="build or copy the bundle again")
+        if path.stat().st_size != entry.size or sha256_file(path) != entry.sha256:
+            raise IntegrityError(f"{path} was changed after the build", hint="build or copy the bundle again")

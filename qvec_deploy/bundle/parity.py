@@ -1,0 +1,107 @@
+"""Does the engine compute what PyTorch computes with the same quantized weights?
+
+At build time the packed weights, dequantized, go into the timm model; its logits on a few generated images are kept in
+the bundle. Every engine opened from the bundle, on any machine, can then be held to them without PyTorch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qvec_deploy.bundle.manifest import Parity
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.packed import PackedFile, unpack
+from qvec_deploy.store import atomic_path, canonical_json
+from qvec_deploy.tensors import Float32
+
+if TYPE_CHECKING:
+    from qvec_deploy.models import ModelArgs
+    from qvec_deploy.targets import Session
+
+PARITY_FILE = "parity.safetensors"
+IMAGES, SEED = 4, 0
+
+TOLERANCES = {"float": 1e-3, "packed": 1e-3, "int4": 1e-3, "int8": 0.25}
+"""Largest relative L2 error of the logits. `int8` quantizes activations: its bound only catches a broken engine; what
+it costs is for accuracy to show."""
+
+
+def parity_images(input_shape: tuple[int, int, int]) -> Float32:
+    """The generated images: (4, C, H, W) float32, Gaussian, the same on every machine."""
+    generator = np.random.Generator(np.random.PCG64(SEED))
+    return generator.standard_normal((IMAGES, *input_shape), dtype=np.float32)
+
+
+def reference_logits(weights: PackedFile, name: str, classes: int, args: ModelArgs, images: Float32) -> Float32:
+    """PyTorch's logits (batch, classes) with the dequantized weights of a packed file."""
+    import torch
+
+    from qvec_deploy.models import create
+
+    with torch.device("meta"):
+        structure = create(name, classes, args)
+    stored = set(structure.state_dict())
+    computed = any(key not in stored for key, _ in structure.named_buffers())
+    model = create(name, classes, args) if computed else structure
+    state = {}
+    for key, info in weights.tensors.items():
+        array = unpack(weights.packed(key)).dequantize() if info.scheme else weights.array(key).astype(np.float32)
+        state[key] = torch.from_numpy(array)
+    model.load_state_dict(state, assign=True)
+    with torch.inference_mode():
+        logits: Float32 = model.eval()(torch.from_numpy(images)).numpy()
+    return logits
+
+
+def write_reference(directory: Path, logits: Float32) -> None:
+    """Keep reference logits in the bundle.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    from safetensors.numpy import save_file
+
+    metadata = {"qvec": canonical_json({"images": IMAGES, "seed": SEED}).decode()}
+    with atomic_path(directory / PARITY_FILE) as temporary:
+        save_file({"logits": logits}, temporary, metadata)
+
+
+def read_reference(directory: Path) -> Float32:
+    """The logits that `write_reference` kept.
+
+    Raises:
+        IntegrityError: The file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        logits: Float32 = load_file(directory / PARITY_FILE)["logits"]
+    except (SafetensorError, KeyError, OSError) as error:
+        raise IntegrityError(f"{directory / PARITY_FILE} is damaged: {error}", hint="build the bundle again") from error
+    return logits
+
+
+def check_parity(session: Session, lowering: str, reference: Float32) -> Parity:
+    """Run the generated images through an engine and hold it to the reference.
+
+    Raises:
+        IncompatibleError: It computes something else.
+    """
+    logits = session.run(parity_images(session.input_shape))
+    if logits.shape != reference.shape:
+        raise IncompatibleError(
+            f"the engine gives logits {logits.shape}, PyTorch {reference.shape}", hint="build the bundle again"
+        )
+    error = float(np.linalg.norm(logits - reference) / max(float(np.linalg.norm(reference)), 1e-12))
+    if not error <= TOLERANCES[lowering]:
+        raise IncompatibleError(
+            f"the `{lowering}` engine's logits differ from PyTorch's by {error:.2g} (relative L2), "
+            f"more than {TOLERANCES[lowering]:g}",
+            hint="this engine must not be used; try another lowering, and report it",
+        )
+    agreement = float((logits.argmax(1) == reference.argmax(1)).mean())
+    return Parity(relative_error=error, top1_agreement=agreement, images=len(logits))

@@ -1,0 +1,50 @@
+"""Stages on the terminal: live bars on a TTY, one line a stage elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from qvec_deploy.bundle.progress import Advance, Progress
+
+_TITLES = {
+    "plan": "plan",
+    "quantize": "patch, quantize, pack",
+    "export": "export the structure",
+    "lower": "write ONNX",
+    "check": "check against PyTorch",
+    "footprint": "load time and memory",
+    "load": "load all engines",
+    "accuracy": "accuracy",
+    "latency": "latency",
+}
+
+
+class TerminalProgress(Progress):
+    """Shows stages on stderr."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    @contextlib.contextmanager
+    def show(self, name: str, detail: str) -> Iterator[Advance]:
+        """A bar while the stage runs, a line when it is done."""
+        title = f"{_TITLES.get(name, name)}  {detail}".rstrip()
+        start = time.monotonic()
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Bars(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bars:
+            task = bars.add_task(title, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+        self._console.print(f"[dim]{time.monotonic() - start:7.1f} s[/]  {title}", highlight=False)
