@@ -17,7 +17,7 @@ from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, Re
 from qvec_deploy.store import require_file, sha256_file
 from qvec_deploy.tensors import Float32
 
-_FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F64": np.dtype("<f8")}
+_FLOATS = {name: np.dtype(kind) for name, kind in {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.items()}
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
 

@@ -75,14 +75,17 @@ def describe(name: str, classes: int, args: ModelArgs) -> Architecture:
 
     with torch.device("meta"):
         model = create(name, classes, args)
-    timm = _timm()
+    data_config = dict(_timm().data.resolve_model_data_config(model))
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None:  # timm answers with the pretrained size even where `img_size` was given
+        data_config["input_size"] = (args.get("in_chans", data_config["input_size"][0]), *size)
     return Architecture(
         name=name,
         classes=classes,
         shapes={key: tuple(value.shape) for key, value in model.state_dict().items()},
         linears=tuple(key for key, module in model.named_modules() if isinstance(module, torch.nn.Linear)),
         head=head_name(name),
-        data_config=dict(timm.data.resolve_model_data_config(model)),
+        data_config=data_config,
     )
 
 

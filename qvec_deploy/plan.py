@@ -214,7 +214,7 @@ def _check_lowering(recipe: Recipe) -> None:
         ]
         raise IncompatibleError(
             f"{what} cannot take {quantize.bits} bits",
-            hint=f"it takes {', '.join(map(str, entry.bits))}; lowerings for {quantize.bits}: {', '.join(takers) or 'none'}",
+            hint=f"it takes {', '.join(map(str, entry.bits))}; for {quantize.bits}: {', '.join(takers) or 'none'}",
         )
     if quantize.granularity not in entry.granularities:
         raise IncompatibleError(

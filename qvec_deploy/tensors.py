@@ -45,7 +45,7 @@ class Scheme:
     def __post_init__(self) -> None:
         if not MIN_BITS <= self.bits <= MAX_BITS:
             raise RecipeError(f"{self.bits} bits cannot be packed", hint=f"choose {MIN_BITS} to {MAX_BITS} bits")
-        if (self.granularity == "group") != (self.group_size > 0):
+        if self.group_size < 0 or (self.granularity == "group") != (self.group_size > 0):
             raise RecipeError(
                 f"granularity `{self.granularity}` with group_size {self.group_size}",
                 hint="set group_size with granularity `group`, and only there",

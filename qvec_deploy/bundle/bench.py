@@ -22,7 +22,7 @@ from qvec_deploy.measure.probe import Footprint, probe
 from qvec_deploy.measure.warnings import Finding, accuracy_findings, latency_findings, machine_findings
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.recipe import Evaluate, Measure, Recipe
-from qvec_deploy.report.values import Candidate, Donor, Patch, Report, Role, Top1
+from qvec_deploy.report.values import Candidate, Donor, LayerError, Patch, Report, Role, Top1
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, Session, find_target
 from qvec_deploy.tensors import Float32
 
@@ -244,7 +244,7 @@ def _candidate(
         runtime_bits_per_weight=runtime_bits_per_weight(weights, contender.lowering),
         latency=tuple(latency),
         footprint=footprint,
-        layer_errors=dict(contender.layer_errors),
+        layer_errors=tuple(LayerError(layer, error) for layer, error in contender.layer_errors.items()),
     )
     if accuracy is None:
         return candidate

@@ -113,13 +113,20 @@ def _export(model: nn.Module, images: Tensor, weights: set[str]) -> onnx.ModelPr
 
 
 def _optimize(model: ir.Model, weights: set[str]) -> onnx.ModelProto:
-    """Simplify the graph without looking at weights: as graph inputs they cannot be folded or merged."""
+    """Simplify the graph without looking at weights: as graph inputs without values they cannot be folded or merged.
+
+    The values mean nothing here. Seeing them, the optimizer would drop every bias, for they are zeros.
+    """
     graph = model.graph
     hidden = {name: graph.initializers.pop(name) for name in sorted(weights & set(graph.initializers))}
+    values = {name: value.const_value for name, value in hidden.items()}
+    for value in hidden.values():
+        value.const_value = None
     graph.inputs.extend(hidden.values())
     onnxscript.optimizer.optimize(model)
     graph.inputs[:] = [value for value in graph.inputs if value.name not in hidden]
     for name, value in hidden.items():
+        value.const_value = values[name]
         graph.initializers[name] = value
     return ir.to_proto(model)
 

@@ -56,8 +56,9 @@ def attach_weights(skeleton: onnx.ModelProto, weights: PackedFile, location: str
         scale = (info.shape[0], info.scheme.groups(info.shape[1]))
         initializers[node.input[2]] = _reference(node.input[2], scale, "F32", info.scale, location)
         nodes.append(node)
+    used = {name for node in nodes for name in node.input}
     for name, info in weights.tensors.items():
-        if name not in initializers:
+        if name not in used:
             raise IncompatibleError(f"the exported graph does not use {name}", hint="this model cannot be deployed")
         shape = info.shape
         if info.scheme is not None:

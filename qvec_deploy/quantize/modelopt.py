@@ -6,8 +6,10 @@ Registered as a backend, our arithmetic runs inside ModelOpt's TensorQuantizer a
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,6 +21,7 @@ from qvec_deploy.models import quantized_linears
 from qvec_deploy.quantize.reference import ABSMAX_FLOOR, CLIP_GRID
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it announces that there is no GPU
 with warnings.catch_warnings():  # ModelOpt's imports use torch.jit.script, which torch 2.15 deprecates
     warnings.simplefilter("ignore")
     import modelopt.torch.quantization as mtq
@@ -27,6 +30,7 @@ with warnings.catch_warnings():  # ModelOpt's imports use torch.jit.script, whic
     from modelopt.torch.quantization.nn import TensorQuantizer, register_quant_backend
 
 BACKEND = "qvec"
+_PIECE = 1 << 16  # weights that are searched at a time: 256 KiB
 
 
 def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
@@ -41,7 +45,7 @@ def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
     """
     quantizer = TensorQuantizer(QuantizerAttributeConfig(**_attributes(scheme)), if_quant=True)
     tensor = torch.from_numpy(weight if weight.flags.writeable else weight.copy())
-    with torch.no_grad():
+    with torch.no_grad(), _one_thread():
         if scheme.method == "mse":
             _search_clip(quantizer, tensor, scheme)
         values = quantizer(tensor)
@@ -127,8 +131,20 @@ def _absmax(rows: Tensor) -> Tensor:
 
 
 def _search_clip(quantizer: TensorQuantizer, weight: Tensor, scheme: Scheme) -> None:
+    """Search in pieces that stay in the cache: rows are searched apart, a lone row is collected bit by bit."""
     rows = _as_rows(weight, scheme)
     absmax = _absmax(rows)
+    if len(rows) == 1:
+        clip = _best_clip(rows.split(_PIECE, dim=1), absmax, scheme)
+    else:
+        step = max(1, _PIECE // rows.shape[1])
+        pieces = zip(rows.split(step), absmax.split(step), strict=True)
+        clip = torch.cat([_best_clip([piece], piece_absmax, scheme) for piece, piece_absmax in pieces])
+    quantizer.register_buffer("_clip", clip)
+
+
+def _best_clip(pieces: Sequence[Tensor], absmax: Tensor, scheme: Scheme) -> Tensor:
+    """ModelOpt's search on the same rows in pieces of their columns: (rows, 1) clip ratios."""
 
     def fake_quantize(values: Tensor, clip: Tensor) -> Tensor:
         scale = (clip * absmax) / float(scheme.qmax)
@@ -136,10 +152,15 @@ def _search_clip(quantizer: TensorQuantizer, weight: Tensor, scheme: Scheme) -> 
 
     # The search multiplies an initial amax by each ratio; starting from ones it returns the ratios themselves.
     search = _ClipSearch(
-        amax=torch.ones_like(absmax), axis=0, quant_func=fake_quantize, error_func=lambda x, y: (x - y).square().double()
+        amax=torch.ones_like(absmax),
+        axis=0,
+        quant_func=fake_quantize,
+        error_func=lambda x, y: (x - y).square().double(),
     )
-    search.collect(rows)
-    quantizer.register_buffer("_clip", search.compute_amax())
+    for piece in pieces:
+        search.collect(piece)
+    best: Tensor = search.compute_amax()
+    return best
 
 
 def _as_rows(weight: Tensor, scheme: Scheme) -> Tensor:
@@ -167,6 +188,17 @@ def _active(model: nn.Module) -> Iterator[tuple[Any, TensorQuantizer, Scheme]]:
         quantizer = getattr(module, "weight_quantizer", None)
         if isinstance(quantizer, TensorQuantizer) and quantizer.is_enabled and quantizer.backend == BACKEND:
             yield module, quantizer, Scheme.from_dict(quantizer.backend_extra_args)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums come out the same on any number of cores, and short loops do not wait for a busy one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @cache

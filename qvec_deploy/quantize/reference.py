@@ -47,7 +47,8 @@ def clip_ratios(weight: Float32, scheme: Scheme) -> Float32:
         scale = (clip * absmax) / np.float32(scheme.qmax)
         error = rows - _codes(rows, scale, scheme) * scale
         losses.append((error * error).sum(axis=1, dtype=np.float64))
-    return CLIP_GRID[np.argmin(np.stack(losses), axis=0)][:, None]
+    best: Float32 = CLIP_GRID[np.argmin(np.stack(losses), axis=0)][:, None]
+    return best
 
 
 def relative_error(weight: Float32, quantized: QuantizedTensor) -> float:
@@ -64,7 +65,8 @@ def _as_rows(weight: Float32, scheme: Scheme) -> Float32:
 
 
 def _codes(rows: Float32, scale: Float32, scheme: Scheme) -> Float32:
-    return np.clip(np.rint(rows / scale), scheme.qmin, scheme.qmax)
+    codes: Float32 = np.clip(np.rint(rows / scale), scheme.qmin, scheme.qmax)
+    return codes
 
 
 def _spread(scale: Float32, weight: Float32, scheme: Scheme) -> Float32:

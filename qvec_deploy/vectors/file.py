@@ -145,4 +145,6 @@ def _read_header(text: str, path: Path) -> VectorHeader:
     except QvecError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{path} has a damaged vector header: {error}", hint="make or download it again") from error
+        raise IntegrityError(
+            f"{path} has a damaged vector header: {error}", hint="make or download it again"
+        ) from error

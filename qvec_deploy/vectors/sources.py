@@ -32,6 +32,7 @@ class Source(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]: ...  # noqa: D102
     def read(self, name: str) -> Float32:
         """One tensor of rho, float32."""
+
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every file behind it, by file name."""
 
@@ -52,7 +53,8 @@ class DonorPair:
         odd += [name for name, info in fp.tensors.items() if not odd and qat.tensors[name].shape != info.shape]
         if odd:
             raise IncompatibleError(
-                f"{fp.path} and {qat.path} differ in {odd[0]}", hint="a donor is two fine-tunes of one model on one task"
+                f"{fp.path} and {qat.path} differ in {odd[0]}",
+                hint="a donor is two fine-tunes of one model on one task",
             )
         self.header = header
         self.tensors = {name: info for name, info in fp.tensors.items() if not name.startswith(f"{head}.")}

@@ -1,0 +1,129 @@
+"""Shared fixtures: golden files, GPU marks, and a pico model that makes end-to-end tests cost seconds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+PICO_MODEL = "vit_tiny_patch16_224"
+PICO_ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "global_pool": "avg"}
+PICO_CLASSES = 10
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write golden files anew; read the diff")
+    parser.addoption("--require-gpu", action="store_true", help="fail gpu tests instead of skipping them")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu and not config.getoption("--require-gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu:
+                item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here; --require-gpu makes this a failure"))
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture
+def check_golden(update_golden: bool) -> Callable[[Path, str], None]:
+    """Compare text with a golden file; a missing file fails."""
+
+    def check(path: Path, text: str) -> None:
+        if update_golden:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"{path} is missing: run pytest --update-golden and read the diff"
+        assert text == path.read_text(encoding="utf-8")
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def pico_states() -> dict[str, dict[str, np.ndarray]]:
+    """State dicts of a pico ViT: a receiver, and a donor's float and QAT fine-tunes near it. Not trained."""
+    import torch
+
+    from qvec_deploy.models import create
+
+    torch.manual_seed(0)
+    model = create(PICO_MODEL, PICO_CLASSES, PICO_ARGS)
+    receiver = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
+    generator = np.random.default_rng(1)
+    for name, value in receiver.items():  # timm's tiny initial weights would hide mistakes
+        if value.ndim >= 2:
+            value[...] = generator.normal(0, 0.2, value.shape)
+
+    def near(state: dict[str, np.ndarray], size: float) -> dict[str, np.ndarray]:
+        return {
+            name: (value + generator.normal(0, size, value.shape)).astype(np.float32) for name, value in state.items()
+        }
+
+    donor = near(receiver, 0.01)
+    return {"receiver": receiver, "fp": donor, "qat": near(donor, 0.01)}
+
+
+@pytest.fixture(scope="session")
+def pico_folder(tmp_path_factory: pytest.TempPathFactory, pico_states: dict[str, dict[str, np.ndarray]]) -> Path:
+    """A folder with receiver.safetensors, fp.safetensors, qat.safetensors and vector.safetensors; do not write to it."""
+    from safetensors.numpy import save_file
+
+    from qvec_deploy.tensors import Scheme
+    from qvec_deploy.vectors.extract import extract_vector
+
+    folder = tmp_path_factory.mktemp("pico")
+    for name, state in pico_states.items():
+        save_file(state, folder / f"{name}.safetensors")
+    extract_vector(
+        pico_states["fp"],
+        pico_states["qat"],
+        folder / "vector.safetensors",
+        scheme=Scheme(3, "channel"),
+        skip=("head",),
+        task="pico",
+        seed=0,
+    )
+    return folder
+
+
+@pytest.fixture
+def pico_recipe(tmp_path: Path, pico_folder: Path) -> Callable[..., Path]:
+    """Write a recipe for the pico model, with dotted overrides, and return its path."""
+
+    def write(**overrides: Any) -> Path:
+        values: dict[str, Any] = {
+            "version": 1,
+            "name": "pico",
+            "receiver": {
+                "checkpoint": str(pico_folder / "receiver.safetensors"),
+                "model": PICO_MODEL,
+                "model_args": copy.deepcopy(PICO_ARGS),
+            },
+            "vector": {"files": [str(pico_folder / "vector.safetensors")]},
+            "lambda": 1.0,
+            "quantize": {"bits": 3, "granularity": "channel"},
+            "target": {"runtime": "onnxruntime", "lowering": "int4", "threads": 1},
+            "measure": {"blocks": 2, "warmup": 0},
+        }
+        for key, value in overrides.items():
+            *parents, last = key.split("__")
+            block = values
+            for parent in parents:
+                block = block.setdefault(parent, {})
+            block[last] = value
+        path = tmp_path / "pico.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write

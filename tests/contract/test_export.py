@@ -1,0 +1,70 @@
+"""Exported structures compute what PyTorch computes, for every family of models that is deployed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qvec_deploy.bundle.parity import check_parity, parity_images, reference_logits
+from qvec_deploy.lower.export import export_skeleton
+from qvec_deploy.lower.graph import attach_weights
+from qvec_deploy.models import create, describe, is_skipped
+from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
+from qvec_deploy.quantize.reference import quantize
+from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, find_target
+from qvec_deploy.tensors import Scheme
+
+MODELS = {
+    "vit, pooled": (
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "global_pool": "avg"},
+    ),
+    "vit, class token, no qkv bias": (
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 40, "depth": 1, "num_heads": 2, "qkv_bias": False},
+    ),
+    "deit3, layer scale": (
+        "deit3_small_patch16_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    ),
+    "swin, masks and relative positions": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 56, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 7},
+    ),
+}
+
+
+@pytest.mark.parametrize("bits", [None, 3])
+@pytest.mark.parametrize("family", MODELS)
+def test_parity_with_pytorch(tmp_path: Path, family: str, bits: int | None) -> None:
+    import torch
+
+    name, args = MODELS[family]
+    torch.manual_seed(0)
+    model = create(name, 7, args)  # type: ignore[arg-type]
+    generator = np.random.default_rng(0)
+    state = {}
+    for key, value in model.state_dict().items():
+        noise = generator.normal(0, 0.1, value.shape)  # no tensor may stay zero, or a lost one would not show
+        state[key] = (value.numpy() + noise).astype(np.float32)
+    architecture = describe(name, 7, args)  # type: ignore[arg-type]
+    scheme = Scheme(bits, "channel") if bits else None
+    quantized = {f"{linear}.weight" for linear in architecture.linears if not is_skipped(linear, ("head",))}
+    schemes = {key: scheme if key in quantized else None for key in architecture.shapes}
+    layout = {key: Entry(shape, schemes[key]) for key, shape in architecture.shapes.items()}
+    tensors = [(key, pack(quantize(value, schemes[key])) if schemes[key] else value) for key, value in state.items()]
+    write_packed(tmp_path / WEIGHTS_FILE, layout, tensors)
+    skeleton = export_skeleton(name, 7, args, ("head",), architecture.input_shape)  # type: ignore[arg-type]
+    weights = PackedFile.open(tmp_path / WEIGHTS_FILE)
+    stored = attach_weights(skeleton, weights, WEIGHTS_FILE)
+    (tmp_path / MODEL_FILE).write_bytes(stored.SerializeToString())
+    assert b"site-packages" not in (tmp_path / MODEL_FILE).read_bytes()
+    reference = reference_logits(weights, name, 7, args, parity_images(architecture.input_shape))  # type: ignore[arg-type]
+    for lowering in ("float",) if bits is None else ("packed", "int4", "int8"):
+        with find_target("onnxruntime").open(tmp_path, lowering, 1) as session:
+            parity = check_parity(session, lowering, reference)
+            assert parity.relative_error < (0.1 if lowering == "int8" else 1e-5), lowering
+            one = session.run(parity_images(session.input_shape)[:1])  # the batch is dynamic
+            assert one.shape == (1, 7)
