@@ -32,6 +32,7 @@ from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.lower.inmemory import runtime_bits_per_weight
 from qvec_deploy.measure.environment import capture_environment
+from qvec_deploy.measure.latency import garbage_collector_off
 from qvec_deploy.models import head_name
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.plan import Plan, make_plan
@@ -116,6 +117,11 @@ def build(recipe: Recipe, directory: Path, workshop: Workshop) -> Artifact:
     Raises:
         QvecError: The recipe, a file or the machine is not up to it; nothing is measured then.
     """
+    with garbage_collector_off():  # a build allocates millions of small objects and leaves hardly any garbage
+        return _build(recipe, directory, workshop)
+
+
+def _build(recipe: Recipe, directory: Path, workshop: Workshop) -> Artifact:
     with workshop.progress.stage("plan", recipe.name):
         plan = workshop.plan(recipe)
     with workshop.progress.stage("quantize", recipe.name) as advance:
@@ -204,9 +210,8 @@ def _write_graph(skeleton: onnx.ModelProto, directory: Path) -> None:
 def _check_engine(plan: Plan, directory: Path) -> tuple[str | None, Parity | None]:
     """Reference logits from PyTorch into the directory, then the engine against them, where it can be opened."""
     recipe, model = plan.recipe, plan.architecture
-    images = parity_images(model.input_shape)
-    weights = PackedFile.open(directory / WEIGHTS_FILE)
-    logits = reference_logits(weights, model.name, model.classes, recipe.receiver.model_args, images)
+    images, args = parity_images(model.input_shape), recipe.receiver.model_args
+    logits = reference_logits(PackedFile.open(directory / WEIGHTS_FILE), model.name, model.classes, args, images)
     write_reference(directory, logits)
     target = find_target(recipe.target.runtime)
     missing = target.missing()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import pickle
 import struct
@@ -76,7 +77,7 @@ class Checkpoint:
         return cls(path, str(source), tensors, reader, metadata)
 
     def read(self, name: str) -> Float32:
-        """One tensor as float32; memory-mapped, not copied, where the file holds float32.
+        """One tensor as float32, read from the file now; float32 comes out bit for bit.
 
         Raises:
             IntegrityError: The tensor holds NaN or infinity, or is not a float tensor.
@@ -107,32 +108,47 @@ def is_remote(source: str) -> bool:
 def fetch(source: str, *, offline: bool) -> Path:
     """Local path of `hf://org/repo@revision/path`, downloaded into the Hub's cache if need be.
 
+    The path may hold `*`, `?` and `[]`, which match across folders; exactly one file of the repository must match.
+
     Raises:
         RecipeError: The address is malformed.
-        FetchError: It is not there, or not in the cache when offline.
+        FetchError: It is not there, matches several files, or is not in the cache when offline.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     parts = source.removeprefix("hf://").split("/")
     if len(parts) < 3 or not all(parts) or parts[1].count("@") > 1:
         raise RecipeError(f"{source} is not an address on the Hub", hint="write hf://org/repo@revision/path/to/file")
     name, _, revision = parts[1].partition("@")
+    repository, path = f"{parts[0]}/{name}", "/".join(parts[2:])
     try:
-        return Path(
-            hf_hub_download(
-                repo_id=f"{parts[0]}/{name}",
-                filename="/".join(parts[2:]),
-                revision=revision or None,
-                local_files_only=offline,
-            )
-        )
+        if set("*?[") & set(path):
+            if offline:
+                root = Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
+                names = [str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()]
+            else:
+                names = HfApi().list_repo_files(repository, revision=revision or None)
+            path = _only_match(source, path, names)
+        return Path(hf_hub_download(repository, path, revision=revision or None, local_files_only=offline))
     except LocalEntryNotFoundError as error:
         hint = "leave out --offline to download it" if offline else "check the network, or fetch it on another machine"
         raise FetchError(f"{source} is not in the local cache", hint=hint) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except FetchError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the Hub client's transport, and its errors, differ by version
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FetchError(f"{source}: {reason}", hint="check the name, the revision and your access rights") from error
+
+
+def _only_match(source: str, pattern: str, names: list[str]) -> str:
+    matches = sorted(fnmatch.filter(names, pattern))
+    if len(matches) != 1:
+        found = ", ".join(matches[:3]) or "none"
+        raise FetchError(
+            f"{source} matches {len(matches)} files: {found}", hint="write a pattern that matches exactly one file"
+        )
+    return matches[0]
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[str, str]]:
@@ -159,7 +175,8 @@ def _open_safetensors(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[s
         if count == 0:
             return np.zeros(info.shape, np.float32)
         offset = start + header[name]["data_offsets"][0]
-        values = np.memmap(path, _FLOATS[info.dtype], "r", offset=offset, shape=(count,)).view(np.ndarray)
+        # Read, not mapped: pages of a mapped file count as resident memory for as long as it is open.
+        values = np.fromfile(path, _FLOATS[info.dtype], count, offset=offset)
         if info.dtype == "BF16":  # a bfloat16 is the upper half of a float32
             values = (values.astype(np.uint32) << 16).view(np.float32)
         result: Float32 = values.astype(np.float32, copy=False).reshape(info.shape)

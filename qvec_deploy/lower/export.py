@@ -123,7 +123,7 @@ def _optimize(model: ir.Model, weights: set[str]) -> onnx.ModelProto:
     for value in hidden.values():
         value.const_value = None
     graph.inputs.extend(hidden.values())
-    onnxscript.optimizer.optimize(model)
+    onnxscript.optimizer.optimize(model, num_iterations=1)
     graph.inputs[:] = [value for value in graph.inputs if value.name not in hidden]
     for name, value in hidden.items():
         value.const_value = values[name]

@@ -135,10 +135,10 @@ def _search_clip(quantizer: TensorQuantizer, weight: Tensor, scheme: Scheme) -> 
     rows = _as_rows(weight, scheme)
     absmax = _absmax(rows)
     if len(rows) == 1:
-        clip = _best_clip(rows.split(_PIECE, dim=1), absmax, scheme)
+        clip = _best_clip(torch.split(rows, _PIECE, dim=1), absmax, scheme)
     else:
         step = max(1, _PIECE // rows.shape[1])
-        pieces = zip(rows.split(step), absmax.split(step), strict=True)
+        pieces = zip(torch.split(rows, step), torch.split(absmax, step), strict=True)
         clip = torch.cat([_best_clip([piece], piece_absmax, scheme) for piece, piece_absmax in pieces])
     quantizer.register_buffer("_clip", clip)
 

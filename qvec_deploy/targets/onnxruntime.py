@@ -48,6 +48,7 @@ class OnnxRuntime:
         reason = self.missing()
         if reason is not None:
             raise IncompatibleError(reason, hint="install onnxruntime; `qvec-deploy doctor` says what is there")
+        _return_freed_memory()  # what came before: engines are large, and often opened after larger things
         session = _load(directory, lowering, threads)
         _return_freed_memory()
         yield OnnxSession(session)
@@ -131,7 +132,7 @@ def _lowered(directory: Path, lowering: str) -> tuple[bytes, dict[str, Any]]:
 
 
 def _return_freed_memory() -> None:
-    """Give pages freed while loading back to the system; glibc keeps gigabytes of them otherwise."""
+    """Give freed pages back to the system; glibc keeps gigabytes of them otherwise."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)

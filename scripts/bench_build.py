@@ -1,0 +1,208 @@
+#!/usr/bin/env python3
+"""A whole build at real size: ViT-B/16 at 224, from checkpoint and vector on disk to a checked engine.
+
+Prints wall time and peak memory of a build in a fresh process, stage by stage, then load time, memory and latency of
+every lowering beside the float engine: interleaved, same process, same images. Weights are timm's initial ones, so
+nothing here says anything about accuracy; that is measured on the demo's model, where accuracy means something.
+
+With --check, exits 3 when an aim is missed and names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+MODEL, CLASSES = "vit_base_patch16_224", 1000
+LOWERINGS = ("float", "packed", "int4", "int8")
+AIMS = {  # name: (limit, whether the figure must not be above it)
+    "build_s": (10.0, True),
+    "build_peak_gb": (1.2, True),
+    "output_mb": (38.8, True),
+    "int8_speed_up": (3.0, False),
+    "int4_memory_ratio": (0.4, True),
+    "int4_speed_up": (0.9, False),
+}
+
+
+def make_inputs(folder: Path) -> None:
+    """A receiver with timm's initial weights, and a vector of 1.6 % of their norm."""
+    import torch
+    from safetensors.torch import save_file
+
+    from qvec_deploy.models import create
+    from qvec_deploy.tensors import Scheme
+    from qvec_deploy.vectors.extract import extract_vector
+
+    torch.manual_seed(0)
+    state = create(MODEL, CLASSES, {}).state_dict()
+    save_file(state, folder / "receiver.safetensors")
+    generator = np.random.default_rng(0)
+    fp = {name: value.numpy() for name, value in state.items()}
+    qat = {
+        name: value + np.float32(0.016 * float(value.std())) * generator.standard_normal(value.shape, np.float32)
+        for name, value in fp.items()
+    }
+    scheme = Scheme(3, "channel")
+    extract_vector(fp, qat, folder / "vector.safetensors", scheme=scheme, skip=("head",), task="noise", seed=0)
+    recipe: dict[str, Any] = {
+        "version": 1,
+        "name": "vit_base",
+        "receiver": {"checkpoint": "receiver.safetensors", "model": MODEL},
+        "vector": {"files": ["vector.safetensors"]},
+        "quantize": {"bits": 3, "granularity": "channel"},
+        "target": {"lowering": "int4"},
+    }
+    (folder / "vit_base.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def build_once(folder: Path, candidate: str) -> None:
+    """In a fresh process: build one candidate and print its stages, peak memory and size as JSON."""
+    import resource
+
+    from qvec_deploy.build import Workshop, build
+    from qvec_deploy.recipe import load_recipe
+    from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
+
+    recipe = next(r for r in load_recipe(folder / "vit_base.yaml").candidates() if r.name == candidate)
+    directory = folder / candidate
+    directory.mkdir(exist_ok=True)
+    workshop = Workshop()
+    artifact = build(recipe, directory, workshop)
+    parity = artifact.parity
+    gc.freeze()  # as the command line does before it exits
+    print(
+        json.dumps(
+            {
+                "stages_s": {name: round(seconds, 2) for name, seconds in workshop.progress.timings_s.items()},
+                "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
+                "output_mb": round(
+                    sum((directory / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)) / 1e6, 2
+                ),
+                "parity": parity.relative_error if parity is not None else None,
+            }
+        )
+    )
+
+
+def build_apart(folder: Path, candidate: str) -> dict[str, Any]:
+    """`build_once` in a process of its own; its wall time counts from nothing."""
+    start = time.perf_counter()
+    command = [sys.executable, __file__, "--folder", str(folder), "--child", candidate]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if child.returncode:
+        sys.exit(f"the build of {candidate} failed:\n{child.stderr}")
+    return {"wall_s": round(seconds, 2), **json.loads(child.stdout.splitlines()[-1])}
+
+
+def measure(folder: Path, threads: int, blocks: int) -> dict[str, dict[str, float]]:
+    """Latency of every lowering, interleaved, and its footprint in a process of its own."""
+    from qvec_deploy.bundle.parity import parity_images
+    from qvec_deploy.measure.latency import measure_latency
+    from qvec_deploy.measure.probe import probe
+    from qvec_deploy.measure.statistics import median, speed_up
+    from qvec_deploy.targets import find_target
+
+    places = {name: folder / ("float" if name == "float" else "vit_base") for name in LOWERINGS}
+    images = parity_images((3, 224, 224))[:1]
+    rows = {}
+    with ExitStack() as stack:
+        target = find_target("onnxruntime")
+        sessions = {n: stack.enter_context(target.open(place, n, threads)) for n, place in places.items()}
+        samples = measure_latency(sessions, images, blocks=blocks, warmup=5, seed=0)
+    for name, place in places.items():
+        arguments = {"runtime": "onnxruntime", "directory": str(place), "lowering": name, "threads": threads}
+        opener = "qvec_deploy.targets:open_engine"
+        footprint = probe(opener, arguments, input_shape=(3, 224, 224), preload=["onnxruntime"])
+        ratio = speed_up(samples["float"].samples_ms, samples[name].samples_ms)
+        rows[name] = {
+            "median_ms": round(median(samples[name].samples_ms), 2),
+            "speed_up": round(ratio.value, 3) if ratio is not None else float("nan"),
+            "speed_up_low": round(ratio.low, 3) if ratio is not None else float("nan"),
+            "speed_up_high": round(ratio.high, 3) if ratio is not None else float("nan"),
+            "load_s": round(footprint.load_s, 2),
+            "rss_mb": round(footprint.rss_bytes / 1e6, 1),
+            "peak_mb": round((footprint.peak_rss_bytes or 0) / 1e6, 1),
+        }
+    return rows
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit 3 when an aim is missed")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--builds", type=int, default=3, help="builds that are timed; the median counts")
+    parser.add_argument("--blocks", type=int, default=40, help="latency samples of every lowering")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the engines (default: 1)")
+    parser.add_argument("--folder", type=Path, help="keep inputs and engines here")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        build_once(options.folder, options.child)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "vit_base.yaml").is_file():
+            make_inputs(folder)
+        build_apart(folder, "float")
+        builds = sorted((build_apart(folder, "vit_base") for _ in range(options.builds)), key=lambda b: b["wall_s"])
+        build = builds[len(builds) // 2]
+        rows = measure(folder, options.threads, options.blocks)
+    figures = {
+        "build_s": build["wall_s"],
+        "build_peak_gb": max(b["peak_gb"] for b in builds),
+        "output_mb": build["output_mb"],
+        "int8_speed_up": rows["int8"]["speed_up"],
+        "int4_memory_ratio": round(rows["int4"]["rss_mb"] / rows["float"]["rss_mb"], 3),
+        "int4_speed_up": rows["int4"]["speed_up"],
+    }
+    missed = [
+        name for name, (limit, upper) in AIMS.items() if (figures[name] > limit) == upper and figures[name] != limit
+    ]
+    if options.json:
+        document = {"builds": builds, "lowerings": rows, "figures": figures, "missed": missed}
+        print(json.dumps({**document, "load_average": os.getloadavg()[0]}, indent=2))
+    else:
+        show(builds, rows, figures, options.threads)
+    if missed:
+        print(f"missed: {', '.join(missed)}", file=sys.stderr)
+        sys.exit(3 if options.check else 0)
+
+
+def show(
+    builds: list[dict[str, Any]], rows: dict[str, dict[str, float]], figures: dict[str, float], threads: int
+) -> None:
+    """The same as text."""
+    for build in builds:
+        print(f"build {build['wall_s']:6.2f} s  peak {build['peak_gb']:.2f} GB  {build['stages_s']}")
+    print(f"output {figures['output_mb']} MB, parity with PyTorch {builds[0]['parity']:.1e} (relative L2)\n")
+    print(f"batch 1, {threads} thread(s), load average {os.getloadavg()[0]:.1f}")
+    print(f"{'lowering':8} {'median ms':>9} {'speed-up [95 %]':>22} {'load s':>7} {'RSS MB':>7} {'peak MB':>8}")
+    for name, row in rows.items():
+        ratio = f"{row['speed_up']:.2f} [{row['speed_up_low']:.2f}, {row['speed_up_high']:.2f}]"
+        print(
+            f"{name:8} {row['median_ms']:9.1f} {ratio:>22} {row['load_s']:7.2f} "
+            f"{row['rss_mb']:7.0f} {row['peak_mb']:8.0f}"
+        )
+    print()
+    for name, (limit, upper) in AIMS.items():
+        print(f"{name:18} {figures[name]:8.3f}   aim {'at most' if upper else 'at least'} {limit:g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""From a recipe to a released bundle on a pico model: the whole main job, through the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import yaml
+
+from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.parity import parity_images
+from qvec_deploy.cli.commands import main
+from qvec_deploy.packed import PackedFile, unpack
+from qvec_deploy.quantize import reference
+from qvec_deploy.report.document import from_json
+from qvec_deploy.tensors import Scheme
+
+FILES = {
+    "manifest.json",
+    "model.onnx",
+    "parity.safetensors",
+    "recipe.yaml",
+    "report.html",
+    "report.json",
+    "report.md",
+    "weights.qvec.safetensors",
+}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qvec-deploy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+def _images(folder: Path, classes: int) -> Path:
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for label in range(classes):
+        place = folder / "test" / f"class{label}"
+        place.mkdir(parents=True)
+        for index in range(2):
+            pixels = generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{index}.png")
+    return folder
+
+
+def test_the_main_job(
+    tmp_path: Path, pico_recipe: Callable[..., Path], pico_states: dict[str, Any], run: Callable[..., Any]
+) -> None:
+    root = _images(tmp_path / "images", 10)
+    variants = [
+        {"name": "mse", "set": {"lambda": 0, "vector": None, "quantize.method": "mse"}},
+        {"name": "random", "set": {"vector.control": {"kind": "random", "seed": 1}}},
+        {"name": "int8", "set": {"target.lowering": "int8"}},
+        {"name": "packed", "set": {"target.lowering": "packed"}},
+    ]
+    recipe = pico_recipe(evaluate={"dataset": "folder", "root": str(root)}, variants=variants)
+    out = tmp_path / "bundle"
+    code, text, log = run("build", "--recipe", recipe, "-o", out)
+    assert code == 0, log
+    assert {path.name for path in out.iterdir()} == FILES
+    assert "report" in text and "random" in text
+
+    report = from_json((out / "report.json").read_bytes())
+    assert [c.name for c in report.candidates] == ["float", "ptq", "mse", "random", "int8", "packed", "pico"]
+    assert report.images == 20 and all(c.accuracy is not None for c in report.candidates)
+    assert [c.role for c in report.candidates][:2] == ["float", "ptq"] and report["pico"].role == "patched"
+
+    # The bundle's weights are the patched weights on the grid, by the numpy oracle.
+    weights = PackedFile.open(out / "weights.qvec.safetensors")
+    name = "blocks.1.mlp.fc2.weight"
+    rho = pico_states["qat"][name] - pico_states["fp"][name]
+    expected = reference.quantize(pico_states["receiver"][name] + np.float32(1.0) * rho, Scheme(3, "channel"))
+    actual = unpack(weights.packed(name))
+    np.testing.assert_array_equal(actual.codes, expected.codes)
+    np.testing.assert_array_equal(actual.scale, expected.scale)
+    np.testing.assert_array_equal(weights.array("head.weight"), pico_states["receiver"]["head.weight"])
+
+    # A stock ONNX Runtime opens the pair of files and agrees with the bundle's own session.
+    bundle = Bundle.open(out)
+    stock = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
+    images = parity_images(bundle.manifest.model.input_shape)
+    with bundle.session() as session:
+        np.testing.assert_allclose(session.run(images), stock.run(None, {"images": images})[0], rtol=1e-3, atol=1e-4)
+
+    code, text, _ = run("verify", out)
+    assert code == 0 and "parity" in text
+    code, text, _ = run("inspect", out, "--json")
+    assert code == 0 and json.loads(text)["lam"] == 1.0
+    assert json.loads(text)["vectors"] == [{"name": str(bundle.recipe.vector.files[0]), "weight": 1.0}]  # type: ignore[union-attr]
+    code, text, _ = run("bench", out, "--lowering", "int4", "--lowering", "int8", "--blocks", 2, "--json")
+    assert code == 0
+    assert [c["name"] for c in json.loads(text)["candidates"]] == ["pico int4", "pico int8"]
+
+
+def test_the_same_inputs_give_the_same_bytes(
+    tmp_path: Path, pico_recipe: Callable[..., Path], run: Callable[..., Any]
+) -> None:
+    recipe = pico_recipe(quantize__method="mse", vector=None, **{"lambda": 0})
+    for name in ("a", "b"):
+        assert run("build", "--recipe", recipe, "-o", tmp_path / name, "--quiet")[0] == 0
+    for name in ("weights.qvec.safetensors", "model.onnx", "recipe.yaml", "parity.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_lambda_zero_is_plain_ptq(tmp_path: Path, pico_recipe: Callable[..., Path], run: Callable[..., Any]) -> None:
+    assert run("build", "--recipe", pico_recipe(), "--set", "lambda=0", "-o", tmp_path / "a", "--quiet")[0] == 0
+    assert run("build", "--recipe", pico_recipe(vector=None, **{"lambda": 0}), "-o", tmp_path / "b", "--quiet")[0] == 0
+    weights = "weights.qvec.safetensors"
+    assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
+
+
+def test_donor_checkpoints_equal_their_vector(
+    tmp_path: Path, pico_recipe: Callable[..., Path], pico_folder: Path, run: Callable[..., Any]
+) -> None:
+    donors = {
+        "donors": [{"fp": str(pico_folder / "fp.safetensors"), "qat": str(pico_folder / "qat.safetensors")}],
+        "scheme": {"bits": 3, "granularity": "channel"},
+    }
+    assert run("build", "--recipe", pico_recipe(), "-o", tmp_path / "a", "--quiet")[0] == 0
+    assert run("build", "--recipe", pico_recipe(vector=donors), "-o", tmp_path / "b", "--quiet")[0] == 0
+    weights = "weights.qvec.safetensors"
+    assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
+
+
+def test_a_runtime_that_is_not_here_leaves_a_marked_bundle(
+    tmp_path: Path, pico_recipe: Callable[..., Path], run: Callable[..., Any]
+) -> None:
+    recipe = pico_recipe(target={"runtime": "tensorrt", "lowering": "packed"})
+    out = tmp_path / "bundle"
+    code, _, log = run("build", "--recipe", recipe, "-o", out)
+    assert code == 4 and "engine" in log
+    assert {path.name for path in out.iterdir()} == {name for name in FILES if not name.startswith("report")}
+    assert json.loads((out / "manifest.json").read_text())["engine"]["missing"]
+    code, text, _ = run("verify", out)
+    assert code == 0 and "not built" in text
+    assert run("bench", out)[0] == 4
+
+
+def test_force_replaces_a_bundle(tmp_path: Path, pico_recipe: Callable[..., Path], run: Callable[..., Any]) -> None:
+    recipe, out = pico_recipe(vector=None, **{"lambda": 0}), tmp_path / "bundle"
+    assert run("build", "--recipe", recipe, "-o", out, "--quiet")[0] == 0
+    first = (out / "manifest.json").read_bytes()
+    assert run("build", "--recipe", recipe, "-o", out, "--quiet")[0] == 6
+    assert (out / "manifest.json").read_bytes() == first
+    code, text, _ = run(
+        "build", "--recipe", recipe, "-o", out, "--quiet", "--force", "--set", "quantize.bits=2", "--json"
+    )
+    assert code == 0 and json.loads(text)["recipe"] == "pico"
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["quantize"]["bits"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_plan_reads_no_weights(
+    pico_recipe: Callable[..., Path], run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qvec_deploy.checkpoint import Checkpoint
+
+    def refuse(self: Checkpoint, name: str) -> None:
+        raise AssertionError(f"read {name}")
+
+    monkeypatch.setattr(Checkpoint, "read", refuse)
+    code, text, _ = run("plan", "--recipe", pico_recipe())
+    assert code == 0 and "blocks.1.mlp.fc2.weight" in text
+    code, text, _ = run("plan", "--recipe", pico_recipe(), "--json")
+    document = json.loads(text)
+    assert code == 0 and sum(tensor["scheme"] is not None for tensor in document["tensors"]) == 8
+    assert not any(tensor["patched"] for tensor in document["tensors"] if tensor["name"].startswith("head."))
+
+
+def test_doctor_and_schema(run: Callable[..., Any]) -> None:
+    code, text, _ = run("doctor", "--json")
+    found = json.loads(text)
+    assert code == 0 and found["runtimes"]["onnxruntime"]["works"] is True
+    assert found["runtimes"]["tensorrt"]["works"] is False
+    code, text, _ = run("doctor")
+    assert code == 0 and "int4" in text
+    code, text, _ = run("schema")
+    assert code == 0 and "lambda" in json.loads(text)["properties"]
+
+
+@pytest.mark.parametrize("name", ["vector.safetensors", "receiver.safetensors"])
+def test_inspect_files(pico_folder: Path, run: Callable[..., Any], name: str) -> None:
+    code, text, _ = run("inspect", pico_folder / name, "--json")
+    kind = {"vector.safetensors": "quantization vector", "receiver.safetensors": "checkpoint"}[name]
+    assert code == 0 and json.loads(text)["kind"] == kind
+    assert run("inspect", pico_folder / name)[0] == 0
