@@ -1,5 +1,5 @@
 """`python -m qvec_deploy` is `qvec-deploy`."""
 
-from qvec_deploy.cli import main
+from qvec_deploy.cli import program
 
-main()
+program()

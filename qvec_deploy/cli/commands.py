@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -51,8 +51,20 @@ def main() -> None:
         click.echo(traceback.format_exc(), err=True)
         click.echo("error: this is a bug in qvec-deploy\nhint: report it with the lines above", err=True)
         code = 1
-    gc.freeze()  # libraries of this size take the interpreter's last collection more than a second
     sys.exit(code or 0)
+
+
+def program() -> None:
+    """`main` as a process of its own: it ends at once.
+
+    Everything is written and closed by then; tearing down torch and its kin would take another second or two.
+    """
+    try:
+        main()
+    except SystemExit as stop:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(stop.code or 0))
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

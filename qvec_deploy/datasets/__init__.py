@@ -1,0 +1,39 @@
+"""Labelled images: the bundled tiny tasks, and everything timm's dataset factory can open."""
+
+from __future__ import annotations
+
+from qvec_deploy.datasets.spec import SPLITS, DataConfig, Dataset, DatasetSpec, Split, batches
+from qvec_deploy.datasets.tiny import PREFIX
+from qvec_deploy.errors import RecipeError
+
+__all__ = ["SPLITS", "DataConfig", "Dataset", "DatasetSpec", "Split", "batches", "open_dataset"]
+
+
+def open_dataset(spec: DatasetSpec, config: DataConfig, *, expected_classes: int | None = None) -> Dataset:
+    """Open the images of a spec, preprocessed as the model wants them.
+
+    Args:
+        spec: Which images.
+        config: The model's preprocessing.
+        expected_classes: Outputs of the model's head; None leaves the labels unchecked.
+
+    Raises:
+        RecipeError: An unknown bundled task, or labels that the head does not have.
+        StorageError: The folder is missing, lacks the split, or holds no images.
+        IncompatibleError: A package that the dataset needs is not installed.
+    """
+    dataset: Dataset
+    if spec.name.startswith(PREFIX):
+        from qvec_deploy.datasets.tiny import open_tiny
+
+        dataset = open_tiny(spec, config)
+    else:
+        from qvec_deploy.datasets.timm_factory import open_timm
+
+        dataset = open_timm(spec, config)
+    if expected_classes is not None and dataset.classes != expected_classes:
+        raise RecipeError(
+            f"{dataset.name} has {dataset.classes} classes and the model's head {expected_classes}",
+            hint="accuracy needs the head's own label set: check the dataset, or the checkpoint",
+        )
+    return dataset

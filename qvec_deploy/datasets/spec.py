@@ -1,0 +1,105 @@
+"""What a dataset is named by, what preprocessing a model wants, and what every opened dataset offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvec_deploy.errors import RecipeError
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+Split = Literal["train", "val", "test"]
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The preprocessing a model was trained with, in timm's words (`timm.data.resolve_model_data_config`).
+
+    Attributes:
+        input_size: (channels, height, width).
+        interpolation: `bicubic`, `bilinear` or another of timm's names.
+        mean: Subtracted per channel, of values in [0, 1].
+        std: Divided by per channel.
+        crop_pct: Share of the resized image that the crop keeps.
+        crop_mode: `center`, `squash` or `border`.
+    """
+
+    input_size: tuple[int, int, int] = (3, 32, 32)
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> DataConfig:
+        """Read timm's dictionary; keys that have no meaning at evaluation are left aside.
+
+        Raises:
+            RecipeError: A key is missing, or input_size has not three numbers.
+        """
+        names = tuple(cls.__dataclass_fields__)
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise RecipeError(f"preprocessing lacks {', '.join(missing)}", hint=f"it needs {', '.join(names)}")
+        kept: dict[str, Any] = {name: values[name] for name in names}
+        for name in ("input_size", "mean", "std"):
+            kept[name] = tuple(kept[name])
+        if len(kept["input_size"]) != 3:
+            raise RecipeError(f"input_size is {kept['input_size']}", hint="give channels, height, width")
+        return cls(**kept)
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Which images.
+
+    Attributes:
+        name: `tiny/lower` and its kin are bundled; any other name goes to timm's dataset factory (`folder`,
+            `torch/...`, `hfds/...`).
+        split: `train`, `val` or `test`.
+        root: Folder with the images; the bundled sets have none.
+        limit: At most this many images, the first ones, or evenly spaced ones of a folder, which is
+            sorted by class. A generated set draws this many even beyond its usual size.
+    """
+
+    name: str
+    split: Split = "test"
+    root: Path | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise RecipeError(f"{self.name}: there is no split `{self.split}`", hint=f"choose {', '.join(SPLITS)}")
+        if self.limit is not None and self.limit < 1:
+            raise RecipeError(f"{self.name}: limit {self.limit} leaves no image", hint="leave it out for all images")
+
+
+class Dataset(Protocol):
+    """Images in a fixed order, preprocessed as the model wants them."""
+
+    name: str
+    split: Split
+    classes: int
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def take(self, rows: Sequence[int] | Int64) -> tuple[Float32, Int64]:
+        """Images (B, C, H, W) float32, normalised, and labels (B,) int64, of the given rows."""
+        ...
+
+
+def batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Float32, Int64]]:
+    """All images in order, `batch_size` at a time; the last batch may be smaller."""
+    for start in range(0, len(dataset), batch_size):
+        yield dataset.take(np.arange(start, min(start + batch_size, len(dataset))))

@@ -1,0 +1,179 @@
+"""Any dataset that timm's factory opens at random access: image folders, `torch/...`, `hfds/...`."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qvec_deploy.datasets.spec import DataConfig, DatasetSpec, Float32, Int64, Split
+from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
+
+_SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "eval", "evaluation"),
+    "test": ("test",),
+}
+"""The names timm looks for inside the root."""
+
+_STREAMS = ("hfids", "tfds", "wds")
+
+
+class TimmDataset:
+    """A dataset of timm's, in a fixed order, through the model's own preprocessing."""
+
+    def __init__(self, spec: DatasetSpec, inner: Any, transform: Any, classes: int) -> None:
+        self.name = spec.name or "folder"
+        self.split = spec.split
+        self.classes = classes
+        self._inner = inner
+        self._transform = transform
+        count = len(inner)
+        # A folder is sorted by class, so its first images would be one class.
+        self._rows = np.arange(count) if spec.limit is None or spec.limit >= count else _spread(count, spec.limit)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, rows: Sequence[int] | Int64) -> tuple[Float32, Int64]:
+        """Images (B, C, H, W) float32, normalised, and labels (B,) int64, of the given rows.
+
+        Raises:
+            StorageError: An image cannot be read. None is skipped: accuracy would be of other images.
+            RecipeError: A label outside the dataset's own classes.
+        """
+        images, labels = [], []
+        for row in self._rows[np.asarray(rows, np.int64)]:
+            image, label = self._read(int(row))
+            images.append(self._transform(image).numpy())
+            labels.append(label)
+        return np.stack(images).astype(np.float32, copy=False), np.asarray(labels, np.int64)
+
+    def _read(self, row: int) -> tuple[Any, int]:
+        """One RGB image and its label; past timm's loading, which puts a neighbour in a broken one's place."""
+        from PIL import Image
+
+        reader = getattr(self._inner, "reader", None)
+        try:
+            if reader is None:
+                image, label = self._inner[row]
+            else:
+                file, label = reader[row]
+                with file, Image.open(file) as opened:
+                    return opened.convert("RGB"), self._checked(label)
+        except OSError as error:
+            name = reader.filename(row) if reader else f"image {row}"
+            raise StorageError(
+                f"{self.name}: {name} cannot be read: {error}", hint="repair or remove the file"
+            ) from error
+        return image.convert("RGB"), self._checked(label)
+
+    def _checked(self, label: Any) -> int:
+        if not isinstance(label, (int, np.integer)) or not 0 <= label < self.classes:
+            raise RecipeError(f"{self.name} has the label {label!r}", hint=f"labels are 0 to {self.classes - 1}")
+        return int(label)
+
+
+def open_timm(spec: DatasetSpec, config: DataConfig) -> TimmDataset:
+    """Open a dataset through timm's factory, with the evaluation transform that `config` describes.
+
+    Raises:
+        RecipeError: No folder given, an unknown dataset, or one without a list of classes.
+        StorageError: The folder is missing, lacks the split, or holds no images.
+        IncompatibleError: The `datasets` package is needed and not installed.
+    """
+    prefix = spec.name.partition("/")[0].lower() if "/" in spec.name else ""
+    if prefix in _STREAMS:
+        raise RecipeError(
+            f"{spec.name} is a stream and has no fixed order", hint="use an image folder, `torch/...` or `hfds/...`"
+        )
+    if prefix == "hfds" and importlib.util.find_spec("datasets") is None:
+        raise IncompatibleError(f"{spec.name} needs Hugging Face datasets", hint="pip install datasets")
+    folder = None if prefix == "hfds" and spec.root is None else _folder(spec, search=prefix == "")
+    inner = _create(spec, folder)
+    if len(inner) == 0:
+        raise StorageError(f"{spec.name} {spec.split} in {folder} holds no images", hint="check the folder")
+    return TimmDataset(spec, inner, _transform(config), _classes(spec, inner))
+
+
+def _folder(spec: DatasetSpec, *, search: bool) -> Path:
+    """The folder to read: the split's own, where `search` is on and the root has one per split.
+
+    Raises:
+        RecipeError: No folder given.
+        StorageError: It is missing, or has folders for other splits only.
+    """
+    if spec.root is None:
+        raise RecipeError(f"dataset `{spec.name}` needs a folder", hint="set `root`, or use a bundled tiny/ task")
+    if not spec.root.is_dir():
+        raise StorageError(f"{spec.root}: no such folder", hint="check `root`; it holds one folder per class")
+    if not search:
+        return spec.root
+    found = {split for split, names in _SPLIT_FOLDERS.items() for name in names if (spec.root / name).is_dir()}
+    if found and spec.split not in found:
+        raise StorageError(
+            f"{spec.root} has {', '.join(sorted(found))} and no {spec.split}",
+            hint=f"choose one of these splits, or name the folder of {spec.split} itself",
+        )
+    for name in _SPLIT_FOLDERS[spec.split]:
+        if (spec.root / name).is_dir():
+            return spec.root / name
+    return spec.root
+
+
+def _create(spec: DatasetSpec, folder: Path | None) -> Any:
+    split = "validation" if spec.split == "val" and spec.name.lower().startswith("hfds/") else spec.split
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from timm.data import create_dataset
+
+        try:
+            name = "" if spec.name == "folder" else spec.name
+            root = None if folder is None else str(folder)
+            return create_dataset(name, root, split=split, search_split=False)
+        except (OSError, RuntimeError, ValueError, AssertionError, NotADirectoryError) as error:
+            raise StorageError(
+                f"timm cannot open `{spec.name or 'folder'}` {spec.split} in {folder}: {error}",
+                hint="an image folder holds one folder of images per class; other names are timm's dataset names",
+            ) from error
+
+
+def _transform(config: DataConfig) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from timm.data import create_transform
+
+        return create_transform(
+            input_size=config.input_size,
+            is_training=False,
+            interpolation=config.interpolation,
+            mean=config.mean,
+            std=config.std,
+            crop_pct=config.crop_pct,
+            crop_mode=config.crop_mode,
+        )
+
+
+def _classes(spec: DatasetSpec, inner: Any) -> int:
+    """Number of classes: of timm's reader, or of a torchvision dataset.
+
+    Raises:
+        RecipeError: It names none.
+    """
+    for holder, attribute in (
+        (getattr(inner, "reader", None), "class_to_idx"),
+        (inner, "class_to_idx"),
+        (inner, "classes"),
+    ):
+        named = getattr(holder, attribute, None)
+        if named:
+            return len(named)
+    raise RecipeError(f"{spec.name} does not say which classes it has", hint="convert it to an image folder")
+
+
+def _spread(count: int, limit: int) -> Int64:
+    return (np.arange(limit, dtype=np.int64) * count) // limit

@@ -1,0 +1,89 @@
+"""How long and how fast a training runs, and what it tells while it runs. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvec_deploy.errors import RecipeError
+from qvec_deploy.store import storage_errors
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """AdamW with linear warm-up and cosine decay to zero. The defaults are those of the bundled tiny tasks.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_size: Images per step.
+        lr: Peak learning rate of the backbone. Gentle on purpose: at 3e-4 the vectors of two tasks of
+            a tiny model are orthogonal and carry nothing over.
+        head_lr: Peak learning rate of the classification head, which starts from random values.
+        weight_decay: Of matrices; biases, norms, position and class tokens have none.
+        warmup: Share of the steps that warm up.
+        clip_norm: Largest gradient norm.
+        label_smoothing: Share of the target that is spread over all classes.
+        roll: Training images are shifted in a circle by up to this many pixels either way.
+        clip_every: Steps between two searches of the clip ratio (QAT with method `mse`).
+
+    Raises:
+        RecipeError: A value that cannot train.
+    """
+
+    steps: int = 600
+    batch_size: int = 32
+    lr: float = 1e-4
+    head_lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    roll: int = 0
+    clip_every: int = 50
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.clip_every) < 1:
+            raise RecipeError("steps, batch_size and clip_every are at least 1", hint="check the training settings")
+        if not 0.0 <= self.warmup < 1.0:
+            raise RecipeError(f"warmup {self.warmup} is not a share below 1", hint="0.1 warms up for a tenth")
+        if min(self.lr, self.head_lr, self.clip_norm) <= 0.0:
+            raise RecipeError("learning rates and clip_norm are positive", hint="check the training settings")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps in all.
+        loss: Cross-entropy of the last batch, in nats.
+        lr: Learning rate of the backbone in the last step.
+        seconds: Since the first step.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    seconds: float
+
+
+OnStep = Callable[[Progress], None]
+
+
+def log_lines(path: Path, every: int = 50) -> OnStep:
+    """A callback that appends one JSON line every `every` steps and at the last.
+
+    Raises:
+        StorageError: On a call, when the file cannot be written.
+    """
+
+    def write(progress: Progress) -> None:
+        if progress.step % every == 0 or progress.step == progress.steps:
+            with storage_errors(path), path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(vars(progress)) + "\n")
+
+    return write

@@ -1,0 +1,93 @@
+"""One donor: a base fine-tuned on a task, in float or on a quantizer's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from qvec_deploy.datasets import Dataset
+from qvec_deploy.donors.config import OnStep, TrainConfig
+from qvec_deploy.donors.train import train
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.models import ModelArgs, create, head_name
+from qvec_deploy.quantize.modelopt import insert_fake_quantizers, latent_state_dict
+from qvec_deploy.tensors import Float32, Scheme
+
+HEAD_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pretrained network to fine-tune.
+
+    Attributes:
+        model: timm's model name.
+        state: float32 tensors by name; those of the head are not read.
+        args: timm's arguments beside the name.
+    """
+
+    model: str
+    state: Mapping[str, Float32]
+    args: ModelArgs = field(default_factory=dict)
+
+
+def finetune(
+    base: Base,
+    task: Dataset,
+    *,
+    scheme: Scheme | None,
+    hyper: TrainConfig,
+    seed: int,
+    skip: tuple[str, ...] = ("head",),
+    on_step: OnStep | None = None,
+) -> dict[str, Float32]:
+    """Fine-tune a base on a task.
+
+    With one seed, the float run and the QAT run start from the same head and see the same batches: they differ
+    in the grid alone, and that is what the vector is to hold.
+
+    Args:
+        base: Where it starts.
+        task: Training images; its classes are the head's width.
+        scheme: The grid that every forward pass sees; None trains in float.
+        hyper: Optimizer and schedule.
+        seed: Seed of the head's initial values and of the image order.
+        skip: Child names whose Linears stay float in QAT.
+        on_step: Called after every step.
+
+    Returns:
+        The float weights, named and shaped as in a float checkpoint; a QAT run's are latent, not rounded.
+
+    Raises:
+        IncompatibleError: The base lacks tensors of the model, or has other shapes.
+        RecipeError: A model that timm does not have, too few images, or a loss that left the numbers.
+    """
+    model = create(base.model, task.classes, base.args)
+    head = head_name(base.model)
+    model.load_state_dict(_initial_state(model, base, head=head, seed=seed))
+    if scheme is not None:
+        insert_fake_quantizers(model, scheme, skip)
+    train(model, task, hyper, head=head, seed=seed, on_step=on_step)
+    return {name: value.detach().cpu().numpy().copy() for name, value in latent_state_dict(model).items()}
+
+
+def _initial_state(model: torch.nn.Module, base: Base, *, head: str, seed: int) -> dict[str, torch.Tensor]:
+    """The base's tensors, and a fresh head: weights N(0, 0.02^2) from the seed, biases 0."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, value in model.state_dict().items():
+        if name.startswith(f"{head}."):
+            fresh = torch.zeros(value.shape)
+            state[name] = fresh.normal_(0.0, HEAD_STD, generator=generator) if value.ndim > 1 else fresh
+        elif name not in base.state:
+            raise IncompatibleError(f"the base has no tensor `{name}`", hint=f"is it a {base.model}?")
+        elif tuple(base.state[name].shape) != tuple(value.shape):
+            raise IncompatibleError(
+                f"{name} is {base.state[name].shape} in the base and {tuple(value.shape)} in {base.model}",
+                hint="check the model's name and its arguments",
+            )
+        else:
+            state[name] = torch.tensor(base.state[name])
+    return state

@@ -1,0 +1,108 @@
+"""The machine and the software a measurement was taken on. No host name, no user, no path."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+PACKAGES = (
+    "qvec-deploy",
+    "torch",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "nvidia-modelopt",
+    "numpy",
+    "safetensors",
+)
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")  # what picks integer kernels
+
+CPUINFO = Path("/proc/cpuinfo")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What can change a number, as far as it can be seen from here.
+
+    Attributes:
+        cpu: Model name.
+        cpu_flags: Of `FLAGS`, those this CPU has.
+        logical_cores: Of the machine.
+        usable_cores: That this process may run on (its affinity).
+        threads: That each session was told to use.
+        load_average: Of the last minute, when the environment was captured.
+        memory_bytes: Of the machine.
+        governor: Frequency governor of the first core; None where it cannot be seen, as in virtual machines.
+        operating_system: Name, release and architecture.
+        python: Version.
+        packages: Version by name, for each of `PACKAGES` that is installed.
+    """
+
+    cpu: str
+    cpu_flags: tuple[str, ...]
+    logical_cores: int
+    usable_cores: int
+    threads: int
+    load_average: float
+    memory_bytes: int
+    governor: str | None
+    operating_system: str
+    python: str
+    packages: dict[str, str]
+
+
+def capture_environment(threads: int) -> Environment:
+    """The environment now. Capture it before measuring: the load average then shows what others do.
+
+    Args:
+        threads: That the sessions to be measured use.
+    """
+    cpu, flags = _cpu()
+    logical_cores = psutil.cpu_count() or 1
+    return Environment(
+        cpu=cpu,
+        cpu_flags=flags,
+        logical_cores=logical_cores,
+        usable_cores=_usable_cores(logical_cores),
+        threads=threads,
+        load_average=round(psutil.getloadavg()[0], 2),
+        memory_bytes=psutil.virtual_memory().total,
+        governor=GOVERNOR.read_text(encoding="ascii").strip() if GOVERNOR.is_file() else None,
+        operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        packages=_versions(),
+    )
+
+
+def _cpu() -> tuple[str, tuple[str, ...]]:
+    """Model name and flags, from /proc/cpuinfo where there is one (Linux on x86 and most of ARM)."""
+    if not CPUINFO.is_file():
+        return platform.processor() or platform.machine(), ()
+    fields: dict[str, str] = {}
+    for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    present = set(fields.get("flags", "").split())
+    return fields.get("model name", platform.machine()), tuple(flag for flag in FLAGS if flag in present)
+
+
+def _usable_cores(logical_cores: int) -> int:
+    process = psutil.Process()
+    # psutil offers the affinity on Linux, Windows and FreeBSD; elsewhere a process may run anywhere.
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else logical_cores
+
+
+def _versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

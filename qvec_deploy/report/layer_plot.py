@@ -1,0 +1,85 @@
+"""Rounding error by layer: one thin panel per kind of layer, blocks from left to right."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from qvec_deploy.report import svg
+from qvec_deploy.report.svg import WIDTH, Figure
+from qvec_deploy.report.values import Candidate, Report
+
+PANEL, GAP = 78.0, 20.0  # units
+LEFT, RIGHT, TOP, BOTTOM = 40.0, 12.0, 40.0, 38.0
+
+# Open and large below, filled and small above: two equal values are both seen.
+LOOKS: tuple[dict[str, Any], ...] = ({"markersize": 7, "markerfacecolor": "none"}, {"markersize": 4})
+
+
+def layer_errors(report: Report) -> Figure | None:
+    """Of plain PTQ and of what was selected, the two that the reader compares; None without data."""
+    plain = report.first("ptq")
+    chosen = report[report.selected] if report.selected is not None else report.first("patched")
+    shown = {entry.name: entry for entry in (plain, chosen) if entry is not None and entry.layer_errors}
+    if not shown:
+        return None
+    return Figure(
+        "Rounding error by layer",
+        "Relative L2 error of the quantized weights. It hardly tells good candidates from bad ones: accuracy can move "
+        "by tens of points while it stays. Nothing was selected by it.",
+        _draw(tuple(shown.values())),
+    )
+
+
+def panels(layers: Iterable[str]) -> dict[str, list[str]]:
+    """Layers by kind, which is what follows the last number in a name: `blocks.3.mlp.fc1` is an `mlp.fc1`."""
+    kinds: dict[str, list[str]] = {}
+    for layer in layers:
+        kinds.setdefault(re.split(r"\.\d+\.", layer)[-1], []).append(layer)
+    return kinds
+
+
+def _draw(candidates: tuple[Candidate, ...]) -> str:
+    from matplotlib.figure import Figure as Canvas
+
+    kinds = panels(dict.fromkeys(entry.layer for candidate in candidates for entry in candidate.layer_errors))
+    blocks = max(len(layers) for layers in kinds.values())
+    largest = max(entry.error for candidate in candidates for entry in candidate.layer_errors)
+    height = TOP + len(kinds) * PANEL + (len(kinds) - 1) * GAP + BOTTOM
+    with svg.page_style():
+        canvas = Canvas(figsize=(WIDTH / 72, height / 72))
+        for index, (kind, layers) in enumerate(kinds.items()):
+            bottom = height - TOP - PANEL - index * (PANEL + GAP)
+            axes = canvas.add_axes((LEFT / WIDTH, bottom / height, (WIDTH - LEFT - RIGHT) / WIDTH, PANEL / height))
+            _panel(axes, kind, layers, candidates)
+            axes.set_xlim(-0.6, blocks - 0.4)
+            axes.set_ylim(0, 1.1 * largest or 1)
+            if index < len(kinds) - 1:
+                axes.tick_params(labelbottom=False)
+            else:
+                axes.set_xlabel("block, in network order")
+        canvas.axes[0].legend(
+            loc="lower left", bbox_to_anchor=(0, 1.22), ncols=2, frameon=False, borderpad=0, borderaxespad=0
+        )
+        return svg.inline(canvas, "layers", _description(candidates))
+
+
+def _panel(axes: Any, kind: str, layers: list[str], candidates: tuple[Candidate, ...]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for candidate, look in zip(candidates, LOOKS, strict=False):
+        found = [(layers.index(entry.layer), entry.error) for entry in candidate.layer_errors if entry.layer in layers]
+        color = svg.COLORS[candidate.role]
+        places, values = zip(*found, strict=True) if found else ((), ())
+        axes.plot(places, values, "o-", color=color, linewidth=0.6, label=svg.shorten(candidate.name), **look)
+    axes.set_title(kind, loc="left", fontsize=9, pad=3, color=svg.COLORS["muted"])
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+    axes.tick_params(labelsize=9)
+
+
+def _description(candidates: tuple[Candidate, ...]) -> str:
+    means = {c.name: math.fsum(e.error for e in c.layer_errors) / len(c.layer_errors) for c in candidates}
+    return "mean over layers: " + "; ".join(f"{name} {mean:.3f}" for name, mean in means.items())

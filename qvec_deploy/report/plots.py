@@ -1,0 +1,177 @@
+"""The report's figures: accuracy against latency and against size here, rounding error in `layer_plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qvec_deploy.report import svg
+from qvec_deploy.report.formatting import BYTES_PER_MB
+from qvec_deploy.report.layer_plot import layer_errors
+from qvec_deploy.report.summary import Row
+from qvec_deploy.report.svg import WIDTH, Figure
+from qvec_deploy.report.values import Report, Role
+
+HEIGHT = 270.0
+LABEL_PITCH = 13.0  # units between two labels
+CHARACTER = 5.6  # units a character takes at font size 9, on the safe side
+LOG_FROM = 10.0  # ratio of largest to smallest from which a logarithmic axis shows more
+
+ORDER: tuple[Role, ...] = ("variant", "float", "ptq", "patched")  # later ones are drawn over earlier ones
+MARKERS = {"float": "s", "ptq": "D", "patched": "o", "variant": "^"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate in a plane: values with their intervals (low, value, high), x as plotted, y in percent."""
+
+    name: str
+    role: Role
+    selected: bool
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+
+
+def figures(report: Report, rows: Sequence[Row]) -> tuple[Figure, ...]:
+    """Those figures that the report has data for."""
+    drawn = (_against_latency(rows), _against_size(rows), layer_errors(report))
+    return tuple(figure for figure in drawn if figure is not None)
+
+
+def _against_latency(rows: Sequence[Row]) -> Figure | None:
+    points = []
+    for row in rows:
+        entry = row.first_latency
+        if row.top1 is None or entry is None:
+            continue
+        median = entry.median_interval
+        x = (median.low, median.value, median.high) if median else (entry.median_ms,) * 3
+        points.append(_point(row, x))
+    if not points:
+        return None
+    return Figure(
+        "Accuracy and latency",
+        "Up and to the left is better. Bars are 95 % intervals.",
+        _scatter("latency", points, "median host latency, ms"),
+    )
+
+
+def _against_size(rows: Sequence[Row]) -> Figure | None:
+    points = [_point(row, (row.candidate.stored_bytes / BYTES_PER_MB,) * 3) for row in rows if row.top1 is not None]
+    if not points:
+        return None
+    return Figure(
+        "Accuracy and size",
+        "Up and to the left is better. Size is of everything a device needs to store.",
+        _scatter("size", points, "stored size, MB"),
+    )
+
+
+def _point(row: Row, x: tuple[float, float, float]) -> Point:
+    top1 = row.top1
+    y = (top1.low, top1.value, top1.high) if top1 else (0.0, 0.0, 0.0)
+    low, value, high = (100 * share for share in y)
+    return Point(row.candidate.name, row.candidate.role, row.selected, x, (low, value, high))
+
+
+def _scatter(name: str, points: Sequence[Point], x_label: str) -> str:
+    from matplotlib.figure import Figure as Canvas
+
+    with svg.page_style():
+        canvas = Canvas(figsize=(WIDTH / 72, HEIGHT / 72))
+        labels_width = CHARACTER * max(len(svg.shorten(point.name)) for point in points) + 22
+        left, bottom = 38.0, 40.0
+        axes = canvas.add_axes(
+            (left / WIDTH, bottom / HEIGHT, (WIDTH - left - labels_width) / WIDTH, (HEIGHT - bottom - 10) / HEIGHT)
+        )
+        _scale(axes, points, log_allowed=name == "size")
+        for point in points:
+            _draw(axes, point)
+        _label(axes, points)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("top-1, %")
+        description = "; ".join(f"{p.name}: {p.x[1]:.3g} {x_label}, {p.y[1]:.1f} % top-1" for p in points)
+        return svg.inline(canvas, name, description)
+
+
+def _scale(axes: Any, points: Sequence[Point], *, log_allowed: bool) -> None:
+    """Latency and size start at 0, so that distances are ratios; or are logarithmic where they span too much."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    smallest, largest = min(point.x[0] for point in points), max(point.x[2] for point in points)
+    if log_allowed and largest > LOG_FROM * smallest:
+        axes.set_xscale("log")
+        axes.set_xlim(smallest / 1.5, largest * 1.5)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(0, 1.08 * largest)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    low, high = min(point.y[0] for point in points), max(point.y[2] for point in points)
+    margin = max(0.06 * (high - low), 0.5)
+    axes.set_ylim(max(low - margin, -1), min(high + margin, 101))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+
+
+def _draw(axes: Any, point: Point) -> None:
+    color = svg.COLORS[point.role]
+    axes.plot([point.x[1]] * 2, [point.y[0], point.y[2]], color=color, linewidth=1.4, alpha=0.55, zorder=3)
+    axes.plot([point.x[0], point.x[2]], [point.y[1]] * 2, color=color, linewidth=1.4, alpha=0.55, zorder=3)
+    size = 9 if point.selected else 6.5
+    axes.plot(
+        [point.x[1]],
+        [point.y[1]],
+        MARKERS[point.role],
+        color=color,
+        markersize=size,
+        markeredgecolor=svg.COLORS["surface"],
+        markeredgewidth=0.6,
+        zorder=ORDER.index(point.role) + (10 if point.selected else 4),
+    )
+
+
+def _label(axes: Any, points: Sequence[Point]) -> None:
+    """Names in a column to the right, spread so that none covers another, each tied to its point by a thin line."""
+    box = axes.get_position()
+    height = box.height * HEIGHT
+    low, high = axes.get_ylim()
+    ordered = sorted(points, key=lambda point: point.y[1])
+    heights = spread([(point.y[1] - low) / (high - low) * height for point in ordered], LABEL_PITCH, height)
+    for point, y in zip(ordered, heights, strict=True):
+        axes.annotate(
+            svg.shorten(point.name),
+            xy=(point.x[1], point.y[1]),
+            xytext=(1 + 18 / (box.width * WIDTH), y / height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            fontweight="bold" if point.selected else "normal",
+            color=svg.COLORS["ink" if point.selected else "muted"],
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": svg.COLORS[point.role],
+                "linewidth": 0.6,
+                "alpha": 0.6,
+                "shrinkA": 2,
+                "relpos": (0, 0.5),
+                "shrinkB": 5,
+            },
+        )
+
+
+def spread(wanted: Sequence[float], pitch: float, height: float) -> list[float]:
+    """Positions nearest to the `wanted` ones (ascending, least squares) that are `pitch` apart and within [0, height].
+
+    With i * pitch taken off, "at least a pitch apart" reads "not descending", which is isotonic regression; cutting
+    its solution to bounds keeps it the nearest one. Too many labels for the height leave it at the top.
+    """
+    from scipy.optimize import isotonic_regression
+
+    offsets = pitch * np.arange(len(wanted))
+    nearest = isotonic_regression(np.asarray(wanted) - offsets).x
+    return [float(y) for y in np.clip(nearest, 0.0, max(height - offsets[-1], 0.0)) + offsets]

@@ -1,0 +1,193 @@
+"""What a report says in sentences: the verdict on top, how each number came about, what each candidate is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qvec_deploy.measure.statistics import Estimate
+from qvec_deploy.report import formatting
+from qvec_deploy.report.summary import Row
+from qvec_deploy.report.values import Candidate, Report
+
+ROLE_TEXT = {
+    "float": "the receiver, not quantized",
+    "ptq": "quantized without a patch",
+    "patched": "patched, then quantized",
+    "variant": "variant or control",
+}
+
+
+def headline(report: Report, rows: Sequence[Row]) -> str:
+    """The verdict on the selected candidate; differences that the data do not show are not claimed."""
+    row = next((row for row in rows if row.selected), None)
+    if row is None:
+        return "No candidate was selected."
+    return " ".join(part for part in (_kept(report, row), _compared(report, row), _timed(report, row)) if part)
+
+
+def _kept(report: Report, row: Row) -> str:
+    candidate, full = row.candidate, report.first("float")
+    sentence = f"{candidate.name} takes {formatting.megabytes(candidate.stored_bytes)} MB"
+    if row.top1 is not None:
+        percent = formatting.percent(row.top1.value, report.images)
+        sentence = f"{candidate.name} reaches {percent} % top-1 in {formatting.megabytes(candidate.stored_bytes)} MB"
+    if full is None or full is candidate:
+        return f"{sentence}."
+    return f"{sentence}, {_relation(full.stored_bytes / candidate.stored_bytes, 'smaller', 'larger')} {full.name}."
+
+
+def _relation(ratio: float, above: str, below: str) -> str:
+    return f"{ratio:.1f} times {above} than" if ratio >= 1 else f"{1 / ratio:.1f} times {below} than"
+
+
+def _compared(report: Report, row: Row) -> str:
+    parts = []
+    for other in (report.first("ptq"), report.first("float")):
+        delta = row.deltas.get(other.name) if other else None
+        if other is not None and delta is not None:
+            parts.append(_difference(delta, other.name, report.images))
+    return f"That is {' and '.join(parts)}." if parts else ""
+
+
+def _difference(delta: Estimate, other: str, count: int) -> str:
+    interval = formatting.points_interval(delta, count)
+    if delta.contains(0.0):
+        return f"not clearly different from {other} ({formatting.points(delta.value, count)} points {interval})"
+    size = formatting.points(abs(delta.value), count).lstrip("+")
+    return f"{size} points {'above' if delta.value > 0 else 'below'} {other} {interval}"
+
+
+def _timed(report: Report, row: Row) -> str:
+    entry = row.first_latency
+    if entry is None:
+        return ""
+    images = "One image takes" if entry.batch_size == 1 else f"A batch of {entry.batch_size} takes"
+    sentence = f"{images} {formatting.three(entry.median_ms)} ms"
+    ratio = entry.speed_up
+    if row.baseline or ratio is None:
+        return f"{sentence}."
+    interval = formatting.times_interval(ratio)
+    if ratio.contains(1.0):
+        return f"{sentence}, not clearly different from {report.baseline} ({formatting.times(ratio.value)} {interval})."
+    return f"{sentence}: {formatting.times(ratio.value)} the speed of {report.baseline} {interval}."
+
+
+def setup(report: Report) -> str:
+    """What was built and what it was tried on: quantizer, levels, skip list, lambda, donors, images."""
+    shown = _described(report)
+    return (
+        f"Weights of {shown.name}: {formatting.grid(shown)}.{_skipped(shown)} Patch: {formatting.mixture(shown)}. "
+        f"Accuracy is top-1 on {report.dataset}, split {report.split}, {report.images:,} images."
+    )
+
+
+def method(report: Report, rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+    """How the numbers came about: pairs of a term and its sentences."""
+    entries = [
+        (
+            "Accuracy",
+            "Measured on the built engine, every candidate on the same images. Intervals are 95 % Wilson intervals; "
+            "differences are paired by image, with Bonett and Price's interval.",
+        ),
+        ("Latency", _latency_method(report, rows)),
+        ("Memory", _memory_method(report)),
+        ("Size", "MB are millions of bytes. Bits per weight are those of a quantized weight with its scales."),
+    ]
+    return tuple((term, text) for term, text in entries if text)
+
+
+def _described(report: Report) -> Candidate:
+    """Whose quantizer stands for the report: the selected candidate's, else the first quantized one's."""
+    if report.selected is not None:
+        return report[report.selected]
+    return next((entry for entry in report.candidates if entry.scheme is not None), report.candidates[0])
+
+
+def _skipped(candidate: Candidate) -> str:
+    if candidate.scheme is None:
+        return ""
+    return f" Left in float: {', '.join(candidate.skip)}." if candidate.skip else " No Linear layer was left out."
+
+
+def _latency_method(report: Report, rows: Sequence[Row]) -> str:
+    entries = next((row.latency for row in rows if row.baseline), ())
+    if not entries:
+        return "Not measured."
+    batches = ", ".join(str(entry.batch_size) for entry in entries)
+    threads = report.environment.threads
+    return (
+        f"Host latency, from images in host memory to logits in host memory; batch size {batches}; "
+        f"{entries[0].samples} samples of each candidate in blocks of random order, after {report.warmup} blocks of "
+        f"warm-up; {threads} thread{'' if threads == 1 else 's'}. Speed-up is the median of {report.baseline} over "
+        "the candidate's, with a 95 % bootstrap interval over blocks. Throughput is that of one caller who waits."
+    )
+
+
+def _memory_method(report: Report) -> str:
+    held = [entry.footprint.baseline_rss_bytes for entry in report.candidates if entry.footprint]
+    if not held:
+        return ""
+    low, high = formatting.megabytes(min(held)), formatting.megabytes(max(held))
+    before = low if low == high else f"{low} to {high}"
+    return (
+        "Load time and peak resident memory of a fresh process that opens the engine and runs it once; "
+        f"{before} MB of the peak are Python and the runtime, before loading."
+    )
+
+
+def facts(report: Report, row: Row) -> tuple[tuple[str, str], ...]:
+    """What a candidate is: pairs of a term and its value."""
+    candidate = row.candidate
+    entries = [
+        ("Role", ROLE_TEXT[candidate.role]),
+        ("Weights", formatting.grid(candidate)),
+        ("Left in float", ", ".join(candidate.skip) if candidate.scheme else ""),
+        ("Patch", formatting.mixture(candidate)),
+        ("Engine", f"{candidate.runtime}, lowering {candidate.lowering}"),
+        ("Bits per weight", f"{formatting.bits(candidate)} (stored / at run time)"),
+        ("Weight error", _mean_error(candidate)),
+        ("Same answer as", _agreements(report, candidate)),
+        ("Memory added by loading", _added_memory(candidate)),
+    ]
+    return tuple((term, text) for term, text in entries if text)
+
+
+def _mean_error(candidate: Candidate) -> str:
+    errors = [entry.error for entry in candidate.layer_errors]
+    return f"{sum(errors) / len(errors):.3f} relative, mean of {len(errors)} layers" if errors else ""
+
+
+def _agreements(report: Report, candidate: Candidate) -> str:
+    shares = (
+        f"{name} on {formatting.percent(pair.agreeing / pair.count, report.images)} % of the images"
+        for name, pair in sorted(candidate.paired.items())
+    )
+    return "; ".join(shares)
+
+
+def _added_memory(candidate: Candidate) -> str:
+    footprint = candidate.footprint
+    if footprint is None:
+        return ""
+    resident = formatting.megabytes(footprint.rss_bytes - footprint.baseline_rss_bytes)
+    if footprint.peak_rss_bytes is None:
+        return f"{resident} MB resident"
+    peak = formatting.megabytes(footprint.peak_rss_bytes - footprint.baseline_rss_bytes)
+    return f"{resident} MB resident, {peak} MB at the peak"
+
+
+def environment_facts(report: Report) -> tuple[tuple[str, str], ...]:
+    """The machine and the software: pairs of a term and its value."""
+    machine = report.environment
+    entries = [
+        ("CPU", machine.cpu),
+        ("CPU flags", ", ".join(machine.cpu_flags)),
+        ("Cores", f"{machine.logical_cores} logical, {machine.usable_cores} usable, {machine.threads} threads used"),
+        ("Load average", f"{machine.load_average:g} before measuring"),
+        ("Frequency governor", machine.governor or "not visible"),
+        ("Memory", f"{machine.memory_bytes / 2**30:.1f} GiB"),
+        ("System", machine.operating_system),
+        ("Python", machine.python),
+        *sorted(machine.packages.items()),
+    ]
+    return tuple((term, text) for term, text in entries if text)

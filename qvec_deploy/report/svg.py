@@ -1,0 +1,99 @@
+"""A matplotlib figure -> SVG that lives inside a page: its fonts, its colours in light and dark, no foreign ids."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+# Colours that stand for the page's CSS variables: matplotlib draws with them, `inline` puts the variables in.
+COLORS = {
+    "ink": "#010101",
+    "muted": "#010102",
+    "line": "#010103",
+    "surface": "#010104",
+    "float": "#010105",
+    "ptq": "#010106",
+    "patched": "#010107",
+    "variant": "#010108",
+}
+
+WIDTH = 400.0  # figure units; a phone shows them about 1:1, a desktop a third larger
+LABEL_LENGTH = 20
+
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: selectable, in the page's font
+    "svg.hashsalt": "qvec-deploy",  # ids depend on the drawing alone
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so layout is the same everywhere; wider than most
+    "font.size": 10,
+    "text.color": COLORS["ink"],
+    "text.parse_math": False,  # a name with two dollar signs is a name
+    "axes.edgecolor": COLORS["line"],
+    "axes.labelcolor": COLORS["muted"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "grid.color": COLORS["line"],
+    "grid.linewidth": 0.5,
+    "xtick.color": COLORS["line"],
+    "ytick.color": COLORS["line"],
+    "xtick.labelcolor": COLORS["muted"],
+    "ytick.labelcolor": COLORS["muted"],
+    "figure.dpi": 72,  # one figure unit is one SVG unit
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure for the page: inline SVG with its caption."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+@contextlib.contextmanager
+def page_style() -> Iterator[None]:
+    """Draw and save figures inside this."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def inline(figure: Any, name: str, description: str) -> str:
+    """The figure as an `<svg>` element for an HTML page.
+
+    Args:
+        figure: A `matplotlib.figure.Figure`, drawn and saved inside `page_style`.
+        name: Unique in the page; prefixes every id.
+        description: What a reader who does not see it is told.
+    """
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = (
+        re.sub(r' (?:xmlns(?::xlink)?|version|width|height)="[^"]*"', "", text[: text.index(">")])
+        + text[text.index(">") :]
+    )
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"'DejaVu Sans'(?:, [^;\"]*)?", "inherit", text)
+    for variable, color in COLORS.items():
+        text = text.replace(color, f"var(--{variable})")
+    label = escape(description, quote=True)
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+
+
+def shorten(name: str) -> str:
+    """A name that fits beside a plot; the tables have it in full."""
+    return name if len(name) <= LABEL_LENGTH else name[: LABEL_LENGTH - 1] + "…"

@@ -1,0 +1,120 @@
+"""The comparison table, defined once: which columns there are and what stands in a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qvec_deploy.report import formatting
+from qvec_deploy.report.formatting import NONE
+from qvec_deploy.report.summary import LatencyRow, Row
+from qvec_deploy.report.values import Report
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value, and beside it its interval or a remark."""
+
+    text: str
+    aside: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.aside}".rstrip()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the comparison.
+
+    Attributes:
+        key: Stable name, for styling and for picking columns.
+        title: Heading.
+        unit: Below or behind the heading.
+        cell: Text of a row.
+    """
+
+    key: str
+    title: str
+    unit: str
+    cell: Callable[[Row], Cell]
+
+
+def columns(report: Report) -> tuple[Column, ...]:
+    """The columns after the candidate's name."""
+    count, plain = report.images, report.first("ptq")
+    batch = next((f"batch {entry.batch_size}" for entry in report[report.baseline].latency), "")
+
+    def top1(row: Row) -> Cell:
+        estimate = row.top1
+        if estimate is None:
+            return Cell(NONE)
+        return Cell(formatting.percent(estimate.value, count), formatting.percent_interval(estimate, count))
+
+    def delta(row: Row) -> Cell:
+        estimate = row.deltas.get(plain.name) if plain else None
+        if estimate is None:
+            return Cell(NONE)
+        return Cell(formatting.points(estimate.value, count), formatting.points_interval(estimate, count))
+
+    return (
+        Column("bits", "Bits", "stored / run time", lambda row: Cell(formatting.bits(row.candidate))),
+        Column("size", "Size", "MB", lambda row: Cell(formatting.megabytes(row.candidate.stored_bytes))),
+        Column("top1", "Top-1", f"%, n = {count:,}", top1),
+        Column("delta", f"Δ to {plain.name if plain else 'plain PTQ'}", "points", delta),
+        Column("median", "Latency", f"median ms, {batch}".rstrip(", "), _latency(_median)),
+        Column("p90", "p90", "ms", _latency(_p90)),
+        Column("throughput", "Throughput", "images/s", _latency(lambda e: Cell(formatting.three(e.images_per_s)))),
+        Column("speed_up", "Speed-up", f"over {report.baseline}", _speed_up),
+        Column("load", "Load", "s", _load),
+        Column("peak", "Peak memory", "MB", _peak),
+    )
+
+
+def batch_columns() -> tuple[tuple[str, Callable[[Row, LatencyRow], Cell]], ...]:
+    """The columns of the table with a row per candidate and batch size."""
+    return (
+        ("Batch", lambda row, entry: Cell(str(entry.batch_size))),
+        ("Samples", lambda row, entry: Cell(str(entry.samples))),
+        ("Median ms", lambda row, entry: _median(entry)),
+        ("p90 ms", lambda row, entry: _p90(entry)),
+        ("Images/s", lambda row, entry: Cell(formatting.three(entry.images_per_s))),
+        ("Variation %", lambda row, entry: Cell(f"{100 * entry.variation:.1f}")),
+        ("Speed-up", speed_up_cell),
+    )
+
+
+def speed_up_cell(row: Row, entry: LatencyRow) -> Cell:
+    """Ratio of medians with its interval, or why there is none."""
+    if row.baseline:
+        return Cell("1", "(baseline)")
+    if entry.speed_up is None:
+        return Cell(NONE)
+    return Cell(formatting.times(entry.speed_up.value), formatting.times_interval(entry.speed_up))
+
+
+def _latency(cell: Callable[[LatencyRow], Cell]) -> Callable[[Row], Cell]:
+    return lambda row: cell(row.first_latency) if row.first_latency else Cell(NONE)
+
+
+def _median(entry: LatencyRow) -> Cell:
+    return Cell(formatting.three(entry.median_ms))
+
+
+def _p90(entry: LatencyRow) -> Cell:
+    return Cell(NONE if entry.p90_ms is None else formatting.three(entry.p90_ms))
+
+
+def _speed_up(row: Row) -> Cell:
+    return speed_up_cell(row, row.first_latency) if row.first_latency else Cell(NONE)
+
+
+def _load(row: Row) -> Cell:
+    footprint = row.candidate.footprint
+    return Cell(f"{footprint.load_s:.2f}" if footprint else NONE)
+
+
+def _peak(row: Row) -> Cell:
+    footprint = row.candidate.footprint
+    if footprint is None or footprint.peak_rss_bytes is None:
+        return Cell(NONE)
+    return Cell(formatting.megabytes(footprint.peak_rss_bytes))

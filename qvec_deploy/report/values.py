@@ -1,0 +1,177 @@
+"""What a report is made of: inputs only, every number that can be derived is derived (see `summary`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qvec_deploy.measure.accuracy import Paired
+from qvec_deploy.measure.environment import Environment
+from qvec_deploy.measure.latency import LatencySamples
+from qvec_deploy.measure.probe import Footprint
+from qvec_deploy.measure.warnings import Finding
+from qvec_deploy.tensors import Scheme
+
+SCHEMA_VERSION = 1
+
+Role = Literal["float", "ptq", "patched", "variant"]
+
+
+@dataclass(frozen=True)
+class Donor:
+    """A quantization vector in the patch, and its weight in the mix."""
+
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What was added to the receiver before it was quantized.
+
+    Attributes:
+        lam: Lambda, the factor of the whole patch.
+        donors: Whose vectors, and how they were mixed; empty for a control without donors.
+        control: What stands in for the vector, in words; None for the real thing.
+    """
+
+    lam: float
+    donors: tuple[Donor, ...]
+    control: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """||dequantized - w|| / ||w|| of one layer's weights."""
+
+    layer: str
+    error: float
+
+
+@dataclass(frozen=True)
+class Top1:
+    """Images whose largest logit is their label's, of all images."""
+
+    correct: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One built engine and what was measured on it.
+
+    Attributes:
+        name: Unique in the report.
+        role: `float`: the receiver itself. `ptq`: quantized without a patch. `patched`: what the recipe asks for.
+            `variant`: anything else, controls included.
+        scheme: How weights were quantized; None for float.
+        skip: Modules whose weights stayed float.
+        patch: None where nothing was added.
+        runtime: What ran it, such as `onnxruntime-cpu`.
+        lowering: What the packed weights became for the runtime.
+        stored_bytes: Of everything a device needs to run it.
+        stored_bits_per_weight: Of a quantized weight in the file, scales included.
+        runtime_bits_per_weight: Of the same weight in the memory of the runtime.
+        accuracy: None where it was not measured.
+        paired: By another candidate's name, this accuracy against that one's, image by image.
+        latency: One entry per batch size, ascending; empty where it was not measured.
+        footprint: Load time and memory in a process of its own; None where not measured.
+        layer_errors: In network order, of the weights that were quantized (the patched ones in a patched
+            candidate); empty for float. No mapping: canonical JSON would put block 10 before block 2.
+    """
+
+    name: str
+    role: Role
+    scheme: Scheme | None
+    patch: Patch | None
+    runtime: str
+    lowering: str
+    stored_bytes: int
+    stored_bits_per_weight: float
+    runtime_bits_per_weight: float
+    skip: tuple[str, ...] = ()
+    accuracy: Top1 | None = None
+    paired: dict[str, Paired] = field(default_factory=dict)
+    latency: tuple[LatencySamples, ...] = ()
+    footprint: Footprint | None = None
+    layer_errors: tuple[LayerError, ...] = ()
+
+    @property
+    def levels(self) -> int | None:
+        """Codes the quantizer can reach; None for float.
+
+        A grid that covers the largest magnitude never reaches its lowest code, -2^(bits-1): the scale puts that
+        magnitude on 2^(bits-1) - 1. A clipped or searched grid does.
+        """
+        if self.scheme is None:
+            return None
+        absmax = self.scheme.method == "rtn" and self.scheme.clip == 1.0
+        return (1 << self.scheme.bits) - absmax
+
+
+@dataclass(frozen=True)
+class Report:
+    """The measurements of a recipe and of its baselines.
+
+    Attributes:
+        title: Of the page.
+        recipe: The recipe's name.
+        dataset: That accuracy was measured on.
+        split: Of the dataset.
+        images: Number of images; every accuracy is over all of them.
+        candidates: In the order of the tables.
+        baseline: The candidate whose latency is 1 in every speed-up.
+        selected: The candidate that the bundle ships; None where none was chosen.
+        warmup: Blocks run before the latency samples.
+        environment: Where it was measured.
+        warnings: Doubts about the measurements.
+        created_by: Program and version.
+        schema_version: Of this structure.
+
+    Raises:
+        ValueError: Candidates that do not fit together.
+    """
+
+    title: str
+    recipe: str
+    dataset: str
+    split: str
+    images: int
+    candidates: tuple[Candidate, ...]
+    baseline: str
+    selected: str | None
+    warmup: int
+    environment: Environment
+    warnings: tuple[Finding, ...]
+    created_by: str
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        names = [candidate.name for candidate in self.candidates]
+        if len(set(names)) != len(names):
+            raise ValueError(f"candidates share a name: {names}")
+        for name in (self.baseline, self.selected):
+            if name is not None and name not in names:
+                raise ValueError(f"{name!r} is no candidate of {names}")
+        blocks = {entry.batch_size: len(entry.samples_ms) for entry in self[self.baseline].latency}
+        for candidate in self.candidates:
+            if candidate.accuracy is not None and candidate.accuracy.count != self.images:
+                raise ValueError(f"{candidate.name}: {candidate.accuracy.count} images in a report over {self.images}")
+            taken = {entry.batch_size: len(entry.samples_ms) for entry in candidate.latency}
+            if taken and taken != blocks:
+                raise ValueError(f"{candidate.name}: samples by batch size {taken}, the baseline's {blocks}")
+
+    def __getitem__(self, name: str) -> Candidate:
+        """The candidate called `name`.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        raise KeyError(name)
+
+    def first(self, role: Role) -> Candidate | None:
+        """The first candidate in a role: `float` is the receiver, `ptq` is plain PTQ."""
+        return next((candidate for candidate in self.candidates if candidate.role == role), None)

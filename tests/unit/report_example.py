@@ -1,0 +1,139 @@
+"""A realistic report: eight candidates of a 3-bit recipe, with made-up measurements that never change."""
+
+from __future__ import annotations
+
+from qvec_deploy.measure.accuracy import Paired
+from qvec_deploy.measure.environment import Environment
+from qvec_deploy.measure.latency import LatencySamples
+from qvec_deploy.measure.probe import Footprint
+from qvec_deploy.measure.warnings import Finding, accuracy_findings, latency_findings, machine_findings
+from qvec_deploy.report.values import Candidate, Donor, LayerError, Patch, Report, Role, Top1
+from qvec_deploy.tensors import Scheme
+
+IMAGES = 2700
+BLOCKS = 40
+LAYERS = [f"blocks.{i}.{part}" for i in range(12) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+
+ENVIRONMENT = Environment(
+    cpu="AMD EPYC 9575F",
+    cpu_flags=("avx2", "avx512_vnni"),
+    logical_cores=8,
+    usable_cores=4,
+    threads=4,
+    load_average=0.42,
+    memory_bytes=16 * 2**30,
+    governor="powersave",
+    operating_system="Linux 6.8.0 x86_64",
+    python="3.11.7",
+    packages={"qvec-deploy": "0.1.0", "torch": "2.11.0", "timm": "1.0.27", "onnx": "1.22.0", "numpy": "2.3.1"},
+)
+
+RTN, MSE = Scheme(3, "channel"), Scheme(3, "channel", method="mse")
+RECEIVER_CORRECT, PLAIN_CORRECT = 2612, 2011
+
+# name, role, scheme, patch, images right, median ms at batch 1
+CANDIDATES: list[tuple[str, Role, Scheme | None, Patch | None, int, float]] = [
+    ("float", "float", None, None, RECEIVER_CORRECT, 11.8),
+    ("ptq", "ptq", RTN, None, PLAIN_CORRECT, 9.1),
+    ("ptq_mse", "ptq", MSE, None, 2371, 9.1),
+    ("one_donor", "variant", RTN, Patch(1.0, (Donor("svhn", 1.0),)), 2290, 9.1),
+    ("mean", "patched", RTN, Patch(1.0, (Donor("svhn", 0.5), Donor("pets", 0.5))), 2463, 9.1),
+    ("random_1", "variant", RTN, Patch(1.0, (), "random direction, same norms, seed 1"), 1996, 9.1),
+    ("random_2", "variant", RTN, Patch(1.0, (), "random direction, same norms, seed 2"), 2018, 9.1),
+    ("random_3", "variant", RTN, Patch(1.0, (), "random direction, same norms, seed 3"), 1973, 9.1),
+]
+
+
+def example_report(*, batch_sizes: tuple[int, ...] = (1,), selected: str | None = "mean") -> Report:
+    """The same report for the same arguments, on any machine."""
+    candidates = tuple(_candidate(index, batch_sizes, *entry) for index, entry in enumerate(CANDIDATES))
+    return Report(
+        title="EuroSAT classifier at 3 bits",
+        recipe="edge_3bit",
+        dataset="eurosat",
+        split="test",
+        images=IMAGES,
+        candidates=candidates,
+        baseline="float",
+        selected=selected,
+        warmup=10,
+        environment=ENVIRONMENT,
+        warnings=_warnings(candidates, batch_sizes),
+        created_by="qvec-deploy 0.1.0",
+    )
+
+
+def _wobble(seed: int, size: int) -> list[float]:
+    """Numbers in [0, 1) that look irregular and are the same with every version of numpy."""
+    golden = 0.6180339887498949
+    return [(golden * (seed * 31 + index + 1)) % 1.0 for index in range(size)]
+
+
+def _samples_ms(seed: int, median_ms: float) -> tuple[float, ...]:
+    """Most samples within 3 % of the median, a few slow; blocks disturb all candidates alike."""
+    block, own = _wobble(0, BLOCKS), _wobble(seed, BLOCKS)
+    return tuple(round(median_ms * (0.98 + 0.03 * b**4 + 0.03 * o), 4) for b, o in zip(block, own, strict=True))
+
+
+def _candidate(
+    index: int,
+    batch_sizes: tuple[int, ...],
+    name: str,
+    role: Role,
+    scheme: Scheme | None,
+    patch: Patch | None,
+    correct: int,
+    median_ms: float,
+) -> Candidate:
+    quantized = scheme is not None
+    base = 0.19 if scheme is MSE else 0.22
+    errors = tuple(
+        LayerError(layer, round(base + 0.05 * w, 4))
+        for layer, w in zip(LAYERS, _wobble(index, len(LAYERS)), strict=True)
+    )
+    return Candidate(
+        name=name,
+        role=role,
+        scheme=scheme,
+        skip=("head", "patch_embed") if quantized else (),
+        patch=patch,
+        runtime="onnxruntime-cpu",
+        lowering="int4" if quantized else "float",
+        stored_bytes=8_571_904 if quantized else 86_743_296,
+        stored_bits_per_weight=3.0417 if quantized else 32.0,
+        runtime_bits_per_weight=4.0417 if quantized else 32.0,
+        accuracy=Top1(correct, IMAGES),
+        paired={
+            other: _paired(correct, against)
+            for other, against in (("float", RECEIVER_CORRECT), ("ptq", PLAIN_CORRECT))
+            if other != name
+        },
+        latency=tuple(
+            LatencySamples(batch, _samples_ms(7 * index + batch, median_ms * batch**0.9)) for batch in batch_sizes
+        ),
+        footprint=Footprint(
+            load_s=0.08 if quantized else 0.21,
+            baseline_rss_bytes=88_000_000,
+            rss_bytes=112_000_000 if quantized else 190_000_000,
+            peak_rss_bytes=131_000_000 if quantized else 278_000_000,
+        ),
+        layer_errors=errors if quantized else (),
+    )
+
+
+def _paired(correct: int, against: int) -> Paired:
+    """Two accuracies on the same images that disagree a little more than they must."""
+    extra = 40
+    gained, lost = max(correct - against, 0) + extra, max(against - correct, 0) + extra
+    return Paired(gained, lost, agreeing=IMAGES - gained - lost - 25, count=IMAGES)
+
+
+def _warnings(candidates: tuple[Candidate, ...], batch_sizes: tuple[int, ...]) -> tuple[Finding, ...]:
+    findings = machine_findings(ENVIRONMENT)
+    for index, _ in enumerate(batch_sizes):
+        findings += latency_findings({entry.name: entry.latency[index] for entry in candidates}, "float")
+    for entry in candidates:
+        if "ptq" in entry.paired:
+            pair = entry.paired["ptq"]
+            findings += accuracy_findings(entry.name, "ptq", pair.gained, pair.lost, pair.count)
+    return tuple(findings)

@@ -1,0 +1,123 @@
+"""The clock, with sessions that "take" the time they are told: nothing here waits."""
+
+import gc
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from qvec_deploy.errors import RecipeError
+from qvec_deploy.measure.latency import LatencySamples, measure_latency
+
+IMAGES = np.zeros((4, 3, 2, 2), np.float32)
+
+
+class FakeClock:
+    """Nanoseconds that pass only when a session says so."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+class FakeSession:
+    """Takes the scripted milliseconds, the last of them from then on, and logs its name."""
+
+    def __init__(self, name: str, durations_ms: Sequence[float], clock: FakeClock, log: list[str]) -> None:
+        self.name, self.clock, self.log = name, clock, log
+        self.durations_ms = list(durations_ms)
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        self.log.append(self.name)
+        taken = self.durations_ms.pop(0) if len(self.durations_ms) > 1 else self.durations_ms[0]
+        self.clock.now_ns += int(taken * 1e6)
+        return np.zeros((len(images), 5), np.float32)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def sessions(clock: FakeClock, log: list[str], **durations_ms: Sequence[float]) -> dict[str, FakeSession]:
+    return {name: FakeSession(name, taken, clock, log) for name, taken in durations_ms.items()}
+
+
+def test_every_sample_is_kept_in_block_order_and_warmup_is_not(clock):
+    scripted = sessions(clock, [], a=[99, 99, 1, 2, 3], b=[99, 99, 10.5, 20, 30])
+    measured = measure_latency(scripted, IMAGES, blocks=3, warmup=2, seed=0, clock=clock)
+    assert measured == {"a": LatencySamples(4, (1.0, 2.0, 3.0)), "b": LatencySamples(4, (10.5, 20.0, 30.0))}
+    assert list(measured) == ["a", "b"]
+
+
+def test_a_block_is_every_session_once_in_changing_order(clock):
+    log: list[str] = []
+    measure_latency(sessions(clock, log, a=[1], b=[1], c=[1]), IMAGES, blocks=60, warmup=4, seed=0, clock=clock)
+    blocks = [tuple(log[i : i + 3]) for i in range(0, len(log), 3)]
+    assert len(blocks) == 64
+    assert all(sorted(block) == ["a", "b", "c"] for block in blocks)
+    assert len(set(blocks[4:])) == 6, "every order of three turns up"
+
+
+def test_the_order_depends_on_the_seed_alone(clock):
+    logs: list[list[str]] = []
+    for seed in (1, 1, 2):
+        log: list[str] = []
+        scripted = sessions(clock, log, a=[1], b=[1], c=[1])
+        measure_latency(scripted, IMAGES, blocks=10, warmup=0, seed=seed, clock=clock)
+        logs.append(log)
+    assert logs[0] == logs[1] != logs[2]
+
+
+def test_progress_is_told_after_every_block_and_never_timed(clock):
+    seen: list[tuple[int, int]] = []
+
+    def slow_progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        clock.now_ns += 10**12
+
+    measured = measure_latency(
+        sessions(clock, [], a=[2]), IMAGES, blocks=3, warmup=1, seed=0, clock=clock, progress=slow_progress
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert measured["a"].samples_ms == (2.0, 2.0, 2.0)
+
+
+def test_the_garbage_collector_is_off_while_timing_and_back_on_after_an_error(clock):
+    states: list[bool] = []
+
+    class Failing(FakeSession):
+        def run(self, images: np.ndarray) -> np.ndarray:
+            states.append(gc.isenabled())
+            raise RuntimeError("broken")
+
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="broken"):
+        measure_latency({"a": Failing("a", [1], clock, [])}, IMAGES, blocks=1, warmup=0, seed=0, clock=clock)
+    assert states == [False]
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize(("blocks", "warmup"), [(0, 0), (-1, 0), (1, -1)])
+def test_counts_that_measure_nothing_are_refused(clock, blocks, warmup):
+    with pytest.raises(RecipeError, match=r"blocks after"):
+        measure_latency(sessions(clock, [], a=[1]), IMAGES, blocks=blocks, warmup=warmup, seed=0, clock=clock)
+
+
+def test_nothing_to_measure_is_refused(clock):
+    with pytest.raises(RecipeError, match="nothing to measure"):
+        measure_latency({}, IMAGES, blocks=1, warmup=0, seed=0)
+    with pytest.raises(RecipeError, match="nothing to measure"):
+        measure_latency(sessions(clock, [], a=[1]), IMAGES[:0], blocks=1, warmup=0, seed=0, clock=clock)
+
+
+def test_the_real_clock_measures_host_time():
+    class Quick:
+        def run(self, images: np.ndarray) -> np.ndarray:
+            return images[:, 0, 0, :1]
+
+    samples = measure_latency({"quick": Quick()}, IMAGES, blocks=5, warmup=1, seed=0)["quick"].samples_ms
+    assert len(samples) == 5
+    assert all(0 <= sample < 1000 for sample in samples)

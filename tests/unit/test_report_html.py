@@ -1,0 +1,141 @@
+"""The page: complete, self-contained, and safe with hostile names."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from report_example import example_report
+
+from qvec_deploy.report.html import tiles, to_html, unbroken
+from qvec_deploy.report.summary import rows
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Checks nesting, collects ids, references and the texts of headings."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src"):
+                self.references.append(value)
+            self.references += re.findall(r"url\(([^)]*)\)", value or "")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def report():
+    return example_report(batch_sizes=(1, 8))
+
+
+@pytest.fixture(scope="module")
+def text(report):
+    return to_html(report)
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_nothing_is_loaded_from_anywhere(text, page):
+    assert "http://" not in text and "https://" not in text
+    assert not page.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    assert not {name for name in page.attributes if name.startswith("on")}
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+
+
+def test_every_reference_is_to_an_element_of_the_page(page):
+    assert len(page.ids) == len(set(page.ids))
+    assert page.references
+    for reference in page.references:
+        assert reference.startswith("#") and reference[1:] in page.ids
+
+
+def test_it_has_every_section(page):
+    sections = {"comparison", "warnings", "figures", "batches", "method", "candidates", "environment"}
+    assert sections <= set(page.ids)
+
+
+def test_it_has_every_figure_as_text(text):
+    assert text.count('<svg role="img"') == 3
+    for words in ("median host latency, ms", "stored size, MB", "attn.qkv"):
+        assert f">{words}</text>" in text
+
+
+def test_figures_follow_the_theme(text):
+    svg = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    assert not re.search(r"#[0-9a-f]{6}\b", svg), "every colour is a variable of the page"
+    for variable in set(re.findall(r"var\((--[a-z]+)\)", text)):
+        light, dark = text.split("@media (prefers-color-scheme: dark)", 1)
+        assert f"{variable}:" in light and f"{variable}:" in dark
+
+
+def test_the_same_report_is_the_same_page(report, text):
+    assert to_html(report) == text
+
+
+def test_hostile_text_is_escaped():
+    report = example_report()
+    name = "<script>alert(1)</script>\"'&"
+    candidates = tuple(replace(c, name=name) if c.name == "one_donor" else c for c in report.candidates)
+    hostile = replace(report, candidates=candidates, title="</title><script>", dataset="<img src=x onerror=y>")
+    text = to_html(hostile)
+    parsed = Page(text)
+    assert "script" not in parsed.tags and "img" not in parsed.tags
+    assert "onerror" not in parsed.attributes
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_sections_without_data_are_left_out(report):
+    bare = replace(report["float"], accuracy=None, paired={}, latency=(), footprint=None, layer_errors=())
+    text = to_html(replace(report, candidates=(bare,), selected=None, warnings=()))
+    assert not {"warnings", "figures", "batches"} & set(Page(text).ids)
+    assert "No candidate was selected." in text
+
+
+def test_the_tiles_are_the_selected_candidates_numbers(report):
+    shown = {tile.term: tile for tile in tiles(report, rows(report))}
+    assert list(shown) == ["Top-1 accuracy", "Stored size", "Latency", "Peak memory"]
+    assert (shown["Top-1 accuracy"].value, shown["Top-1 accuracy"].unit) == ("91.2", "%")
+    assert shown["Top-1 accuracy"].notes[1] == "+16.7 points to ptq [+15.2, +18.3]"
+    assert shown["Stored size"].notes == ("3.04 bits per quantized weight", "10 % of float, 86.7 MB")
+    assert shown["Latency"].notes[1].endswith("over float")
+    assert shown["Peak memory"].notes[0] == "of which loading and running add 43.0 MB"
+
+
+def test_a_tile_says_when_a_speed_up_is_unclear(report):
+    same = replace(report["mean"], latency=report["float"].latency)
+    changed = replace(report, candidates=(report["float"], same), warnings=())
+    latency = tiles(changed, rows(changed))[2]
+    assert latency.notes[1] == "1.00× [1.00, 1.00] over float: no clear difference"
+
+
+def test_numbers_keep_their_units_and_intervals_their_ends_on_one_line():
+    assert unbroken("9.34 ms in 8.57 MB [1.2, 3.4] to go") == "9.34\u00a0ms in 8.57\u00a0MB [1.2,\u00a03.4] to go"

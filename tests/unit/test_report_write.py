@@ -1,0 +1,51 @@
+"""The files on disk and the table on the console."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from report_example import example_report
+from rich.console import Console
+
+from qvec_deploy.errors import StorageError
+from qvec_deploy.report.console import summary_table
+from qvec_deploy.report.document import from_json
+from qvec_deploy.report.write import write_report
+
+
+def printed(report, width: int = 120) -> str:
+    stream = io.StringIO()
+    Console(width=width, file=stream).print(summary_table(report))
+    return stream.getvalue()
+
+
+def test_three_files_and_nothing_else(tmp_path):
+    report = example_report()
+    paths = write_report(report, tmp_path / "bundle")
+    assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
+    assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == sorted(path.name for path in paths)
+    assert from_json(paths[0].read_bytes()) == report
+    assert paths[1].read_text(encoding="utf-8").startswith("# EuroSAT classifier at 3 bits\n")
+    assert paths[2].read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        write_report(example_report(), tmp_path / "file" / "bundle")
+
+
+def test_the_console_table_is_compact():
+    lines = printed(example_report()).splitlines()
+    assert lines[0].strip() == "EuroSAT classifier at 3 bits"
+    mean = next(line for line in lines if line.startswith("mean")).split()
+    assert mean == ["mean", "3.04", "8.57", "91.2", "[90.1,", "92.2]", "9.11", "1.29×", "[1.29,", "1.30]", "131"]
+    assert max(len(line.rstrip()) for line in lines) <= 100
+
+
+def test_the_console_table_shows_brackets_of_names_as_they_are():
+    report = example_report()
+    name = "[red]x[/red]"
+    renamed = replace(report["float"], name=name)
+    report = replace(report, candidates=(renamed,), baseline=name, selected=None, title="[bold]t", warnings=())
+    assert name in printed(report) and "[bold]t" in printed(report)
