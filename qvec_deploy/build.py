@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +106,7 @@ class Workshop:
         if key not in self._skeletons:
             from qvec_deploy.lower.export import export_skeleton
 
-            with self.progress.stage("export"):
+            with self.progress.stage("export"), _collected():
                 self._skeletons[key] = export_skeleton(
                     model.model, plan.architecture.classes, model.model_args, skip, plan.architecture.input_shape
                 )
@@ -188,6 +190,17 @@ def _quantized(
         quantized = quantize(weight, scheme)
         errors[name.removesuffix(".weight")] = relative_error(weight, quantized)
         yield name, pack(quantized)
+
+
+@contextlib.contextmanager
+def _collected() -> Iterator[None]:
+    """Collect the garbage that the block makes, without walking the millions of objects that were there before."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
 
 
 def _counted(

@@ -149,16 +149,15 @@ def measure(folder: Path, threads: int, blocks: int) -> dict[str, dict[str, floa
 
 def int8_cost(folder: Path) -> dict[str, float]:
     """Top-1 of the demo's exact 3-bit engine and of `int8` on the same weights and 5,000 generated images."""
-    from qvec_deploy.bundle.compare import bench_bundles
     from qvec_deploy.build import run
+    from qvec_deploy.bundle.compare import bench_bundles
     from qvec_deploy.recipe import load_recipe
 
     run(load_recipe(ROOT / "recipes" / "demo_3bit.yaml", SYMBOLS), folder / "symbols", force=True)
     report = bench_bundles([folder / "symbols"], lowerings=("packed", "int8"), blocks=2)
-    exact, int8 = (candidate.accuracy for candidate in report.candidates)
-    assert exact is not None and int8 is not None
-    points = 100 / exact.count
-    return {"images": exact.count, "exact_top1": exact.correct * points, "int8_top1": int8.correct * points}
+    exact, int8 = (candidate.accuracy.correct for candidate in report.candidates if candidate.accuracy is not None)
+    points = 100 / report.images
+    return {"images": report.images, "exact_top1": exact * points, "int8_top1": int8 * points}
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def pico_states() -> dict[str, dict[str, np.ndarray]]:
     model = create(PICO_MODEL, PICO_CLASSES, PICO_ARGS)
     receiver = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
     generator = np.random.default_rng(1)
-    for name, value in receiver.items():  # timm's tiny initial weights would hide mistakes
+    for value in receiver.values():  # timm's tiny initial weights would hide mistakes
         if value.ndim >= 2:
             value[...] = generator.normal(0, 0.2, value.shape)
 
@@ -76,7 +76,7 @@ def pico_states() -> dict[str, dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="session")
 def pico_folder(tmp_path_factory: pytest.TempPathFactory, pico_states: dict[str, dict[str, np.ndarray]]) -> Path:
-    """A folder with receiver.safetensors, fp.safetensors, qat.safetensors and vector.safetensors; do not write to it."""
+    """A folder with receiver, fp, qat and vector.safetensors; do not write to it."""
     from safetensors.numpy import save_file
 
     from qvec_deploy.tensors import Scheme

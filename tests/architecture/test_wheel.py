@@ -17,7 +17,8 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     shutil.copytree(ROOT / "qvec_deploy", source / "qvec_deploy", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", ".", "./source"]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "-w", "."]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "./source"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("qvec_deploy-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())

@@ -1,0 +1,70 @@
+"""Every command in the README is run: what a newcomer types works."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECURSIVE = "./scripts/test"  # it runs this very test
+
+
+def _commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False
+    )
+
+
+def test_the_readme_names_the_two_commands() -> None:
+    assert _commands()[:2] == ["./scripts/demo", RECURSIVE]
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    done = _run([str(ROOT / "scripts" / "demo")], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "demo_3bit" in done.stdout and "random_3" in done.stdout and "report.html" in done.stdout
+    assert "Next, with your own" in done.stdout
+    assert (ROOT / "out" / "demo_3bit" / "manifest.json").is_file()
+
+
+def test_the_test_command_is_the_check() -> None:
+    text = (ROOT / "scripts" / "test").read_text(encoding="utf-8")
+    assert "scripts/setup" in text and "scripts/check" in text
+    assert "scripts/test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for name in ("setup", "demo", "test", "check"):
+        assert os.access(ROOT / "scripts" / name, os.X_OK)
+        assert _run(["bash", "-n", str(ROOT / "scripts" / name)], ROOT).returncode == 0
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, pico_recipe: Callable[..., Path]) -> Path:
+    """A newcomer's folder: the recipes, and after the first command a recipe of their own, filled in."""
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("demo"))
+    return tmp_path
+
+
+def test_every_other_command(own_folder: Path, pico_recipe: Callable[..., Path]) -> None:
+    commands = [command for command in _commands() if command not in ("./scripts/demo", RECURSIVE)]
+    assert commands[0] == "cp recipes/edge_3bit.yaml my_model.yaml"
+    assert _run(shlex.split(commands[0]), own_folder).returncode == 0
+    shutil.copy(pico_recipe(name="NAME"), own_folder / "my_model.yaml")  # the newcomer names their own model
+    for command in commands[1:]:
+        words = shlex.split(command.replace("FILE_OR_BUNDLE", "out/NAME"))
+        assert words[0] == "qvec-deploy", command
+        done = _run([sys.executable, "-m", "qvec_deploy", *words[1:]], own_folder)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
