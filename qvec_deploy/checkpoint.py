@@ -136,7 +136,7 @@ def fetch(source: str, *, offline: bool) -> Path:
         raise FetchError(f"{source} is not in the local cache", hint=hint) from error
     except FetchError:
         raise
-    except Exception as error:  # noqa: BLE001 - the Hub client's transport, and its errors, differ by version
+    except Exception as error:  # the Hub client's transport, and its errors, differ by version
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FetchError(f"{source}: {reason}", hint="check the name, the revision and your access rights") from error
 

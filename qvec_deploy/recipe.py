@@ -146,7 +146,7 @@ class Evaluate(_Block):
     )
     root: str | None = Field(default=None, description="Folder of the data; needed for `folder`.")
     split: Literal["train", "val", "test"] = Field(default="test", description="Which part of the dataset.")
-    limit: int | None = Field(default=None, ge=1, description="Use the first so many images.")
+    limit: int | None = Field(default=None, ge=1, description="Use at most so many images, evenly spaced over a folder.")
     batch_size: int = Field(default=32, ge=1, description="Images per call while accuracy is measured.")
 
 

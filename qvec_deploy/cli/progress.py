@@ -12,6 +12,7 @@ from rich.progress import Progress as Bars
 
 from qvec_deploy.bundle.progress import Advance, Progress
 
+WORTH_A_LINE_S = 0.2  # nine small candidates would fill the screen with zeros
 _TITLES = {
     "plan": "plan",
     "quantize": "patch, quantize, pack",
@@ -34,7 +35,7 @@ class TerminalProgress(Progress):
 
     @contextlib.contextmanager
     def show(self, name: str, detail: str) -> Iterator[Advance]:
-        """A bar while the stage runs, a line when it is done."""
+        """A bar while the stage runs, a line when it is done and took a while."""
         title = f"{_TITLES.get(name, name)}  {detail}".rstrip()
         start = time.monotonic()
         columns = (
@@ -47,4 +48,6 @@ class TerminalProgress(Progress):
         with Bars(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bars:
             task = bars.add_task(title, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
-        self._console.print(f"[dim]{time.monotonic() - start:7.1f} s[/]  {title}", highlight=False)
+        seconds = time.monotonic() - start
+        if seconds >= WORTH_A_LINE_S:
+            self._console.print(f"[dim]{seconds:7.1f} s[/]  {title}", highlight=False)
