@@ -1,0 +1,164 @@
+"""A recipe is what it says, and everything else is refused with its field, line and nearest name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qvec_deploy.errors import RecipeError, StorageError
+from qvec_deploy.recipe import load_recipe
+
+MINIMAL = """version: 1
+name: mine
+receiver:
+  checkpoint: weights/receiver.safetensors
+  model: vit_base_patch16_224
+lambda: 0
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def place(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return place
+
+
+def _refusal(path: Path, *overrides: str) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return caught.value
+
+
+def test_defaults_are_filled_in(write: Callable[[str], Path]) -> None:
+    recipe = load_recipe(write(MINIMAL))
+    assert (recipe.lam, recipe.quantize.bits, recipe.quantize.granularity) == (0.0, 3, "channel")
+    assert (recipe.target.runtime, recipe.target.lowering, recipe.quantize.skip) == ("onnxruntime", "int4", ("head",))
+    assert recipe.evaluate is None
+
+
+def test_a_resolved_recipe_loads_as_itself(write: Callable[[str], Path], pico_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(pico_recipe(variants=[{"name": "two", "set": {"quantize.bits": 2}}]))
+    again = load_recipe(write(yaml.safe_dump(recipe.as_dict())))
+    assert again.as_dict() == recipe.as_dict()
+
+
+def test_paths_are_relative_to_the_recipe(write: Callable[[str], Path]) -> None:
+    path = write(MINIMAL)
+    recipe = load_recipe(path)
+    assert recipe.locate("weights/a.pt") == str(path.parent / "weights/a.pt")
+    assert recipe.locate("/weights/a.pt") == "/weights/a.pt"
+    assert recipe.locate("hf://org/repo/a.pt") == "hf://org/repo/a.pt"
+    assert recipe.with_overrides({"quantize.bits": 2}, name="v").locate("a") == str(path.parent / "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "line", "near"),
+    [
+        (MINIMAL + "quantise: {bits: 3}\n", "quantise", 7, "quantize"),
+        (MINIMAL + "quantize:\n  bit: 3\n", "quantize.bit", 8, "bits"),
+        (MINIMAL.replace("lambda", "lamda"), "lamda", 6, "lambda"),
+        (MINIMAL + "target: {lowerin: int4}\n", "target.lowerin", 7, "lowering"),
+        (MINIMAL + "variants:\n  - nam: a\n    set: {}\n", "variants.0.nam", 8, "name"),
+    ],
+)
+def test_unknown_fields_name_line_and_nearest(
+    write: Callable[[str], Path], text: str, field: str, line: int, near: str
+) -> None:
+    error = _refusal(write(text))
+    assert f"recipe.yaml:{line}: {field}: no such field" in error.message
+    assert f"did you mean `{near}`?" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (MINIMAL + "quantize: {bits: '3'}\n", "quantize.bits: Input should be a valid integer"),
+        (MINIMAL + "quantize: {bits: 9}\n", "9 bits cannot be packed"),
+        (MINIMAL + "quantize: {granularity: row}\n", "quantize.granularity"),
+        (MINIMAL + "quantize: {granularity: group}\n", "group_size 0"),
+        (MINIMAL + "quantize: {method: mse, clip: 0.5}\n", "searches the clip ratio itself"),
+        (MINIMAL + "quantize: {bits: 32}\n", "lowering `float` goes with bits 16 or 32"),
+        (MINIMAL + "target: {lowering: float}\n", "lowering `float` goes with bits 16 or 32"),
+        (MINIMAL + "target: {threads: 0}\n", "target.threads"),
+        (MINIMAL + "target: {batch_sizes: []}\n", "target.batch_sizes"),
+        (MINIMAL + "measure: {blocks: 1}\n", "measure.blocks"),
+        (MINIMAL + "evaluate: {split: test}\n", "evaluate.dataset: this field is needed"),
+        (MINIMAL.replace("lambda: 0", "lambda: 1"), "needs a `vector`"),
+        (MINIMAL.replace("lambda: 0", "lambda: .nan"), "lambda"),
+        (MINIMAL.replace("version: 1", "version: 2"), "version"),
+        (MINIMAL.replace("name: mine", "name: a/b"), "name"),
+        (MINIMAL + "vector: {}\n", "either `files` or `donors`"),
+        (MINIMAL + "vector: {files: [a], donors: [{fp: a, qat: b}]}\n", "either `files` or `donors`"),
+        (MINIMAL + "vector: {files: [a, b], weights: [1.0]}\n", "1 weights for 2 vectors"),
+        (MINIMAL + "vector: {donors: [{fp: a, qat: b}]}\n", "`scheme` states the grid"),
+        (MINIMAL + "vector: {files: [a], control: {kind: shuffled, seed: 1}}\n", "vector.control.kind"),
+        (MINIMAL + "variants: [{name: float, set: {}}]\n", "names of variants must differ"),
+        (MINIMAL + "variants: [{name: a, set: {}}, {name: a, set: {}}]\n", "names of variants must differ"),
+        (MINIMAL + "name: again\n", "`name` appears twice"),
+        (MINIMAL + "measure: &m {blocks: 3}\ntarget: *m\n", "aliases"),
+        (MINIMAL + "evaluate: {dataset: 2020-01-01}\n", "not plain YAML"),
+        ("a: [\n", "not valid YAML"),
+        ("", "is not a recipe"),
+        ("- a\n", "is not a recipe"),
+    ],
+)
+def test_refusals(write: Callable[[str], Path], text: str, says: str) -> None:
+    error = _refusal(write(text))
+    assert says in error.message
+    assert "recipe.yaml" in error.message and error.hint
+
+
+def test_a_variants_fields_are_checked_when_the_recipe_is_read(write: Callable[[str], Path]) -> None:
+    error = _refusal(write(MINIMAL + "variants: [{name: two, set: {quantize.bit: 2}}]\n"))
+    assert "variant two: quantize.bit: no such field" in error.message
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="does not exist"):
+        load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(StorageError, match="not a file"):
+        load_recipe(tmp_path)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert "UTF-8" in _refusal(binary).message
+    large = tmp_path / "large.yaml"
+    large.write_bytes(b"#" * (1 << 20) + b"#")
+    assert "another file" in _refusal(large).hint
+
+
+def test_overrides(write: Callable[[str], Path]) -> None:
+    path = write(MINIMAL)
+    recipe = load_recipe(path, ["quantize.bits=2", "target.batch_sizes=[1, 8]", "name=other"])
+    assert (recipe.quantize.bits, recipe.target.batch_sizes, recipe.name) == (2, (1, 8), "other")
+    assert "has no value" in _refusal(path, "quantize.bits").message
+    assert "not YAML" in _refusal(path, "quantize.bits=[").message
+    assert "did you mean `lowering`?" in _refusal(path, "target.lowreing=int8").hint
+
+
+def test_candidates_are_baselines_variants_and_the_recipe(pico_recipe: Callable[..., Path]) -> None:
+    variants = [{"name": "one", "set": {"quantize.method": "mse", "lambda": 0, "vector": None}}]
+    candidates = load_recipe(pico_recipe(variants=variants)).candidates()
+    assert [c.name for c in candidates] == ["float", "ptq", "one", "pico"]
+    assert [c.lam for c in candidates] == [0.0, 0.0, 0.0, 1.0]
+    assert [c.quantize.bits for c in candidates] == [32, 3, 3, 3]
+    assert candidates[0].target.lowering == "float" and candidates[3].variants == ()
+
+
+def test_plain_ptq_and_float_have_fewer_baselines(write: Callable[[str], Path]) -> None:
+    assert [c.name for c in load_recipe(write(MINIMAL)).candidates()] == ["float", "mine"]
+    text = MINIMAL + "quantize: {bits: 32}\ntarget: {lowering: float}\n"
+    assert [c.name for c in load_recipe(write(text)).candidates()] == ["mine"]
+
+
+def test_a_baselines_name_is_taken(pico_recipe: Callable[..., Path]) -> None:
+    recipe: Any = load_recipe(pico_recipe(name="ptq"))
+    with pytest.raises(RecipeError, match="name of a baseline"):
+        recipe.candidates()
