@@ -80,6 +80,9 @@ class Vector(_Block):
     def _consistent(self) -> Self:
         if bool(self.files) == bool(self.donors):
             raise ValueError("name either `files` or `donors`")
+        named = self.files or tuple((donor.fp, donor.qat) for donor in self.donors)
+        if len(set(named)) != len(named):
+            raise ValueError("a vector is named twice; name it once and give it a weight")
         if self.weights and len(self.weights) != len(self.files or self.donors):
             raise ValueError(f"{len(self.weights)} weights for {len(self.files or self.donors)} vectors")
         if bool(self.donors) != (self.scheme is not None):
@@ -146,7 +149,9 @@ class Evaluate(_Block):
     )
     root: str | None = Field(default=None, description="Folder of the data; needed for `folder`.")
     split: Literal["train", "val", "test"] = Field(default="test", description="Which part of the dataset.")
-    limit: int | None = Field(default=None, ge=1, description="Use at most so many images, evenly spaced over a folder.")
+    limit: int | None = Field(
+        default=None, ge=1, description="Use at most so many images, evenly spaced over a folder."
+    )
     batch_size: int = Field(default=32, ge=1, description="Images per call while accuracy is measured.")
 
 

@@ -98,6 +98,7 @@ def test_unknown_fields_name_line_and_nearest(
         (MINIMAL + "vector: {}\n", "either `files` or `donors`"),
         (MINIMAL + "vector: {files: [a], donors: [{fp: a, qat: b}]}\n", "either `files` or `donors`"),
         (MINIMAL + "vector: {files: [a, b], weights: [1.0]}\n", "1 weights for 2 vectors"),
+        (MINIMAL + "vector: {files: [a, a]}\n", "named twice"),
         (MINIMAL + "vector: {donors: [{fp: a, qat: b}]}\n", "`scheme` states the grid"),
         (MINIMAL + "vector: {files: [a], control: {kind: shuffled, seed: 1}}\n", "vector.control.kind"),
         (MINIMAL + "variants: [{name: float, set: {}}]\n", "names of variants must differ"),

@@ -1,0 +1,79 @@
+"""What the documents say about recipes is true, and complete."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from qvec_deploy.recipe import Recipe, load_recipe, recipe_schema
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+
+
+def _blocks(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _blocks(inner)
+
+
+def _fields(block: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, info in block.model_fields.items():
+        dotted = prefix + (info.alias or name)
+        inner = list(_blocks(info.annotation))
+        if inner:
+            yield from _fields(inner[0], f"{dotted}.")
+        else:
+            yield dotted
+
+
+def test_every_field_is_documented_and_no_other() -> None:
+    text = (RECIPES / "README.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.MULTILINE))
+    documented = {name for name in documented if not name.endswith(".yaml")}
+    fields = set(_fields(Recipe))
+    assert fields <= documented, fields - documented
+    groups = {field.rsplit(".", depth)[0] for field in fields for depth in range(1, field.count(".") + 1)}
+    assert documented <= fields | groups, documented - fields - groups
+
+
+def test_every_field_has_a_description() -> None:
+    def check(node: Any) -> None:
+        for name, entry in node.get("properties", {}).items():
+            assert "description" in entry or "$ref" in entry, name
+        for inner in node.get("$defs", {}).values():
+            check(inner)
+
+    check(recipe_schema())
+
+
+@pytest.mark.parametrize("path", [RECIPES / "recipe.schema.json", ROOT / "qvec_deploy" / "recipe.schema.json"])
+def test_published_schemas_are_current(path: Path) -> None:
+    assert json.loads(path.read_text(encoding="utf-8")) == recipe_schema(), "qvec-deploy schema > the file"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.splitlines()[0] == "# yaml-language-server: $schema=recipe.schema.json"
+    jsonschema.validate(yaml.safe_load(text), recipe_schema())
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert f"`{path.name}`" in (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert recipe.candidates()[-1].name == path.stem
+
+
+def test_the_schema_refuses_what_the_loader_refuses() -> None:
+    values = yaml.safe_load((RECIPES / "demo_3bit.yaml").read_text(encoding="utf-8"))
+    for change in ({"quantise": {}}, {"lambda": "one"}, {"version": 2}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(values | change, recipe_schema())

@@ -1,0 +1,122 @@
+"""The algebra of quantization vectors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from qvec_deploy.build import Workshop
+from qvec_deploy.packed import pack
+from qvec_deploy.quantize.reference import quantize
+from qvec_deploy.recipe import load_recipe
+from qvec_deploy.tensors import Scheme
+from qvec_deploy.vectors.patch import add_scaled, mix, patch
+
+SHAPE = (4, 32)
+EPS = float(np.finfo(np.float32).eps)
+tensors = arrays.arrays(np.float32, SHAPE, elements=st.floats(-4, 4, width=32))
+lambdas = st.floats(-2, 2, width=32)
+law = settings(derandomize=True, deadline=None, max_examples=60)
+
+Patched = dict[str, np.ndarray]
+
+
+def _patched(path: Path) -> Patched:
+    recipe, workshop = load_recipe(path), Workshop()
+    return dict(patch(workshop.receiver(recipe), workshop.sources(recipe), workshop.plan(recipe)))
+
+
+@law
+@given(tensors, tensors)
+def test_lambda_zero_is_the_receiver(weight: np.ndarray, rho: np.ndarray) -> None:
+    np.testing.assert_array_equal(add_scaled(weight, rho, 0.0), weight)
+
+
+@law
+@given(tensors, tensors, lambdas, lambdas)
+def test_linear_in_lambda(weight: np.ndarray, rho: np.ndarray, a: float, b: float) -> None:
+    twice = add_scaled(add_scaled(weight, rho, a), rho, b)
+    once = weight.astype(np.float64) + (a + b) * rho.astype(np.float64)
+    np.testing.assert_allclose(twice, once, rtol=0, atol=8 * EPS * 20)
+
+
+@law
+@given(tensors, tensors, tensors, lambdas)
+def test_additive_in_vectors(weight: np.ndarray, first: np.ndarray, second: np.ndarray, lam: float) -> None:
+    together = add_scaled(weight, mix([(first, 0.5), (second, 0.5)]), lam)
+    apart = add_scaled(add_scaled(weight, first, lam / 2), second, lam / 2)
+    np.testing.assert_allclose(together, apart, rtol=0, atol=8 * EPS * 20)
+
+
+@law
+@given(tensors, tensors)
+def test_a_donor_patched_with_its_own_vector_is_its_qat(fp: np.ndarray, qat: np.ndarray) -> None:
+    rho = qat - fp
+    np.testing.assert_allclose(add_scaled(fp, rho, 1.0), qat, rtol=0, atol=2 * EPS * 8)
+    half = rho.astype(np.float16).astype(np.float32)
+    ulp = np.spacing(np.abs(rho).astype(np.float16)).astype(np.float32)
+    assert (np.abs(add_scaled(fp, half, 1.0) - qat) <= 0.5 * ulp + 2 * EPS * 8).all()
+
+
+@law
+@given(tensors, tensors, lambdas)
+def test_one_rounded_product_and_one_rounded_sum(weight: np.ndarray, rho: np.ndarray, lam: float) -> None:
+    expected = [
+        [np.float32(np.float32(w) + np.float32(np.float32(lam) * np.float32(r))) for w, r in zip(ws, rs, strict=True)]
+        for ws, rs in zip(weight, rho, strict=True)
+    ]
+    np.testing.assert_array_equal(add_scaled(weight, rho, lam), np.array(expected, np.float32))
+
+
+@law
+@given(tensors, tensors)
+def test_patch_then_pack_is_pack_of_patched(weight: np.ndarray, rho: np.ndarray) -> None:
+    scheme = Scheme(3, "channel")
+    parts = mix([(rho, 1.0)])
+    packed = pack(quantize(add_scaled(weight, parts, 1.0), scheme))
+    again = pack(quantize(weight + rho, scheme))
+    np.testing.assert_array_equal(packed.payload, again.payload)
+    np.testing.assert_array_equal(packed.scale, again.scale)
+
+
+def test_a_whole_patch(pico_recipe: Callable[..., Path], pico_states: dict[str, Patched]) -> None:
+    receiver, fp, qat = (pico_states[name] for name in ("receiver", "fp", "qat"))
+    zero = _patched(pico_recipe(**{"lambda": 0}))
+    half = _patched(pico_recipe(**{"lambda": 0.5}))
+    assert list(zero) == list(receiver)
+    for name, weight in receiver.items():
+        np.testing.assert_array_equal(zero[name], weight)
+        rho = np.zeros_like(weight) if name.startswith("head.") else qat[name] - fp[name]
+        np.testing.assert_array_equal(half[name], weight + np.float32(0.5) * rho)
+
+
+def test_several_vectors_are_averaged_by_default(
+    tmp_path: Path, pico_recipe: Callable[..., Path], pico_folder: Path
+) -> None:
+    vector, copy = str(pico_folder / "vector.safetensors"), str(tmp_path / "copy.safetensors")
+    shutil.copy(vector, copy)
+    name = "blocks.0.mlp.fc1.weight"
+    one = _patched(pico_recipe())[name]
+    mean = _patched(pico_recipe(vector={"files": [vector, copy]}))[name]
+    weighted = _patched(pico_recipe(vector={"files": [vector, copy], "weights": [0.25, 0.75]}))[name]
+    np.testing.assert_allclose(mean, one, rtol=0, atol=4 * EPS)
+    np.testing.assert_allclose(weighted, one, rtol=0, atol=4 * EPS)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_control_keeps_every_tensors_norm(pico_recipe: Callable[..., Path], pico_folder: Path, seed: int) -> None:
+    vector = {"files": [str(pico_folder / "vector.safetensors")]}
+    zero, real = _patched(pico_recipe(**{"lambda": 0})), _patched(pico_recipe(vector=vector))
+    control = _patched(pico_recipe(vector=vector | {"control": {"kind": "random", "seed": seed}}))
+    for name, weight in zero.items():
+        wanted, got = np.linalg.norm(real[name] - weight), np.linalg.norm(control[name] - weight)
+        assert got == pytest.approx(wanted, rel=1e-3)
+        if weight.size > 100 and not name.startswith("head."):
+            assert (control[name] != real[name]).any()

@@ -1,0 +1,153 @@
+"""Everything that headers can show to be wrong is refused before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from qvec_deploy.build import Workshop
+from qvec_deploy.checkpoint import Checkpoint
+from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError
+from qvec_deploy.plan import LOWERINGS, Plan
+from qvec_deploy.recipe import load_recipe
+from qvec_deploy.tensors import Scheme
+from qvec_deploy.vectors.extract import extract_vector
+
+States = dict[str, dict[str, np.ndarray]]
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that reads a weight fails."""
+
+    def refuse(self: Checkpoint, name: str) -> None:
+        raise AssertionError(f"the plan read {name}")
+
+    monkeypatch.setattr(Checkpoint, "read", refuse)
+
+
+def _plan(path: Path) -> Plan:
+    return Workshop().plan(load_recipe(path))
+
+
+def _receiver(folder: Path, state: dict[str, np.ndarray]) -> str:
+    save_file(state, folder / "other.safetensors")
+    return str(folder / "other.safetensors")
+
+
+def test_decisions(pico_recipe: Callable[..., Path]) -> None:
+    plan = _plan(pico_recipe())
+    by_name = {tensor.name: tensor for tensor in plan.tensors}
+    assert by_name["blocks.0.attn.qkv.weight"].scheme == Scheme(3, "channel")
+    assert by_name["blocks.0.attn.qkv.bias"].scheme is None and by_name["blocks.0.attn.qkv.bias"].patched
+    assert by_name["patch_embed.proj.weight"].scheme is None and by_name["pos_embed"].patched
+    assert by_name["head.weight"].scheme is None and not by_name["head.weight"].patched
+    assert len(plan.quantized) == 8 and plan.architecture.classes == 10
+    assert plan.architecture.input_shape == (3, 32, 32)
+
+
+def test_stored_bits_are_the_files(pico_recipe: Callable[..., Path]) -> None:
+    plan = _plan(pico_recipe())
+    weights = sum(tensor.size for tensor in plan.quantized)
+    payload = sum(3 * tensor.size for tensor in plan.quantized)  # every row is a multiple of 32 wide
+    scales = sum(32 * tensor.shape[0] for tensor in plan.quantized)
+    assert plan.stored_bits_per_weight == pytest.approx((payload + scales) / weights)
+
+
+def test_lambda_zero_patches_nothing(pico_recipe: Callable[..., Path]) -> None:
+    plan = _plan(pico_recipe(**{"lambda": 0}))
+    assert not any(tensor.patched for tensor in plan.tensors) and plan.sources == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: s.pop("norm.weight", None) or s.pop("fc_norm.weight"), "1 missing"),
+        (lambda s: s.update(extra=np.zeros(1, np.float32)), "1 not in the model (extra)"),
+        (lambda s: s.update({"pos_embed": np.zeros((1, 5, 32), np.float32)}), "pos_embed has shape (1, 5, 32)"),
+        (lambda s: s.update({"pos_embed": s["pos_embed"].astype(np.float64)}), "dtype F64"),
+        (lambda s: s.pop("head.weight"), "`head.weight` is missing"),
+    ],
+)
+def test_receivers_that_do_not_fit(
+    tmp_path: Path, pico_recipe: Callable[..., Path], pico_states: States, change: Callable[..., object], says: str
+) -> None:
+    state = dict(pico_states["receiver"])
+    change(state)
+    with pytest.raises(IncompatibleError) as caught:
+        _plan(pico_recipe(receiver__checkpoint=_receiver(tmp_path, state)))
+    assert says in caught.value.message
+
+
+def test_unknown_models_name_the_nearest(pico_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        _plan(pico_recipe(receiver__model="vit_tiny_patch16_225"))
+    assert "vit_tiny_patch16_224" in caught.value.hint
+    with pytest.raises(RecipeError, match="cannot create"):
+        _plan(pico_recipe(receiver__model_args={"no_such_argument": 1}))
+
+
+def test_skip_matches_whole_names(pico_recipe: Callable[..., Path]) -> None:
+    plan = _plan(pico_recipe(quantize__skip=["head", "attn"], vector=None, **{"lambda": 0}))
+    assert {tensor.name for tensor in plan.quantized} == {
+        f"blocks.{b}.mlp.fc{n}.weight" for b in (0, 1) for n in (1, 2)
+    }
+    with pytest.raises(RecipeError, match="`att` matches no Linear") as caught:
+        _plan(pico_recipe(quantize__skip=["head", "att"], vector=None, **{"lambda": 0}))
+    assert "attn" in caught.value.hint
+
+
+@pytest.mark.parametrize("change", [{"bits": 2}, {"granularity": "tensor"}, {"method": "mse"}, {"clip": 0.5}])
+def test_a_vector_works_on_its_own_grid_only(pico_recipe: Callable[..., Path], change: dict[str, object]) -> None:
+    quantize = {"bits": 3, "granularity": "channel"} | change
+    with pytest.raises(IncompatibleError, match="was trained for 3 bits per channel"):
+        _plan(pico_recipe(quantize=quantize))
+
+
+def test_a_vector_of_other_tensors_is_refused(
+    tmp_path: Path, pico_recipe: Callable[..., Path], pico_states: States
+) -> None:
+    fp, qat = ({k: v for k, v in pico_states[name].items() if k != "pos_embed"} for name in ("fp", "qat"))
+    path = tmp_path / "v.safetensors"
+    common = {"scheme": Scheme(3, "channel"), "task": "t", "seed": 0}
+    extract_vector(fp, qat, path, skip=("head",), **common)  # type: ignore[arg-type]
+    with pytest.raises(IncompatibleError, match=r"does not fit.*pos_embed"):
+        _plan(pico_recipe(vector={"files": [str(path)]}))
+    extract_vector(pico_states["fp"], pico_states["qat"], path, skip=("head", "attn"), **common)  # type: ignore[arg-type]
+    with pytest.raises(IncompatibleError, match="left head, attn float"):
+        _plan(pico_recipe(vector={"files": [str(path)]}))
+
+
+def test_groups_must_divide_every_row(pico_recipe: Callable[..., Path]) -> None:
+    quantize = {"bits": 3, "granularity": "group", "group_size": 64}
+    with pytest.raises(RecipeError, match="rows of 32 weights"):
+        _plan(pico_recipe(quantize=quantize, vector=None, **{"lambda": 0}))
+    quantize["group_size"] = 24
+    with pytest.raises(IncompatibleError, match="groups of 24"):
+        _plan(pico_recipe(quantize=quantize, vector=None, **{"lambda": 0}))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+def test_the_table_of_lowerings_is_what_a_plan_takes(pico_recipe: Callable[..., Path], runtime: str) -> None:
+    for lowering, bits, granularity in product(
+        ("float", "packed", "int4", "int8"), (2, 3, 4, 5, 8, 16, 32), ("tensor", "channel", "group")
+    ):
+        quantize = {"bits": bits, "granularity": granularity, "group_size": 16 if granularity == "group" else 0}
+        path = pico_recipe(
+            quantize=quantize, target={"runtime": runtime, "lowering": lowering}, vector=None, **{"lambda": 0}
+        )
+        entry = LOWERINGS.get((runtime, lowering))
+        takes = entry is not None and bits in entry.bits and granularity in entry.granularities
+        try:
+            _plan(path)
+            planned = True
+        except QvecError as error:
+            planned = False
+            mixed = (bits > 8) != (lowering == "float")  # refused already as a recipe
+            assert error.exit_code == (2 if mixed else 4), (lowering, bits, granularity)
+        assert planned == takes, (lowering, bits, granularity)

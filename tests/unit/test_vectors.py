@@ -1,0 +1,111 @@
+"""Vector files say what they fit, and damaged or foreign ones are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from qvec_deploy.checkpoint import Checkpoint
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.tensors import Scheme
+from qvec_deploy.vectors.extract import extract_vector
+from qvec_deploy.vectors.file import QuantizationVector
+from qvec_deploy.vectors.patch import mix
+from qvec_deploy.vectors.sources import DonorPair, PairHeader, random_like
+
+States = dict[str, dict[str, np.ndarray]]
+
+
+def _extract(states: States, path: Path, **changes: Any) -> Path:
+    settings = {"scheme": Scheme(3, "channel"), "skip": ("head",), "task": "pico", "seed": 7} | changes
+    extract_vector(states["fp"], states["qat"], path, **settings)
+    return path
+
+
+def test_header_and_tensors(tmp_path: Path, pico_states: States) -> None:
+    vector = QuantizationVector.open(_extract(pico_states, tmp_path / "v.safetensors"))
+    assert vector.header.scheme == Scheme(3, "channel")
+    assert (vector.header.skip, vector.header.task, vector.header.seed) == (("head",), "pico", 7)
+    assert not any(name.startswith("head.") for name in vector.tensors)
+    name = "blocks.0.mlp.fc1.weight"
+    np.testing.assert_array_equal(vector.read(name), pico_states["qat"][name] - pico_states["fp"][name])
+    total = sum(float(np.square(vector.read(n), dtype=np.float64).sum()) for n in vector.tensors)
+    assert vector.header.norm == pytest.approx(total**0.5)
+
+
+def test_the_same_vector_is_the_same_file(tmp_path: Path, pico_states: States) -> None:
+    paths = [_extract(pico_states, tmp_path / name) for name in ("a.safetensors", "b.safetensors")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_float16_is_half_the_size_and_half_an_ulp_off(tmp_path: Path, pico_states: States) -> None:
+    full = QuantizationVector.open(_extract(pico_states, tmp_path / "full.safetensors"))
+    half = QuantizationVector.open(_extract(pico_states, tmp_path / "half.safetensors", dtype="float16"))
+    assert half.checkpoint.path.stat().st_size < 0.7 * full.checkpoint.path.stat().st_size
+    for name in full.tensors:
+        rho = full.read(name)
+        np.testing.assert_array_equal(half.read(name), rho.astype(np.float16).astype(np.float32))
+
+
+def test_donors_that_differ_are_refused(tmp_path: Path, pico_states: States) -> None:
+    for change in ({"extra": np.zeros(1, np.float32)}, {"pos_embed": np.zeros((1, 2, 32), np.float32)}):
+        with pytest.raises(IncompatibleError, match="differ in"):
+            _extract({**pico_states, "qat": pico_states["qat"] | change}, tmp_path / "v.safetensors")
+        save_file(pico_states["qat"] | change, tmp_path / "qat.safetensors")
+        save_file(pico_states["fp"], tmp_path / "fp.safetensors")
+        fp, qat = (Checkpoint.open(tmp_path / f"{name}.safetensors") for name in ("fp", "qat"))
+        with pytest.raises(IncompatibleError, match="differ in"):
+            DonorPair(fp, qat, PairHeader(Scheme(3, "channel"), ("head",)), "head")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"format": "other"}, IntegrityError),
+        ({"version": "2.0.0"}, IncompatibleError),
+        ({"unknown": 1}, IntegrityError),
+        ({"scheme": {"bits": 3}}, IntegrityError),
+        ({"seed": "x"}, IntegrityError),
+        ({"skip": None}, IntegrityError),
+    ],
+)
+def test_damaged_headers(tmp_path: Path, pico_states: States, change: dict[str, Any], error: type[Exception]) -> None:
+    path = _extract(pico_states, tmp_path / "v.safetensors")
+    header = json.loads(Checkpoint.open(path).metadata["qvec"])
+    save_file(load_file(path), path, {"qvec": json.dumps(header | change)})
+    with pytest.raises(error):
+        QuantizationVector.open(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "1", "{}"])
+def test_headers_that_are_no_headers(tmp_path: Path, text: str) -> None:
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "v.safetensors", {"qvec": text})
+    with pytest.raises(IntegrityError):
+        QuantizationVector.open(tmp_path / "v.safetensors")
+
+
+def test_a_checkpoint_is_no_vector(pico_folder: Path) -> None:
+    with pytest.raises(IntegrityError, match="not a quantization vector"):
+        QuantizationVector.open(pico_folder / "receiver.safetensors")
+
+
+def test_random_control_has_the_norm_and_not_the_direction() -> None:
+    rho = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    draws = [random_like(rho, name, seed) for name, seed in (("a", 1), ("a", 1), ("a", 2), ("b", 1))]
+    for draw in draws:
+        assert np.linalg.norm(draw) == pytest.approx(np.linalg.norm(rho), rel=1e-5)
+        assert abs(float((draw * rho).sum())) < 0.1 * float((rho * rho).sum())
+        assert draw.dtype == np.float32
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any() and (draws[0] != draws[3]).any()
+
+
+def test_mix_is_the_weighted_sum() -> None:
+    a, b = np.float32([1, 2]), np.float32([10, 20])
+    np.testing.assert_array_equal(mix([(a, 0.5), (b, 0.5)]), np.float32([5.5, 11]))
+    np.testing.assert_array_equal(mix([(a, 1.0)]), a)
