@@ -80,7 +80,7 @@ class Vector(_Block):
     def _consistent(self) -> Self:
         if bool(self.files) == bool(self.donors):
             raise ValueError("name either `files` or `donors`")
-        named = self.files or tuple((donor.fp, donor.qat) for donor in self.donors)
+        named = [*self.files, *(f"{donor.qat} - {donor.fp}" for donor in self.donors)]
         if len(set(named)) != len(named):
             raise ValueError("a vector is named twice; name it once and give it a weight")
         if self.weights and len(self.weights) != len(self.files or self.donors):
