@@ -36,13 +36,6 @@ AIMS = {  # name: (limit, whether the figure must not be above it)
     "int8_top1_cost": (0.5, True),
 }
 ROOT = Path(__file__).resolve().parent.parent
-SYMBOLS = (  # the demo's receiver whose test images are generated, so that there are enough of them
-    "receiver.checkpoint=demo/receiver_symbols.safetensors",
-    "vector.files=[demo/vector_lower.safetensors, demo/vector_upper.safetensors]",
-    "evaluate.dataset=tiny/symbols",
-    "evaluate.limit=5000",
-    "variants=[]",
-)
 
 
 def make_inputs(folder: Path) -> None:
@@ -153,7 +146,7 @@ def int8_cost(folder: Path) -> dict[str, float]:
     from qvec_deploy.bundle.compare import bench_bundles
     from qvec_deploy.recipe import load_recipe
 
-    run(load_recipe(ROOT / "recipes" / "demo_3bit.yaml", SYMBOLS), folder / "symbols", force=True)
+    run(load_recipe(ROOT / "recipes" / "demo_symbols.yaml", ["variants=[]"]), folder / "symbols", force=True)
     report = bench_bundles([folder / "symbols"], lowerings=("packed", "int8"), blocks=2)
     exact, int8 = (candidate.accuracy.correct for candidate in report.candidates if candidate.accuracy is not None)
     points = 100 / report.images
