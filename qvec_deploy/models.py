@@ -58,7 +58,11 @@ def head_name(name: str) -> str:
             f"timm has no model `{name}`",
             hint=f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists the names",
         )
-    config = timm.get_pretrained_cfg(name)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # the model is known, its pretrained tag is not
+        near = difflib.get_close_matches(name, timm.list_pretrained(f"{base}.*"), n=3)
+        raise RecipeError(f"timm has no model `{name}`", hint=f"did you mean {' or '.join([base, *near])}?") from error
     head = config.classifier if config is not None else "head"
     if not isinstance(head, str):
         raise RecipeError(f"`{name}` has no single classification head", hint="models with one head are supported")

@@ -98,25 +98,37 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         StorageError: `final` exists and `force` is off, or the disk refuses.
     """
-    if final.exists() and not force:
-        raise StorageError(f"{final} exists", hint="pass --force to replace it, or choose another directory")
-    if final.exists() and not (final / "manifest.json").is_file() and (not final.is_dir() or any(final.iterdir())):
-        raise StorageError(f"{final} is not a bundle", hint="--force replaces bundles only; choose another directory")
     with storage_errors(final):
+        if final.exists() and not force:
+            raise StorageError(f"{final} exists", hint="pass --force to replace it, or choose another directory")
+        if final.exists() and not (final / "manifest.json").is_file() and (not final.is_dir() or any(final.iterdir())):
+            raise StorageError(
+                f"{final} is not a bundle", hint="--force replaces bundles only; choose another directory"
+            )
         final.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
         try:
             staging.chmod(0o755)
             yield staging
             if final.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
-                final.replace(old)
-                staging.replace(final)
-                shutil.rmtree(old)
+                _exchange(staging, final)
             else:
                 staging.replace(final)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _exchange(new: Path, final: Path) -> None:
+    """Put `new` in the place of the directory `final`, which comes back if that fails."""
+    old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+    try:
+        final.replace(old)
+        new.replace(final)
+    finally:
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.replace(final)
 
 
 def require_file(path: Path, *, what: str) -> Path:
@@ -125,11 +137,13 @@ def require_file(path: Path, *, what: str) -> Path:
     Raises:
         StorageError: It is missing, a directory, or unreadable.
     """
-    if not path.exists():
+    with storage_errors(path):
+        exists, is_file = path.exists(), path.is_file()
+    if not exists:
         raise StorageError(
             f"{what}: {path} does not exist", hint="check the path; it is relative to the recipe's folder"
         )
-    if not path.is_file():
+    if not is_file:
         raise StorageError(f"{what}: {path} is not a file", hint="name the file itself")
     if not os.access(path, os.R_OK):
         raise StorageError(f"{what}: {path} cannot be read", hint="check its permissions")

@@ -116,9 +116,11 @@ def read_manifest(directory: Path) -> Manifest:
         IncompatibleError: It was written by a later major version.
     """
     path = directory / MANIFEST_FILE
-    if not path.is_file():
-        raise StorageError(f"{directory} is not a bundle", hint="name a directory that `qvec-deploy build` has written")
     with storage_errors(path):
+        if not path.is_file():
+            raise StorageError(
+                f"{directory} is not a bundle", hint="name a directory that `qvec-deploy build` has written"
+            )
         text = path.read_text(encoding="utf-8", errors="replace")
     try:
         values: Mapping[str, Any] = json.loads(text)

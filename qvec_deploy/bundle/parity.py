@@ -15,7 +15,7 @@ import numpy as np
 from qvec_deploy.bundle.manifest import Parity
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.packed import PackedFile, unpack
-from qvec_deploy.store import atomic_path, canonical_json
+from qvec_deploy.store import canonical_json, write_bytes
 from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
@@ -78,11 +78,10 @@ def write_reference(directory: Path, logits: Float32) -> None:
     Raises:
         StorageError: The disk refuses.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     metadata = {"qvec": canonical_json({"images": IMAGES, "seed": SEED}).decode()}
-    with atomic_path(directory / PARITY_FILE) as temporary:
-        save_file({"logits": logits}, temporary, metadata)
+    write_bytes(directory / PARITY_FILE, save({"logits": logits}, metadata))
 
 
 def read_reference(directory: Path) -> Float32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -55,10 +56,11 @@ def main() -> None:
 
 
 def program() -> None:
-    """`main` as a process of its own: it ends at once.
+    """`main` as a process of its own: it cleans up when it is terminated, and ends at once.
 
     Everything is written and closed by then; tearing down torch and its kin would take another second or two.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except SystemExit as stop:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from qvec_deploy.errors import StorageError
 from qvec_deploy.plan import Plan, TensorPlan
+from qvec_deploy.store import storage_errors
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -78,9 +79,11 @@ def inspect_path(path: Path) -> dict[str, Any]:
     from qvec_deploy.checkpoint import Checkpoint
     from qvec_deploy.vectors.file import QuantizationVector
 
-    if path.is_dir():
+    with storage_errors(path):
+        is_directory, exists = path.is_dir(), path.exists()
+    if is_directory:
         return {"kind": "bundle", **read_manifest(path).model_dump(mode="json")}
-    if not path.exists():
+    if not exists:
         raise StorageError(f"{path} does not exist", hint="name a bundle, a vector, a packed file or a checkpoint")
     checkpoint = Checkpoint.open(path)
     text = checkpoint.metadata.get("qvec", "")

@@ -100,12 +100,16 @@ def write_vector(
     Raises:
         StorageError: The disk refuses.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     metadata = {"qvec": canonical_json(_header_dict(header)).decode()}
     arrays = {name: np.ascontiguousarray(value.astype(dtype)) for name, value in tensors}
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, metadata)
+        try:
+            save_file(arrays, temporary, metadata)
+        except SafetensorError as error:  # how it reports what the disk refuses
+            raise OSError(str(error)) from error
 
 
 def _header_dict(header: VectorHeader) -> dict[str, Any]:
