@@ -89,7 +89,7 @@ def on_grid(state: State, scheme: Scheme | None) -> State:
 
 
 def patched(theta: State, rho: State) -> State:
-    """Theta + rho; tensors that the vector does not cover, the head's, stay."""
+    """Add a vector to weights; tensors that the vector does not cover, the head's, stay."""
     return {**theta, **{name: theta[name] + value for name, value in rho.items()}}
 
 

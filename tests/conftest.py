@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-
-PICO_MODEL = "vit_tiny_patch16_224"
-PICO_ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "global_pool": "avg"}
-PICO_CLASSES = 10
+from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

