@@ -21,7 +21,7 @@ from qvec_deploy.bundle.bench import (
     stored_bits_per_weight,
 )
 from qvec_deploy.bundle.bundle import RECIPE_FILE, Bundle, available_threads
-from qvec_deploy.bundle.manifest import Engine, Manifest, Model, Parity, Vector, hash_files, write_manifest
+from qvec_deploy.bundle.manifest import Engine, Layer, Manifest, Model, Parity, Vector, hash_files, write_manifest
 from qvec_deploy.bundle.parity import (
     PARITY_FILE,
     check_parity,
@@ -316,7 +316,7 @@ def _finish(staging: Path, recipe: Recipe, own: Artifact, report: Report | None,
         stored_bytes=sum((staging / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
         stored_bits_per_weight=stored_bits_per_weight(weights),
         runtime_bits_per_weight=runtime_bits_per_weight(weights, candidate.target.lowering),
-        layer_errors=dict(own.layer_errors),
+        layers=tuple(Layer(name=name, error=error) for name, error in own.layer_errors.items()),
         parity=own.parity,
         versions=capture_environment(candidate.target.threads or available_threads()).packages,
         timings_s={name: round(seconds, 3) for name, seconds in workshop.progress.timings_s.items()},

@@ -51,12 +51,13 @@ class Checkpoint:
         self._reader = reader
 
     @classmethod
-    def open(cls, source: str | Path, *, offline: bool = False) -> Checkpoint:
+    def open(cls, source: str | Path, *, offline: bool = False, label: str | None = None) -> Checkpoint:
         """Open a checkpoint and read its header only.
 
         Args:
             source: A path, or `hf://org/repo@revision/path`.
             offline: Use the Hub's local cache only.
+            label: What the recipe calls it; `source` if absent.
 
         Raises:
             StorageError: The file is missing or unreadable.
@@ -74,7 +75,7 @@ class Checkpoint:
         if not tensors:
             raise IntegrityError(f"{path} holds no tensors", hint="use the file that the training run saved")
         tensors, reader = _strip_prefix(tensors, reader)
-        return cls(path, str(source), tensors, reader, metadata)
+        return cls(path, label or str(source), tensors, reader, metadata)
 
     def read(self, name: str) -> Float32:
         """One tensor as float32, read from the file now; float32 comes out bit for bit.

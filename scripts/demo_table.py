@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ SKIP = ("head",)
 State = dict[str, Float32]
 
 
+@functools.cache  # drawn once for all rows of a table
 def open_split(task: str, split: Split, limit: int | None = None) -> Dataset:
     """A bundled task, as the demo's model takes it: 32x32, mean and standard deviation 0.5."""
     return open_dataset(DatasetSpec(f"tiny/{task}", split, limit=limit), DataConfig())
@@ -107,12 +109,20 @@ def random_like(rho: State, seed: int) -> State:
     }
 
 
+def distance(state: State, base: State) -> float:
+    """How far a fine-tune's backbone is from a base, relative to the base: vectors fit receivers of one base only."""
+    names = [name for name in base if name.split(".")[0] not in SKIP]
+    moved = sum(float(np.square(state[name] - base[name]).sum()) for name in names)
+    return round((moved / sum(float(np.square(base[name]).sum()) for name in names)) ** 0.5, 4)
+
+
 def top1(state: State, task: str, limit: int | None) -> dict[str, Any]:
     """Right answers on a task's test images: `correct`, `images`, `top1` in percent."""
     import torch
 
     from qvec_deploy.models import create
 
+    torch.set_num_threads(1)  # a network this small is slower on two
     data = open_split(task, "test", limit)
     model = create(MODEL, data.classes, MODEL_ARGS)
     model.load_state_dict({name: torch.tensor(value) for name, value in state.items()})

@@ -86,7 +86,7 @@ def _contenders(bundle: Bundle, lowerings: Sequence[str], threads: int | None) -
             lowering=bundle.check_lowering(lowering),
             threads=bundle.threads(threads),
             sources=tuple((vector.name, vector.weight) for vector in manifest.vectors),
-            layer_errors=manifest.layer_errors,
+            layer_errors={layer.name: layer.error for layer in manifest.layers},
         )
         for lowering in wanted
     ]

@@ -65,6 +65,13 @@ class Parity(_Part):
     images: int
 
 
+class Layer(_Part):
+    """Relative L2 quantization error of a layer's weights."""
+
+    name: str
+    error: float
+
+
 class Manifest(_Part):
     """Everything a bundle says about itself."""
 
@@ -82,7 +89,7 @@ class Manifest(_Part):
     stored_bytes: int
     stored_bits_per_weight: float
     runtime_bits_per_weight: float
-    layer_errors: dict[str, float]
+    layers: tuple[Layer, ...]
     parity: Parity | None
     versions: dict[str, str]
     timings_s: dict[str, float]

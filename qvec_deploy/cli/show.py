@@ -119,6 +119,11 @@ def print_document(document: dict[str, Any]) -> None:
             if isinstance(item, dict) and item:
                 console.print(f"{' ' * indent}{key}", highlight=False, markup=False)
                 show(item, indent + 2)
+            elif isinstance(item, list) and item and isinstance(item[0], dict):
+                console.print(f"{' ' * indent}{key}", highlight=False, markup=False)
+                for entry in item:
+                    text = "  ".join(map(str, entry.values()))
+                    console.print(f"{' ' * indent}  {text}", highlight=False, markup=False, soft_wrap=True)
             else:
                 text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
                 console.print(f"{' ' * indent}{key:{width}}  {text}", highlight=False, markup=False, soft_wrap=True)

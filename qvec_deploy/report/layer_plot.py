@@ -34,11 +34,18 @@ def layer_errors(report: Report) -> Figure | None:
 
 
 def panels(layers: Iterable[str]) -> dict[str, list[str]]:
-    """Layers by kind, which is what follows the last number in a name: `blocks.3.mlp.fc1` is an `mlp.fc1`."""
+    """Layers by kind, which is what follows the last number in a name: `blocks.3.mlp.fc1` is an `mlp.fc1`.
+
+    Within a kind by their numbers, not by their place: a manifest's sorted keys have block 10 before block 2.
+    """
     kinds: dict[str, list[str]] = {}
     for layer in layers:
         kinds.setdefault(re.split(r"\.\d+\.", layer)[-1], []).append(layer)
-    return kinds
+    return {kind: sorted(found, key=_numbers) for kind, found in kinds.items()}
+
+
+def _numbers(layer: str) -> list[int]:
+    return [int(number) for number in re.findall(r"(?<=\.)\d+(?=\.)", layer)]
 
 
 def _draw(candidates: tuple[Candidate, ...]) -> str:

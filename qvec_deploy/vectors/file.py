@@ -51,7 +51,7 @@ class QuantizationVector:
         self.header = header
 
     @classmethod
-    def open(cls, source: str | Path, *, offline: bool = False) -> QuantizationVector:
+    def open(cls, source: str | Path, *, offline: bool = False, label: str | None = None) -> QuantizationVector:
         """Open a vector file and read its header only.
 
         Raises:
@@ -59,7 +59,7 @@ class QuantizationVector:
             IncompatibleError: Written by a later major version.
             StorageError, FetchError: As `Checkpoint.open`.
         """
-        checkpoint = Checkpoint.open(source, offline=offline)
+        checkpoint = Checkpoint.open(source, offline=offline, label=label)
         text = checkpoint.metadata.get("qvec")
         if text is None:
             raise IntegrityError(

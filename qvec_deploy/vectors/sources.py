@@ -87,11 +87,11 @@ def open_sources(recipe: Recipe, head: str, *, offline: bool = False) -> dict[st
         return {}
     sources: dict[str, Source] = {}
     for path in recipe.vector.files:
-        sources[path] = QuantizationVector.open(recipe.locate(path), offline=offline)
+        sources[path] = QuantizationVector.open(recipe.locate(path), offline=offline, label=path)
     for donor in recipe.vector.donors:
         assert recipe.vector.scheme is not None  # noqa: S101 - the recipe's validator made sure
         header = PairHeader(recipe.vector.scheme.scheme(), recipe.quantize.skip)
-        fp, qat = (Checkpoint.open(recipe.locate(path), offline=offline) for path in (donor.fp, donor.qat))
+        fp, qat = (Checkpoint.open(recipe.locate(path), offline=offline, label=path) for path in (donor.fp, donor.qat))
         sources[f"{donor.qat} - {donor.fp}"] = DonorPair(fp, qat, header, head)
     return sources
 

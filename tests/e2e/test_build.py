@@ -87,6 +87,7 @@ def test_the_main_job(
     assert code == 0 and "parity" in text
     code, text, _ = run("inspect", out, "--json")
     assert code == 0 and json.loads(text)["lam"] == 1.0
+    assert str(bundle.recipe.vector.files[0]) in json.loads(text)["sources"]  # type: ignore[union-attr]
     assert json.loads(text)["vectors"] == [{"name": str(bundle.recipe.vector.files[0]), "weight": 1.0}]  # type: ignore[union-attr]
     code, text, _ = run("bench", out, "--lowering", "int4", "--lowering", "int8", "--blocks", 2, "--json")
     assert code == 0

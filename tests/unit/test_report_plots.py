@@ -38,12 +38,18 @@ def test_labels_never_overlap_and_keep_their_order():
 
 
 def test_layers_are_grouped_by_kind():
-    layers = ["blocks.0.attn.qkv", "blocks.0.mlp.fc1", "blocks.11.attn.qkv", "layers.1.blocks.2.attn.qkv", "proj"]
+    layers = ["blocks.0.attn.qkv", "blocks.0.mlp.fc1", "blocks.11.attn.qkv", "layers.20.blocks.2.attn.qkv", "proj"]
     assert panels(layers) == {
-        "attn.qkv": ["blocks.0.attn.qkv", "blocks.11.attn.qkv", "layers.1.blocks.2.attn.qkv"],
+        "attn.qkv": ["blocks.0.attn.qkv", "blocks.11.attn.qkv", "layers.20.blocks.2.attn.qkv"],
         "mlp.fc1": ["blocks.0.mlp.fc1"],
         "proj": ["proj"],
     }
+
+
+def test_layers_of_a_kind_are_ordered_by_number():
+    layers = [f"blocks.{block}.mlp.fc{which}" for block in (0, 1, 10, 2) for which in (1, 2)]
+    assert panels(layers)["mlp.fc2"] == [f"blocks.{block}.mlp.fc2" for block in (0, 1, 2, 10)]
+    assert list(panels(layers)) == ["mlp.fc1", "mlp.fc2"]
 
 
 def titles(report) -> list[str]:
