@@ -116,12 +116,13 @@ def fetch(source: str, *, offline: bool) -> Path:
         FetchError: It is not there, matches several files, or is not in the cache when offline.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     parts = source.removeprefix("hf://").split("/")
-    if len(parts) < 3 or not all(parts) or parts[1].count("@") > 1:
-        raise RecipeError(f"{source} is not an address on the Hub", hint="write hf://org/repo@revision/path/to/file")
-    name, _, revision = parts[1].partition("@")
+    malformed = RecipeError(f"{source} is not an address on the Hub", hint="write hf://org/repo@revision/path/to/file")
+    name, at, revision = parts[1].partition("@") if len(parts) > 2 else ("", "", "")
+    if not all(parts) or not name or (at and not revision) or "@" in revision:
+        raise malformed
     repository, path = f"{parts[0]}/{name}", "/".join(parts[2:])
     try:
         if set("*?[") & set(path):
@@ -137,6 +138,8 @@ def fetch(source: str, *, offline: bool) -> Path:
         raise FetchError(f"{source} is not in the local cache", hint=hint) from error
     except FetchError:
         raise
+    except HFValidationError as error:
+        raise malformed from error
     except Exception as error:  # the Hub client's transport, and its errors, differ by version
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FetchError(f"{source}: {reason}", hint="check the name, the revision and your access rights") from error
@@ -189,20 +192,21 @@ def _open_safetensors(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[s
 def _open_torch(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[str, str]]:
     import torch
 
-    if not zipfile.is_zipfile(path):
-        raise IntegrityError(
-            f"{path} is not a whole torch checkpoint",
-            hint="copy it again, or save it with torch.save(model.state_dict())",
-        )
     try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no zip archive, or its end is missing")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise IntegrityError(
             f"{path} holds pickled code, which is never run",
             hint="save the state dict: torch.save(model.state_dict(), path), or convert it to safetensors",
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise IntegrityError(f"{path} is not a whole torch checkpoint: {error}", hint="copy it again") from error
+    except Exception as error:  # a damaged pickle can make the unpickler raise anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise IntegrityError(
+            f"{path} is not a whole torch checkpoint: {reason}",
+            hint="copy it again, or save it with torch.save(model.state_dict(), path)",
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.store import require_file, storage_errors
@@ -17,10 +18,25 @@ from qvec_deploy.tensors import Scheme
 
 FLOAT_BITS = (16, 32)
 _MAX_BYTES = 1 << 20
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # PyYAML leaks the last two: `2024-99-99`, 1000 brackets
+_SHARED = ("version", "name", "evaluate", "measure", "variants", "target.batch_sizes")
+
+Place = tuple[str | int, ...]
 
 
 class _Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _model_arg(value: Any) -> Any:
+    """One refusal in place of one for every member of the union."""
+    plain = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+    if not plain and not (isinstance(value, list) and all(type(item) is int for item in value)):
+        raise ValueError("give a number, true or false, text, or a list of whole numbers")
+    return value
+
+
+ModelArg = Annotated[int | float | bool | str | list[int], BeforeValidator(_model_arg)]
 
 
 class Receiver(_Block):
@@ -30,7 +46,7 @@ class Receiver(_Block):
         min_length=1, description="`.safetensors`, `.pt` state dict, or `hf://org/repo@revision/path`."
     )
     model: str = Field(min_length=1, description="timm model name.")
-    model_args: dict[str, int | float | bool | str | list[int]] = Field(
+    model_args: dict[str, ModelArg] = Field(
         default_factory=dict, description="Arguments for timm.create_model beyond the name, such as img_size."
     )
 
@@ -169,6 +185,13 @@ class Variant(_Block):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Its name in tables.")
     set: dict[str, Any] = Field(description="Changed fields by dotted name, as with --set.")
 
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        for key in self.set:
+            if any(f"{key}.".startswith(f"{shared}.") for shared in _SHARED):
+                raise ValueError(f"`{key}` belongs to the whole recipe and cannot be set in a variant")
+        return self
+
 
 class Recipe(_Block):
     """One deployment: receiver, vector, lambda and bit width tied to one target."""
@@ -208,8 +231,13 @@ class Recipe(_Block):
         values: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
         return values
 
-    def with_overrides(self, overrides: Mapping[str, Any], *, name: str) -> Recipe:
+    def with_overrides(self, overrides: Mapping[str, Any], *, name: str, where: str = "") -> Recipe:
         """The same recipe with fields changed by dotted name, without variants.
+
+        Args:
+            overrides: Dotted name to value.
+            name: Name of the new recipe.
+            where: What errors begin with.
 
         Raises:
             RecipeError: An unknown field or an impossible value.
@@ -217,13 +245,14 @@ class Recipe(_Block):
         values = self.as_dict() | {"variants": [], "name": name}
         for key, value in overrides.items():
             _assign(values, key, value)
-        return _validate(values, self._folder, f"variant {name}", {})
+        return _validate(values, self._folder, f"{where}variant {name}", {})
 
     def candidates(self) -> tuple[Recipe, ...]:
         """The recipe's baselines, its variants and itself, in the order of the table: a baseline is a recipe."""
         own = self.with_overrides({}, name=self.name)
+        variants = [self.with_overrides(variant.set, name=variant.name) for variant in self.variants]
         if self.quantize.bits in FLOAT_BITS:
-            return (own,)
+            return (*variants, own)
         if self.name in ("float", "ptq"):
             raise RecipeError(f"name: `{self.name}` is the name of a baseline", hint="choose another name")
         no_vector = {"lambda": 0.0, "vector": None}
@@ -232,7 +261,6 @@ class Recipe(_Block):
         baselines = [self.with_overrides(to_float, name="float")]
         if self.lam != 0:
             baselines.append(self.with_overrides(no_vector, name="ptq"))
-        variants = [self.with_overrides(variant.set, name=variant.name) for variant in self.variants]
         return (*baselines, *variants, own)
 
 
@@ -248,12 +276,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: Not YAML, unknown keys, wrong types, impossible values; with field, line and nearest name.
     """
     require_file(path, what="recipe")
-    with storage_errors(path):
-        data = path.read_bytes()
+    with storage_errors(path), path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
-        raise RecipeError(f"{path} has {len(data)} bytes", hint="a recipe is a short YAML file; is this another file?")
+        raise RecipeError(
+            f"{path} has more than {_MAX_BYTES} bytes", hint="a recipe is a short YAML file; is this another file?"
+        )
     try:
-        values, lines = _parse(data.decode("utf-8"), str(path))
+        values, places = _parse(data.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text", hint="a recipe is a YAML file") from error
     for override in overrides:
@@ -262,9 +292,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise RecipeError(f"--set {override} has no value", hint="write --set field.name=value")
         try:
             _assign(values, key, yaml.safe_load(text))
-        except yaml.YAMLError as error:
+        except _NOT_YAML as error:
             raise RecipeError(f"--set {override}: the value is not YAML", hint="quote it") from error
-    return _validate(values, path.parent, str(path), lines)
+        field: Place = tuple(key.split("."))
+        places = {place: at for place, at in places.items() if place[: len(field)] != field}
+        places[field] = f"--set {override}"
+    return _validate(values, path.parent, str(path), places)
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -273,42 +306,39 @@ def recipe_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "qvec-deploy recipe"}
 
 
-def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int]]:
-    """YAML text to plain values and the line of every key; aliases and repeated keys are refused."""
+def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[Place, str]]:
+    """YAML text to plain values and file and line of every key; aliases and repeated keys are refused."""
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise RecipeError(f"{where} uses YAML aliases", hint="write the values out")
         node = yaml.compose(text, yaml.SafeLoader)
-        lines: dict[tuple[str | int, ...], int] = {}
+        places: dict[Place, str] = {}
         if node is not None:
-            _collect_lines(node, (), lines, where)
+            _collect_places(node, (), places, where)
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{where}{line}: not valid YAML: {problem}", hint="check indentation and quotes") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{where} is not a recipe", hint="start from one in recipes/")
-    return values, lines
+    return values, places
 
 
-def _collect_lines(
-    node: yaml.Node, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int], where: str
-) -> None:
+def _collect_places(node: yaml.Node, path: Place, places: dict[Place, str], where: str) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*path, str(key.value))
-            if here in lines:
-                raise RecipeError(
-                    f"{where}:{key.start_mark.line + 1}: `{key.value}` appears twice", hint="keep one of the two"
-                )
-            lines[here] = key.start_mark.line + 1
-            _collect_lines(value, here, lines, where)
+            at = f"{where}:{key.start_mark.line + 1}"
+            if here in places:
+                raise RecipeError(f"{at}: `{key.value}` appears twice", hint="keep one of the two")
+            places[here] = at
+            _collect_places(value, here, places, where)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[(*path, index)] = value.start_mark.line + 1
-            _collect_lines(value, (*path, index), lines, where)
+            places[(*path, index)] = f"{where}:{value.start_mark.line + 1}"
+            _collect_places(value, (*path, index), places, where)
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
@@ -322,25 +352,26 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _validate(values: dict[str, Any], folder: Path, where: str, lines: Mapping[tuple[str | int, ...], int]) -> Recipe:
+def _validate(values: dict[str, Any], folder: Path, where: str, places: Mapping[Place, str]) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(values))
     except (ValidationError, TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise RecipeError(f"{where}: a value is not plain YAML: {error}", hint="quote dates and times") from error
-        raise _explain(error, where, lines) from error
+        raise _explain(error, where, places) from error
     recipe._folder = folder
-    for variant in recipe.variants:  # a variant's fields are checked now, not after an hour of building
-        recipe.with_overrides(variant.set, name=variant.name)
+    for index, variant in enumerate(recipe.variants):  # checked now, not after an hour of building
+        at = places.get(("variants", index), where)
+        recipe.with_overrides(variant.set, name=variant.name, where=f"{at}: ")
     return recipe
 
 
-def _explain(error: ValidationError, where: str, lines: Mapping[tuple[str | int, ...], int]) -> RecipeError:
+def _explain(error: ValidationError, where: str, places: Mapping[Place, str]) -> RecipeError:
     messages, hints = [], []
     for problem in error.errors(include_url=False):
         path = tuple(problem["loc"])
-        known = max((length for length in range(len(path) + 1) if path[:length] in lines), default=0)
-        line = f":{lines[path[:known]]}" if known else ""
+        known = max((length for length in range(len(path) + 1) if path[:length] in places), default=0)
+        at = places[path[:known]] if known else where
         field = ".".join(str(part) for part in path) or "recipe"
         text = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
@@ -349,7 +380,7 @@ def _explain(error: ValidationError, where: str, lines: Mapping[tuple[str | int,
             hints += [f"did you mean `{near[0]}`?"] if near else []
         elif problem["type"] == "missing":
             text = "this field is needed"
-        messages.append(f"{where}{line}: {field}: {text}")
+        messages.append(f"{at}: {field}: {text}")
     return RecipeError("\n".join(messages), hint=" ".join(hints) or "recipes/README.md describes every field")
 
 

@@ -101,7 +101,9 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
     with storage_errors(final):
         if final.exists() and not force:
             raise StorageError(f"{final} exists", hint="pass --force to replace it, or choose another directory")
-        if final.exists() and not (final / "manifest.json").is_file() and (not final.is_dir() or any(final.iterdir())):
+        if final.is_symlink():
+            raise StorageError(f"{final} is a link", hint="name the directory itself")
+        if final.exists() and not _is_replaceable(final):
             raise StorageError(
                 f"{final} is not a bundle", hint="--force replaces bundles only; choose another directory"
             )
@@ -116,6 +118,14 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
                 staging.replace(final)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether a directory is empty or a bundle; other things too have a file named manifest.json."""
+    manifest = path / "manifest.json"
+    if manifest.is_file():
+        return b'"qvec-bundle"' in manifest.read_bytes()
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _exchange(new: Path, final: Path) -> None:

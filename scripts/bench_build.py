@@ -146,8 +146,8 @@ def int8_cost(folder: Path) -> dict[str, float]:
     from qvec_deploy.bundle.compare import bench_bundles
     from qvec_deploy.recipe import load_recipe
 
-    run(load_recipe(ROOT / "recipes" / "demo_symbols.yaml", ["variants=[]"]), folder / "symbols", force=True)
-    report = bench_bundles([folder / "symbols"], lowerings=("packed", "int8"), blocks=2)
+    run(load_recipe(ROOT / "recipes" / "demo_3bit.yaml", ["variants=[]", "name=demo"]), folder / "demo", force=True)
+    report = bench_bundles([folder / "demo"], lowerings=("packed", "int8"), blocks=2)
     exact, int8 = (candidate.accuracy.correct for candidate in report.candidates if candidate.accuracy is not None)
     points = 100 / report.images
     return {"images": report.images, "exact_top1": exact * points, "int8_top1": int8 * points}

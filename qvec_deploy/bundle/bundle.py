@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qvec_deploy.bundle.manifest import Manifest, check_files, read_manifest
-from qvec_deploy.bundle.parity import check_parity, read_reference
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.bundle.parity import PARITY_FILE, check_parity, read_reference
+from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.plan import LOWERINGS
 from qvec_deploy.recipe import Recipe, load_recipe
-from qvec_deploy.targets import Session, find_target
+from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, Session, find_target
 
 RECIPE_FILE = "recipe.yaml"
+_NEEDED = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, RECIPE_FILE)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Bundle:
             IncompatibleError: It was written by a later major version.
         """
         manifest = read_manifest(directory)
+        unlisted = [name for name in _NEEDED if name not in manifest.files]
+        if unlisted:  # what the manifest does not list has no hash, and would be opened unchecked
+            raise IntegrityError(f"{directory}: the manifest lacks {unlisted[0]}", hint="build or copy it again")
         check_files(directory, manifest)
         return cls(directory, manifest, load_recipe(directory / RECIPE_FILE))
 

@@ -132,7 +132,7 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         values: Mapping[str, Any] = json.loads(text)
         kind, version = values["format"], str(values["version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{path} is damaged: {error}", hint="build or copy the bundle again") from error
     if kind != FORMAT:
         raise IntegrityError(

@@ -65,7 +65,7 @@ class TimmDataset:
                 file, label = reader[row]
                 with file, Image.open(file) as opened:
                     return opened.convert("RGB"), self._checked(label)
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             name = reader.filename(row) if reader else f"image {row}"
             raise StorageError(
                 f"{self.name}: {name} cannot be read: {error}", hint="repair or remove the file"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,13 @@ class TrainConfig:
             raise RecipeError("steps, batch_size and clip_every are at least 1", hint="check the training settings")
         if not 0.0 <= self.warmup < 1.0:
             raise RecipeError(f"warmup {self.warmup} is not a share below 1", hint="0.1 warms up for a tenth")
-        if min(self.lr, self.head_lr, self.clip_norm) <= 0.0:
+        if not all(0.0 < value < math.inf for value in (self.lr, self.head_lr, self.clip_norm)):
             raise RecipeError("learning rates and clip_norm are positive", hint="check the training settings")
+        if not 0.0 <= self.weight_decay < math.inf or not 0.0 <= self.label_smoothing < 1.0 or self.roll < 0:
+            raise RecipeError(
+                "weight_decay and roll are not negative, label_smoothing is a share below 1",
+                hint="check the training settings",
+            )
 
 
 @dataclass(frozen=True)

@@ -98,13 +98,20 @@ def write_vector(
         dtype: `float32`, or `float16` at half the size.
 
     Raises:
+        IntegrityError: A value that is not finite, or too large for float16.
         StorageError: The disk refuses.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    with np.errstate(over="ignore"):
+        arrays = {name: np.ascontiguousarray(value.astype(dtype)) for name, value in tensors}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise IntegrityError(
+                f"{path}: {name} would not be finite in {dtype}", hint="the donor diverged, or needs float32"
+            )
     metadata = {"qvec": canonical_json(_header_dict(header)).decode()}
-    arrays = {name: np.ascontiguousarray(value.astype(dtype)) for name, value in tensors}
     with atomic_path(path) as temporary:
         try:
             save_file(arrays, temporary, metadata)
@@ -120,8 +127,8 @@ def _header_dict(header: VectorHeader) -> dict[str, Any]:
         "skip": list(header.skip),
         "task": header.task,
         "seed": header.seed,
-        "norm": header.norm,
-        "weight_norm": header.weight_norm,
+        "norm": float(header.norm),
+        "weight_norm": float(header.weight_norm),
         "made_by": header.made_by,
     }
 
@@ -137,7 +144,7 @@ def _read_header(text: str, path: Path) -> VectorHeader:
             )
         if set(values) != _FIELDS:
             raise IntegrityError(f"{path} has header fields {sorted(values)}", hint=f"expected {sorted(_FIELDS)}")
-        return VectorHeader(
+        header = VectorHeader(
             scheme=Scheme.from_dict(values["scheme"]),
             skip=tuple(map(str, values["skip"])),
             task=str(values["task"]),
@@ -146,9 +153,12 @@ def _read_header(text: str, path: Path) -> VectorHeader:
             weight_norm=float(values["weight_norm"]),
             made_by=str(values["made_by"]),
         )
+        if canonical_json({**_header_dict(header), "version": values["version"]}) != canonical_json(values):
+            raise ValueError("a field has another type than this format gives it")
     except QvecError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(
             f"{path} has a damaged vector header: {error}", hint="make or download it again"
         ) from error
+    return header

@@ -628,8 +628,9 @@ def test_a_bundle_of_a_later_major_version(
         lambda path: _edit(path.parent, format="qvec-packed"),
         lambda path: _edit(path.parent, files=3),
         lambda path: _edit(path.parent, something="new"),
+        lambda path: path.write_text("[" * 200_000),
     ],
-    ids=["truncated", "a list", "empty", "another format", "wrong type", "unknown field"],
+    ids=["truncated", "a list", "empty", "another format", "wrong type", "unknown field", "deep"],
 )
 def test_a_damaged_manifest(
     refused: Refused, bundle: Path, opened: list[str], change: Callable[[Path], object]
@@ -637,6 +638,18 @@ def test_a_damaged_manifest(
     change(bundle / "manifest.json")
     error, _ = refused(5, "verify", bundle)
     assert f"{bundle}/manifest.json" in error
+    assert opened == []
+
+
+@pytest.mark.parametrize("name", ["model.onnx", WEIGHTS, "parity.safetensors", "recipe.yaml"])
+@pytest.mark.parametrize("command", COMMANDS, ids=["verify", "bench"])
+def test_a_manifest_that_lists_not_all_that_is_opened(
+    refused: Refused, bundle: Path, opened: list[str], name: str, command: tuple[str, ...]
+) -> None:
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    _edit(bundle, files={key: entry for key, entry in files.items() if key != name})
+    error, _ = refused(5, *command, bundle)
+    assert error == f"{bundle}: the manifest lacks {name}"
     assert opened == []
 
 

@@ -17,6 +17,7 @@ from qvec_deploy.packed import pack
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.tensors import Scheme
+from qvec_deploy.vectors.extract import extract_vector
 from qvec_deploy.vectors.patch import add_scaled, mix, patch
 
 SHAPE = (4, 32)
@@ -108,6 +109,28 @@ def test_several_vectors_are_averaged_by_default(
     weighted = _patched(pico_recipe(vector={"files": [vector, copy], "weights": [0.25, 0.75]}))[name]
     np.testing.assert_allclose(mean, one, rtol=0, atol=4 * EPS)
     np.testing.assert_allclose(weighted, one, rtol=0, atol=4 * EPS)
+
+
+def test_donors_patch_as_their_vector_file_does(pico_recipe: Callable[..., Path], pico_folder: Path) -> None:
+    donors = [{"fp": str(pico_folder / "fp.safetensors"), "qat": str(pico_folder / "qat.safetensors")}]
+    vector = {"donors": donors, "scheme": {"bits": 3, "granularity": "channel"}}
+    from_file, from_donors = _patched(pico_recipe()), _patched(pico_recipe(vector=vector))
+    for name, weight in from_file.items():
+        np.testing.assert_array_equal(from_donors[name], weight)
+
+
+def test_a_float16_vector_is_within_half_an_ulp_through_the_whole_patch(
+    tmp_path: Path, pico_recipe: Callable[..., Path], pico_states: dict[str, Patched], pico_folder: Path
+) -> None:
+    fp, qat = pico_states["fp"], pico_states["qat"]
+    path = tmp_path / "half.safetensors"
+    extract_vector(fp, qat, path, scheme=Scheme(3, "channel"), skip=("head",), task="t", seed=0, dtype="float16")
+    donor = str(pico_folder / "fp.safetensors")
+    patched = _patched(pico_recipe(receiver__checkpoint=donor, vector={"files": [str(path)]}))
+    for name, weight in patched.items():
+        wanted = fp[name] if name.startswith("head.") else qat[name]
+        ulp = np.spacing(np.abs(qat[name] - fp[name]).astype(np.float16)).astype(np.float32)
+        assert (np.abs(weight - wanted) <= 0.5 * ulp + 2 * EPS * np.abs(wanted) + EPS).all(), name
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +84,55 @@ def test_truncated_files_are_refused(tmp_path: Path, file: Path, share: float) -
             Checkpoint.open(path)
 
 
+def test_damaged_pickles_are_refused_and_nothing_else_happens(tmp_path: Path) -> None:
+    """Bytes of the pickle changed at random: the unpickler then raises nearly anything, and we one thing."""
+    buffer = io.BytesIO()
+    torch.save({"a.weight": torch.from_numpy(WEIGHT), "b": torch.ones(3, dtype=torch.float16)}, buffer)
+    data = buffer.getvalue()
+    with zipfile.ZipFile(buffer) as file:
+        text = next(file.read(name) for name in file.namelist() if name.endswith("data.pkl"))
+    start, path, generator = data.find(text), tmp_path / "a.pt", random.Random(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(data)
+        for _ in range(3):
+            damaged[start + generator.randrange(len(text))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            checkpoint = Checkpoint.open(path)
+            [checkpoint.read(name) for name in checkpoint.tensors]
+        except (IntegrityError, IncompatibleError) as error:
+            assert "\n" not in error.message
+            refused += 1
+    assert refused > 200
+
+
+def test_a_forged_archive_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    end = data.rfind(b"PK\x06\x07")  # the locator that says on how many disks the archive is
+    assert end > 0
+    data[end + 16] = 9
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(IntegrityError, match="not a whole torch checkpoint"):
+        Checkpoint.open(tmp_path / "a.pt")
+
+
+def test_unaligned_and_empty_tensors(tmp_path: Path) -> None:
+    """safetensors aligns by dtype; other writers need not."""
+    data = np.float16([1.5]).tobytes() + np.float32([0.1, -7]).tobytes() + np.float32(3).tobytes()
+    parts = [("F16", [1], [0, 2]), ("F32", [2], [2, 10]), ("F32", [], [10, 14]), ("F32", [0, 3], [14, 14])]
+    entries = {
+        n: dict(zip(("dtype", "shape", "data_offsets"), p, strict=True)) for n, p in zip("abcd", parts, strict=True)
+    }
+    header = json.dumps(entries).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    checkpoint = Checkpoint.open(path)
+    assert [checkpoint.read(name).tolist() for name in "abcd"] == [[1.5], np.float32([0.1, -7]).tolist(), 3.0, []]
+    assert checkpoint.read("d").shape == (0, 3)
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     for name in ("a.safetensors", "a.pt", "a.txt"):
         (tmp_path / name).write_bytes(b"not a checkpoint at all" * 10)
@@ -110,7 +163,11 @@ def test_integer_tensors_are_refused(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path / "a.safetensors").read("a")
 
 
-@pytest.mark.parametrize("address", ["hf://", "hf://org", "hf://org/repo", "hf://org//file.pt", "hf://o/r@1@2/f.pt"])
+@pytest.mark.parametrize(
+    "address",
+    ["hf://", "hf://org", "hf://org/repo", "hf://org//file.pt", "hf://o/r@1@2/f.pt"]
+    + ["hf://o/r@/f", "hf://o/@1/f", "hf://a b/c/f"],
+)
 def test_malformed_addresses(address: str) -> None:
     with pytest.raises(RecipeError, match="not an address"):
         Checkpoint.open(address)
@@ -139,6 +196,39 @@ def test_a_pattern_matches_one_file_of_the_hub(file: Path, monkeypatch: pytest.M
     for pattern, count in (("fp/*/seed=9/*.pt", 0), ("*/a_epoch_5.pt", 2)):
         with pytest.raises(FetchError, match=f"matches {count} files"):
             Checkpoint.open(f"hf://org/repo/{pattern}")
+
+
+@pytest.fixture
+def hub_cache(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Hub client's own cache with one file of one revision, and no network."""
+
+    def connect(*_: object, **__: object) -> None:
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("socket.getaddrinfo", connect)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = "a" * 40
+    place = tmp_path / "hub" / "models--org--repo"
+    (place / "snapshots" / commit / "deep").mkdir(parents=True)
+    (place / "snapshots" / commit / "deep" / "a.safetensors").write_bytes(file.read_bytes())
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    return place
+
+
+@pytest.mark.parametrize("revision", ["", "@main", f"@{'a' * 40}"])
+def test_offline_reads_the_cache_and_no_network(hub_cache: Path, revision: str) -> None:
+    checkpoint = Checkpoint.open(f"hf://org/repo{revision}/deep/a.safetensors", offline=True)
+    np.testing.assert_array_equal(checkpoint.read("a.weight"), WEIGHT)
+    assert "b" in Checkpoint.open(f"hf://org/repo{revision}/deep/*.safetensors", offline=True).tensors
+
+
+@pytest.mark.parametrize("address", ["hf://org/repo/other.pt", "hf://org/other/a.pt", "hf://org/repo@v2/deep/a.pt"])
+def test_offline_and_not_in_the_cache(hub_cache: Path, address: str) -> None:
+    with pytest.raises(FetchError, match="not in the local cache") as caught:
+        Checkpoint.open(address, offline=True)
+    assert caught.value.exit_code == 7 and "--offline" in caught.value.hint
 
 
 def test_what_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,16 @@ def test_unknown_fields_name_line_and_nearest(
         (MINIMAL.replace("lambda: 0", "lambda: 1"), "needs a `vector`"),
         (MINIMAL.replace("lambda: 0", "lambda: .nan"), "lambda"),
         (MINIMAL.replace("version: 1", "version: 2"), "version"),
+        (MINIMAL.replace("lambda", "lam"), "lam: no such field"),  # its name in Python, not in YAML
+        (MINIMAL.replace("name: mine", "name: 2024-99-99"), "not valid YAML: month must be"),
+        (MINIMAL.replace("name: mine", f"name: {'9' * 5000}"), "not valid YAML"),
+        (MINIMAL + f"measure: {'[' * 2000}{']' * 2000}\n", "not valid YAML"),
+        (MINIMAL + "measure: {blocks: .inf}\n", "measure.blocks: Input should be a valid integer"),
+        (MINIMAL + "variants: [{name: a, set: {quantize.bit: 2}}]\n", "recipe.yaml:7: variant a: quantize.bit"),
+        (MINIMAL + "variants: [{name: a, set: {name: b}}]\n", "`name` belongs to the whole recipe"),
+        (MINIMAL + "variants: [{name: a, set: {evaluate.limit: 2}}]\n", "`evaluate.limit` belongs to the whole"),
+        (MINIMAL + "variants: [{name: a, set: {measure: {}}}]\n", "`measure` belongs to the whole recipe"),
+        (MINIMAL + "variants: [{name: a, set: {target.batch_sizes: [2]}}]\n", "`target.batch_sizes` belongs"),
         (MINIMAL.replace("name: mine", "name: a/b"), "name"),
         (MINIMAL + "vector: {}\n", "either `files` or `donors`"),
         (MINIMAL + "vector: {files: [a], donors: [{fp: a, qat: b}]}\n", "either `files` or `donors`"),
@@ -107,6 +117,8 @@ def test_unknown_fields_name_line_and_nearest(
         (MINIMAL + "measure: &m {blocks: 3}\ntarget: *m\n", "aliases"),
         (MINIMAL + "evaluate: {dataset: 2020-01-01}\n", "not plain YAML"),
         ("a: [\n", "not valid YAML"),
+        ("a: \0\n", "not valid YAML"),
+        ("a: 1\n---\nb: 1\n", "not valid YAML"),
         ("", "is not a recipe"),
         ("- a\n", "is not a recipe"),
     ],
@@ -115,6 +127,21 @@ def test_refusals(write: Callable[[str], Path], text: str, says: str) -> None:
     error = _refusal(write(text))
     assert says in error.message
     assert "recipe.yaml" in error.message and error.hint
+
+
+@pytest.mark.parametrize("value", ["null", "{a: 1}", "[1.5]", "[true]", ".nan"])
+def test_a_model_argument_is_refused_in_one_line(write: Callable[[str], Path], value: str) -> None:
+    text = MINIMAL.replace("lambda:", f"  model_args:\n    img_size: {value}\nlambda:")
+    message = _refusal(write(text)).message
+    assert message.endswith("recipe.yaml:7: receiver.model_args.img_size: " + message.split(": ")[-1])
+    assert "\n" not in message and "a list of whole numbers" in message
+
+
+@pytest.mark.parametrize("value", ["224", "0.5", "true", "avg", "[32, 32]"])
+def test_model_arguments(write: Callable[[str], Path], value: str) -> None:
+    text = MINIMAL.replace("lambda:", f"  model_args:\n    some: {value}\nlambda:")
+    got = load_recipe(write(text)).receiver.model_args["some"]
+    assert got == yaml.safe_load(value) and type(got) is type(yaml.safe_load(value))
 
 
 def test_a_variants_fields_are_checked_when_the_recipe_is_read(write: Callable[[str], Path]) -> None:
@@ -141,7 +168,17 @@ def test_overrides(write: Callable[[str], Path]) -> None:
     assert (recipe.quantize.bits, recipe.target.batch_sizes, recipe.name) == (2, (1, 8), "other")
     assert "has no value" in _refusal(path, "quantize.bits").message
     assert "not YAML" in _refusal(path, "quantize.bits=[").message
+    assert "not YAML" in _refusal(path, "name=2024-99-99").message
+    assert "not YAML" in _refusal(path, f"name={'[' * 2000}").message
     assert "did you mean `lowering`?" in _refusal(path, "target.lowreing=int8").hint
+
+
+def test_what_an_override_got_wrong_is_not_blamed_on_the_file(write: Callable[[str], Path]) -> None:
+    path = write(MINIMAL + "quantize:\n  bits: 3\n  skip: [head, 7]\n")
+    assert "recipe.yaml:9: quantize.skip.1" in _refusal(path, "quantize.bits=2").message
+    message = _refusal(path, "quantize.bits=two", "quantize.skip=[fc1]").message
+    assert message.startswith("--set quantize.bits=two: quantize.bits: ") and "recipe.yaml" not in message
+    assert _refusal(path, "quantize={bits: 2.5}").message.startswith("--set quantize={bits: 2.5}: quantize.bits: ")
 
 
 def test_candidates_are_baselines_variants_and_the_recipe(pico_recipe: Callable[..., Path]) -> None:
@@ -157,6 +194,13 @@ def test_plain_ptq_and_float_have_fewer_baselines(write: Callable[[str], Path]) 
     assert [c.name for c in load_recipe(write(MINIMAL)).candidates()] == ["float", "mine"]
     text = MINIMAL + "quantize: {bits: 32}\ntarget: {lowering: float}\n"
     assert [c.name for c in load_recipe(write(text)).candidates()] == ["mine"]
+
+
+def test_a_float_recipe_keeps_its_variants(write: Callable[[str], Path]) -> None:
+    text = MINIMAL + "quantize: {bits: 32}\ntarget: {lowering: float}\n"
+    text += "variants: [{name: small, set: {quantize.bits: 4, target.lowering: int4}}]\n"
+    candidates = load_recipe(write(text)).candidates()
+    assert [(c.name, c.quantize.bits) for c in candidates] == [("small", 4), ("mine", 32)]
 
 
 def test_a_baselines_name_is_taken(pico_recipe: Callable[..., Path]) -> None:

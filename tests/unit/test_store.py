@@ -35,7 +35,7 @@ def _names(folder: Path) -> list[str]:
 
 def _bundle(path: Path, text: str = "old") -> Path:
     path.mkdir()
-    (path / "manifest.json").write_text("{}")
+    (path / "manifest.json").write_text('{"format": "qvec-bundle"}')
     (path / "weights").write_text(text)
     return path
 
@@ -225,7 +225,7 @@ class TestStagingDirectory:
         assert _names(tmp_path) == ["final"]
         assert before == (_names(final) if final.is_dir() else final.read_bytes())
 
-    @pytest.mark.parametrize("kind", ["folder", "file", "manifest is a folder"])
+    @pytest.mark.parametrize("kind", ["folder", "file", "manifest is a folder", "a web application"])
     def test_force_replaces_nothing_but_bundles(self, tmp_path: Path, kind: str) -> None:
         final = tmp_path / "final"
         if kind == "file":
@@ -234,6 +234,8 @@ class TestStagingDirectory:
             precious = final / ("manifest.json" if kind == "manifest is a folder" else "thesis") / "chapter"
             precious.parent.mkdir(parents=True)
             precious.write_text("mine")
+        if kind == "a web application":
+            (final / "manifest.json").write_text('{"name": "mine", "display": "standalone"}')
         before = sorted(final.rglob("*"))
         with (
             pytest.raises(StorageError, match=f"{final} is not a bundle") as caught,
@@ -242,6 +244,16 @@ class TestStagingDirectory:
             pytest.fail("the block was entered")
         assert "bundles only" in caught.value.hint
         assert _names(tmp_path) == ["final"] and sorted(final.rglob("*")) == before
+
+    @pytest.mark.parametrize("force", [False, True])
+    @pytest.mark.parametrize("target", ["bundle", "nowhere"])
+    def test_a_link_is_refused_before_anything_is_built(self, tmp_path: Path, target: str, force: bool) -> None:
+        _bundle(tmp_path / "bundle")
+        link = tmp_path / "link"
+        link.symlink_to(tmp_path / target)
+        with pytest.raises(StorageError, match=f"{link}"), staging_directory(link, force=force):
+            pytest.fail("the block was entered")
+        assert _names(tmp_path) == ["bundle", "link"] and (tmp_path / "bundle" / "weights").read_text() == "old"
 
     def test_force_takes_an_empty_directory(self, tmp_path: Path) -> None:
         (tmp_path / "bundle").mkdir()

@@ -72,6 +72,13 @@ def test_donors_that_differ_are_refused(tmp_path: Path, pico_states: States) -> 
         ({"scheme": {"bits": 3}}, IntegrityError),
         ({"seed": "x"}, IntegrityError),
         ({"skip": None}, IntegrityError),
+        ({"skip": "head"}, IntegrityError),
+        ({"seed": "7"}, IntegrityError),
+        ({"seed": 7.5}, IntegrityError),
+        ({"task": 3}, IntegrityError),
+        ({"norm": float("nan")}, IntegrityError),
+        ({"norm": "1.0"}, IntegrityError),
+        ({"version": None}, IncompatibleError),
     ],
 )
 def test_damaged_headers(tmp_path: Path, pico_states: States, change: dict[str, Any], error: type[Exception]) -> None:
@@ -82,7 +89,7 @@ def test_damaged_headers(tmp_path: Path, pico_states: States, change: dict[str, 
         QuantizationVector.open(path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "1", "{}"])
+@pytest.mark.parametrize("text", ["{", "[]", "1", "{}", "[" * 100_000])
 def test_headers_that_are_no_headers(tmp_path: Path, text: str) -> None:
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "v.safetensors", {"qvec": text})
     with pytest.raises(IntegrityError):
@@ -92,6 +99,29 @@ def test_headers_that_are_no_headers(tmp_path: Path, text: str) -> None:
 def test_a_checkpoint_is_no_vector(pico_folder: Path) -> None:
     with pytest.raises(IntegrityError, match="not a quantization vector"):
         QuantizationVector.open(pico_folder / "receiver.safetensors")
+
+
+def test_two_checkpoints_are_the_same_vector_as_their_file(tmp_path: Path, pico_states: States) -> None:
+    vector = QuantizationVector.open(_extract(pico_states, tmp_path / "v.safetensors"))
+    for name in ("fp", "qat"):
+        save_file(pico_states[name], tmp_path / f"{name}.safetensors")
+    fp, qat = (Checkpoint.open(tmp_path / f"{name}.safetensors", label=name) for name in ("fp", "qat"))
+    pair = DonorPair(fp, qat, PairHeader(Scheme(3, "channel"), ("head",)), "head")
+    assert set(pair.tensors) == set(vector.tensors)
+    for name in vector.tensors:
+        np.testing.assert_array_equal(pair.read(name), vector.read(name))
+    assert pair.fingerprints() == {"fp": fp.fingerprint(), "qat": qat.fingerprint()}
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "float32"), (np.inf, "float16"), (1e5, "float16")])
+def test_what_no_reader_would_take_is_not_written(
+    tmp_path: Path, pico_states: States, value: float, dtype: str
+) -> None:
+    qat = {name: array.copy() for name, array in pico_states["qat"].items()}
+    qat["pos_embed"].flat[5] = value
+    with pytest.raises(IntegrityError, match="pos_embed"):
+        _extract({**pico_states, "qat": qat}, tmp_path / "v.safetensors", dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_random_control_has_the_norm_and_not_the_direction() -> None:
