@@ -165,8 +165,16 @@ def test_integer_tensors_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["hf://", "hf://org", "hf://org/repo", "hf://org//file.pt", "hf://o/r@1@2/f.pt"]
-    + ["hf://o/r@/f", "hf://o/@1/f", "hf://a b/c/f"],
+    [
+        "hf://",
+        "hf://org",
+        "hf://org/repo",
+        "hf://org//a.pt",
+        "hf://o/r@1@2/a.pt",
+        "hf://o/r@/a.pt",
+        "hf://o/@1/a.pt",
+        "hf://a%b/c/a.pt",
+    ],
 )
 def test_malformed_addresses(address: str) -> None:
     with pytest.raises(RecipeError, match="not an address"):
