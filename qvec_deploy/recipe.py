@@ -15,13 +15,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.store import require_file, storage_errors
 from qvec_deploy.tensors import Scheme
+from qvec_deploy.yamltext import NOT_YAML, Place, parse_yaml
 
 FLOAT_BITS = (16, 32)
 _MAX_BYTES = 1 << 20
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # PyYAML leaks the last two: `2024-99-99`, 1000 brackets
 _SHARED = ("version", "name", "evaluate", "measure", "variants", "target.batch_sizes")
-
-Place = tuple[str | int, ...]
 
 
 class _Block(BaseModel):
@@ -279,11 +277,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     with storage_errors(path), path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
-        raise RecipeError(
-            f"{path} has more than {_MAX_BYTES} bytes", hint="a recipe is a short YAML file; is this another file?"
-        )
+        raise RecipeError(f"{path} is too large", hint="a recipe is a short YAML file; is this another file?")
     try:
-        values, places = _parse(data.decode("utf-8"), str(path))
+        values, places = parse_yaml(data.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text", hint="a recipe is a YAML file") from error
     for override in overrides:
@@ -292,7 +288,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise RecipeError(f"--set {override} has no value", hint="write --set field.name=value")
         try:
             _assign(values, key, yaml.safe_load(text))
-        except _NOT_YAML as error:
+        except NOT_YAML as error:
             raise RecipeError(f"--set {override}: the value is not YAML", hint="quote it") from error
         field: Place = tuple(key.split("."))
         places = {place: at for place, at in places.items() if place[: len(field)] != field}
@@ -304,41 +300,6 @@ def recipe_schema() -> dict[str, Any]:
     """The JSON schema of recipe files."""
     schema = Recipe.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "qvec-deploy recipe"}
-
-
-def _parse(text: str, where: str) -> tuple[dict[str, Any], dict[Place, str]]:
-    """YAML text to plain values and file and line of every key; aliases and repeated keys are refused."""
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise RecipeError(f"{where} uses YAML aliases", hint="write the values out")
-        node = yaml.compose(text, yaml.SafeLoader)
-        places: dict[Place, str] = {}
-        if node is not None:
-            _collect_places(node, (), places, where)
-        values = yaml.safe_load(text)
-    except _NOT_YAML as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{where}{line}: not valid YAML: {problem}", hint="check indentation and quotes") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{where} is not a recipe", hint="start from one in recipes/")
-    return values, places
-
-
-def _collect_places(node: yaml.Node, path: Place, places: dict[Place, str], where: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*path, str(key.value))
-            at = f"{where}:{key.start_mark.line + 1}"
-            if here in places:
-                raise RecipeError(f"{at}: `{key.value}` appears twice", hint="keep one of the two")
-            places[here] = at
-            _collect_places(value, here, places, where)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            places[(*path, index)] = f"{where}:{value.start_mark.line + 1}"
-            _collect_places(value, (*path, index), places, where)
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:

@@ -43,10 +43,10 @@ class Bundle:
             IncompatibleError: It was written by a later major version.
         """
         manifest = read_manifest(directory)
+        check_files(directory, manifest)
         unlisted = [name for name in _NEEDED if name not in manifest.files]
         if unlisted:  # what the manifest does not list has no hash, and would be opened unchecked
             raise IntegrityError(f"{directory}: the manifest lacks {unlisted[0]}", hint="build or copy it again")
-        check_files(directory, manifest)
         return cls(directory, manifest, load_recipe(directory / RECIPE_FILE))
 
     @contextlib.contextmanager
