@@ -7,6 +7,7 @@ Registered as a backend, our arithmetic runs inside ModelOpt's TensorQuantizer a
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -74,7 +75,7 @@ def insert_fake_quantizers(model: nn.Module, scheme: Scheme, skip: tuple[str, ..
         for name in quantized_linears(model, skip)
     ]
     config = {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *enabled], "algorithm": None}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints how many it inserted
         warnings.simplefilter("ignore")
         mtq.quantize(model, config)
     refresh_clip(model)

@@ -178,7 +178,7 @@ def test_integer_tensors_are_refused(tmp_path: Path) -> None:
 )
 def test_malformed_addresses(address: str) -> None:
     with pytest.raises(RecipeError, match="not an address"):
-        Checkpoint.open(address)
+        Checkpoint.open(address, offline=True)
 
 
 def test_a_file_on_the_hub(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
