@@ -31,7 +31,7 @@ from qvec_deploy.bundle.parity import (
 )
 from qvec_deploy.bundle.progress import Advance, Progress
 from qvec_deploy.checkpoint import Checkpoint
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, QvecError
 from qvec_deploy.lower.inmemory import runtime_bits_per_weight
 from qvec_deploy.measure.environment import capture_environment
 from qvec_deploy.measure.latency import garbage_collector_off
@@ -99,6 +99,22 @@ class Workshop:
         """Everything that headers decide."""
         return make_plan(recipe, self.receiver(recipe), self.sources(recipe))
 
+    def plans(self, recipe: Recipe) -> list[Plan]:
+        """The plans of all candidates, the recipe's own last.
+
+        Raises:
+            QvecError: As `plan`; the message names the candidate.
+        """
+        made = []
+        for candidate in recipe.candidates():
+            try:
+                made.append(self.plan(candidate))
+            except QvecError as error:
+                if candidate.name == recipe.name:
+                    raise
+                raise type(error)(f"candidate {candidate.name}: {error.message}", hint=error.hint) from error
+        return made
+
     def skeleton(self, plan: Plan) -> onnx.ModelProto:
         """The exported structure; the same for every candidate of one model and skip list."""
         model, skip = plan.recipe.receiver, plan.recipe.quantize.skip
@@ -157,11 +173,11 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Works
         staging_directory(directory, force=force) as staging,
         TemporaryDirectory(prefix=".candidates.", dir=staging) as scratch,
     ):
-        plans = [(candidate, workshop.plan(candidate)) for candidate in recipe.candidates()]
-        bench = _bench(recipe, plans[-1][1])
+        plans = workshop.plans(recipe)
+        bench = _bench(recipe, plans[-1])
         images = open_images(bench)  # a wrong folder is refused before anything is built
         artifacts = {}
-        for candidate, _ in plans:
+        for candidate in (plan.recipe for plan in plans):
             place = staging if candidate.name == recipe.name else Path(scratch) / candidate.name
             place.mkdir(exist_ok=True)
             artifacts[candidate.name] = build(candidate, place, workshop)

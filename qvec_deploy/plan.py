@@ -133,13 +133,19 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
     """
     architecture = describe(recipe.receiver.model, count_classes(recipe, receiver), recipe.receiver.model_args)
     check_tensors(receiver, architecture)
-    _check_lowering(recipe)
+    grid, target = recipe.quantize, recipe.target
+    check_lowering(target.runtime, target.lowering, grid.bits, grid.granularity, grid.group_size)
     scheme, skip = recipe.quantize.scheme(), recipe.quantize.skip
     _check_skip(skip, architecture)
     used = dict(vectors or {}) if recipe.lam != 0 else {}
     for label, vector in used.items():
         _check_vector(label, vector, recipe, architecture)
     quantized = {f"{name}.weight" for name in architecture.linears if not is_skipped(name, skip)}
+    if scheme is not None and not quantized:
+        raise IncompatibleError(
+            f"`{architecture.name}` has no Linear to quantize outside {', '.join(skip) or 'nothing'}",
+            hint="only Linear layers are quantized: use a transformer, or a shorter skip list",
+        )
     tensors = tuple(
         TensorPlan(
             name=name,
@@ -194,36 +200,38 @@ def _check_tensor(where: str, name: str, info: TensorInfo, shape: tuple[int, ...
     if info.shape != shape:
         raise IncompatibleError(f"{where}: {name} has shape {info.shape}, the model has {shape}", hint=hint)
     if info.dtype not in FLOAT_DTYPES:
+        counter = name.endswith("num_batches_tracked")
         raise IncompatibleError(
-            f"{where}: {name} has dtype {info.dtype}", hint="weights must be float32, float16 or bfloat16"
+            f"{where}: {name} has dtype {info.dtype}",
+            hint="models with BatchNorm are not supported; use a transformer with LayerNorm"
+            if counter
+            else "weights must be float32, float16 or bfloat16",
         )
 
 
-def _check_lowering(recipe: Recipe) -> None:
-    target, quantize = recipe.target, recipe.quantize
-    entry = LOWERINGS.get((target.runtime, target.lowering))
-    known = [name for runtime, name in LOWERINGS if runtime == target.runtime]
+def check_lowering(runtime: str, lowering: str, bits: int, granularity: str, group_size: int) -> None:
+    """Refuse a combination that is not in LOWERINGS.
+
+    Raises:
+        IncompatibleError: No such lowering, or one that cannot take these bits, this granularity or these groups.
+    """
+    entry = LOWERINGS.get((runtime, lowering))
+    known = [name for of, name in LOWERINGS if of == runtime]
     if entry is None:
+        raise IncompatibleError(f"runtime `{runtime}` has no lowering `{lowering}`", hint=f"it has {', '.join(known)}")
+    what = f"lowering `{lowering}` on `{runtime}`"
+    if bits not in entry.bits:
+        takers = [name for (of, name), other in LOWERINGS.items() if of == runtime and bits in other.bits]
         raise IncompatibleError(
-            f"runtime `{target.runtime}` has no lowering `{target.lowering}`", hint=f"it has {', '.join(known)}"
+            f"{what} cannot take {bits} bits",
+            hint=f"it takes {', '.join(map(str, entry.bits))}; for {bits}: {', '.join(takers) or 'none'}",
         )
-    what = f"lowering `{target.lowering}` on `{target.runtime}`"
-    if quantize.bits not in entry.bits:
-        takers = [
-            name for (runtime, name), e in LOWERINGS.items() if runtime == target.runtime and quantize.bits in e.bits
-        ]
+    if granularity not in entry.granularities:
         raise IncompatibleError(
-            f"{what} cannot take {quantize.bits} bits",
-            hint=f"it takes {', '.join(map(str, entry.bits))}; for {quantize.bits}: {', '.join(takers) or 'none'}",
+            f"{what} cannot take granularity `{granularity}`", hint=f"it takes {', '.join(entry.granularities)}"
         )
-    if quantize.granularity not in entry.granularities:
-        raise IncompatibleError(
-            f"{what} cannot take granularity `{quantize.granularity}`",
-            hint=f"it takes {', '.join(entry.granularities)}",
-        )
-    size = quantize.group_size
-    if entry.power_of_two_groups and size and (size < 16 or size & (size - 1)):
-        raise IncompatibleError(f"{what} cannot take groups of {size}", hint="use a power of two of at least 16")
+    if entry.power_of_two_groups and group_size and (group_size < 16 or group_size & (group_size - 1)):
+        raise IncompatibleError(f"{what} cannot take groups of {group_size}", hint="use a power of two of at least 16")
 
 
 def _check_skip(skip: tuple[str, ...], architecture: Architecture) -> None:
@@ -246,7 +254,7 @@ def _check_vector(label: str, vector: Any, recipe: Recipe, architecture: Archite
         )
     if set(header.skip) != set(recipe.quantize.skip):
         raise IncompatibleError(
-            f"{label} left {', '.join(header.skip)} float; the recipe skips {', '.join(recipe.quantize.skip)}",
+            f"{label} left {', '.join(header.skip)} float; the recipe skips {', '.join(recipe.quantize.skip) or 'nothing'}",
             hint="use the vector's skip list in quantize.skip",
         )
     backbone = {n: s for n, s in architecture.shapes.items() if not n.startswith(f"{architecture.head}.")}

@@ -120,6 +120,18 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def require_report_folder(path: Path) -> None:
+    """Refuse a folder that a report must not be written into, before the measuring and not after it.
+
+    Raises:
+        StorageError: It is a bundle, whose files have hashes, or it cannot be made.
+    """
+    if (path / "manifest.json").is_file():
+        raise StorageError(f"{path} is a bundle", hint="write the report into another directory")
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def _is_replaceable(path: Path) -> bool:
     """Whether a directory is empty or a bundle; other things too have a file named manifest.json."""
     manifest = path / "manifest.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from qvec_deploy.bundle.manifest import Model
-from qvec_deploy.bundle.parity import parity_images
+from qvec_deploy.bundle.parity import check_parity, parity_images, read_reference
 from qvec_deploy.bundle.progress import Progress
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, batches, open_dataset
 from qvec_deploy.lower.inmemory import runtime_bits_per_weight
@@ -119,6 +119,9 @@ def measure_contenders(
     with contextlib.ExitStack() as stack:
         with progress.stage("load"):
             sessions = {c.name: stack.enter_context(_open(c)) for c in contenders}
+            for contender in contenders:  # no latency of an engine that computes something else
+                reference = read_reference(contender.directory)
+                check_parity(sessions[contender.name], contender.lowering, reference)
         accuracies = _accuracies(sessions, images, bench, progress)
         latencies = _latencies(sessions, images, bench, progress)
     findings = _findings(accuracies, latencies, contenders, bench.baseline)
@@ -229,7 +232,9 @@ def _candidate(
     patch = None
     if recipe.lam != 0:
         control = recipe.vector.control if recipe.vector is not None else None
-        donors = tuple(Donor(Path(label).stem, weight) for label, weight in contender.sources)
+        donors = tuple(
+            Donor(Path(label).stem if " - " not in label else label, weight) for label, weight in contender.sources
+        )
         patch = Patch(recipe.lam, donors, f"{control.kind}, seed {control.seed}" if control else None)
     candidate = Candidate(
         name=contender.name,

@@ -11,7 +11,7 @@ from pathlib import Path
 from qvec_deploy.bundle.manifest import Manifest, check_files, read_manifest
 from qvec_deploy.bundle.parity import PARITY_FILE, check_parity, read_reference
 from qvec_deploy.errors import IncompatibleError, IntegrityError
-from qvec_deploy.plan import LOWERINGS
+from qvec_deploy.plan import check_lowering
 from qvec_deploy.recipe import Recipe, load_recipe
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, Session, find_target
 
@@ -47,7 +47,15 @@ class Bundle:
         unlisted = [name for name in _NEEDED if name not in manifest.files]
         if unlisted:  # what the manifest does not list has no hash, and would be opened unchecked
             raise IntegrityError(f"{directory}: the manifest lacks {unlisted[0]}", hint="build or copy it again")
-        return cls(directory, manifest, load_recipe(directory / RECIPE_FILE))
+        recipe = load_recipe(directory / RECIPE_FILE)
+        engine, target = manifest.engine, recipe.target
+        said = (manifest.recipe_sha256, manifest.name, manifest.lam, engine.runtime, engine.lowering, engine.threads)
+        entry = manifest.files[RECIPE_FILE]
+        if said != (entry.sha256, recipe.name, recipe.lam, target.runtime, target.lowering, target.threads):
+            raise IntegrityError(
+                f"{directory}: manifest.json does not say what recipe.yaml says", hint="build or copy the bundle again"
+            )
+        return cls(directory, manifest, recipe)
 
     @contextlib.contextmanager
     def session(self, *, lowering: str | None = None, threads: int | None = None) -> Iterator[Session]:
@@ -73,13 +81,10 @@ class Bundle:
         """
         chosen = lowering or self.manifest.engine.lowering
         engine, grid = self.manifest.engine, self.recipe.quantize
-        entry = LOWERINGS.get((engine.runtime, chosen))
-        if entry is None or grid.bits not in entry.bits or grid.granularity not in entry.granularities:
-            raise IncompatibleError(
-                f"{self.directory}: lowering `{chosen}` cannot take {grid.bits} bits per {grid.granularity} "
-                f"on `{engine.runtime}`",
-                hint="`qvec-deploy doctor` prints the table",
-            )
+        try:
+            check_lowering(engine.runtime, chosen, grid.bits, grid.granularity, grid.group_size)
+        except IncompatibleError as error:
+            raise IncompatibleError(f"{self.directory}: {error.message}", hint=error.hint) from error
         return chosen
 
     def threads(self, threads: int | None = None) -> int:

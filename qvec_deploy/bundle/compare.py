@@ -9,7 +9,7 @@ from pathlib import Path
 from qvec_deploy.bundle.bench import Bench, Contender, measure_contenders, open_images
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.progress import Progress
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, StorageError
 from qvec_deploy.recipe import FLOAT_BITS
 from qvec_deploy.report.values import Report, Role
 
@@ -67,6 +67,8 @@ def bench_bundles(
         selected=None,
         baseline="",
     )
+    if bench.data_root is not None and not bench.data_root.is_dir():
+        raise StorageError(f"{bench.data_root}: no such folder", hint="name the images' folder with --data")
     contenders = _unique(contenders)
     bench = replace(bench, baseline=contenders[0].name)
     return measure_contenders(contenders, bench, open_images(bench), progress or Progress())

@@ -116,11 +116,13 @@ def plan(recipe_path: Path, overrides: tuple[str, ...], offline: bool, as_json: 
     from qvec_deploy.cli.show import plan_document, print_plan
     from qvec_deploy.recipe import load_recipe
 
-    made = Workshop(offline).plan(load_recipe(recipe_path, overrides))
+    plans = Workshop(offline).plans(load_recipe(recipe_path, overrides))
     if as_json:
-        _echo_json(plan_document(made))
+        document = plan_document(plans[-1])
+        _echo_json({**document, "candidates": [made.recipe.name for made in plans]})
     else:
-        print_plan(made)
+        print_plan(plans[-1])
+        click.echo(f"candidates: {', '.join(made.recipe.name for made in plans)}")
 
 
 @commands.command()
@@ -148,7 +150,10 @@ def bench(
     from qvec_deploy.bundle.compare import bench_bundles
     from qvec_deploy.report.document import to_json
     from qvec_deploy.report.write import write_report
+    from qvec_deploy.store import require_report_folder
 
+    if output is not None:
+        require_report_folder(output)
     report = bench_bundles(
         bundles,
         lowerings=lowerings,
@@ -175,12 +180,14 @@ def verify(bundle: Path, as_json: bool) -> None:
     """Check a bundle: hashes first, then formats, then its engine against PyTorch's logits."""
     from qvec_deploy.bundle.bundle import Bundle
 
-    results = Bundle.open(bundle).verify()
+    opened = Bundle.open(bundle)
+    results = opened.verify()
+    missing = opened.manifest.engine.missing
     if as_json:
-        _echo_json({"bundle": str(bundle), "ok": True, "checks": results})
+        _echo_json({"bundle": str(bundle), "ok": True, "engine_missing": missing, "checks": results})
         return
     for check, result in results.items():
-        click.echo(f"ok  {check:8} {result}")
+        click.echo(f"{'--' if check == 'engine' and missing else 'ok'}  {check:8} {result}")
 
 
 @commands.command()
@@ -247,11 +254,18 @@ def _print_table(report: Any) -> None:
     from rich.console import Console
 
     from qvec_deploy.report.console import summary_table
+    from qvec_deploy.report.prose import setup
+    from qvec_deploy.report.summary import numbered_warnings
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 120))
     console.print(summary_table(report))
+    console.print("\n" + setup(report), style="dim", highlight=False, markup=False)
+    for doubt in numbered_warnings(report):
+        console.print(f"warning: {doubt.title}. {doubt.remedy}", style="yellow", highlight=False, markup=False)
+        for subject, detail in doubt.details:
+            console.print(f"  {subject}: {detail}", highlight=False, markup=False)
 
 
 def _echo_json(value: Any) -> None:

@@ -107,7 +107,10 @@ def _export(model: nn.Module, images: Tensor, weights: set[str]) -> onnx.ModelPr
             )
         except (torch.onnx.OnnxExporterError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise IncompatibleError(f"the model cannot be exported to ONNX: {reason}", hint="try a ViT") from error
+            raise IncompatibleError(
+                f"the model cannot be exported to ONNX: {reason}",
+                hint="ViT, DeiT-III and Swin models are known to work",
+            ) from error
         assert program is not None  # noqa: S101 - with dynamo=True the exporter returns a program
         return _optimize(program.model, weights)
 

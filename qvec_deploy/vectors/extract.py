@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,6 @@ import numpy as np
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.file import VectorHeader, write_vector
-
-MADE_BY = "qvec-deploy"
 
 
 def extract_vector(
@@ -57,7 +56,7 @@ def extract_vector(
         seed=seed,
         norm=_norm(rho.values()),
         weight_norm=_norm(fp[name] for name in names),
-        made_by=MADE_BY,
+        made_by=f"qvec-deploy {version('qvec-deploy')}",
     )
     write_vector(path, header, rho.items(), dtype=dtype)
     return header
