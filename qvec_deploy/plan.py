@@ -253,8 +253,9 @@ def _check_vector(label: str, vector: Any, recipe: Recipe, architecture: Archite
             hint="a vector only works on its own grid: change `quantize`, or use a vector trained for it",
         )
     if set(header.skip) != set(recipe.quantize.skip):
+        skipped = ", ".join(recipe.quantize.skip) or "nothing"
         raise IncompatibleError(
-            f"{label} left {', '.join(header.skip)} float; the recipe skips {', '.join(recipe.quantize.skip) or 'nothing'}",
+            f"{label} left {', '.join(header.skip)} float; the recipe skips {skipped}",
             hint="use the vector's skip list in quantize.skip",
         )
     backbone = {n: s for n, s in architecture.shapes.items() if not n.startswith(f"{architecture.head}.")}

@@ -60,11 +60,13 @@ def own_folder(tmp_path: Path, pico_recipe: Callable[..., Path]) -> Path:
 
 def test_every_other_command(own_folder: Path, pico_recipe: Callable[..., Path]) -> None:
     commands = [command for command in _commands() if command not in ("./scripts/demo", RECURSIVE)]
-    assert commands[0] == "cp recipes/edge_3bit.yaml my_model.yaml"
+    assert commands[0] == "cp recipes/cpu_3bit.yaml recipes/my_model.yaml"
     assert _run(shlex.split(commands[0]), own_folder).returncode == 0
-    shutil.copy(pico_recipe(name="NAME"), own_folder / "my_model.yaml")  # the newcomer names their own model
+    shutil.copy(
+        pico_recipe(name="NAME"), own_folder / "recipes" / "my_model.yaml"
+    )  # the newcomer names their own model
     for command in commands[1:]:
         words = shlex.split(command.replace("FILE_OR_BUNDLE", "out/NAME"))
-        assert words[0] == "qvec-deploy", command
+        assert words[0] == ".venv/bin/qvec-deploy", command
         done = _run([sys.executable, "-m", "qvec_deploy", *words[1:]], own_folder)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
