@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from qvec_deploy.cli.options import (
+    echo_json,
+    json_option,
+    offline_option,
+    progress_shown,
+    quiet_option,
+    recipe_option,
+    set_option,
+)
 from qvec_deploy.errors import QvecError
-
-if TYPE_CHECKING:
-    from qvec_deploy.bundle.progress import Progress
 
 EPILOG = (
     "Exit codes: 0 ok, 1 our bug, 2 usage or recipe, 3 gate missed, 4 incompatible, 5 integrity, 6 files and disk, "
     "7 remote fetch, 130 interrupted."
 )
-
-_recipe_option = click.option(
-    "--recipe", "recipe_path", type=click.Path(path_type=Path), required=True, help="The recipe, a YAML file."
-)
-_set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe."
-)
-_offline_option = click.option("--offline", is_flag=True, help="Use the Hub's local cache only.")
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
-_quiet_option = click.option("--quiet", is_flag=True, help="Print results and errors only.")
 
 
 def main() -> None:
@@ -76,13 +71,13 @@ def commands() -> None:
 
 
 @commands.command()
-@_recipe_option
+@recipe_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's directory; out/NAME by default.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@_set_option
-@_offline_option
-@_quiet_option
-@_json_option
+@set_option
+@offline_option
+@quiet_option
+@json_option
 def build(
     recipe_path: Path,
     output: Path | None,
@@ -98,7 +93,7 @@ def build(
 
     recipe = load_recipe(recipe_path, overrides)
     directory = output or Path("out") / recipe.name
-    bundle = run(recipe, directory, force=force, workshop=Workshop(offline, _progress(quiet or as_json)))
+    bundle = run(recipe, directory, force=force, workshop=Workshop(offline, progress_shown(quiet or as_json)))
     _show_report(directory / "report.json", as_json)
     if not as_json:
         click.echo(f"\nbundle  {directory}\n" + (f"report  {directory}/report.html" if _has_report(directory) else ""))
@@ -106,10 +101,10 @@ def build(
 
 
 @commands.command()
-@_recipe_option
-@_set_option
-@_offline_option
-@_json_option
+@recipe_option
+@set_option
+@offline_option
+@json_option
 def plan(recipe_path: Path, overrides: tuple[str, ...], offline: bool, as_json: bool) -> None:
     """Print every decision of a recipe; no weights are read."""
     from qvec_deploy.build import Workshop
@@ -119,7 +114,7 @@ def plan(recipe_path: Path, overrides: tuple[str, ...], offline: bool, as_json: 
     plans = Workshop(offline).plans(load_recipe(recipe_path, overrides))
     if as_json:
         document = plan_document(plans[-1])
-        _echo_json({**document, "candidates": [made.recipe.name for made in plans]})
+        echo_json({**document, "candidates": [made.recipe.name for made in plans]})
     else:
         print_plan(plans[-1])
         click.echo(f"candidates: {', '.join(made.recipe.name for made in plans)}")
@@ -133,8 +128,8 @@ def plan(recipe_path: Path, overrides: tuple[str, ...], offline: bool, as_json: 
 @click.option("--blocks", type=click.IntRange(2), help="Latency samples of every engine.")
 @click.option("--data", type=click.Path(path_type=Path), help="The images' folder, if it is not where the recipe says.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report into this directory.")
-@_quiet_option
-@_json_option
+@quiet_option
+@json_option
 def bench(
     bundles: tuple[Path, ...],
     lowerings: tuple[str, ...],
@@ -161,7 +156,7 @@ def bench(
         batch_sizes=batch_sizes,
         blocks=blocks,
         data_root=data,
-        progress=_progress(quiet or as_json),
+        progress=progress_shown(quiet or as_json),
     )
     if output is not None:
         write_report(report, output)
@@ -175,7 +170,7 @@ def bench(
 
 @commands.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_json_option
+@json_option
 def verify(bundle: Path, as_json: bool) -> None:
     """Check a bundle: hashes first, then formats, then its engine against PyTorch's logits."""
     from qvec_deploy.bundle.bundle import Bundle
@@ -184,7 +179,7 @@ def verify(bundle: Path, as_json: bool) -> None:
     results = opened.verify()
     missing = opened.manifest.engine.missing
     if as_json:
-        _echo_json({"bundle": str(bundle), "ok": True, "engine_missing": missing, "checks": results})
+        echo_json({"bundle": str(bundle), "ok": True, "engine_missing": missing, "checks": results})
         return
     for check, result in results.items():
         click.echo(f"{'--' if check == 'engine' and missing else 'ok'}  {check:8} {result}")
@@ -192,27 +187,27 @@ def verify(bundle: Path, as_json: bool) -> None:
 
 @commands.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@_json_option
+@json_option
 def inspect(path: Path, as_json: bool) -> None:
     """Print what a bundle, vector, packed file or checkpoint is, without opening an engine."""
     from qvec_deploy.cli.show import inspect_path, print_document
 
     document = inspect_path(path)
     if as_json:
-        _echo_json(document)
+        echo_json(document)
     else:
         print_document(document)
 
 
 @commands.command()
-@_json_option
+@json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine can do, and how to get the rest."""
     from qvec_deploy.cli.doctor import examine, print_examination
 
     found = examine()
     if as_json:
-        _echo_json(found)
+        echo_json(found)
     else:
         print_examination(found)
 
@@ -222,16 +217,7 @@ def schema() -> None:
     """Print the JSON schema of recipes."""
     from qvec_deploy.recipe import recipe_schema
 
-    _echo_json(recipe_schema())
-
-
-def _progress(quiet: bool) -> Progress:
-    from rich.console import Console
-
-    from qvec_deploy.bundle.progress import Progress
-    from qvec_deploy.cli.progress import TerminalProgress
-
-    return Progress() if quiet else TerminalProgress(Console(stderr=True))
+    echo_json(recipe_schema())
 
 
 def _has_report(directory: Path) -> bool:
@@ -266,7 +252,3 @@ def _print_table(report: Any) -> None:
         console.print(f"warning: {doubt.title}. {doubt.remedy}", style="yellow", highlight=False, markup=False)
         for subject, detail in doubt.details:
             console.print(f"  {subject}: {detail}", highlight=False, markup=False)
-
-
-def _echo_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
