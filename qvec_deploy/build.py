@@ -30,21 +30,21 @@ from qvec_deploy.bundle.parity import (
     write_reference,
 )
 from qvec_deploy.bundle.progress import Advance, Progress
+from qvec_deploy.candidate import Weight, calibration_images, make_weights
 from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.errors import IncompatibleError, QvecError
 from qvec_deploy.lower.inmemory import runtime_bits_per_weight
 from qvec_deploy.measure.environment import capture_environment
 from qvec_deploy.measure.latency import garbage_collector_off
 from qvec_deploy.models import head_name
-from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
+from qvec_deploy.packed import PackedFile, pack, write_packed
 from qvec_deploy.plan import Plan, make_plan
 from qvec_deploy.recipe import FLOAT_BITS, Recipe
 from qvec_deploy.report.values import Report, Role
 from qvec_deploy.report.write import write_report
 from qvec_deploy.store import sha256_file, staging_directory, write_bytes
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, find_target
-from qvec_deploy.tensors import Float32, PackedTensor
-from qvec_deploy.vectors.patch import patch
+from qvec_deploy.tensors import Float32, PackedTensor, QuantizedTensor
 from qvec_deploy.vectors.sources import Source, open_sources
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Artifact:
         missing: What stood in the way of opening the engine here; None if nothing.
         parity: Agreement with PyTorch; None where the engine could not be opened.
         layer_errors: Relative L2 quantization error by layer.
+        notes: What the method could not do.
     """
 
     plan: Plan
@@ -68,6 +69,7 @@ class Artifact:
     missing: str | None
     parity: Parity | None
     layer_errors: Mapping[str, float]
+    notes: tuple[str, ...]
 
 
 @dataclass
@@ -143,17 +145,16 @@ def _build(recipe: Recipe, directory: Path, workshop: Workshop) -> Artifact:
     with workshop.progress.stage("plan", recipe.name):
         plan = workshop.plan(recipe)
     with workshop.progress.stage("quantize", recipe.name) as advance:
-        errors: dict[str, float] = {}
-        layout = {tensor.name: Entry(tensor.shape, tensor.scheme) for tensor in plan.tensors}
-        weights = patch(workshop.receiver(recipe), workshop.sources(recipe), plan)
-        packed = _quantized(weights, plan, errors)
-        write_packed(directory / WEIGHTS_FILE, layout, _counted(packed, len(layout), advance))
+        images = calibration_images(recipe, plan.architecture)
+        weights = make_weights(plan, workshop.receiver(recipe), workshop.sources(recipe), images, advance)
+        count = len(weights.layout)
+        write_packed(directory / WEIGHTS_FILE, weights.layout, _packed(weights.tensors, count, advance))
     skeleton = workshop.skeleton(plan)
     with workshop.progress.stage("lower", recipe.name):
         _write_graph(skeleton, directory)
     with workshop.progress.stage("check", recipe.name):
         missing, parity = _check_engine(plan, directory)
-    return Artifact(plan, directory, missing, parity, errors)
+    return Artifact(plan, directory, missing, parity, weights.errors, weights.notes)
 
 
 def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Workshop | None = None) -> Bundle:
@@ -190,24 +191,6 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Works
     return Bundle.open(directory)
 
 
-def _quantized(
-    weights: Iterator[tuple[str, Float32]], plan: Plan, errors: dict[str, float]
-) -> Iterator[tuple[str, PackedTensor | Float32]]:
-    """Quantize what the plan says, through ModelOpt; the rest passes."""
-    schemes = {tensor.name: tensor.scheme for tensor in plan.tensors}
-    if any(schemes.values()):
-        from qvec_deploy.quantize.modelopt import quantize
-        from qvec_deploy.quantize.reference import relative_error
-    for name, weight in weights:
-        scheme = schemes[name]
-        if scheme is None:
-            yield name, weight
-            continue
-        quantized = quantize(weight, scheme)
-        errors[name.removesuffix(".weight")] = relative_error(weight, quantized)
-        yield name, pack(quantized)
-
-
 @contextlib.contextmanager
 def _collected() -> Iterator[None]:
     """Collect the garbage that the block makes, without walking the millions of objects that were there before."""
@@ -219,11 +202,11 @@ def _collected() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _counted(
-    items: Iterator[tuple[str, PackedTensor | Float32]], total: int, advance: Advance
+def _packed(
+    tensors: Iterator[tuple[str, Weight]], total: int, advance: Advance
 ) -> Iterator[tuple[str, PackedTensor | Float32]]:
-    for count, item in enumerate(items):
-        yield item
+    for count, (name, value) in enumerate(tensors):
+        yield name, pack(value) if isinstance(value, QuantizedTensor) else value
         advance(count + 1, total)
 
 
@@ -280,7 +263,7 @@ def _bench(recipe: Recipe, plan: Plan) -> Bench:
         recipe=recipe.name,
         model=_model(plan),
         evaluate=recipe.evaluate,
-        data_root=Path(recipe.locate(root)) if root is not None else None,
+        data_root=recipe.data_path(root) if root is not None else None,
         measure=recipe.measure,
         batch_sizes=recipe.target.batch_sizes,
         selected=recipe.name,
@@ -326,7 +309,7 @@ def _finish(staging: Path, recipe: Recipe, own: Artifact, report: Report | None,
             threads=candidate.target.threads,
             missing=own.missing,
         ),
-        lam=candidate.lam,
+        lam=candidate.patch_scale,
         vectors=tuple(Vector(name=name, weight=weight) for name, weight in own.plan.sources),
         control=f"{control.kind}, seed {control.seed}" if control else None,
         stored_bytes=sum((staging / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),

@@ -1,4 +1,4 @@
-"""Trainings at tiny scale, each done once: a base from the pretraining mix, and fine-tunes of it, float or on a grid."""
+"""Trainings at tiny scale, each done once: a base from the pretraining mix, and fine-tunes in float or on a grid."""
 
 from __future__ import annotations
 

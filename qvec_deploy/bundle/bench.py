@@ -235,7 +235,7 @@ def _candidate(
         donors = tuple(
             Donor(Path(label).stem if " - " not in label else label, weight) for label, weight in contender.sources
         )
-        patch = Patch(recipe.lam, donors, f"{control.kind}, seed {control.seed}" if control else None)
+        patch = Patch(recipe.patch_scale, donors, f"{control.kind}, seed {control.seed}" if control else None)
     candidate = Candidate(
         name=contender.name,
         role=contender.role,

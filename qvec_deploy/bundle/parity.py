@@ -51,6 +51,10 @@ def reference_logits(weights: PackedFile, name: str, classes: int, args: ModelAr
     model.load_state_dict(
         {key: torch.from_numpy(array.astype(np.float32)) for key, array in floats.items()}, strict=False, assign=True
     )
+    for key, factor in floats.items():
+        if key.endswith(".input_scale"):
+            scaled = model.get_submodule(key.removesuffix(".input_scale"))
+            scaled.register_forward_pre_hook(partial(_scale_input, factor=torch.from_numpy(factor)))
     for key, info in weights.tensors.items():
         if info.scheme is not None:  # dequantized when the layer runs: one layer's weights in memory, not all
             linear = model.get_submodule(key.removesuffix(".weight"))
@@ -59,6 +63,10 @@ def reference_logits(weights: PackedFile, name: str, classes: int, args: ModelAr
     with torch.inference_mode():
         logits: Float32 = model.eval()(torch.from_numpy(images)).numpy()
     return logits
+
+
+def _scale_input(_: Any, inputs: tuple[Any, ...], *, factor: Any) -> tuple[Any, ...]:
+    return (inputs[0] * factor, *inputs[1:])
 
 
 def _dequantize(linear: Any, _: object, *, weights: PackedFile, key: str) -> None:

@@ -43,6 +43,7 @@ def attach_weights(skeleton: onnx.ModelProto, weights: PackedFile, location: str
             nodes.append(node)
             continue
         info = weights.tensors.get(node.input[1])
+        nodes += _scaled_input(node, weights)
         if info is not None and info.scheme is None:
             initializers.pop(node.input[2])
             nodes += float_linear(node)
@@ -70,6 +71,18 @@ def attach_weights(skeleton: onnx.ModelProto, weights: PackedFile, location: str
     graph.initializer.extend(initializers.values())
     _declare(model, widths)
     return model
+
+
+def _scaled_input(node: onnx.NodeProto, weights: PackedFile) -> list[onnx.NodeProto]:
+    """A Mul ahead of the operator where the file has a factor for its input (AWQ); the operator then reads its result.
+
+    The factor belongs to what is multiplied, not to the operator: 3-bit weights that were scaled up cannot take it.
+    """
+    factor = f"{node.input[1].removesuffix('.weight')}.input_scale"
+    if factor not in weights.tensors:
+        return []
+    x, node.input[0] = node.input[0], f"{node.output[0]}_scaled_input"
+    return [helper.make_node("Mul", [x, factor], [node.input[0]], name=f"{node.output[0]}_input_scale")]
 
 
 def float_linear(node: onnx.NodeProto) -> list[onnx.NodeProto]:

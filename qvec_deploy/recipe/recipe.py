@@ -1,209 +1,67 @@
-"""YAML to Recipe, validated once: unknown keys, wrong types and impossible values are refused with their line."""
+"""One recipe, the candidates it stands for, and how plain values become one."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.store import require_file, storage_errors
-from qvec_deploy.tensors import Scheme
-from qvec_deploy.yamltext import NOT_YAML, Place, parse_yaml
-
-FLOAT_BITS = (16, 32)
-_MAX_BYTES = 1 << 20
-_SHARED = ("version", "name", "evaluate", "measure", "variants", "target.batch_sizes")
-
-
-class _Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _model_arg(value: Any) -> Any:
-    """One refusal in place of one for every member of the union."""
-    plain = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
-    if not plain and not (isinstance(value, list) and all(type(item) is int for item in value)):
-        raise ValueError("give a number, true or false, text, or a list of whole numbers")
-    return value
-
-
-ModelArg = Annotated[int | float | bool | str | list[int], BeforeValidator(_model_arg)]
+from qvec_deploy.recipe.blocks import (
+    CALIBRATED,
+    FLOAT_BITS,
+    METHODS,
+    SELECTIONS,
+    Block,
+    Evaluate,
+    Gates,
+    Images,
+    Measure,
+    Quantize,
+    Receiver,
+    Select,
+    Target,
+    Variant,
+    Vector,
+)
+from qvec_deploy.yamltext import Place
 
 
-class Receiver(_Block):
-    """The fine-tuned model that is deployed."""
-
-    checkpoint: str = Field(
-        min_length=1, description="`.safetensors`, `.pt` state dict, or `hf://org/repo@revision/path`."
-    )
-    model: str = Field(min_length=1, description="timm model name.")
-    model_args: dict[str, ModelArg] = Field(
-        default_factory=dict, description="Arguments for timm.create_model beyond the name, such as img_size."
-    )
+def _or_a_word(schema: dict[str, Any]) -> None:
+    schema["anyOf"].append({"enum": list(SELECTIONS)})
 
 
-class Donor(_Block):
-    """A donor given as two checkpoints instead of a vector file."""
-
-    fp: str = Field(min_length=1, description="The donor's float fine-tune.")
-    qat: str = Field(min_length=1, description="The donor's quantization-aware fine-tune, latent float weights.")
-
-
-class DonorScheme(_Block):
-    """The grid that donor checkpoints were trained for."""
-
-    bits: int = Field(ge=2, le=8, description="Bits of the donors' QAT.")
-    granularity: Literal["tensor", "channel", "group"] = Field(description="Granularity of the donors' QAT.")
-    group_size: int = Field(default=0, ge=0, description="Weights per group, with granularity `group`.")
-    clip: float = Field(default=1.0, gt=0, le=1, description="Clip ratio of the donors' QAT.")
-    method: Literal["rtn", "mse"] = Field(default="rtn", description="Clipping of the donors' QAT.")
-
-    def scheme(self) -> Scheme:
-        """The same as a Scheme."""
-        return Scheme(self.bits, self.granularity, self.group_size, self.clip, self.method)
-
-
-class Control(_Block):
-    """A control in place of the vector: same norms, no knowledge."""
-
-    kind: Literal["random"] = Field(description="`random`: Gaussian, with the vector's norm in every tensor.")
-    seed: int = Field(ge=0, description="Seed of the draw.")
-
-
-class Vector(_Block):
-    """Where the quantization vector comes from: vector files, or donors' checkpoints."""
-
-    files: tuple[str, ...] = Field(default=(), description="Vector files; several are mixed.")
-    donors: tuple[Donor, ...] = Field(default=(), description="Donors as FP and QAT checkpoints; several are mixed.")
-    weights: tuple[float, ...] = Field(
-        default=(), description="Mixing weights, one per file or donor; the mean if absent."
-    )
-    scheme: DonorScheme | None = Field(
-        default=None, description="The grid of `donors`; needed with them, and only then."
-    )
-    control: Control | None = Field(default=None, description="Replace the vector by a control of equal norm.")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if bool(self.files) == bool(self.donors):
-            raise ValueError("name either `files` or `donors`")
-        named = [*self.files, *(f"{donor.qat} - {donor.fp}" for donor in self.donors)]
-        if len(set(named)) != len(named):
-            raise ValueError("a vector is named twice; name it once and give it a weight")
-        if self.weights and len(self.weights) != len(self.files or self.donors):
-            raise ValueError(f"{len(self.weights)} weights for {len(self.files or self.donors)} vectors")
-        if bool(self.donors) != (self.scheme is not None):
-            raise ValueError("`scheme` states the grid of `donors`: give both or neither")
-        return self
-
-    def mixing(self) -> tuple[float, ...]:
-        """One weight per source; the plain mean by default."""
-        count = len(self.files or self.donors)
-        return self.weights or (1.0 / count,) * count
-
-
-class Quantize(_Block):
-    """The grid of the deployed weights."""
-
-    bits: int = Field(default=3, description="2 to 8; 16 or 32 is the float engine.")
-    granularity: Literal["tensor", "channel", "group"] = Field(default="channel", description="What shares one scale.")
-    group_size: int = Field(default=0, ge=0, description="Weights per group, with granularity `group`.")
-    method: Literal["rtn", "mse"] = Field(
-        default="rtn", description="`rtn`: fixed clip; `mse`: clip of least squared error."
-    )
-    clip: float = Field(default=1.0, gt=0, le=1, description="Share of the largest magnitude on the grid, for `rtn`.")
-    skip: tuple[str, ...] = Field(
-        default=("head",), description="Child names whose Linears stay float, matched exactly."
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.bits not in FLOAT_BITS:
-            try:
-                self.scheme()
-            except RecipeError as error:
-                raise ValueError(f"{error.message}; {error.hint}") from error
-        return self
-
-    def scheme(self) -> Scheme | None:
-        """The grid, or None for the float engine."""
-        if self.bits in FLOAT_BITS:
-            return None
-        return Scheme(self.bits, self.granularity, self.group_size, self.clip, self.method)
-
-
-class Target(_Block):
-    """Where the engine runs."""
-
-    runtime: Literal["onnxruntime", "tensorrt"] = Field(
-        default="onnxruntime", description="`onnxruntime`: the CPU. `tensorrt`: NVIDIA GPUs."
-    )
-    lowering: Literal["float", "packed", "int4", "int8"] = Field(
-        default="int4", description="What the runtime multiplies with; `qvec-deploy doctor` prints the table."
-    )
-    threads: int | None = Field(default=None, ge=1, description="Threads of the engine; all available cores if absent.")
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(1,), min_length=1, description="Batch sizes whose latency is measured."
-    )
-
-
-class Evaluate(_Block):
-    """Labelled images on which the built engines are compared."""
-
-    dataset: str = Field(
-        min_length=1,
-        description="`folder`, `torch/NAME`, `hfds/NAME` as in timm, or a bundled task such as `tiny/realdigits`.",
-    )
-    root: str | None = Field(default=None, description="Folder of the data; needed for `folder`.")
-    split: Literal["train", "val", "test"] = Field(default="test", description="Which part of the dataset.")
-    limit: int | None = Field(
-        default=None, ge=1, description="Use at most so many images, evenly spaced over a folder."
-    )
-    batch_size: int = Field(default=32, ge=1, description="Images per call while accuracy is measured.")
-
-
-class Measure(_Block):
-    """How latency is measured."""
-
-    blocks: int = Field(default=60, ge=2, description="Random blocks; each runs every candidate once.")
-    warmup: int = Field(default=5, ge=0, description="Unmeasured runs of every candidate.")
-    seed: int = Field(default=0, ge=0, description="Seed of the order and of the bootstrap.")
-
-
-class Variant(_Block):
-    """Another candidate that is built and measured beside the recipe's own."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Its name in tables.")
-    set: dict[str, Any] = Field(description="Changed fields by dotted name, as with --set.")
-
-    @model_validator(mode="after")
-    def _comparable(self) -> Self:
-        for key in self.set:
-            if any(f"{key}.".startswith(f"{shared}.") for shared in _SHARED):
-                raise ValueError(f"`{key}` belongs to the whole recipe and cannot be set in a variant")
-        return self
-
-
-class Recipe(_Block):
+class Recipe(Block):
     """One deployment: receiver, vector, lambda and bit width tied to one target."""
 
     version: Literal[1] = Field(description="Version of this file's format.")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the candidate and the bundle.")
     receiver: Receiver = Field(description="The model that is deployed.")
     vector: Vector | None = Field(default=None, description="The quantization vector; needed unless lambda is 0.")
-    lam: float = Field(default=1.0, alias="lambda", description="Scale of the vector; 0 is plain PTQ.")
+    lam: float | None = Field(
+        default=None,
+        alias="lambda",
+        description="Scale of the vector; 0 is plain PTQ. Absent: selected without labels where `images` are given, "
+        "else 1.",
+    )
+    select: Select | None = Field(
+        default=None,
+        description="Choose lambda instead of giving it; a word is short for `by`.",
+        json_schema_extra=_or_a_word,
+    )
     quantize: Quantize = Field(default=Quantize(), description="The grid.")
     target: Target = Field(default=Target(), description="Where the engine runs.")
+    images: Images | None = Field(
+        default=None, description="Unlabelled images of the receiver's task, for selection and calibration."
+    )
     evaluate: Evaluate | None = Field(
         default=None, description="Labelled images; without them accuracy is not measured."
     )
+    gates: Gates = Field(default=Gates(), description="What must be reached.")
     measure: Measure = Field(default=Measure(), description="How latency is measured.")
     variants: tuple[Variant, ...] = Field(default=(), description="More candidates for the table.")
 
@@ -212,17 +70,55 @@ class Recipe(_Block):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.lam != 0 and self.vector is None:
-            raise ValueError("a lambda other than 0 needs a `vector`; write `lambda: 0` for plain PTQ")
+            what = "a lambda other than 0" if self.select is None else "`select`"
+            raise ValueError(f"{what} needs a `vector`; write `lambda: 0` for plain PTQ")
         if (self.quantize.bits in FLOAT_BITS) != (self.target.lowering == "float"):
             raise ValueError("lowering `float` goes with bits 16 or 32, and only with them")
         names = [variant.name for variant in self.variants]
         if len({self.name, "float", "ptq", *names}) != len({self.name, "float", "ptq"}) + len(names):
             raise ValueError("names of variants must differ from each other, from the recipe's, from `float` and `ptq`")
+        if self.quantize.calibrated and self.quantize.calibration.on == "images" and self.images is None:
+            raise ValueError("quantize.calibration.on: images needs the block `images`")
+        self._check_select()
+        self._check_gates()
         return self
+
+    def _check_select(self) -> None:
+        if self.select is None:
+            return
+        if self.lam is not None:
+            raise ValueError("give `lambda` or `select`, not both")
+        if self.quantize.bits in FLOAT_BITS:
+            raise ValueError("`select` chooses a patch for a quantized engine; the float engine has none")
+        if self.vector is not None and self.vector.weights and self.select.donors != "given":
+            raise ValueError(f"select.donors: {self.select.donors} finds the weights itself; leave out vector.weights")
+        if self.select.by == "labelled":
+            if self.images is None:
+                raise ValueError("select: labelled needs the block `images`, with labels")
+            judge = self.evaluate
+            if judge is not None and (judge.dataset, judge.root, judge.split) == (
+                self.images.dataset,
+                self.images.root,
+                self.images.split,
+            ):
+                raise ValueError("`images` are those of `evaluate`: images that choose must not be those that judge")
+
+    def _check_gates(self) -> None:
+        labelled = self.gates.beats or self.gates.max_top1_drop is not None
+        if labelled and self.evaluate is None:
+            raise ValueError("gates.beats and gates.max_top1_drop count right answers: add the block `evaluate`")
+        known = {"lambda0", "float", "ptq", *METHODS, *(variant.name for variant in self.variants)}
+        for name in self.gates.beats:
+            if name not in known:
+                raise ValueError(f"gates.beats: `{name}` is none of {', '.join(sorted(known))}")
 
     def locate(self, path: str) -> str:
         """A path of this recipe, resolved against the recipe's folder; Hub addresses stay as they are."""
         return path if path.startswith("hf://") else str(self._folder / path)
+
+    def data_path(self, root: str) -> Path:
+        """A folder of images, resolved against the recipe's folder."""
+        return self._folder / root
 
     def as_dict(self) -> dict[str, Any]:
         """Every field with its default filled in, as plain values under their YAML names."""
@@ -230,7 +126,7 @@ class Recipe(_Block):
         return values
 
     def with_overrides(self, overrides: Mapping[str, Any], *, name: str, where: str = "") -> Recipe:
-        """The same recipe with fields changed by dotted name, without variants.
+        """The same recipe with fields changed by dotted name, without variants and gates.
 
         Args:
             overrides: Dotted name to value.
@@ -240,10 +136,47 @@ class Recipe(_Block):
         Raises:
             RecipeError: An unknown field or an impossible value.
         """
-        values = self.as_dict() | {"variants": [], "name": name}
+        values = self.as_dict() | {"variants": [], "gates": {}, "name": name}
+        if overrides.get("lambda") is not None:
+            values["select"] = None
         for key, value in overrides.items():
-            _assign(values, key, value)
-        return _validate(values, self._folder, f"{where}variant {name}", {})
+            assign(values, key, value)
+        return validate(values, self._folder, f"{where}variant {name}", {})
+
+    @property
+    def patch_scale(self) -> float:
+        """Lambda as a number.
+
+        Raises:
+            RecipeError: It is still to be selected.
+        """
+        if self.lam is None:
+            raise RecipeError(f"{self.name}: lambda is not selected yet", hint="give `lambda`, or build the recipe")
+        return self.lam
+
+    def resolved(self, lam: float, weights: Sequence[float] | None = None) -> Recipe:
+        """The recipe with its selection made: lambda, and mixing weights where they were selected too."""
+        values = self.as_dict() | {"lambda": lam, "select": None}
+        if weights is not None:
+            assign(values, "vector.weights", list(weights))
+        return validate(values, self._folder, f"recipe {self.name}", {})
+
+    def at_lambda_0(self, changes: Mapping[str, Any] | None = None, *, name: str) -> Recipe:
+        """A candidate without the vector, with other fields changed too."""
+        return self.with_overrides({"lambda": 0.0, "vector": None, **(changes or {})}, name=name)
+
+    def with_method(self, method: str) -> dict[str, Any]:
+        """The overrides that put another method on the grid of this recipe."""
+        scheme = self.quantize.scheme()
+        grid = scheme.method if scheme is not None else "mse"
+        clip = self.quantize.clip if method != "mse" and grid == "rtn" else 1.0
+        calibrated = method in CALIBRATED
+        return {
+            "quantize.method": method,
+            "quantize.clip": clip,
+            "quantize.grid": grid if calibrated else None,
+            "quantize.calibration": self.quantize.calibration.model_dump() if calibrated else {},
+        }
 
     def candidates(self) -> tuple[Recipe, ...]:
         """The recipe's baselines, its variants and itself, in the order of the table: a baseline is a recipe."""
@@ -253,56 +186,18 @@ class Recipe(_Block):
             return (*variants, own)
         if self.name in ("float", "ptq"):
             raise RecipeError(f"name: `{self.name}` is the name of a baseline", hint="choose another name")
-        no_vector = {"lambda": 0.0, "vector": None}
         bits = 32 if self.target.runtime == "onnxruntime" else 16
-        to_float = {**no_vector, "quantize.bits": bits, "target.lowering": "float"}
-        baselines = [self.with_overrides(to_float, name="float")]
+        to_float = {"quantize": {"bits": bits, "skip": list(self.quantize.skip)}, "target.lowering": "float"}
+        baselines = [self.at_lambda_0(to_float, name="float")]
         if self.lam != 0:
-            baselines.append(self.with_overrides(no_vector, name="ptq"))
+            baselines.append(self.at_lambda_0(name="ptq"))
+        taken = {recipe.name for recipe in (*baselines, *variants, own)}
+        rivals = [name for name in dict.fromkeys(self.gates.beats) if name in METHODS and name not in taken]
+        baselines += [self.at_lambda_0(self.with_method(name), name=name) for name in rivals]
         return (*baselines, *variants, own)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        path: The YAML file.
-        overrides: `a.b=value` strings; values are YAML.
-
-    Raises:
-        StorageError: The file is missing or unreadable.
-        RecipeError: Not YAML, unknown keys, wrong types, impossible values; with field, line and nearest name.
-    """
-    require_file(path, what="recipe")
-    with storage_errors(path), path.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise RecipeError(f"{path} is too large", hint="a recipe is a short YAML file; is this another file?")
-    try:
-        values, places = parse_yaml(data.decode("utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not UTF-8 text", hint="a recipe is a YAML file") from error
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise RecipeError(f"--set {override} has no value", hint="write --set field.name=value")
-        try:
-            _assign(values, key, yaml.safe_load(text))
-        except NOT_YAML as error:
-            raise RecipeError(f"--set {override}: the value is not YAML", hint="quote it") from error
-        field: Place = tuple(key.split("."))
-        places = {place: at for place, at in places.items() if place[: len(field)] != field}
-        places[field] = f"--set {override}"
-    return _validate(values, path.parent, str(path), places)
-
-
-def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of recipe files."""
-    schema = Recipe.model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "qvec-deploy recipe"}
-
-
-def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+def assign(values: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key, creating blocks on the way; whether the names exist is for validation to say."""
     *parents, last = key.split(".")
     for parent in parents:
@@ -313,9 +208,20 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _validate(values: dict[str, Any], folder: Path, where: str, places: Mapping[Place, str]) -> Recipe:
+def validate(values: dict[str, Any], folder: Path, where: str, places: Mapping[Place, str]) -> Recipe:
+    """A recipe from plain values.
+
+    Args:
+        values: Fields under their YAML names.
+        folder: Which relative paths start from.
+        where: What errors begin with.
+        places: Where in a file a field stands, for errors.
+
+    Raises:
+        RecipeError: With field, line and nearest name.
+    """
     try:
-        recipe = Recipe.model_validate_json(json.dumps(values))
+        recipe = Recipe.model_validate_json(json.dumps(_completed(values)))
     except (ValidationError, TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise RecipeError(f"{where}: a value is not plain YAML: {error}", hint="quote dates and times") from error
@@ -325,6 +231,19 @@ def _validate(values: dict[str, Any], folder: Path, where: str, places: Mapping[
         at = places.get(("variants", index), where)
         recipe.with_overrides(variant.set, name=variant.name, where=f"{at}: ")
     return recipe
+
+
+def _completed(values: Any) -> Any:
+    """`select: best` spelled out, and one of `lambda` and `select` where neither is given."""
+    if not isinstance(values, dict):
+        return values
+    select = values.get("select")
+    if isinstance(select, str):
+        return {**values, "select": {"by": select}}
+    if values.get("lambda") is None and select is None:
+        selects = values.get("images") is not None and values.get("vector") is not None
+        return {**values, **({"select": {}} if selects else {"lambda": 1.0})}
+    return values
 
 
 def _explain(error: ValidationError, where: str, places: Mapping[Place, str]) -> RecipeError:

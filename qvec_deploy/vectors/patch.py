@@ -38,7 +38,7 @@ def patch(receiver: Checkpoint, sources: Mapping[str, Source], plan: Plan) -> It
             rho = mix([(sources[label].read(tensor.name), share) for label, share in plan.sources])
             if control is not None:
                 rho = random_like(rho, tensor.name, control.seed)
-            weight = add_scaled(weight, rho, plan.recipe.lam)
+            weight = add_scaled(weight, rho, plan.recipe.patch_scale)
         yield tensor.name, weight
 
 

@@ -1,0 +1,17 @@
+"""What the user wants: receiver, vector, lambda and bit width tied to one target."""
+
+from qvec_deploy.recipe.blocks import FLOAT_BITS, Evaluate, Gates, Images, Measure, Select
+from qvec_deploy.recipe.load import load_recipe, recipe_schema
+from qvec_deploy.recipe.recipe import Recipe
+
+__all__ = [
+    "FLOAT_BITS",
+    "Evaluate",
+    "Gates",
+    "Images",
+    "Measure",
+    "Recipe",
+    "Select",
+    "load_recipe",
+    "recipe_schema",
+]

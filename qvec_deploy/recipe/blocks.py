@@ -1,0 +1,286 @@
+"""The blocks of a recipe, field by field."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from qvec_deploy.errors import RecipeError
+from qvec_deploy.tensors import Scheme
+
+FLOAT_BITS = (16, 32)
+CALIBRATED = ("awq", "gptq", "gptaq")
+METHODS = ("rtn", "mse", *CALIBRATED)
+SELECTIONS = ("label_free", "labelled", "best")
+SHARED = ("version", "name", "evaluate", "images", "measure", "select", "gates", "variants", "target.batch_sizes")
+"""Fields that all candidates of a recipe share."""
+
+
+class Block(BaseModel):
+    """Frozen, strict, and closed: unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _model_arg(value: Any) -> Any:
+    """One refusal in place of one for every member of the union."""
+    plain = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+    if not plain and not (isinstance(value, list) and all(type(item) is int for item in value)):
+        raise ValueError("give a number, true or false, text, or a list of whole numbers")
+    return value
+
+
+ModelArg = Annotated[int | float | bool | str | list[int], BeforeValidator(_model_arg)]
+
+
+class Receiver(Block):
+    """The fine-tuned model that is deployed."""
+
+    checkpoint: str = Field(
+        min_length=1, description="`.safetensors`, `.pt` state dict, or `hf://org/repo@revision/path`."
+    )
+    model: str = Field(min_length=1, description="timm model name.")
+    model_args: dict[str, ModelArg] = Field(
+        default_factory=dict, description="Arguments for timm.create_model beyond the name, such as img_size."
+    )
+
+
+class Donor(Block):
+    """A donor given as two checkpoints instead of a vector file."""
+
+    fp: str = Field(min_length=1, description="The donor's float fine-tune.")
+    qat: str = Field(min_length=1, description="The donor's quantization-aware fine-tune, latent float weights.")
+
+
+class DonorScheme(Block):
+    """The grid that donor checkpoints were trained for."""
+
+    bits: int = Field(ge=2, le=8, description="Bits of the donors' QAT.")
+    granularity: Literal["tensor", "channel", "group"] = Field(description="Granularity of the donors' QAT.")
+    group_size: int = Field(default=0, ge=0, description="Weights per group, with granularity `group`.")
+    clip: float = Field(default=1.0, gt=0, le=1, description="Clip ratio of the donors' QAT.")
+    method: Literal["rtn", "mse"] = Field(default="rtn", description="Clipping of the donors' QAT.")
+
+    def scheme(self) -> Scheme:
+        """The same as a Scheme."""
+        return Scheme(self.bits, self.granularity, self.group_size, self.clip, self.method)
+
+
+class Control(Block):
+    """A control in place of the vector: same norms, no knowledge."""
+
+    kind: Literal["random"] = Field(description="`random`: Gaussian, with the vector's norm in every tensor.")
+    seed: int = Field(ge=0, description="Seed of the draw.")
+
+
+class Vector(Block):
+    """Where the quantization vector comes from: vector files, or donors' checkpoints."""
+
+    files: tuple[str, ...] = Field(default=(), description="Vector files; several are mixed.")
+    donors: tuple[Donor, ...] = Field(default=(), description="Donors as FP and QAT checkpoints; several are mixed.")
+    weights: tuple[float, ...] = Field(
+        default=(), description="Mixing weights, one per file or donor; the mean if absent."
+    )
+    scheme: DonorScheme | None = Field(
+        default=None, description="The grid of `donors`; needed with them, and only then."
+    )
+    control: Control | None = Field(default=None, description="Replace the vector by a control of equal norm.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if bool(self.files) == bool(self.donors):
+            raise ValueError("name either `files` or `donors`")
+        named = [*self.files, *(f"{donor.qat} - {donor.fp}" for donor in self.donors)]
+        if len(set(named)) != len(named):
+            raise ValueError("a vector is named twice; name it once and give it a weight")
+        if self.weights and len(self.weights) != len(self.files or self.donors):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.files or self.donors)} vectors")
+        if bool(self.donors) != (self.scheme is not None):
+            raise ValueError("`scheme` states the grid of `donors`: give both or neither")
+        return self
+
+    def mixing(self) -> tuple[float, ...]:
+        """One weight per source; the plain mean by default."""
+        count = len(self.files or self.donors)
+        return self.weights or (1.0 / count,) * count
+
+
+class Calibration(Block):
+    """What is run through the receiver by methods that look at activations. No labels are used."""
+
+    on: Literal["images", "generated", "moments", "dataset"] | None = Field(
+        default=None,
+        description="`images`: the recipe's `images`, the default where there are some. `generated`: structured "
+        "images that the tool draws. `moments`: second moments that the vector brings, no image at all. `dataset`: "
+        "other images, such as a donor's.",
+    )
+    dataset: str | None = Field(default=None, min_length=1, description="With `on: dataset`: as in `evaluate`.")
+    root: str | None = Field(default=None, description="Folder of that dataset.")
+    split: Literal["train", "val", "test"] = Field(default="train", description="Which part of that dataset.")
+    count: int = Field(default=200, ge=1, description="Images, evenly spaced.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.on == "dataset") != (self.dataset is not None):
+            raise ValueError("`dataset` goes with `on: dataset`, and only there")
+        return self
+
+
+class Quantize(Block):
+    """The grid of the deployed weights, and how they are put on it."""
+
+    bits: int = Field(default=3, description="2 to 8; 16 or 32 is the float engine.")
+    granularity: Literal["tensor", "channel", "group"] = Field(default="channel", description="What shares one scale.")
+    group_size: int = Field(default=0, ge=0, description="Weights per group, with granularity `group`.")
+    method: Literal["rtn", "mse", "awq", "gptq", "gptaq"] = Field(
+        default="rtn",
+        description="Without data: `rtn` (round to nearest, fixed clip), `mse` (clip of least squared error). With "
+        "unlabelled images: `awq` and `gptq` through ModelOpt, `gptaq` (asymmetric GPTQ).",
+    )
+    grid: Literal["rtn", "mse"] | None = Field(
+        default=None, description="How `awq`, `gptq` and `gptaq` find their scales; `mse` if absent."
+    )
+    clip: float = Field(default=1.0, gt=0, le=1, description="Share of the largest magnitude on the grid, for `rtn`.")
+    calibration: Calibration = Field(
+        default=Calibration(), description="What `awq`, `gptq` and `gptaq` look at; no labels."
+    )
+    skip: tuple[str, ...] = Field(
+        default=("head",), description="Child names whose Linears stay float, matched exactly."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.bits not in FLOAT_BITS:
+            try:
+                self.scheme()
+            except RecipeError as error:
+                raise ValueError(f"{error.message}; {error.hint}") from error
+        if not self.calibrated and self.grid is not None:
+            raise ValueError(f"`grid` is for awq, gptq and gptaq; method `{self.method}` is a grid itself")
+        if not self.calibrated and self.calibration != Calibration():
+            raise ValueError(f"method `{self.method}` looks at no images; leave out `calibration`")
+        if self.calibration.on == "moments" and self.method != "gptq":
+            raise ValueError("moments are enough for method `gptq` only")
+        return self
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method looks at activations."""
+        return self.bits not in FLOAT_BITS and self.method in CALIBRATED
+
+    def scheme(self) -> Scheme | None:
+        """The grid, or None for the float engine."""
+        if self.bits in FLOAT_BITS:
+            return None
+        grid = self.method if self.method in ("rtn", "mse") else self.grid or "mse"
+        return Scheme(self.bits, self.granularity, self.group_size, self.clip, grid)
+
+
+class Target(Block):
+    """Where the engine runs."""
+
+    runtime: Literal["onnxruntime", "tensorrt"] = Field(
+        default="onnxruntime", description="`onnxruntime`: the CPU. `tensorrt`: NVIDIA GPUs."
+    )
+    lowering: Literal["float", "packed", "int4", "int8"] = Field(
+        default="int4", description="What the runtime multiplies with; `qvec-deploy doctor` prints the table."
+    )
+    threads: int | None = Field(default=None, ge=1, description="Threads of the engine; all available cores if absent.")
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1,), min_length=1, description="Batch sizes whose latency is measured."
+    )
+
+
+class Evaluate(Block):
+    """Labelled images on which the built engines are compared."""
+
+    dataset: str = Field(
+        min_length=1,
+        description="`folder`, `torch/NAME`, `hfds/NAME` as in timm, or a bundled task such as `tiny/realdigits`.",
+    )
+    root: str | None = Field(default=None, description="Folder of the data; needed for `folder`.")
+    split: Literal["train", "val", "test"] = Field(default="test", description="Which part of the dataset.")
+    limit: int | None = Field(
+        default=None, ge=1, description="Use at most so many images, evenly spaced over a folder."
+    )
+    batch_size: int = Field(default=32, ge=1, description="Images per call while accuracy is measured.")
+
+
+class Images(Block):
+    """Unlabelled images of the receiver's task: half select and calibrate, half confirm."""
+
+    dataset: str = Field(min_length=1, description="As in `evaluate`; labels are not looked at.")
+    root: str | None = Field(default=None, description="Folder of the data; needed for `folder`.")
+    split: Literal["train", "val", "test"] = Field(default="val", description="Which part of the dataset.")
+    limit: int = Field(default=400, ge=8, description="Use at most so many images, evenly spaced over a folder.")
+
+
+class Select(Block):
+    """How lambda, and on request the donors' weights and the method, are chosen."""
+
+    by: Literal["label_free", "labelled", "best"] = Field(  # as in SELECTIONS
+        default="label_free",
+        description="`label_free`: least divergence from the receiver's own float outputs. `labelled`: most right "
+        "answers on `images`. `best`: label-free over `methods` too, lambda 0 of each among them.",
+    )
+    lambdas: tuple[float, ...] = Field(
+        default=(-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
+        min_length=2,
+        description="The grid; it is refined around its best value. 0 is always tried.",
+    )
+    donors: Literal["given", "one", "ridge", "descent"] = Field(
+        default="given",
+        description="With several vectors. `given`: mixed by `vector.weights`. `one`: the best single one. `ridge`: "
+        "weights from a small least-squares problem in logit space. `descent`: those, refined by gradient descent.",
+    )
+    methods: tuple[Literal["rtn", "mse", "awq", "gptq", "gptaq"], ...] = Field(
+        default=(), description="With `by: best`: the methods that compete; the recipe's own and `gptaq` if absent."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.methods and self.by != "best":
+            raise ValueError("`methods` is for `by: best`; otherwise the method is quantize.method")
+        if len(set(self.methods)) != len(self.methods):
+            raise ValueError("a method is named twice")
+        return self
+
+
+class Gates(Block):
+    """What the shipped engine must reach; a missed gate is exit code 3, and the bundle says so."""
+
+    beats: tuple[str, ...] = Field(
+        default=(),
+        description="`lambda0`, a method (at lambda 0, on the same grid), or a candidate's name: more right answers "
+        "by McNemar's test.",
+    )
+    level: float = Field(default=0.05, gt=0, lt=1, description="Level of that test.")
+    max_top1_drop: float | None = Field(default=None, ge=0, description="Points below the float receiver.")
+    max_stored_bits: float | None = Field(default=None, gt=0, description="Bits a quantized weight, scales included.")
+    min_speedup: float | None = Field(
+        default=None, gt=0, description="Against the float engine at the first batch size; the interval's lower end."
+    )
+
+
+class Measure(Block):
+    """How latency is measured."""
+
+    blocks: int = Field(default=60, ge=2, description="Random blocks; each runs every candidate once.")
+    warmup: int = Field(default=5, ge=0, description="Unmeasured runs of every candidate.")
+    seed: int = Field(default=0, ge=0, description="Seed of the order and of the bootstrap.")
+
+
+class Variant(Block):
+    """Another candidate that is built and measured beside the recipe's own."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Its name in tables.")
+    set: dict[str, Any] = Field(description="Changed fields by dotted name, as with --set.")
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        for key in self.set:
+            if any(f"{key}.".startswith(f"{shared}.") for shared in SHARED):
+                raise ValueError(f"`{key}` belongs to the whole recipe and cannot be set in a variant")
+        return self
