@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import gc
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import yaml
+import numpy as np
 
-from qvec_deploy.bundle.bench import (
-    Bench,
-    Contender,
-    measure_contenders,
-    open_images,
-    stored_bits_per_weight,
-)
-from qvec_deploy.bundle.bundle import RECIPE_FILE, Bundle, available_threads
-from qvec_deploy.bundle.manifest import Engine, Layer, Manifest, Model, Parity, Vector, hash_files, write_manifest
-from qvec_deploy.bundle.parity import (
-    PARITY_FILE,
-    check_parity,
-    parity_images,
-    reference_logits,
-    write_reference,
-)
+from qvec_deploy.bundle.bench import Bench, Contender, measure_contenders, open_images
+from qvec_deploy.bundle.bundle import Bundle, available_threads
+from qvec_deploy.bundle.finish import Artifact, Finished, finish, model_of, unverified
+from qvec_deploy.bundle.manifest import Parity
+from qvec_deploy.bundle.parity import check_parity, parity_images, reference_logits, write_reference
 from qvec_deploy.bundle.progress import Advance, Progress
 from qvec_deploy.candidate import Weight, calibration_images, make_weights
 from qvec_deploy.checkpoint import Checkpoint
-from qvec_deploy.errors import IncompatibleError, QvecError
-from qvec_deploy.lower.inmemory import runtime_bits_per_weight
-from qvec_deploy.measure.environment import capture_environment
+from qvec_deploy.errors import QvecError, RecipeError
 from qvec_deploy.measure.latency import garbage_collector_off
+from qvec_deploy.measure.warnings import Finding, MeasurementWarning
 from qvec_deploy.models import head_name
 from qvec_deploy.packed import PackedFile, pack, write_packed
 from qvec_deploy.plan import Plan, make_plan
 from qvec_deploy.recipe import FLOAT_BITS, Recipe
+from qvec_deploy.report.gates import judge
 from qvec_deploy.report.values import Report, Role
-from qvec_deploy.report.write import write_report
-from qvec_deploy.store import sha256_file, staging_directory, write_bytes
+from qvec_deploy.select.values import Selection
+from qvec_deploy.store import staging_directory, write_bytes
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, find_target
 from qvec_deploy.tensors import Float32, PackedTensor, QuantizedTensor
 from qvec_deploy.vectors.sources import Source, open_sources
@@ -50,26 +39,7 @@ from qvec_deploy.vectors.sources import Source, open_sources
 if TYPE_CHECKING:
     import onnx
 
-
-@dataclass(frozen=True)
-class Artifact:
-    """What one candidate was built into.
-
-    Attributes:
-        plan: What was decided.
-        directory: Holds the graph, the weights and the reference logits.
-        missing: What stood in the way of opening the engine here; None if nothing.
-        parity: Agreement with PyTorch; None where the engine could not be opened.
-        layer_errors: Relative L2 quantization error by layer.
-        notes: What the method could not do.
-    """
-
-    plan: Plan
-    directory: Path
-    missing: str | None
-    parity: Parity | None
-    layer_errors: Mapping[str, float]
-    notes: tuple[str, ...]
+    from qvec_deploy.select.choose import Choice
 
 
 @dataclass
@@ -174,21 +144,116 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Works
         staging_directory(directory, force=force) as staging,
         TemporaryDirectory(prefix=".candidates.", dir=staging) as scratch,
     ):
-        plans = workshop.plans(recipe)
-        bench = _bench(recipe, plans[-1])
+        plan = workshop.plans(recipe)[-1]
+        bench = _bench(recipe, plan)
         images = open_images(bench)  # a wrong folder is refused before anything is built
+        choice = _choose(recipe, plan, workshop)
+        resolved, candidates = _candidates(recipe, choice)
         artifacts = {}
-        for candidate in (plan.recipe for plan in plans):
-            place = staging if candidate.name == recipe.name else Path(scratch) / candidate.name
-            place.mkdir(exist_ok=True)
+        for candidate in candidates:
+            place = Path(scratch) / candidate.name
+            place.mkdir()
             artifacts[candidate.name] = build(candidate, place, workshop)
-        own = artifacts[recipe.name]
+        selection = _confirm(choice, artifacts, plan, workshop)
+        shipped = artifacts[selection.shipped if selection is not None else recipe.name]
         report = None
-        if own.missing is None:
-            contenders = [_contender(artifact, recipe) for artifact in artifacts.values()]
+        if shipped.missing is None:
+            contenders = [_contender(artifact, resolved) for artifact in artifacts.values()]
             report = measure_contenders(contenders, bench, images, workshop.progress)
-        _finish(staging, recipe, own, report, workshop)
+            report = _judged(report, resolved, shipped, selection, artifacts)
+        finish(staging, _finished(resolved, shipped, artifacts, report, selection, workshop))
     return Bundle.open(directory)
+
+
+def _choose(recipe: Recipe, plan: Plan, workshop: Workshop) -> Choice | None:
+    if recipe.select is None:
+        return None
+    from qvec_deploy.select.choose import choose
+
+    with workshop.progress.stage("select", recipe.name) as advance:
+        return choose(recipe, plan, workshop.receiver(recipe), workshop.sources(recipe), advance)
+
+
+def _candidates(recipe: Recipe, choice: Choice | None) -> tuple[Recipe, tuple[Recipe, ...]]:
+    """The recipe with its selection made, and everything that is built, its own candidate last."""
+    if choice is None:
+        return recipe, recipe.candidates()
+    *others, own = choice.recipe.candidates()
+    named = {candidate.name: candidate for candidate in (*others, *choice.finalists)}
+    named.pop(own.name, None)
+    clash = {variant.name for variant in recipe.variants} & {finalist.name for finalist in choice.finalists}
+    if clash:
+        raise RecipeError(f"variants: `{clash.pop()}` is the name of a finalist of `select`", hint="rename the variant")
+    return choice.recipe, (*named.values(), own)
+
+
+def _confirm(
+    choice: Choice | None, artifacts: Mapping[str, Artifact], plan: Plan, workshop: Workshop
+) -> Selection | None:
+    """Hold the finalists' built engines against the float one, on images that chose nothing."""
+    if choice is None:
+        return None
+    from qvec_deploy.select.choose import confirm
+
+    outputs = {name: partial(_outputs, artifact) for name, artifact in artifacts.items()}
+    on = "engine" if artifacts["float"].missing is None else "PyTorch"
+    with workshop.progress.stage("confirm", choice.recipe.name):
+        return confirm(choice, outputs, outputs["float"], plan, on=on)
+
+
+def _outputs(artifact: Artifact, batches: Sequence[Float32]) -> Float32:
+    """Logits (images, classes) of a built engine, or of PyTorch with its weights where it cannot be opened here."""
+    recipe, model = artifact.plan.recipe, artifact.plan.architecture
+    if artifact.missing is not None:
+        weights, args = PackedFile.open(artifact.directory / WEIGHTS_FILE), recipe.receiver.model_args
+        return np.concatenate([reference_logits(weights, model.name, model.classes, args, batch) for batch in batches])
+    threads = recipe.target.threads or available_threads()
+    target = find_target(recipe.target.runtime)
+    with target.open(artifact.directory, recipe.target.lowering, threads) as session:
+        return np.concatenate([session.run(batch) for batch in batches])
+
+
+def _judged(
+    report: Report,
+    recipe: Recipe,
+    shipped: Artifact,
+    selection: Selection | None,
+    artifacts: Mapping[str, Artifact],
+) -> Report:
+    """The report with the selection, its doubts and the recipe's gates."""
+    findings = [
+        Finding(MeasurementWarning.METHOD_LIMITED, name, note)
+        for name, artifact in artifacts.items()
+        for note in artifact.notes
+    ]
+    for curve in selection.curves if selection is not None else ():
+        if curve.at_edge:
+            detail = f"The best lambda of {curve.method}, {curve.best:g}, is an end of the grid."
+            findings.append(Finding(MeasurementWarning.LAMBDA_AT_EDGE, recipe.name, detail))
+    candidate = shipped.plan.recipe
+    reason = unverified(recipe, candidate)
+    if reason is not None:
+        findings.append(Finding(MeasurementWarning.UNVERIFIED, candidate.name, f"{reason.capitalize()}."))
+    chosen = replace(
+        report, selected=candidate.name, selection=selection, warnings=(*report.warnings, *findings), gates=()
+    )
+    return replace(chosen, gates=judge(recipe.gates, chosen))
+
+
+def _finished(
+    recipe: Recipe,
+    shipped: Artifact,
+    artifacts: Mapping[str, Artifact],
+    report: Report | None,
+    selection: Selection | None,
+    workshop: Workshop,
+) -> Finished:
+    candidate = shipped.plan.recipe
+    sources = {recipe.receiver.checkpoint: workshop.receiver(recipe).fingerprint()}
+    for source in workshop.sources(recipe).values():
+        sources |= source.fingerprints()
+    plain = artifacts.get("ptq") if unverified(recipe, candidate) else None
+    return Finished(recipe, shipped, plain, sources, report, selection, workshop.progress.timings_s)
 
 
 @contextlib.contextmanager
@@ -261,7 +326,7 @@ def _bench(recipe: Recipe, plan: Plan) -> Bench:
     return Bench(
         title=recipe.name,
         recipe=recipe.name,
-        model=_model(plan),
+        model=model_of(plan),
         evaluate=recipe.evaluate,
         data_root=recipe.data_path(root) if root is not None else None,
         measure=recipe.measure,
@@ -269,70 +334,3 @@ def _bench(recipe: Recipe, plan: Plan) -> Bench:
         selected=recipe.name,
         baseline=recipe.name if recipe.quantize.bits in FLOAT_BITS else "float",
     )
-
-
-def _model(plan: Plan) -> Model:
-    config = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in plan.architecture.data_config.items()
-    }
-    return Model(
-        name=plan.architecture.name,
-        args=dict(plan.recipe.receiver.model_args),
-        classes=plan.architecture.classes,
-        input_shape=plan.architecture.input_shape,
-        data_config=config,
-    )
-
-
-def _finish(staging: Path, recipe: Recipe, own: Artifact, report: Report | None, workshop: Workshop) -> None:
-    """Report, resolved recipe and, last, the manifest."""
-    names = [MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, RECIPE_FILE]
-    text = yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True)
-    write_bytes(staging / RECIPE_FILE, text.encode())
-    if report is not None:
-        names += [path.name for path in write_report(report, staging)]
-    weights = PackedFile.open(staging / WEIGHTS_FILE)
-    candidate = own.plan.recipe
-    control = candidate.vector.control if candidate.vector is not None else None
-    sources = {recipe.receiver.checkpoint: workshop.receiver(recipe).fingerprint()}
-    for source in workshop.sources(candidate).values():
-        sources |= source.fingerprints()
-    manifest = Manifest(
-        name=recipe.name,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        recipe_sha256=sha256_file(staging / RECIPE_FILE),
-        sources=sources,
-        model=_model(own.plan),
-        engine=Engine(
-            runtime=candidate.target.runtime,
-            lowering=candidate.target.lowering,
-            threads=candidate.target.threads,
-            missing=own.missing,
-        ),
-        lam=candidate.patch_scale,
-        vectors=tuple(Vector(name=name, weight=weight) for name, weight in own.plan.sources),
-        control=f"{control.kind}, seed {control.seed}" if control else None,
-        stored_bytes=sum((staging / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
-        stored_bits_per_weight=stored_bits_per_weight(weights),
-        runtime_bits_per_weight=runtime_bits_per_weight(weights, candidate.target.lowering),
-        layers=tuple(Layer(name=name, error=error) for name, error in own.layer_errors.items()),
-        parity=own.parity,
-        versions=capture_environment(candidate.target.threads or available_threads()).packages,
-        timings_s={name: round(seconds, 3) for name, seconds in workshop.progress.timings_s.items()},
-        files=hash_files(staging, names),
-    )
-    write_manifest(staging, manifest)
-
-
-def require_engine(bundle: Bundle) -> None:
-    """Refuse a bundle without engine, after it was written.
-
-    Raises:
-        IncompatibleError: Its engine could not be built here.
-    """
-    missing = bundle.manifest.engine.missing
-    if missing is not None:
-        raise IncompatibleError(
-            f"{bundle.directory} is complete but for its engine: {missing}",
-            hint="its packed weights and ONNX model can be used; for a CPU engine set target.runtime=onnxruntime",
-        )

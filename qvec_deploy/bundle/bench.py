@@ -19,7 +19,13 @@ from qvec_deploy.measure.accuracy import Accuracy, compare, measure_accuracy
 from qvec_deploy.measure.environment import capture_environment
 from qvec_deploy.measure.latency import LatencySamples, measure_latency
 from qvec_deploy.measure.probe import Footprint, probe
-from qvec_deploy.measure.warnings import Finding, accuracy_findings, latency_findings, machine_findings
+from qvec_deploy.measure.warnings import (
+    Finding,
+    accuracy_findings,
+    headroom_finding,
+    latency_findings,
+    machine_findings,
+)
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.recipe import Evaluate, Measure, Recipe
 from qvec_deploy.report.values import Candidate, Donor, LayerError, Patch, Report, Role, Top1
@@ -217,6 +223,9 @@ def _findings(
         if contender.role == "patched" and plain is not None and plain in accuracies:
             paired = compare(accuracies[contender.name], accuracies[plain])
             findings += accuracy_findings(contender.name, plain, paired.gained, paired.lost, paired.count)
+    full = next((c.name for c in contenders if c.role == "float"), None)
+    if plain in accuracies and full in accuracies:
+        findings += headroom_finding(str(plain), accuracies[str(plain)].top1, accuracies[str(full)].top1)
     return findings
 
 
@@ -240,6 +249,7 @@ def _candidate(
         name=contender.name,
         role=contender.role,
         scheme=recipe.quantize.scheme(),
+        method=recipe.quantize.method,
         skip=recipe.quantize.skip,
         patch=patch,
         runtime=recipe.target.runtime,

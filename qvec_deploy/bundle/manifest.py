@@ -10,11 +10,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
+from qvec_deploy.select.values import Selection
 from qvec_deploy.store import sha256_file, storage_errors, write_bytes
 
 MANIFEST_FILE = "manifest.json"
+LAMBDA0 = "lambda0"
+"""Folder with the engine without the patch, in a bundle whose patch nobody has verified."""
 FORMAT = "qvec-bundle"
-FORMAT_VERSION = "1.0.0"
+FORMAT_VERSION = "1.1.0"
 
 
 class _Part(BaseModel):
@@ -72,8 +75,20 @@ class Layer(_Part):
     error: float
 
 
+class Gate(_Part):
+    """A gate of the recipe, what was measured, and whether that is enough."""
+
+    name: str
+    wanted: str
+    found: str
+    passed: bool
+
+
 class Manifest(_Part):
-    """Everything a bundle says about itself."""
+    """Everything a bundle says about itself.
+
+    `unverified` says why nobody knows whether the patch helps; null where images have shown it.
+    """
 
     format: str = FORMAT
     version: str = FORMAT_VERSION
@@ -91,6 +106,10 @@ class Manifest(_Part):
     runtime_bits_per_weight: float
     layers: tuple[Layer, ...]
     parity: Parity | None
+    method: str = "rtn"
+    selection: Selection | None = None
+    gates: tuple[Gate, ...] = ()
+    unverified: str | None = None
     versions: dict[str, str]
     timings_s: dict[str, float]
     files: dict[str, FileEntry]
@@ -159,7 +178,7 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     """
     for name, entry in manifest.files.items():
         path = directory / name
-        if Path(name).name != name:
+        if Path(name).name != name and Path(name).parent != Path(LAMBDA0):
             raise IntegrityError(f"{directory}: the manifest names {name}, outside the bundle", hint="do not use it")
         if not path.is_file():
             raise IntegrityError(f"{path} is missing", hint="build or copy the bundle again")

@@ -88,7 +88,8 @@ def build(
     as_json: bool,
 ) -> None:
     """Build a recipe and its baselines, measure them, and leave a bundle."""
-    from qvec_deploy.build import Workshop, require_engine, run
+    from qvec_deploy.build import Workshop, run
+    from qvec_deploy.bundle.finish import require_engine, require_gates
     from qvec_deploy.recipe import load_recipe
 
     recipe = load_recipe(recipe_path, overrides)
@@ -98,6 +99,7 @@ def build(
     if not as_json:
         click.echo(f"\nbundle  {directory}\n" + (f"report  {directory}/report.html" if _has_report(directory) else ""))
     require_engine(bundle)
+    require_gates(bundle)
 
 
 @commands.command()
@@ -170,12 +172,19 @@ def bench(
 
 @commands.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--release", is_flag=True, help="Refuse also what must not be released: missed gates, no engine.")
+@click.option("--accept-unverified", is_flag=True, help="With --release: let a patch pass that no image has verified.")
 @json_option
-def verify(bundle: Path, as_json: bool) -> None:
+def verify(bundle: Path, release: bool, accept_unverified: bool, as_json: bool) -> None:
     """Check a bundle: hashes first, then formats, then its engine against PyTorch's logits."""
     from qvec_deploy.bundle.bundle import Bundle
+    from qvec_deploy.bundle.finish import require_release
 
+    if accept_unverified and not release:
+        raise click.UsageError("--accept-unverified goes with --release")
     opened = Bundle.open(bundle)
+    if release:
+        require_release(opened, accept_unverified=accept_unverified)
     results = opened.verify()
     missing = opened.manifest.engine.missing
     if as_json:

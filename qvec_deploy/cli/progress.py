@@ -15,6 +15,8 @@ from qvec_deploy.bundle.progress import Advance, Progress
 WORTH_A_LINE_S = 0.2  # nine small candidates would fill the screen with zeros
 _TITLES = {
     "plan": "plan",
+    "select": "try lambdas",
+    "confirm": "confirm the choice",
     "quantize": "patch, quantize, pack",
     "export": "export the structure",
     "lower": "write ONNX",

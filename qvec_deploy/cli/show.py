@@ -60,7 +60,7 @@ def print_plan(plan: Plan) -> None:
     console.print(
         f"\n{plan.architecture.name}, {plan.architecture.classes} classes, "
         f"input {' x '.join(map(str, plan.architecture.input_shape))}\n"
-        f"lambda {plan.recipe.lam:g}, vectors: {vectors}\n"
+        f"lambda {'selected when built' if plan.recipe.lam is None else f'{plan.recipe.lam:g}'}, vectors: {vectors}\n"
         f"{plan.recipe.target.runtime}, lowering {plan.recipe.target.lowering}\n"
         f"{_count(plan.quantized)} quantized, {plan.stored_bits_per_weight:.3f} bits each with their scales; "
         f"{plan.stored_bytes / 1e6:.1f} MB in all",

@@ -142,3 +142,18 @@ def paired_difference(gained: int, lost: int, count: int) -> Estimate:
     spread = z * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
     center = up - down
     return Estimate((gained - lost) / count, max(center - spread, -1.0), min(center + spread, 1.0))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p-value of McNemar's exact test: are images gained and lost as often as each other?
+
+    McNemar, Psychometrika 12 (1947), with the exact binomial distribution in place of chi-squared. 1.0 where the
+    two never disagree.
+
+    Args:
+        gained: Images that only the candidate gets right.
+        lost: Images that only the baseline gets right.
+    """
+    from scipy import stats
+
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

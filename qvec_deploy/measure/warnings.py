@@ -20,6 +20,7 @@ from qvec_deploy.measure.statistics import (
 NOISE_LIMIT = 0.10
 DRIFT_LIMIT = 0.05  # a drift of this size is as large as the speed-ups people argue about
 FIRST_SAMPLE_LIMIT = 2.0
+HEADROOM = 0.02  # of top-1; at 4 bits the gap is about half of it, and the best vector cannot give back more
 
 
 class MeasurementWarning(StrEnum):
@@ -33,6 +34,10 @@ class MeasurementWarning(StrEnum):
     TOO_FEW_SAMPLES = "too few samples"
     SPEED_UP_UNCLEAR = "speed-up unclear"
     ACCURACY_UNCLEAR = "accuracy difference unclear"
+    NO_HEADROOM = "little to recover"
+    LAMBDA_AT_EDGE = "lambda at the edge of its grid"
+    METHOD_LIMITED = "method limited"
+    UNVERIFIED = "unverified patch"
 
     @property
     def remedy(self) -> str:
@@ -49,6 +54,10 @@ REMEDIES = {
     MeasurementWarning.TOO_FEW_SAMPLES: "Increase the number of blocks.",
     MeasurementWarning.SPEED_UP_UNCLEAR: "Do not claim a difference in speed, or measure more blocks.",
     MeasurementWarning.ACCURACY_UNCLEAR: "Do not claim a difference in accuracy, or evaluate on more images.",
+    MeasurementWarning.NO_HEADROOM: "A vector is not needed here: ship lambda 0.",
+    MeasurementWarning.LAMBDA_AT_EDGE: "Widen select.lambdas.",
+    MeasurementWarning.METHOD_LIMITED: "Choose another method or granularity.",
+    MeasurementWarning.UNVERIFIED: "Give `images` of the receiver's task, unlabelled ones will do, or `evaluate`.",
 }
 
 
@@ -108,6 +117,20 @@ def accuracy_findings(name: str, baseline: str, gained: int, lost: int, count: i
     low, high = 100 * difference.low, 100 * difference.high
     detail = f"The interval of its difference to {baseline}, {low:+.2f} to {high:+.2f} points, contains 0."
     return [Finding(MeasurementWarning.ACCURACY_UNCLEAR, name, detail)]
+
+
+def headroom_finding(name: str, top1: float, float_top1: float) -> list[Finding]:
+    """Whether plain PTQ loses so little that no vector can matter.
+
+    Args:
+        name: The plain candidate.
+        top1: Its accuracy, a fraction.
+        float_top1: The float receiver's, on the same images.
+    """
+    if float_top1 - top1 >= HEADROOM:
+        return []
+    detail = f"Without a vector it is {100 * (float_top1 - top1):.1f} points below the float receiver."
+    return [Finding(MeasurementWarning.NO_HEADROOM, name, detail)]
 
 
 def _sample_doubts(samples: tuple[float, ...]) -> list[tuple[MeasurementWarning, str]]:

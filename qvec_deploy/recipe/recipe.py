@@ -161,6 +161,12 @@ class Recipe(Block):
             assign(values, "vector.weights", list(weights))
         return validate(values, self._folder, f"recipe {self.name}", {})
 
+    def shipping(self, candidate: Recipe) -> Recipe:
+        """This recipe with the method and lambda of the candidate that is shipped: it builds that bundle again."""
+        quantize = candidate.quantize.model_dump(mode="json")
+        values = self.as_dict() | {"lambda": candidate.patch_scale, "select": None, "quantize": quantize}
+        return validate(values, self._folder, f"recipe {self.name}", {})
+
     def at_lambda_0(self, changes: Mapping[str, Any] | None = None, *, name: str) -> Recipe:
         """A candidate without the vector, with other fields changed too."""
         return self.with_overrides({"lambda": 0.0, "vector": None, **(changes or {})}, name=name)
@@ -171,11 +177,12 @@ class Recipe(Block):
         grid = scheme.method if scheme is not None else "mse"
         clip = self.quantize.clip if method != "mse" and grid == "rtn" else 1.0
         calibrated = method in CALIBRATED
+        keeps = calibrated and (method == "gptq" or self.quantize.calibration.on != "moments")
         return {
             "quantize.method": method,
             "quantize.clip": clip,
             "quantize.grid": grid if calibrated else None,
-            "quantize.calibration": self.quantize.calibration.model_dump() if calibrated else {},
+            "quantize.calibration": self.quantize.calibration.model_dump() if keeps else {},
         }
 
     def candidates(self) -> tuple[Recipe, ...]:

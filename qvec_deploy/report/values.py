@@ -10,9 +10,10 @@ from qvec_deploy.measure.environment import Environment
 from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.measure.probe import Footprint
 from qvec_deploy.measure.warnings import Finding
+from qvec_deploy.select.values import Selection
 from qvec_deploy.tensors import Scheme
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Role = Literal["float", "ptq", "patched", "variant"]
 
@@ -64,7 +65,8 @@ class Candidate:
         name: Unique in the report.
         role: `float`: the receiver itself. `ptq`: quantized without a patch. `patched`: what the recipe asks for.
             `variant`: anything else, controls included.
-        scheme: How weights were quantized; None for float.
+        scheme: The grid of the weights; None for float.
+        method: How they were put on it, as in quantize.method.
         skip: Modules whose weights stayed float.
         patch: None where nothing was added.
         runtime: What ran it, such as `onnxruntime-cpu`.
@@ -89,6 +91,7 @@ class Candidate:
     stored_bytes: int
     stored_bits_per_weight: float
     runtime_bits_per_weight: float
+    method: str = "rtn"
     skip: tuple[str, ...] = ()
     accuracy: Top1 | None = None
     paired: dict[str, Paired] = field(default_factory=dict)
@@ -110,6 +113,23 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class GateResult:
+    """One gate of the recipe.
+
+    Attributes:
+        name: As in the recipe's `gates`.
+        wanted: What it asks for, in words.
+        found: What was measured, in words.
+        passed: Whether that is enough.
+    """
+
+    name: str
+    wanted: str
+    found: str
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Report:
     """The measurements of a recipe and of its baselines.
 
@@ -126,6 +146,8 @@ class Report:
         environment: Where it was measured.
         warnings: Doubts about the measurements.
         created_by: Program and version.
+        selection: How the shipped candidate was chosen; None where the recipe names it.
+        gates: What the recipe asks of it.
         schema_version: Of this structure.
 
     Raises:
@@ -144,6 +166,8 @@ class Report:
     environment: Environment
     warnings: tuple[Finding, ...]
     created_by: str
+    selection: Selection | None = None
+    gates: tuple[GateResult, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -1,0 +1,221 @@
+"""The end of a build: resolved recipe, report and, last, the manifest; and what may be released."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from qvec_deploy.bundle.bench import stored_bits_per_weight
+from qvec_deploy.bundle.bundle import RECIPE_FILE, Bundle, available_threads
+from qvec_deploy.bundle.manifest import (
+    LAMBDA0,
+    Engine,
+    Gate,
+    Layer,
+    Manifest,
+    Model,
+    Parity,
+    Vector,
+    hash_files,
+    write_manifest,
+)
+from qvec_deploy.bundle.parity import PARITY_FILE
+from qvec_deploy.errors import GateError, IncompatibleError
+from qvec_deploy.lower.inmemory import runtime_bits_per_weight
+from qvec_deploy.measure.environment import capture_environment
+from qvec_deploy.packed import PackedFile
+from qvec_deploy.plan import Plan
+from qvec_deploy.recipe import Recipe
+from qvec_deploy.report.write import write_report
+from qvec_deploy.store import sha256_file, storage_errors, write_bytes
+from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from qvec_deploy.report.values import Report
+    from qvec_deploy.select.values import Selection
+
+ENGINE_FILES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What one candidate was built into.
+
+    Attributes:
+        plan: What was decided.
+        directory: Holds the graph, the weights and the reference logits.
+        missing: What stood in the way of opening the engine here; None if nothing.
+        parity: Agreement with PyTorch; None where the engine could not be opened.
+        layer_errors: Relative L2 quantization error by layer.
+        notes: What the method could not do.
+    """
+
+    plan: Plan
+    directory: Path
+    missing: str | None
+    parity: Parity | None
+    layer_errors: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the manifest is written from.
+
+    Attributes:
+        recipe: What was wanted, its selection made.
+        shipped: The candidate that the bundle holds.
+        plain: The same without a patch, kept beside a patch that nobody has verified; else None.
+        sources: SHA-256 of every file it was made from.
+        report: The measurements; None where the engine cannot be opened here.
+        selection: How it was chosen; None where the recipe names it.
+        timings_s: Seconds by stage.
+    """
+
+    recipe: Recipe
+    shipped: Artifact
+    plain: Artifact | None
+    sources: Mapping[str, str]
+    report: Report | None
+    selection: Selection | None
+    timings_s: Mapping[str, float]
+
+
+def finish(staging: Path, done: Finished) -> None:
+    """Move the shipped engine into the bundle and write everything around it, the manifest last.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    own, candidate = done.shipped, done.shipped.plan.recipe
+    names = _keep(own, staging)
+    if done.plain is not None:
+        names += [f"{LAMBDA0}/{name}" for name in _keep(done.plain, staging / LAMBDA0)]
+    recipe = done.recipe.shipping(candidate)
+    write_bytes(staging / RECIPE_FILE, yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True).encode())
+    names.append(RECIPE_FILE)
+    if done.report is not None:
+        names += [path.name for path in write_report(done.report, staging)]
+    weights = PackedFile.open(staging / WEIGHTS_FILE)
+    control = candidate.vector.control if candidate.vector is not None else None
+    manifest = Manifest(
+        name=done.recipe.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        recipe_sha256=sha256_file(staging / RECIPE_FILE),
+        sources=dict(done.sources),
+        model=model_of(own.plan),
+        engine=Engine(
+            runtime=candidate.target.runtime,
+            lowering=candidate.target.lowering,
+            threads=candidate.target.threads,
+            missing=own.missing,
+        ),
+        lam=candidate.patch_scale,
+        vectors=tuple(Vector(name=name, weight=weight) for name, weight in own.plan.sources),
+        control=f"{control.kind}, seed {control.seed}" if control else None,
+        stored_bytes=sum((staging / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
+        stored_bits_per_weight=stored_bits_per_weight(weights),
+        runtime_bits_per_weight=runtime_bits_per_weight(weights, candidate.target.lowering),
+        layers=tuple(Layer(name=name, error=error) for name, error in own.layer_errors.items()),
+        parity=own.parity,
+        method=candidate.quantize.method,
+        selection=done.selection,
+        gates=tuple(Gate(**asdict(gate)) for gate in done.report.gates) if done.report is not None else (),
+        unverified=unverified(done.recipe, candidate),
+        versions=capture_environment(candidate.target.threads or available_threads()).packages,
+        timings_s={name: round(seconds, 3) for name, seconds in done.timings_s.items()},
+        files=hash_files(staging, names),
+    )
+    write_manifest(staging, manifest)
+
+
+def _keep(artifact: Artifact, directory: Path) -> list[str]:
+    """Move an engine's files into a folder of the bundle."""
+    if artifact.directory != directory:
+        with storage_errors(directory):
+            directory.mkdir(exist_ok=True)
+            for name in ENGINE_FILES:
+                (artifact.directory / name).rename(directory / name)
+    return list(ENGINE_FILES)
+
+
+def model_of(plan: Plan) -> Model:
+    """What the engine takes and gives."""
+    config = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in plan.architecture.data_config.items()
+    }
+    return Model(
+        name=plan.architecture.name,
+        args=dict(plan.recipe.receiver.model_args),
+        classes=plan.architecture.classes,
+        input_shape=plan.architecture.input_shape,
+        data_config=config,
+    )
+
+
+def unverified(recipe: Recipe, shipped: Recipe) -> str | None:
+    """Why nobody knows whether the patch helps this receiver; None where there is no patch, or images have shown it."""
+    if shipped.lam == 0 or recipe.images is not None or recipe.evaluate is not None:
+        return None
+    return "the patch was tried on no image of the receiver's task"
+
+
+def require_engine(bundle: Bundle) -> None:
+    """Refuse a bundle without engine, after it was written.
+
+    Raises:
+        IncompatibleError: Its engine could not be built here.
+    """
+    missing = bundle.manifest.engine.missing
+    if missing is not None:
+        raise IncompatibleError(
+            f"{bundle.directory} is complete but for its engine: {missing}",
+            hint="its packed weights and ONNX model can be used; for a CPU engine set target.runtime=onnxruntime",
+        )
+
+
+def require_gates(bundle: Bundle) -> None:
+    """Refuse a bundle whose recipe asks for more than was measured; it stays where it is, and says so.
+
+    Raises:
+        GateError: A gate was missed, or could not be judged.
+    """
+    missed = [gate for gate in bundle.manifest.gates if not gate.passed]
+    if missed:
+        lines = "; ".join(f"{gate.name}: wanted {gate.wanted}, found {gate.found}" for gate in missed)
+        raise GateError(
+            f"{bundle.directory} misses {len(missed)} of {len(bundle.manifest.gates)} gates: {lines}",
+            hint="do not release it; the report shows every candidate. Change the recipe or its gates",
+        )
+    gates = bundle.recipe.gates
+    if gates != type(gates)() and not bundle.manifest.gates:
+        raise GateError(
+            f"{bundle.directory}: its gates were not judged, for its engine could not be measured where it was built",
+            hint="build it where the engine runs",
+        )
+
+
+def require_release(bundle: Bundle, *, accept_unverified: bool = False) -> None:
+    """Refuse a bundle that should not leave the house.
+
+    Args:
+        bundle: As opened.
+        accept_unverified: Let a patch pass that was tried on no image of the receiver's task.
+
+    Raises:
+        IncompatibleError: It has no engine.
+        GateError: It misses a gate, or its patch is unverified.
+    """
+    require_engine(bundle)
+    require_gates(bundle)
+    reason = bundle.manifest.unverified
+    if reason is not None and not accept_unverified:
+        raise GateError(
+            f"{bundle.directory} is unverified: {reason}",
+            hint=f"give the recipe `images` or `evaluate`, take the engine in {LAMBDA0}/, or pass --accept-unverified",
+        )

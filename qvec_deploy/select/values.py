@@ -1,0 +1,94 @@
+"""What a selection leaves behind: every score it saw, and what it chose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Point:
+    """One lambda that was tried.
+
+    Attributes:
+        lam: Lambda.
+        score: On the images that select: mean divergence in nats, or share of wrong answers. Less is better.
+    """
+
+    lam: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores over lambda for one method.
+
+    Attributes:
+        method: As in quantize.method.
+        points: By ascending lambda.
+        best: The lambda of the least score; of equals the one nearest to 0.
+        at_edge: Whether `best` is an end of the grid, so that a wider one might do better.
+    """
+
+    method: str
+    points: tuple[Point, ...]
+    best: float
+    at_edge: bool
+
+
+@dataclass(frozen=True)
+class DonorScore:
+    """One donor alone, at lambda 1.
+
+    Attributes:
+        name: The vector's name.
+        score: As in `Point`.
+        weight: Its share of the chosen mix.
+    """
+
+    name: str
+    score: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A finalist on images that chose nothing.
+
+    Attributes:
+        name: The candidate.
+        score: As in `Point`.
+        error: Standard error of `score`.
+    """
+
+    name: str
+    score: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How a candidate was chosen.
+
+    Attributes:
+        by: `label_free`, `labelled` or `best`.
+        images: The dataset that selected and confirmed.
+        selecting: Images that selected.
+        confirming: Other images, which confirmed.
+        on: What ran the confirmation: `engine`, or `PyTorch` where the engine cannot be opened here.
+        donors: Every donor alone; empty with a single one.
+        mixing: How the weights came about: `given`, `one`, `ridge` or `descent`.
+        curves: One per method.
+        confirmed: The finalists, lambda 0 among them.
+        shipped: The finalist of the least confirmed score.
+    """
+
+    by: str
+    images: str
+    selecting: int
+    confirming: int
+    on: str
+    donors: tuple[DonorScore, ...]
+    mixing: str
+    curves: tuple[Curve, ...]
+    confirmed: tuple[Confirmed, ...]
+    shipped: str
