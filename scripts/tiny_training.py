@@ -55,7 +55,7 @@ def first_images(task: str) -> str:
     return sha256_bytes(images.tobytes() + labels.tobytes())
 
 
-def train(job: Job, work: Path) -> float:
+def train(job: Job, work: Path, *, quiet: bool = False) -> float:
     """Do a job if its file is not there yet; returns the seconds it took, when it was done."""
     import torch
 
@@ -65,13 +65,14 @@ def train(job: Job, work: Path) -> float:
     if path.is_file() and timing.is_file():
         return float(json.loads(timing.read_text())["seconds"])
     started = time.monotonic()
-    say = _reporter(path.stem)
+    say: OnStep = (lambda progress: None) if quiet else _reporter(path.stem)
     state = pretrain(job, say) if job == BASE else _finetune(job, work, say)
     with atomic_path(path) as temporary:
         save_file(state, temporary)
     seconds = round(time.monotonic() - started, 1)
     write_bytes(timing, canonical_json({"seconds": seconds, "settings": job.settings}))
-    print(f"{path.stem}: {seconds} s", flush=True)
+    if not quiet:
+        print(f"{path.stem}: {seconds} s", flush=True)
     return seconds
 
 

@@ -207,3 +207,84 @@ def test_a_baselines_name_is_taken(pico_recipe: Callable[..., Path]) -> None:
     recipe: Any = load_recipe(pico_recipe(name="ptq"))
     with pytest.raises(RecipeError, match="name of a baseline"):
         recipe.candidates()
+
+
+SELECTING = {"lambda": None, "images": {"dataset": "tiny/realdigits", "split": "val"}}
+
+
+def test_a_lambda_that_nobody_gave_is_selected_where_there_are_images(pico_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(pico_recipe(**SELECTING))
+    assert recipe.lam is None
+    assert recipe.select is not None
+    assert recipe.select.by == "label_free"
+    assert load_recipe(pico_recipe(**{"lambda": None})).lam == 1.0
+    assert load_recipe(pico_recipe(images=SELECTING["images"])).select is None
+
+
+def test_a_word_is_short_for_select(pico_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(pico_recipe(**SELECTING, select="best"))
+    assert recipe.select is not None
+    assert recipe.select.by == "best"
+
+
+def test_a_resolved_recipe_has_numbers(pico_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(pico_recipe(**SELECTING))
+    with pytest.raises(RecipeError, match="lambda is not selected yet"):
+        _ = recipe.patch_scale
+    resolved = recipe.resolved(0.5, (0.7,))
+    assert (resolved.patch_scale, resolved.select) == (0.5, None)
+    assert resolved.vector is not None
+    assert resolved.vector.weights == (0.7,)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragment"),
+    [
+        ({"select": "label_free"}, "give `lambda` or `select`, not both"),
+        ({"lambda": None, "select": "best", "vector": None}, "`select` needs a `vector`"),
+        ({"lambda": None, "select": "labelled"}, "needs the block `images`, with labels"),
+        ({**SELECTING, "select": {"methods": ["mse"]}}, "`methods` is for `by: best`"),
+        ({**SELECTING, "select": {"by": "best", "methods": ["mse", "mse"]}}, "a method is named twice"),
+        ({**SELECTING, "select": {"donors": "ridge"}, "vector__weights": [1.0]}, "finds the weights itself"),
+        (
+            {
+                "lambda": None,
+                "select": "labelled",
+                "images": {"dataset": "tiny/realdigits", "split": "test"},
+                "evaluate": {"dataset": "tiny/realdigits"},
+            },
+            "images that choose must not be those that judge",
+        ),
+        ({"gates": {"beats": ["lambda0"]}}, "add the block `evaluate`"),
+        ({"gates": {"beats": ["ptk"]}, "evaluate": {"dataset": "tiny/realdigits"}}, "`ptk` is none of"),
+        ({"quantize__grid": "mse"}, "method `rtn` is a grid itself"),
+        ({"quantize__calibration": {"on": "generated"}}, "method `rtn` looks at no images"),
+        ({"quantize__method": "gptaq", "quantize__calibration": {"on": "moments"}}, "enough for method `gptq` only"),
+        ({"quantize__method": "gptaq", "quantize__calibration": {"on": "images"}}, "needs the block `images`"),
+        ({"quantize__method": "gptaq", "quantize__calibration": {"on": "dataset"}}, "`dataset` goes with"),
+        ({"variants": [{"name": "v", "set": {"select": "best"}}]}, "belongs to the whole recipe"),
+    ],
+)
+def test_contradictions_about_selection_are_refused(
+    pico_recipe: Callable[..., Path], overrides: dict[str, Any], fragment: str
+) -> None:
+    assert fragment in _refusal(pico_recipe(**overrides)).message
+
+
+def test_a_rival_method_of_the_gates_is_a_candidate(pico_recipe: Callable[..., Path]) -> None:
+    gates = {"beats": ["lambda0", "mse"]}
+    recipe = load_recipe(pico_recipe(gates=gates, evaluate={"dataset": "tiny/realdigits"}))
+    by_name = {candidate.name: candidate for candidate in recipe.candidates()}
+    assert list(by_name) == ["float", "ptq", "mse", "pico"]
+    assert (by_name["mse"].lam, by_name["mse"].quantize.method) == (0.0, "mse")
+
+
+def test_calibrated_methods_have_a_grid(pico_recipe: Callable[..., Path]) -> None:
+    scheme = load_recipe(pico_recipe(quantize__method="gptaq")).quantize.scheme()
+    assert scheme is not None
+    assert scheme.method == "mse"
+    scheme = load_recipe(
+        pico_recipe(quantize__method="gptq", quantize__grid="rtn", quantize__clip=0.5)
+    ).quantize.scheme()
+    assert scheme is not None
+    assert (scheme.method, scheme.clip) == ("rtn", 0.5)

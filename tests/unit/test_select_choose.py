@@ -1,0 +1,155 @@
+"""What is proposed, what is confirmed, and that the images of the two share nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qvec_deploy.build import Workshop
+from qvec_deploy.candidate import selection_images
+from qvec_deploy.errors import RecipeError
+from qvec_deploy.plan import Plan
+from qvec_deploy.recipe import Recipe, load_recipe
+from qvec_deploy.select.choose import Choice, choose, confirm
+from qvec_deploy.select.mixing import descend
+from qvec_deploy.select.score import divergences
+from qvec_deploy.select.student import Student, at
+from qvec_deploy.tensors import Float32
+
+IMAGES = {"dataset": "tiny/realdigits", "split": "val", "limit": 40}
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def proposed(pico_recipe: Write) -> Callable[..., tuple[Choice, Plan]]:
+    def propose(**overrides: Any) -> tuple[Choice, Plan]:
+        settings = {"lambda": None, "images": IMAGES, "select": {"lambdas": [-0.5, 0.5, 1.0]}} | overrides
+        recipe = load_recipe(pico_recipe(**settings))
+        shop = Workshop()
+        plan = shop.plan(recipe)
+        return choose(recipe, plan, shop.receiver(recipe), shop.sources(recipe)), plan
+
+    return propose
+
+
+def test_selecting_and_confirming_images_differ(pico_recipe: Write) -> None:
+    recipe = load_recipe(pico_recipe(images=IMAGES))
+    architecture = Workshop().plan(recipe).architecture
+    select, other = (np.concatenate(selection_images(recipe, architecture, confirm=half)) for half in (False, True))
+    assert len(select) == len(other) == 20
+    assert not {image.tobytes() for image in select} & {image.tobytes() for image in other}
+
+
+def test_the_proposal_is_the_recipe_with_numbers_in_it(proposed: Callable[..., tuple[Choice, Plan]]) -> None:
+    choice, _ = proposed()
+    (curve,) = choice.selection.curves
+    assert choice.recipe.lam == curve.best
+    assert choice.recipe.select is None
+    assert min(point.score for point in curve.points) == next(p.score for p in curve.points if p.lam == curve.best)
+    assert {finalist.lam for finalist in choice.finalists} == {0.0, curve.best}
+    assert choice.selection.selecting == 20
+
+
+def test_the_students_weights_are_those_the_engine_gets(pico_recipe: Write) -> None:
+    from qvec_deploy.candidate import make_weights
+    from qvec_deploy.tensors import QuantizedTensor
+
+    recipe = load_recipe(pico_recipe())
+    shop = Workshop()
+    plan, receiver, sources = shop.plan(recipe), shop.receiver(recipe), shop.sources(recipe)
+    student = Student(plan, receiver, sources, selection_images(recipe, plan.architecture))
+    student.load(0.5)
+    wanted = make_weights(at(plan, 0.5), receiver, sources)
+    held = {name: value.numpy() for name, value in student.model.state_dict().items()}
+    for name, value in wanted.tensors:
+        expected = value.dequantize() if isinstance(value, QuantizedTensor) else value
+        assert np.array_equal(held[name], expected), name
+
+
+def test_swapping_back_to_lambda_0_leaves_nothing_behind(pico_recipe: Write) -> None:
+    recipe = load_recipe(pico_recipe(images=IMAGES))
+    shop = Workshop()
+    plan = shop.plan(recipe)
+    images = selection_images(recipe, plan.architecture)
+    student = Student(plan, shop.receiver(recipe), shop.sources(recipe), images)
+    before, floats = student.logits(0.0), student.float_logits()
+    student.logits(1.0)
+    assert np.array_equal(student.logits(0.0), before)
+    assert np.array_equal(student.float_logits(), floats)
+
+
+def _outputs(choice: Choice, target: Float32, order: Sequence[str]) -> dict[str, Any]:
+    """Engines that are the further from the target the later they stand in `order`."""
+    slope = np.linspace(0, 1, target.shape[1], dtype=np.float32)
+    logits = {finalist.name: target + order.index(finalist.name) * slope for finalist in choice.finalists}
+    return {name: lambda batches, name=name: logits[name] for name in logits}
+
+
+@pytest.mark.parametrize("winner", ["ptq", "pico"])
+def test_the_confirmed_candidate_is_shipped(proposed: Callable[..., tuple[Choice, Plan]], winner: str) -> None:
+    choice, plan = proposed()
+    target = np.random.default_rng(0).standard_normal((20, 10)).astype(np.float32)
+    order = [winner, "pico" if winner == "ptq" else "ptq"]
+    done = confirm(choice, _outputs(choice, target, order), lambda batches: target, plan, on="engine")
+    assert done.shipped == winner
+    assert (done.confirming, done.on) == (20, "engine")
+    scores = {entry.name: entry.score for entry in done.confirmed}
+    assert scores[order[0]] < scores[order[1]]
+
+
+def test_equal_scores_ship_lambda_0(proposed: Callable[..., tuple[Choice, Plan]]) -> None:
+    choice, plan = proposed()
+    target = np.random.default_rng(0).standard_normal((20, 10)).astype(np.float32)
+    done = confirm(choice, {f.name: lambda batches: target for f in choice.finalists}, lambda b: target, plan, on="x")
+    assert next(finalist for finalist in choice.finalists if finalist.name == done.shipped).lam == 0
+
+
+def test_best_tries_every_method_with_and_without_the_patch(proposed: Callable[..., tuple[Choice, Plan]]) -> None:
+    choice, _ = proposed(select={"by": "best", "methods": ["rtn", "mse"], "lambdas": [0.0, 1.0]})
+    assert [curve.method for curve in choice.selection.curves] == ["rtn", "mse"]
+    assert {finalist.quantize.method for finalist in choice.finalists} == {"rtn", "mse"}
+    on_another_grid = next(curve for curve in choice.selection.curves if curve.method == "mse")
+    assert [point.lam for point in on_another_grid.points] == [0.0]  # the vector was trained for absmax
+
+
+def test_labels_must_be_the_heads(proposed: Callable[..., tuple[Choice, Plan]]) -> None:
+    with pytest.raises(RecipeError, match="has 21 classes and the model's head 10"):
+        proposed(select={"by": "labelled"}, images={"dataset": "tiny/symbols", "limit": 40})
+
+
+def test_labelled_scores_are_shares_of_wrong_answers(proposed: Callable[..., tuple[Choice, Plan]]) -> None:
+    choice, _ = proposed(select={"by": "labelled", "lambdas": [0.0, 1.0]})
+    assert all(round(point.score * 20, 9).is_integer() for point in choice.selection.curves[0].points)
+
+
+def test_no_images_means_generated_ones(proposed: Callable[..., tuple[Choice, Plan]]) -> None:
+    choice, _ = proposed(images=None, select={"lambdas": [0.0, 1.0]})
+    assert choice.selection.images == "generated/structured"
+
+
+def test_a_recipe_without_select_has_nothing_to_choose(pico_recipe: Write) -> None:
+    recipe: Recipe = load_recipe(pico_recipe())
+    shop = Workshop()
+    with pytest.raises(RecipeError, match="selects nothing"):
+        choose(recipe, shop.plan(recipe), shop.receiver(recipe), shop.sources(recipe))
+
+
+def test_descent_never_ends_worse_than_it_started(pico_recipe: Write, tmp_path: Path, pico_folder: Path) -> None:
+    second = tmp_path / "second.safetensors"
+    second.write_bytes((pico_folder / "vector.safetensors").read_bytes())
+    files = [str(pico_folder / "vector.safetensors"), str(second)]
+    recipe = load_recipe(pico_recipe(vector={"files": files}, images=IMAGES))
+    shop = Workshop()
+    plan = shop.plan(recipe)
+    images = selection_images(recipe, plan.architecture)
+    student = Student(plan, shop.receiver(recipe), shop.sources(recipe), images)
+    target = student.float_logits()
+    start = (2.0, 1.0)
+    found = descend(student, target, start)
+    before, after = (divergences(target, student.logits(1.0, weights)).mean() for weights in (start, found))
+    assert found != start
+    assert after < before
