@@ -21,7 +21,7 @@ from qvec_deploy.bundle.parity import check_parity, parity_images, reference_log
 from qvec_deploy.bundle.progress import Advance, Progress
 from qvec_deploy.candidate import Weight, calibration_images, make_weights
 from qvec_deploy.checkpoint import Checkpoint
-from qvec_deploy.errors import QvecError, RecipeError
+from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError
 from qvec_deploy.measure.latency import garbage_collector_off
 from qvec_deploy.measure.warnings import Finding, MeasurementWarning
 from qvec_deploy.models import head_name
@@ -70,6 +70,32 @@ class Workshop:
     def plan(self, recipe: Recipe) -> Plan:
         """Everything that headers decide."""
         return make_plan(recipe, self.receiver(recipe), self.sources(recipe))
+
+    def compare_coordinates(self, plan: Plan) -> list[str]:
+        """Hold the receiver against the sketches of its vectors' donors.
+
+        Returns:
+            Vectors that bring no sketch, by label.
+
+        Raises:
+            IncompatibleError: The receiver is not in a donor's coordinates, or of another base.
+        """
+        from qvec_deploy.vectors.coordinates import require_same_coordinates
+        from qvec_deploy.vectors.geometry import find_geometry
+
+        recipe = plan.recipe
+        receiver, geometry = self.receiver(recipe), find_geometry(recipe.receiver.model, recipe.receiver.model_args)
+        unknown = []
+        for label, source in self.sources(recipe).items() if plan.sources else ():
+            sketch = source.sketch()
+            if sketch is None:
+                unknown.append(label)
+                continue
+            try:
+                require_same_coordinates(receiver.read, sketch, geometry, source.header.scheme)
+            except IncompatibleError as error:
+                raise IncompatibleError(f"{label}: {error.message}", hint=error.hint) from error
+        return unknown
 
     def plans(self, recipe: Recipe) -> list[Plan]:
         """The plans of all candidates, the recipe's own last.
@@ -147,6 +173,8 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Works
         plan = workshop.plans(recipe)[-1]
         bench = _bench(recipe, plan)
         images = open_images(bench)  # a wrong folder is refused before anything is built
+        with workshop.progress.stage("coordinates", recipe.name):
+            unknown = workshop.compare_coordinates(plan)
         choice = _choose(recipe, plan, workshop)
         resolved, candidates = _candidates(recipe, choice)
         artifacts = {}
@@ -160,7 +188,7 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Works
         if shipped.missing is None:
             contenders = [_contender(artifact, resolved) for artifact in artifacts.values()]
             report = measure_contenders(contenders, bench, images, workshop.progress)
-            report = _judged(report, resolved, shipped, selection, artifacts)
+            report = _judged(report, resolved, shipped, selection, artifacts, unknown)
         finish(staging, _finished(resolved, shipped, artifacts, report, selection, workshop))
     return Bundle.open(directory)
 
@@ -219,9 +247,11 @@ def _judged(
     shipped: Artifact,
     selection: Selection | None,
     artifacts: Mapping[str, Artifact],
+    unknown: Sequence[str],
 ) -> Report:
     """The report with the selection, its doubts and the recipe's gates."""
-    findings = [
+    findings = [Finding(MeasurementWarning.COORDINATES_UNKNOWN, recipe.name, f"{label}.") for label in unknown]
+    findings += [
         Finding(MeasurementWarning.METHOD_LIMITED, name, note)
         for name, artifact in artifacts.items()
         for note in artifact.notes

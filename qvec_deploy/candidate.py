@@ -116,8 +116,7 @@ def _calibrated(
         found = calibrate_from_moments(model, _moments(plan, sources), scheme, settings.skip)
     else:
         teacher = load_model(plan, {name: receiver.read(name) for name in state}) if plan.recipe.lam != 0 else None
-        method = settings.method
-        found = calibrate(model, images, scheme, settings.skip, method, teacher=teacher, on_layer=on_layer)
+        found = calibrate(model, images, scheme, settings.skip, settings.rounding, teacher=teacher, on_layer=on_layer)
     errors = {
         name.removesuffix(".weight"): relative_error(state[name], quantized) for name, quantized in found.codes.items()
     }

@@ -15,6 +15,7 @@ from qvec_deploy.bundle.progress import Advance, Progress
 WORTH_A_LINE_S = 0.2  # nine small candidates would fill the screen with zeros
 _TITLES = {
     "plan": "plan",
+    "coordinates": "compare coordinates",
     "select": "try lambdas",
     "confirm": "confirm the choice",
     "quantize": "patch, quantize, pack",

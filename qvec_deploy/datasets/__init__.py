@@ -1,4 +1,4 @@
-"""Labelled images: the bundled tiny tasks, and everything timm's dataset factory can open."""
+"""Images: the bundled tiny tasks, generated ones without labels, and everything timm's dataset factory can open."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ def open_dataset(spec: DatasetSpec, config: DataConfig, *, expected_classes: int
         from qvec_deploy.datasets.tiny import open_tiny
 
         dataset = open_tiny(spec, config)
+    elif spec.name.startswith("generated/"):
+        from qvec_deploy.datasets.generated import open_generated
+
+        dataset = open_generated(spec, config)
     else:
         from qvec_deploy.datasets.timm_factory import open_timm
 

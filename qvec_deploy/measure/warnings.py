@@ -38,6 +38,7 @@ class MeasurementWarning(StrEnum):
     LAMBDA_AT_EDGE = "lambda at the edge of its grid"
     METHOD_LIMITED = "method limited"
     UNVERIFIED = "unverified patch"
+    COORDINATES_UNKNOWN = "vector without a sketch"
 
     @property
     def remedy(self) -> str:
@@ -57,6 +58,8 @@ REMEDIES = {
     MeasurementWarning.NO_HEADROOM: "A vector is not needed here: ship lambda 0.",
     MeasurementWarning.LAMBDA_AT_EDGE: "Widen select.lambdas.",
     MeasurementWarning.METHOD_LIMITED: "Choose another method or granularity.",
+    MeasurementWarning.COORDINATES_UNKNOWN: "Make it again with `qvec-deploy vector extract`: nobody has compared "
+    "the receiver's coordinates with its donor's.",
     MeasurementWarning.UNVERIFIED: "Give `images` of the receiver's task, unlabelled ones will do, or `evaluate`.",
 }
 

@@ -1,1 +1,1 @@
-"""Weights to integer codes: the numpy reference, and the same arithmetic run through ModelOpt."""
+"""Weights to integer codes: the numpy reference, the same through ModelOpt, and rounding that looks at activations."""

@@ -166,9 +166,16 @@ class Quantize(Block):
         return self
 
     @property
+    def rounding(self) -> Literal["nearest", "awq", "gptq", "gptaq"]:
+        """How weights are put on the grid; `rtn` and `mse` are grids, on which weights are rounded to nearest."""
+        if self.method == "rtn" or self.method == "mse" or self.bits in FLOAT_BITS:
+            return "nearest"
+        return self.method
+
+    @property
     def calibrated(self) -> bool:
         """Whether the method looks at activations."""
-        return self.bits not in FLOAT_BITS and self.method in CALIBRATED
+        return self.rounding != "nearest"
 
     def scheme(self) -> Scheme | None:
         """The grid, or None for the float engine."""

@@ -168,8 +168,9 @@ class Recipe(Block):
         return validate(values, self._folder, f"recipe {self.name}", {})
 
     def at_lambda_0(self, changes: Mapping[str, Any] | None = None, *, name: str) -> Recipe:
-        """A candidate without the vector, with other fields changed too."""
-        return self.with_overrides({"lambda": 0.0, "vector": None, **(changes or {})}, name=name)
+        """A candidate without the patch, with other fields changed too; of a vector only its moments are used."""
+        gone = {} if self.quantize.calibration.on == "moments" else {"vector": None}
+        return self.with_overrides({"lambda": 0.0, **gone, **(changes or {})}, name=name)
 
     def with_method(self, method: str) -> dict[str, Any]:
         """The overrides that put another method on the grid of this recipe."""

@@ -1,29 +1,46 @@
-"""Report -> a compact table for the terminal."""
+"""Report -> a compact table for the terminal, and the lines below it: what was selected, which gates were missed."""
 
 from __future__ import annotations
 
 from rich.table import Table
 from rich.text import Text
 
+from qvec_deploy.report import verdict
 from qvec_deploy.report.formatting import short
 from qvec_deploy.report.summary import rows
 from qvec_deploy.report.table import columns
 from qvec_deploy.report.values import Report
 
 COMPACT = ("size", "top1", "median", "speed_up", "peak")
+MARK = " *"
 
 
 def summary_table(report: Report) -> Table:
-    """Candidate, stored bits, size, top-1, latency, speed-up, peak memory; the selected one in bold."""
+    """Candidate, stored bits, size, top-1, latency, speed-up, peak memory; the selected one in bold, with a star."""
     shown = [column for column in columns(report) if column.key in COMPACT]
     table = Table(title=Text(report.title), title_justify="left", box=None, pad_edge=False)
+    if report.selected is not None:
+        table.caption, table.caption_justify = Text("* what the bundle ships"), "left"
     table.add_column("Candidate", overflow="fold")
     table.add_column("Bits\nstored", justify="right")
     for column in shown:
         table.add_column(Text(f"{column.title}\n{column.unit}"), justify="right")
     for row in rows(report):
         # Text, not str: a name is data, and rich would read its brackets as markup.
-        cells = [row.candidate.name, short(row.candidate.stored_bits_per_weight)]
+        name = row.candidate.name + (MARK if row.selected else "")
+        cells = [name, short(row.candidate.stored_bits_per_weight)]
         cells += [str(column.cell(row)) for column in shown]
         table.add_row(*(Text(cell) for cell in cells), style="bold" if row.selected else "")
     return table
+
+
+def verdict_lines(report: Report) -> list[Text]:
+    """How the selected candidate was chosen, what must not be overlooked about it, and a line for every gate."""
+    lines = []
+    if report.selection is not None:
+        lines.append(Text(f"selected: {verdict.chosen(report)}"))
+        lines += [Text(f"note: {remark}", style="yellow") for remark in verdict.remarks(report)]
+    for gate in report.gates:
+        text = f"gate {gate.name}: {verdict.verdict_of(gate)}; wanted {gate.wanted}, found {gate.found}"
+        lines.append(Text(text, style="" if gate.passed else "bold red"))
+    return lines

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from qvec_deploy.measure.statistics import Estimate
 from qvec_deploy.report.values import Candidate
 
 NONE = "–"
 BYTES_PER_MB = 1e6
+MOST_DECIMALS = 6
 
 
 def three(value: float) -> str:
@@ -58,13 +61,23 @@ def times_interval(estimate: Estimate) -> str:
     return f"[{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
+def with_error(value: float, error: float) -> tuple[str, str]:
+    """A number and its standard error, both to the error's second significant digit: 0.0603, 0.0101 -> 0.060, 0.010."""
+    if error <= 0:
+        return three(value), "0"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    if decimals > MOST_DECIMALS:
+        return short(value), short(error)
+    return signed_text(f"{value:,.{decimals}f}"), f"{error:,.{decimals}f}"
+
+
 def signed_text(text: str) -> str:
     """Hyphen-minus made a minus sign."""
     return text.replace("-", "−")
 
 
 def grid(candidate: Candidate) -> str:
-    """How the weights were quantized, in words."""
+    """How the weights were quantized, in words; of a calibrated method, the grid that it rounds to as well."""
     scheme = candidate.scheme
     if scheme is None:
         return "not quantized"
@@ -73,8 +86,12 @@ def grid(candidate: Candidate) -> str:
         if scheme.granularity == "group"
         else {"channel": "output channel", "tensor": "tensor"}[scheme.granularity]
     )
-    clip = {"rtn": f"clip {scheme.clip:g}", "mse": "clip searched for least squared error"}[scheme.method]
-    return f"{scheme.bits} bits, {scheme.method}, {clip}, symmetric, {candidate.levels} levels, one scale per {grain}"
+    clips = {"rtn": f"clip {scheme.clip:g}", "mse": "clip searched for least squared error"}
+    method = scheme.method if candidate.method in clips else f"{candidate.method} on the {scheme.method} grid"
+    return (
+        f"{scheme.bits} bits, {method}, {clips[scheme.method]}, symmetric, {candidate.levels} levels, "
+        f"one scale per {grain}"
+    )
 
 
 def mixture(candidate: Candidate) -> str:

@@ -9,8 +9,9 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from qvec_deploy.report import formatting, prose
+from qvec_deploy.report import formatting, prose, verdict
 from qvec_deploy.report.plots import figures
+from qvec_deploy.report.selection_plot import selection_figures
 from qvec_deploy.report.summary import LatencyRow, Row, numbered_warnings, rows
 from qvec_deploy.report.table import batch_columns, columns, speed_up_cell
 from qvec_deploy.report.values import Report
@@ -43,6 +44,11 @@ def to_html(report: Report) -> str:
         batch_columns=batch_columns() if max(len(row.latency) for row in computed) > 1 else (),
         method=prose.method(report, computed),
         figures=figures(report, computed),
+        gates=verdict.gates(report),
+        chosen=verdict.chosen(report),
+        remarks=verdict.remarks(report),
+        listings=[listing for listing in (verdict.finalists(report), verdict.donors(report)) if listing],
+        selection_figures=selection_figures(report),
         facts=prose.facts,
         warnings=numbered_warnings(report),
         environment=prose.environment_facts(report),
@@ -122,9 +128,10 @@ def _template() -> Template:
 
 
 def unbroken(text: str) -> str:
-    """No line break inside an interval, or between a number and its unit."""
+    """No line break inside an interval, between a number and its unit, or around an error and a lambda's value."""
     text = re.sub(r"\[[^\]]*\]", lambda interval: interval.group().replace(" ", "\u00a0"), text)
-    return re.sub(r"(?<=\d) (?=(?:%|ms|MB|s|points|times)(?!\w))", "\u00a0", text)
+    text = re.sub(r"(?<=\d) ± (?=\d)|(?<=λ) = (?=\S)", lambda sign: sign.group().replace(" ", "\u00a0"), text)
+    return re.sub(r"(?<=\d) (?=(?:%|ms|MB|s|nats|points|times)(?!\w))", "\u00a0", text)
 
 
 def _resource(name: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from qvec_deploy.report import prose
+from qvec_deploy.report import prose, verdict
 from qvec_deploy.report.summary import Row, numbered_warnings, rows
 from qvec_deploy.report.table import batch_columns, columns
 from qvec_deploy.report.values import Report
+from qvec_deploy.report.verdict import Listing
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -22,6 +23,8 @@ def to_markdown(report: Report) -> str:
         escape(prose.setup(report)),
         _comparison(report, computed),
         _batches(computed),
+        _gates(report),
+        _selection(report),
         _warnings(report),
         "## How it was measured",
         "\n".join(f"- **{term}.** {escape(text)}" for term, text in prose.method(report, computed)),
@@ -71,6 +74,30 @@ def _name(row: Row) -> str:
 def _table(titles: Sequence[str], body: Iterable[Sequence[str]], alignment: str) -> str:
     rule = ["--:" if side == "r" else ":--" for side in alignment]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, rule, *body))
+
+
+def _gates(report: Report) -> str:
+    listing = verdict.gates(report)
+    return f"## Gates\n\n{_listing(listing)}" if listing is not None else ""
+
+
+def _selection(report: Report) -> str:
+    if report.selection is None:
+        return ""
+    sentence = " ".join((f"Selected: {verdict.chosen(report)}", *verdict.remarks(report)))
+    parts = ["## Selection", escape(sentence)]
+    for listing in (verdict.finalists(report), verdict.donors(report)):
+        if listing is not None:
+            parts += [f"{escape(listing.title)}:", _listing(listing)]
+    return "\n\n".join(parts)
+
+
+def _listing(listing: Listing) -> str:
+    body = []
+    for first, *others in listing.rows:
+        name = f"**{escape(first)}**" if first == listing.shipped else escape(first)
+        body.append([name, *(escape(cell) for cell in others)])
+    return _table([escape(title) for title in listing.columns], body, listing.alignment)
 
 
 def _warnings(report: Report) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qvec_deploy.measure.statistics import Estimate
-from qvec_deploy.report import formatting
+from qvec_deploy.report import formatting, verdict
 from qvec_deploy.report.summary import Row
 from qvec_deploy.report.values import Candidate, Report
 
@@ -18,11 +18,19 @@ ROLE_TEXT = {
 
 
 def headline(report: Report, rows: Sequence[Row]) -> str:
-    """The verdict on the selected candidate; differences that the data do not show are not claimed."""
+    """The verdict on the selected candidate: missed gates first, and no difference that the data do not show."""
     row = next((row for row in rows if row.selected), None)
     if row is None:
         return "No candidate was selected."
-    return " ".join(part for part in (_kept(report, row), _compared(report, row), _timed(report, row)) if part)
+    missed = verdict.missed(report)
+    parts = (
+        f"{row.candidate.name} {missed}." if missed else "",
+        _kept(report, row),
+        _compared(report, row),
+        _timed(report, row),
+        *verdict.remarks(report),
+    )
+    return " ".join(part for part in parts if part)
 
 
 def _kept(report: Report, row: Row) -> str:
@@ -75,9 +83,10 @@ def _timed(report: Report, row: Row) -> str:
 def setup(report: Report) -> str:
     """What was built and what it was tried on: quantizer, levels, skip list, lambda, donors, images."""
     shown = _described(report)
+    accuracy = f"Accuracy is top-1 on {report.dataset}, split {report.split}, {report.images:,} images."
     return (
         f"Weights of {shown.name}: {formatting.grid(shown)}.{_skipped(shown)} Patch: {formatting.mixture(shown)}. "
-        f"Accuracy is top-1 on {report.dataset}, split {report.split}, {report.images:,} images."
+        f"{accuracy if report.images else 'Accuracy was not measured.'}"
     )
 
 
@@ -91,6 +100,8 @@ def method(report: Report, rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
         ),
         ("Latency", _latency_method(report, rows)),
         ("Memory", _memory_method(report)),
+        ("Selection", _selection_method(report)),
+        ("Gates", _gates_method(report)),
         ("Size", "MB are millions of bytes. Bits per weight are those of a quantized weight with its scales."),
     ]
     return tuple((term, text) for term, text in entries if text)
@@ -132,6 +143,32 @@ def _memory_method(report: Report) -> str:
     return (
         "Load time and peak resident memory of a fresh process that opens the engine and runs it once; "
         f"{before} MB of the peak are Python and the runtime, before loading."
+    )
+
+
+def _selection_method(report: Report) -> str:
+    selection = report.selection
+    if selection is None:
+        return ""
+    score = (
+        "The score is the share of wrong answers"
+        if selection.by == "labelled"
+        else "The score is the divergence, KL(float || quantized), of the class probabilities from the float "
+        "receiver's, which needs no labels"
+    )
+    return (
+        f"{score}; a mean over images, in the tables with its standard error. PyTorch selected, with the weights that "
+        "engines get; the finalists, lambda 0 of every method among them, were then scored on other images, and the "
+        "least score is shipped. Of equal scores the finalist that stands first wins."
+    )
+
+
+def _gates_method(report: Report) -> str:
+    if not report.gates:
+        return ""
+    return (
+        "A rival is beaten by McNemar's exact test, two-sided, of right answers on the same images. Of the speed-up "
+        "the lower end of its interval counts, of everything else the measured value."
     )
 
 

@@ -15,6 +15,8 @@ from qvec_deploy.tensors import Scheme
 
 SCHEMA_VERSION = 2
 
+ERROR_FEEDBACK = ("gptq", "gptaq")
+
 Role = Literal["float", "ptq", "patched", "variant"]
 
 
@@ -104,11 +106,12 @@ class Candidate:
         """Codes the quantizer can reach; None for float.
 
         A grid that covers the largest magnitude never reaches its lowest code, -2^(bits-1): the scale puts that
-        magnitude on 2^(bits-1) - 1. A clipped or searched grid does.
+        magnitude on 2^(bits-1) - 1. A clipped or searched grid does, and so does error feedback, which moves weights
+        beyond the magnitude that the scale was taken from.
         """
         if self.scheme is None:
             return None
-        absmax = self.scheme.method == "rtn" and self.scheme.clip == 1.0
+        absmax = self.scheme.method == "rtn" and self.scheme.clip == 1.0 and self.method not in ERROR_FEEDBACK
         return (1 << self.scheme.bits) - absmax
 
 
@@ -184,6 +187,18 @@ class Report:
             taken = {entry.batch_size: len(entry.samples_ms) for entry in candidate.latency}
             if taken and taken != blocks:
                 raise ValueError(f"{candidate.name}: samples by batch size {taken}, the baseline's {blocks}")
+
+        self._check_selection(names)
+
+    def _check_selection(self, names: list[str]) -> None:
+        if self.selection is None:
+            return
+        finalists = [entry.name for entry in self.selection.confirmed]
+        for name in finalists:
+            if name not in names:
+                raise ValueError(f"the finalist {name!r} is no candidate of {names}")
+        if self.selection.shipped != self.selected or self.selected not in finalists:
+            raise ValueError(f"{self.selected!r} is shipped and {self.selection.shipped!r} selected, of {finalists}")
 
     def __getitem__(self, name: str) -> Candidate:
         """The candidate called `name`.

@@ -59,7 +59,7 @@ class Student:
 
     def load(self, lam: float, weights: Sequence[float] | None = None) -> None:
         """Put a candidate's dequantized weights into the model."""
-        made = make_weights(at(self.plan, lam, weights), self._receiver, self.sources if lam else {}, self._calibration)
+        made = make_weights(at(self.plan, lam, weights), self._receiver, self.sources, self._calibration)
         factors = {}
         for name, value in made.tensors:
             if name.endswith(INPUT_SCALE):

@@ -7,15 +7,27 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
+from qvec_deploy.models import is_skipped
 from qvec_deploy.tensors import Float32, Scheme
+from qvec_deploy.vectors.coordinates import UNRELATED
 from qvec_deploy.vectors.file import VectorHeader, write_vector
+from qvec_deploy.vectors.sketch import make_sketch
+
+DTYPES = ("float32", "float16")
+MADE_BY = f"qvec-deploy {version('qvec-deploy')}"
+
+_EPS = float(np.finfo(np.float32).eps)
+_SAMPLE = 64  # rows, or thousands of weights, of a matrix that are held against the grid
+
+State = Mapping[str, Float32]
 
 
 def extract_vector(
-    fp: Mapping[str, Float32],
-    qat: Mapping[str, Float32],
+    fp: State,
+    qat: State,
     path: Path,
     *,
     scheme: Scheme,
@@ -24,8 +36,10 @@ def extract_vector(
     seed: int,
     head: str = "head",
     dtype: str = "float32",
+    base: tuple[State, str] | None = None,
+    moments: Mapping[str, NDArray[np.floating]] | None = None,
 ) -> VectorHeader:
-    """Write the quantization vector of a donor.
+    """Write the quantization vector of a donor, with the sketch of its float weights.
 
     Args:
         fp: The donor's float fine-tune, name to float32 tensor.
@@ -37,30 +51,136 @@ def extract_vector(
         seed: Seed of both fine-tunes.
         head: Module name of the classification head, which is left out.
         dtype: `float32` or `float16`.
+        base: The pretrained weights both started from, and the SHA-256 of their file.
+        moments: Second moments of the inputs of the donor's Linears: module to (in, in).
+
+    Returns:
+        The header that was written.
 
     Raises:
-        IncompatibleError: The two differ in names or shapes.
+        IncompatibleError: The two differ in names or shapes, or come from another base than the one given, or the
+            QAT weights lie on their grid already.
+        IntegrityError: FP + rho would not give QAT, or a value is not finite.
+        RecipeError: A dtype that vectors do not have.
         StorageError: The disk refuses.
     """
+    if dtype not in DTYPES:
+        raise RecipeError(f"vectors are not stored as {dtype}", hint=f"choose {' or '.join(DTYPES)}")
     names = [name for name in fp if not name.startswith(f"{head}.")]
     different = sorted(set(fp) ^ set(qat)) or [name for name in names if fp[name].shape != qat[name].shape]
     if different:
         raise IncompatibleError(
             f"the donor's FP and QAT checkpoints differ in {different[0]}", hint="use two fine-tunes of one model"
         )
+    if base is not None:
+        _require_base(names, fp, base[0])
+    _require_latent({name: qat[name] for name in names}, scheme, skip)
     rho = {name: qat[name].astype(np.float32) - fp[name].astype(np.float32) for name in names}
+    for name in names:
+        require_reproduction(name, fp[name], rho[name], qat[name], dtype)
+    _require_moments(moments or {}, fp)
+    norms = {name: (l2_norm([rho[name]]), l2_norm([fp[name]])) for name in names}
     header = VectorHeader(
         scheme=scheme,
         skip=skip,
         task=task,
         seed=seed,
-        norm=_norm(rho.values()),
-        weight_norm=_norm(fp[name] for name in names),
-        made_by=f"qvec-deploy {version('qvec-deploy')}",
+        norm=l2_norm(rho.values()),
+        weight_norm=l2_norm(fp[name] for name in names),
+        made_by=MADE_BY,
+        norms=norms,
+        base=base[1] if base is not None else None,
     )
-    write_vector(path, header, rho.items(), dtype=dtype)
-    return header
+    sketch = make_sketch(names, fp.__getitem__)
+    return write_vector(path, header, rho.items(), dtype=dtype, sketch=sketch, moments=moments)
 
 
-def _norm(tensors: Iterable[Float32]) -> float:
+def require_reproduction(name: str, fp: Float32, rho: Float32, qat: Float32, dtype: str) -> None:
+    """Refuse a rho that, stored as `dtype` and added to the float weights, does not give the QAT weights back.
+
+    Args:
+        name: What the tensor is called.
+        fp: Float weights.
+        rho: Their difference to the QAT weights, float32.
+        qat: QAT weights.
+        dtype: `float32`, where a rounding of the sum is allowed, or `float16`, where half an ulp of rho is as well.
+
+    Raises:
+        IntegrityError: It does not.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = rho.astype(dtype)
+        error = np.abs(fp + stored.astype(np.float32) - qat)
+        allowed = 2 * _EPS * (np.abs(fp) + np.abs(qat))
+        if dtype == "float16":
+            allowed = allowed + 0.5 * np.spacing(np.abs(stored)).astype(np.float32)
+        wrong = ~(error <= allowed)  # NaN is wrong too
+    if wrong.any():
+        raise IntegrityError(
+            f"{name}: FP + rho does not give QAT back, or would not be finite, as {dtype}",
+            hint="the donor diverged, or its vector needs float32",
+        )
+
+
+def on_grid(weight: Float32, scheme: Scheme) -> bool:
+    """Whether a matrix already lies on a symmetric grid of `scheme`, whatever its clip ratio.
+
+    Everything that shares a scale must be a whole number of steps, where the largest magnitude is 1 to 2^(bits-1)
+    steps. Latent weights miss the grid by a quarter of a step on average; float16 copies of settled ones by less
+    than a tenth.
+    """
+    if scheme.granularity == "tensor":
+        rows = weight.reshape(1, -1)
+    else:
+        rows = weight.reshape(weight.shape[0] * scheme.groups(weight.shape[1]), -1)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    if scheme.granularity == "tensor":
+        rows = rows[:, : _SAMPLE * 1000]
+    rows, largest = rows[largest[:, 0] > 0][:_SAMPLE], largest[largest[:, 0] > 0][:_SAMPLE]
+    settled = np.zeros(len(rows), bool)
+    for steps in range(1, -scheme.qmin + 1):
+        codes = rows * (steps / largest)
+        settled |= (np.abs(codes - np.rint(codes)) < 0.1).all(axis=1)
+    return bool(len(rows)) and bool(settled.all())
+
+
+def _require_latent(qat: State, scheme: Scheme, skip: tuple[str, ...]) -> None:
+    for name, weight in qat.items():
+        is_linear = weight.ndim == 2 and name.endswith(".weight")
+        if is_linear and not is_skipped(name.removesuffix(".weight"), skip) and on_grid(weight, scheme):
+            raise IncompatibleError(
+                f"the QAT checkpoint is settled: {name} already lies on its grid",
+                hint="a vector is made of the latent weights, as QAT trains them; save those before rounding",
+            )
+
+
+def _require_base(names: list[str], fp: State, base: State) -> None:
+    odd = [name for name in names if name not in base or base[name].shape != fp[name].shape]
+    if odd:
+        raise IncompatibleError(f"the base has another {odd[0]} than the donor", hint="name the donor's own base")
+    linears = [name for name in names if fp[name].ndim == 2]
+    distance, norm = l2_norm(fp[name] - base[name] for name in linears), l2_norm(base[name] for name in linears)
+    if distance > UNRELATED * norm:
+        raise IncompatibleError(
+            f"another base: the donor's weights are {distance / norm:.2f} of the base's norm away from it",
+            hint="fine-tunes stay within a few per cent; name the donor's own base",
+        )
+
+
+def _require_moments(moments: Mapping[str, NDArray[np.floating]], fp: State) -> None:
+    for module, matrix in moments.items():
+        weight = fp.get(f"{module}.weight")
+        if weight is None or weight.ndim != 2 or matrix.shape != (weight.shape[1],) * 2:
+            raise IncompatibleError(
+                f"the moments of {module} do not fit the donor", hint="give one (in, in) matrix for a Linear"
+            )
+        values = np.asarray(matrix, np.float32)
+        if not np.isfinite(values).all() or l2_norm([values - values.T]) > 1e-3 * l2_norm([values]):
+            raise IntegrityError(
+                f"the moments of {module} are not finite, or not symmetric", hint="they are the mean of x x'"
+            )
+
+
+def l2_norm(tensors: Iterable[Float32]) -> float:
+    """L2 norm over all values of several tensors, summed in float64."""
     return float(np.sqrt(sum(float(np.square(t, dtype=np.float64).sum()) for t in tensors)))

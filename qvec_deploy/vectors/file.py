@@ -1,54 +1,45 @@
-"""One vector, one safetensors file: rho per backbone tensor, and one metadata entry that says what it fits."""
+"""One vector, one safetensors file: rho per backbone tensor, a sketch of its donor, and one entry of metadata.
+
+Rho's tensors carry the names of the model's state dict. What else is in the file has a prefix with a colon, which no
+state dict has: `sketch:` for the donor's sketch (float16), `moments:` for second moments of the inputs of its Linears.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qvec_deploy.checkpoint import Checkpoint, TensorInfo
-from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError
-from qvec_deploy.store import atomic_path, canonical_json
-from qvec_deploy.tensors import Float32, Scheme
+from qvec_deploy.errors import IntegrityError
+from qvec_deploy.store import atomic_path
+from qvec_deploy.tensors import Float32
+from qvec_deploy.vectors.header import FORMAT, FORMAT_VERSION, Part, VectorHeader, header_text, read_header
+from qvec_deploy.vectors.sketch import Sketch, read_sketch, sketch_tensors
 
-FORMAT = "qvec-vector"
-FORMAT_VERSION = "1.0.0"
-_FIELDS = {"format", "version", "scheme", "skip", "task", "seed", "norm", "weight_norm", "made_by"}
+__all__ = ["FORMAT", "FORMAT_VERSION", "Part", "QuantizationVector", "VectorHeader", "write_vector"]
 
-
-@dataclass(frozen=True)
-class VectorHeader:
-    """What a vector fits, known without reading it.
-
-    Attributes:
-        scheme: The grid its donor was trained for.
-        skip: Child names its donor left float.
-        task: The donor's task.
-        seed: The donor's seed.
-        norm: L2 norm of rho over all its tensors.
-        weight_norm: L2 norm of the donor's float weights over the same tensors.
-        made_by: Tool and version.
-    """
-
-    scheme: Scheme
-    skip: tuple[str, ...]
-    task: str
-    seed: int
-    norm: float
-    weight_norm: float
-    made_by: str
+SKETCH, MOMENTS = "sketch:", "moments:"
 
 
 class QuantizationVector:
-    """A vector file: its header now, its tensors on demand."""
+    """A vector file: its header now, its tensors on demand.
+
+    Attributes:
+        checkpoint: The file itself, with all that is in it.
+        header: What the vector fits.
+        tensors: Names, shapes and dtypes of the tensors rho covers.
+    """
 
     def __init__(self, checkpoint: Checkpoint, header: VectorHeader) -> None:
         self.checkpoint = checkpoint
         self.header = header
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: info for name, info in checkpoint.tensors.items() if not name.startswith((SKETCH, MOMENTS))
+        }
 
     @classmethod
     def open(cls, source: str | Path, *, offline: bool = False, label: str | None = None) -> QuantizationVector:
@@ -66,12 +57,7 @@ class QuantizationVector:
                 f"{checkpoint.path} is not a quantization vector",
                 hint="make one from a donor's FP and QAT checkpoints, or name those under vector.donors",
             )
-        return cls(checkpoint, _read_header(text, checkpoint.path))
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Names, shapes and dtypes of the tensors rho covers."""
-        return self.checkpoint.tensors
+        return cls(checkpoint, read_header(text, checkpoint.path))
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of the file."""
@@ -85,17 +71,54 @@ class QuantizationVector:
         """
         return self.checkpoint.read(name)
 
+    def sketch(self) -> Sketch | None:
+        """The sketch of the donor's float weights; None in a file that has none, as those of format 1.0.
+
+        Raises:
+            IntegrityError: A damaged sketch.
+        """
+        if self.header.sketch_seed is None:
+            return None
+        return read_sketch(self._named(SKETCH), lambda name: self.read(SKETCH + name), self.header.sketch_seed)
+
+    def moments(self) -> dict[str, Float32] | None:
+        """Second moments of the inputs of the donor's Linears, by module: (in, in) float32; None if it ships none.
+
+        Raises:
+            IntegrityError: NaN or infinity.
+        """
+        return {name: self.read(MOMENTS + name) for name in self._named(MOMENTS)} or None
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether the file ships second moments."""
+        return any(name.startswith(MOMENTS) for name in self.checkpoint.tensors)
+
+    def _named(self, prefix: str) -> list[str]:
+        return [name.removeprefix(prefix) for name in self.checkpoint.tensors if name.startswith(prefix)]
+
 
 def write_vector(
-    path: Path, header: VectorHeader, tensors: Iterable[tuple[str, Float32]], *, dtype: str = "float32"
-) -> None:
+    path: Path,
+    header: VectorHeader,
+    tensors: Iterable[tuple[str, Float32]],
+    *,
+    dtype: str = "float32",
+    sketch: Sketch | None = None,
+    moments: Mapping[str, NDArray[np.floating]] | None = None,
+) -> VectorHeader:
     """Write a vector file, whole or not at all.
 
     Args:
         path: Where to.
-        header: Its metadata.
+        header: Its metadata; `dtype` and `sketch_seed` are set to what is written.
         tensors: Name and rho, float32.
         dtype: `float32`, or `float16` at half the size.
+        sketch: Of the donor's float weights; written as float16.
+        moments: Module to (in, in) second moments of its inputs; written in the dtype they have.
+
+    Returns:
+        The header as written.
 
     Raises:
         IntegrityError: A value that is not finite, or too large for float16.
@@ -104,61 +127,21 @@ def write_vector(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    header = replace(header, dtype=dtype, sketch_seed=sketch.seed if sketch is not None else None)
     with np.errstate(over="ignore"):
         arrays = {name: np.ascontiguousarray(value.astype(dtype)) for name, value in tensors}
+        for name, value in sketch_tensors(sketch).items() if sketch is not None else ():
+            arrays[SKETCH + name] = np.ascontiguousarray(value.astype(np.float16))
+    for name, value in (moments or {}).items():
+        arrays[MOMENTS + name] = np.ascontiguousarray(value)
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise IntegrityError(
-                f"{path}: {name} would not be finite in {dtype}", hint="the donor diverged, or needs float32"
+                f"{path}: {name} would not be finite in {array.dtype}", hint="the donor diverged, or needs float32"
             )
-    metadata = {"qvec": canonical_json(_header_dict(header)).decode()}
     with atomic_path(path) as temporary:
         try:
-            save_file(arrays, temporary, metadata)
+            save_file(arrays, temporary, {"qvec": header_text(header)})
         except SafetensorError as error:  # how it reports what the disk refuses
             raise OSError(str(error)) from error
-
-
-def _header_dict(header: VectorHeader) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "scheme": header.scheme.as_dict(),
-        "skip": list(header.skip),
-        "task": header.task,
-        "seed": header.seed,
-        "norm": float(header.norm),
-        "weight_norm": float(header.weight_norm),
-        "made_by": header.made_by,
-    }
-
-
-def _read_header(text: str, path: Path) -> VectorHeader:
-    try:
-        values: Mapping[str, Any] = json.loads(text)
-        if values["format"] != FORMAT:
-            raise IntegrityError(f"{path} is a {values['format']} file", hint="a quantization vector is needed here")
-        if str(values["version"]).split(".")[0] != FORMAT_VERSION.split(".")[0]:
-            raise IncompatibleError(
-                f"{path} has vector format {values['version']}", hint=f"this version reads {FORMAT_VERSION}; upgrade"
-            )
-        if set(values) != _FIELDS:
-            raise IntegrityError(f"{path} has header fields {sorted(values)}", hint=f"expected {sorted(_FIELDS)}")
-        header = VectorHeader(
-            scheme=Scheme.from_dict(values["scheme"]),
-            skip=tuple(map(str, values["skip"])),
-            task=str(values["task"]),
-            seed=int(values["seed"]),
-            norm=float(values["norm"]),
-            weight_norm=float(values["weight_norm"]),
-            made_by=str(values["made_by"]),
-        )
-        if canonical_json({**_header_dict(header), "version": values["version"]}) != canonical_json(values):
-            raise ValueError("a field has another type than this format gives it")
-    except QvecError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(
-            f"{path} has a damaged vector header: {error}", hint="make or download it again"
-        ) from error
     return header

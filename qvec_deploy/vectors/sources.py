@@ -12,6 +12,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.file import QuantizationVector
+from qvec_deploy.vectors.sketch import Sketch, make_sketch
 
 
 class Header(Protocol):
@@ -35,6 +36,12 @@ class Source(Protocol):
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every file behind it, by file name."""
+
+    def sketch(self) -> Sketch | None:
+        """The sketch of the donor's float weights, by which coordinates are compared; None where it is not known."""
+
+    def moments(self) -> dict[str, Float32] | None:
+        """Second moments of the inputs of the donor's Linears, by module; None where the vector ships none."""
 
 
 class PairHeader:
@@ -67,6 +74,13 @@ class DonorPair:
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of both files, by file name."""
         return {self._fp.source: self._fp.fingerprint(), self._qat.source: self._qat.fingerprint()}
+
+    def sketch(self) -> Sketch:
+        """The sketch of the donor's float weights, made now."""
+        return make_sketch(self.tensors, self._fp.read)
+
+    def moments(self) -> None:
+        """None: checkpoints hold no moments."""
 
 
 def open_sources(recipe: Recipe, head: str, *, offline: bool = False) -> dict[str, Source]:

@@ -17,8 +17,11 @@ from qvec_deploy.packed import pack
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.tensors import Scheme
-from qvec_deploy.vectors.extract import extract_vector
+from qvec_deploy.vectors.controls import shuffled
+from qvec_deploy.vectors.extract import extract_vector, require_reproduction
 from qvec_deploy.vectors.patch import add_scaled, mix, patch
+from qvec_deploy.vectors.sketch import make_sketch
+from qvec_deploy.vectors.sources import random_like
 
 SHAPE = (4, 32)
 EPS = float(np.finfo(np.float32).eps)
@@ -64,6 +67,33 @@ def test_a_donor_patched_with_its_own_vector_is_its_qat(fp: np.ndarray, qat: np.
     half = rho.astype(np.float16).astype(np.float32)
     ulp = np.spacing(np.abs(rho).astype(np.float16)).astype(np.float32)
     assert (np.abs(add_scaled(fp, half, 1.0) - qat) <= 0.5 * ulp + 2 * EPS * 8).all()
+
+
+@law
+@given(tensors, tensors, st.sampled_from(["float32", "float16"]))
+def test_rho_of_any_pair_reproduces_qat(fp: np.ndarray, qat: np.ndarray, dtype: str) -> None:
+    assert require_reproduction("a", fp, qat - fp, qat, dtype) is None
+
+
+@law
+@given(tensors, st.integers(0, 2**32))
+def test_controls_keep_the_norm(rho: np.ndarray, seed: int) -> None:
+    norm = np.linalg.norm(rho.astype(np.float64))
+    assert np.linalg.norm(random_like(rho, "a", seed)) == pytest.approx(norm, rel=1e-4, abs=1e-30)
+    np.testing.assert_array_equal(np.sort(shuffled(rho, "a", seed), axis=1), np.sort(rho, axis=1))
+
+
+@law
+@given(tensors, tensors, st.permutations(range(SHAPE[0])))
+def test_a_sketch_is_linear_and_moves_with_the_rows(first: np.ndarray, second: np.ndarray, order: list[int]) -> None:
+    a, b, both, moved = (
+        make_sketch(["a.weight"], lambda _, weight=weight: weight, seed=1).linears["a"]
+        for weight in (first, second, first + second, first[order])
+    )
+    np.testing.assert_allclose(both.rows, a.rows + b.rows, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(both.columns, a.columns + b.columns, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(moved.rows, a.rows[order], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(moved.column_norms, a.column_norms, rtol=1e-5)
 
 
 @law

@@ -1,13 +1,18 @@
-"""A realistic report: eight candidates of a 3-bit recipe, with made-up measurements that never change."""
+"""A realistic report: candidates of a 3-bit recipe, with made-up measurements that never change."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from qvec_deploy.measure.accuracy import Paired
 from qvec_deploy.measure.environment import Environment
 from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.measure.probe import Footprint
 from qvec_deploy.measure.warnings import Finding, accuracy_findings, latency_findings, machine_findings
+from qvec_deploy.recipe import Gates
+from qvec_deploy.report.gates import judge
 from qvec_deploy.report.values import Candidate, Donor, LayerError, Patch, Report, Role, Top1
+from qvec_deploy.select.values import Confirmed, Curve, DonorScore, Point, Selection
 from qvec_deploy.tensors import Scheme
 
 IMAGES = 2700
@@ -44,8 +49,81 @@ CANDIDATES: list[tuple[str, Role, Scheme | None, Patch | None, int, float]] = [
 ]
 
 
+SELECTION = Selection(
+    by="best",
+    images="eurosat",
+    selecting=200,
+    confirming=200,
+    on="engine",
+    donors=(
+        DonorScore("donors/svhn.safetensors", 0.412, 0.471),
+        DonorScore("donors/pets.safetensors", 0.498, 0.389),
+        DonorScore("donors/stanford_cars_long_name.safetensors", 1.31, -0.062),
+    ),
+    mixing="ridge",
+    curves=(
+        Curve(
+            "rtn",
+            tuple(
+                Point(lam, score)
+                for lam, score in (
+                    (-0.5, 2.31),
+                    (-0.25, 1.62),
+                    (0.0, 1.153),
+                    (0.25, 0.741),
+                    (0.5, 0.463),
+                    (0.75, 0.294),
+                    (1.0, 0.251),
+                    (1.125, 0.262),
+                    (1.25, 0.289),
+                    (1.5, 0.402),
+                )
+            ),
+            best=1.0,
+            at_edge=False,
+        ),
+        Curve(
+            "gptaq", (Point(-0.25, 0.118), Point(0.0, 0.061), Point(0.25, 0.064), Point(1.0, 0.2)), 0.0, at_edge=False
+        ),
+        Curve("mse", (Point(0.0, 0.512),), 0.0, at_edge=False),
+    ),
+    confirmed=(
+        Confirmed("ptq", 1.1874, 0.0712),
+        Confirmed("mean", 0.2533, 0.0309),
+        Confirmed("gptaq", 0.0603, 0.0101),
+        Confirmed("ptq_mse", 0.5402, 0.0417),
+    ),
+    shipped="gptaq",
+)
+GATES = Gates(beats=("lambda0", "ptq"), max_top1_drop=1.0, max_stored_bits=3.1)
+
+
+def selecting_report(*, batch_sizes: tuple[int, ...] = (1,)) -> Report:
+    """The same with a selection in which no patch was better than lambda 0 of another method, and with gates."""
+    report = example_report(batch_sizes=batch_sizes)
+    made = replace(_candidate(8, batch_sizes, "gptaq", "variant", MSE, None, 2574, 9.1), method="gptaq")
+    report = replace(report, candidates=(*report.candidates, made), selected="gptaq", selection=SELECTION)
+    return replace(report, gates=judge(GATES, report))
+
+
+def patched_report(*, by: str = "label_free", images: str = "eurosat") -> Report:
+    """The same with a selection that the patch has won, and no gates."""
+    (curve, *_), (plain, mean, *_) = SELECTION.curves, SELECTION.confirmed
+    points = tuple(replace(point, score=point.score / 4) for point in curve.points)
+    selection = replace(
+        SELECTION,
+        by=by,
+        images=images,
+        donors=tuple(replace(donor, score=donor.score / 4) for donor in SELECTION.donors),
+        curves=(replace(curve, points=points),),
+        confirmed=tuple(replace(entry, score=entry.score / 4, error=entry.error / 4) for entry in (plain, mean)),
+        shipped="mean",
+    )
+    return replace(example_report(), selection=selection)
+
+
 def example_report(*, batch_sizes: tuple[int, ...] = (1,), selected: str | None = "mean") -> Report:
-    """The same report for the same arguments, on any machine."""
+    """The same report for the same arguments, on any machine; nothing was selected, there are no gates."""
     candidates = tuple(_candidate(index, batch_sizes, *entry) for index, entry in enumerate(CANDIDATES))
     return Report(
         title="EuroSAT classifier at 3 bits",
@@ -95,6 +173,7 @@ def _candidate(
         name=name,
         role=role,
         scheme=scheme,
+        method=scheme.method if scheme is not None else "rtn",
         skip=("head", "patch_embed") if quantized else (),
         patch=patch,
         runtime="onnxruntime-cpu",

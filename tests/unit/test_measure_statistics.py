@@ -8,6 +8,7 @@ from qvec_deploy.measure import statistics
 from qvec_deploy.measure.statistics import (
     Estimate,
     coefficient_of_variation,
+    mcnemar,
     median,
     median_estimate,
     paired_difference,
@@ -152,3 +153,39 @@ def test_paired_difference_is_cut_to_what_can_be():
 def test_paired_difference_refuses_impossible_counts(counts):
     with pytest.raises(ValueError, match="gained"):
         paired_difference(*counts)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"),
+    [
+        (8, 2, 2 * (1 + 10 + 45) / 2**10),  # 0, 1 or 2 of ten fair coins, and as many at the other end
+        (2, 8, 2 * (1 + 10 + 45) / 2**10),
+        (5, 0, 2 / 2**5),
+        (0, 1, 1.0),
+        (4, 4, 1.0),
+        (0, 0, 1.0),
+    ],
+)
+def test_mcnemar_by_hand(gained, lost, p):
+    assert mcnemar(gained, lost) == pytest.approx(p)
+
+
+def test_mcnemar_is_twice_the_smaller_binomial_tail():
+    """The formula of statsmodels' exact test."""
+    draw = np.random.default_rng(6)
+    for gained, lost in draw.integers(0, 60, (40, 2)).tolist():
+        expected = min(1.0, 2 * stats.binom.cdf(min(gained, lost), gained + lost, 0.5))
+        assert mcnemar(gained, lost) == pytest.approx(expected)
+
+
+def test_mcnemar_nears_the_chi_squared_test():
+    """With continuity correction, as McNemar's test is usually given."""
+    gained, lost = 460, 400
+    statistic = (abs(gained - lost) - 1) ** 2 / (gained + lost)
+    assert mcnemar(gained, lost) == pytest.approx(stats.chi2.sf(statistic, 1), abs=5e-4)
+
+
+def test_mcnemar_rejects_as_rarely_as_its_level_where_there_is_no_difference():
+    draw = np.random.default_rng(7)
+    rejected = sum(mcnemar(gained, 80 - gained) < 0.05 for gained in draw.binomial(80, 0.5, 2000).tolist())
+    assert 20 <= rejected <= 100  # exact: at most 5 % of 2000, and less because counts are whole

@@ -10,6 +10,7 @@ from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.measure.warnings import (
     MeasurementWarning,
     accuracy_findings,
+    headroom_finding,
     latency_findings,
     machine_findings,
 )
@@ -77,3 +78,17 @@ def test_an_accuracy_difference_that_may_be_none():
     assert finding.warning is MeasurementWarning.ACCURACY_UNCLEAR
     assert finding.detail == "The interval of its difference to ptq, -0.80 to +1.00 points, contains 0."
     assert accuracy_findings("patched", "ptq", gained=100, lost=9, count=1000) == []
+
+
+def test_little_to_recover():
+    (finding,) = headroom_finding("ptq", 0.955, 0.97)
+    assert finding.warning is MeasurementWarning.NO_HEADROOM
+    assert finding.subject == "ptq"
+    assert finding.detail == "Without a vector it is 1.5 points below the float receiver."
+    assert finding.warning.remedy == "A vector is not needed here: ship lambda 0."
+
+
+@pytest.mark.parametrize(("top1", "found"), [(0.5, 0), (0.7499, 0), (0.7501, 1), (0.77, 1), (0.8, 1)])
+def test_headroom_begins_at_two_points_below_float(top1, found):
+    """One that is as good as float, or better, has none."""
+    assert len(headroom_finding("ptq", top1, 0.77)) == found

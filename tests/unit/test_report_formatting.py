@@ -46,8 +46,25 @@ def test_intervals():
     assert formatting.times_interval(Estimate(2, 1.5, 2.5)) == "[1.50, 2.50]"
 
 
-def candidate(scheme: Scheme | None, patch: Patch | None = None) -> Candidate:
-    return Candidate("x", "patched", scheme, patch, "onnxruntime-cpu", "int4", 1, 3.0, 4.0)
+@pytest.mark.parametrize(
+    ("value", "error", "texts"),
+    [
+        (0.0603, 0.0101, ("0.060", "0.010")),
+        (1.1874, 0.0712, ("1.187", "0.071")),
+        (29.685, 1.78, ("29.7", "1.8")),
+        (29.685, 17.8, ("30", "18")),
+        (1234.5, 123.0, ("1,234", "123")),
+        (-0.5, 0.25, ("−0.50", "0.25")),
+        (0.0603, 0.0, ("0.0603", "0")),
+        (3e-12, 1e-12, ("3e−12", "1e−12")),
+    ],
+)
+def test_a_number_has_the_decimals_of_its_error(value, error, texts):
+    assert formatting.with_error(value, error) == texts
+
+
+def candidate(scheme: Scheme | None, patch: Patch | None = None, method: str = "rtn") -> Candidate:
+    return Candidate("x", "patched", scheme, patch, "onnxruntime-cpu", "int4", 1, 3.0, 4.0, method=method)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +82,36 @@ def candidate(scheme: Scheme | None, patch: Patch | None = None) -> Candidate:
 )
 def test_a_grid_in_words(scheme, words):
     assert formatting.grid(candidate(scheme)) == words
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme", "words"),
+    [
+        (
+            "gptaq",
+            Scheme(3, "channel", method="mse"),
+            "3 bits, gptaq on the mse grid, clip searched for least squared error, symmetric, 8 levels, "
+            "one scale per output channel",
+        ),
+        (
+            "gptq",
+            Scheme(3, "channel"),
+            "3 bits, gptq on the rtn grid, clip 1, symmetric, 8 levels, one scale per output channel",
+        ),
+        (
+            "awq",
+            Scheme(3, "channel"),
+            "3 bits, awq on the rtn grid, clip 1, symmetric, 7 levels, one scale per output channel",
+        ),
+        (
+            "mse",
+            Scheme(3, "tensor", method="mse"),
+            "3 bits, mse, clip searched for least squared error, symmetric, 8 levels, one scale per tensor",
+        ),
+    ],
+)
+def test_a_calibrated_method_is_named_with_its_grid(method, scheme, words):
+    assert formatting.grid(candidate(scheme, method=method)) == words
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from report_example import example_report
+from report_example import example_report, selecting_report
 
 from qvec_deploy.report.html import tiles, to_html, unbroken
 from qvec_deploy.report.summary import rows
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report():
-    return example_report(batch_sizes=(1, 8))
+    return selecting_report(batch_sizes=(1, 8))
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +79,13 @@ def test_every_reference_is_to_an_element_of_the_page(page):
 
 
 def test_it_has_every_section(page):
-    sections = {"comparison", "warnings", "figures", "batches", "method", "candidates", "environment"}
-    assert sections <= set(page.ids)
+    sections = {"comparison", "gates", "selection", "warnings", "figures", "batches", "method", "candidates"}
+    assert sections | {"environment"} <= set(page.ids)
 
 
 def test_it_has_every_figure_as_text(text):
-    assert text.count('<svg role="img"') == 3
-    for words in ("median host latency, ms", "stored size, MB", "attn.qkv"):
+    assert text.count('<svg role="img"') == 5
+    for words in ("median host latency, ms", "stored size, MB", "attn.qkv", "λ", "divergence, nats", "weight"):
         assert f">{words}</text>" in text
 
 
@@ -115,16 +115,16 @@ def test_hostile_text_is_escaped():
 
 def test_sections_without_data_are_left_out(report):
     bare = replace(report["float"], accuracy=None, paired={}, latency=(), footprint=None, layer_errors=())
-    text = to_html(replace(report, candidates=(bare,), selected=None, warnings=()))
-    assert not {"warnings", "figures", "batches"} & set(Page(text).ids)
+    text = to_html(replace(report, candidates=(bare,), selected=None, warnings=(), selection=None, gates=()))
+    assert not {"gates", "selection", "warnings", "figures", "batches"} & set(Page(text).ids)
     assert "No candidate was selected." in text
 
 
 def test_the_tiles_are_the_selected_candidates_numbers(report):
     shown = {tile.term: tile for tile in tiles(report, rows(report))}
     assert list(shown) == ["Top-1 accuracy", "Stored size", "Latency", "Peak memory"]
-    assert (shown["Top-1 accuracy"].value, shown["Top-1 accuracy"].unit) == ("91.2", "%")
-    assert shown["Top-1 accuracy"].notes[1] == "+16.7 points to ptq [+15.2, +18.3]"
+    assert (shown["Top-1 accuracy"].value, shown["Top-1 accuracy"].unit) == ("95.3", "%")
+    assert shown["Top-1 accuracy"].notes[1] == "+20.9 points to ptq [+19.2, +22.5]"
     assert shown["Stored size"].notes == ("3.04 bits per quantized weight", "10 % of float, 86.7 MB")
     assert shown["Latency"].notes[1].endswith("over float")
     assert shown["Peak memory"].notes[0] == "of which loading and running add 43.0 MB"
@@ -132,10 +132,19 @@ def test_the_tiles_are_the_selected_candidates_numbers(report):
 
 def test_a_tile_says_when_a_speed_up_is_unclear(report):
     same = replace(report["mean"], latency=report["float"].latency)
-    changed = replace(report, candidates=(report["float"], same), warnings=())
+    changed = replace(
+        report, candidates=(report["float"], same), selected="mean", warnings=(), selection=None, gates=()
+    )
     latency = tiles(changed, rows(changed))[2]
     assert latency.notes[1] == "1.00× [1.00, 1.00] over float: no clear difference"
 
 
 def test_numbers_keep_their_units_and_intervals_their_ends_on_one_line():
     assert unbroken("9.34 ms in 8.57 MB [1.2, 3.4] to go") == "9.34\u00a0ms in 8.57\u00a0MB [1.2,\u00a03.4] to go"
+    assert unbroken("0.06 ± 0.01 nats (λ = 1)") == "0.06\u00a0±\u00a00.01\u00a0nats (λ\u00a0=\u00a01)"
+
+
+def test_a_missed_gate_stands_out(text):
+    assert text.count('<strong class="missed">MISSED</strong>') == 1
+    assert "gptaq misses 1 of 4 gates: max_top1_drop." in text
+    assert "<strong>The patch was no better: lambda 0 is shipped, without a patch.</strong>" in text

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_example import example_report
+from report_example import example_report, selecting_report
 
 from qvec_deploy.measure.accuracy import Paired
 from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.report.markdown import escape, to_markdown
+from qvec_deploy.report.values import GateResult
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report.md"
 
@@ -25,7 +26,7 @@ def headline(report) -> str:
 
 
 def test_the_golden_report(check_golden):
-    check_golden(GOLDEN, to_markdown(example_report(batch_sizes=(1, 8))))
+    check_golden(GOLDEN, to_markdown(selecting_report(batch_sizes=(1, 8))))
 
 
 def test_the_paragraph_before_the_table_states_what_was_built():
@@ -44,8 +45,16 @@ def test_the_paragraph_before_the_table_states_what_was_built():
         assert fact in paragraph
 
 
+def test_without_images_it_names_no_dataset():
+    report = example_report()
+    bare = tuple(replace(candidate, accuracy=None, paired={}) for candidate in report.candidates)
+    text = to_markdown(replace(report, candidates=bare, dataset="none", split="none", images=0, warnings=()))
+    paragraph = text.split("\n\n")[2]
+    assert paragraph.endswith("Accuracy was not measured.") and "none" not in paragraph
+
+
 def test_tables_are_rectangular():
-    for table in re.findall(r"(?:^\|.*\|\n)+", to_markdown(example_report(batch_sizes=(1, 8))), flags=re.MULTILINE):
+    for table in re.findall(r"(?:^\|.*\|\n)+", to_markdown(selecting_report(batch_sizes=(1, 8))), flags=re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
@@ -74,6 +83,19 @@ def test_a_hostile_name_stays_in_its_cell():
     assert "# y" not in lines
 
 
+def test_hostile_names_of_gates_donors_and_images_stay_text():
+    report, name = selecting_report(), "<b>|x|\n# y"
+    donors = tuple(replace(donor, name=f"{name}{i}") for i, donor in enumerate(report.selection.donors))
+    selection = replace(report.selection, donors=donors, images=name)
+    text = to_markdown(replace(report, selection=selection, gates=(GateResult(name, name, name, passed=False),)))
+    cell = r"&lt;b>\|x\| # y"
+    assert f"| {cell} | {cell} | {cell} | MISSED |" in text
+    assert f"| {cell}0 | 0.412 | 0.471 |" in text
+    assert f"on 200 images of {cell}, confirmed" in text
+    assert f"misses 1 of 1 gate: {cell}." in text
+    assert "<b>" not in text and "\n# y" not in text
+
+
 def test_p90_is_left_out_below_its_sample_size():
     report = example_report()
     few = tuple(
@@ -97,6 +119,20 @@ def test_the_headline_claims_only_what_intervals_support():
 def test_a_selected_float_is_not_compared_with_itself():
     text = headline(example_report(selected="float"))
     assert "smaller" not in text and "speed of" not in text
+
+
+def test_the_headline_says_what_is_shipped_though_gates_are_missed():
+    report = selecting_report()
+    assert headline(report).startswith("gptaq misses 1 of 4 gates: max_top1_drop. gptaq reaches 95.3 % top-1")
+    passed = replace(report, gates=tuple(replace(gate, passed=True) for gate in report.gates))
+    assert headline(passed).startswith("gptaq reaches 95.3 % top-1")
+    assert headline(passed).endswith("The patch was no better: lambda 0 is shipped, without a patch.")
+
+
+def test_without_selection_and_gates_their_sections_are_left_out():
+    text = to_markdown(example_report())
+    assert not re.search(r"^## (Gates|Selection)", text, flags=re.MULTILINE)
+    assert "**Selection.**" not in text and "**Gates.**" not in text
 
 
 def test_without_a_selection_it_says_so():

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from report_example import IMAGES, example_report
+from report_example import IMAGES, SELECTION, example_report, selecting_report
 
 from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.report.summary import numbered_warnings, rows
@@ -16,8 +16,8 @@ def report():
     return example_report(batch_sizes=(1, 8))
 
 
-def quantized(scheme: Scheme | None) -> Candidate:
-    return Candidate("x", "ptq", scheme, None, "onnxruntime-cpu", "int4", 1, 3.0, 4.0)
+def quantized(scheme: Scheme | None, method: str = "rtn") -> Candidate:
+    return Candidate("x", "ptq", scheme, None, "onnxruntime-cpu", "int4", 1, 3.0, 4.0, method=method)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,22 @@ def quantized(scheme: Scheme | None) -> Candidate:
 )
 def test_levels_are_the_codes_a_quantizer_reaches(scheme, levels):
     assert quantized(scheme).levels == levels
+
+
+@pytest.mark.parametrize(("method", "levels"), [("rtn", 7), ("awq", 7), ("gptq", 8), ("gptaq", 8)])
+def test_error_feedback_reaches_the_lowest_code(method, levels):
+    """AWQ rounds to nearest on the grid of its scaled weights, which never reaches it."""
+    assert quantized(Scheme(3, "channel"), method).levels == levels
+
+
+def test_a_selection_fits_the_report():
+    report = selecting_report()
+    with pytest.raises(ValueError, match="the finalist 'gptaq' is no candidate"):
+        replace(report, candidates=report.candidates[:-1], selected="mean", gates=())
+    with pytest.raises(ValueError, match="'mean' is shipped and 'gptaq' selected"):
+        replace(report, selected="mean")
+    with pytest.raises(ValueError, match="'gptaq' is shipped and 'gptaq' selected, of "):
+        replace(report, selection=replace(SELECTION, confirmed=SELECTION.confirmed[:2]))
 
 
 def test_names_are_unique(report):

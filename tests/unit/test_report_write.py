@@ -39,7 +39,7 @@ def test_the_console_table_is_compact():
     lines = printed(example_report()).splitlines()
     assert lines[0].strip() == "EuroSAT classifier at 3 bits"
     mean = next(line for line in lines if line.startswith("mean")).split()
-    assert mean == ["mean", "3.04", "8.57", "91.2", "[90.1,", "92.2]", "9.11", "1.29×", "[1.29,", "1.30]", "131"]
+    assert mean == ["mean", "*", "3.04", "8.57", "91.2", "[90.1,", "92.2]", "9.11", "1.29×", "[1.29,", "1.30]", "131"]
     assert max(len(line.rstrip()) for line in lines) <= 100
 
 

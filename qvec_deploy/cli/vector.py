@@ -1,0 +1,314 @@
+"""`qvec-deploy vector`: make, look at, mix and check quantization vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qvec_deploy.cli.options import echo_json, json_option, offline_option
+from qvec_deploy.errors import IncompatibleError, RecipeError
+
+if TYPE_CHECKING:
+    from qvec_deploy.checkpoint import Checkpoint
+    from qvec_deploy.tensors import Float32
+    from qvec_deploy.vectors.coordinates import Coordinates
+    from qvec_deploy.vectors.file import QuantizationVector, VectorHeader
+    from qvec_deploy.vectors.geometry import Geometry
+
+output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The vector file to write."
+)
+dtype_option = click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", help="How rho is stored."
+)
+model_option = click.option("--model", help="timm's name of the model.")
+
+
+@click.group()
+def vector() -> None:
+    """Make, look at, mix and check quantization vectors."""
+
+
+@vector.command()
+@click.option("--fp", required=True, metavar="CHECKPOINT", help="The donor's float fine-tune; a path or hf:// address.")
+@click.option("--qat", required=True, metavar="CHECKPOINT", help="Its QAT fine-tune, latent weights.")
+@click.option("--bits", type=int, required=True, help="Bits of the QAT.")
+@click.option(
+    "--granularity", type=click.Choice(["tensor", "channel", "group"]), required=True, help="What has a scale."
+)
+@click.option("--group-size", type=int, default=0, help="Weights that share a scale, with --granularity group.")
+@click.option("--clip", type=float, default=1.0, help="Clip ratio of the QAT's grid.")
+@click.option("--method", type=click.Choice(["rtn", "mse"]), default="rtn", help="How its clip ratio came about.")
+@click.option("--skip", multiple=True, help="Child that the QAT left float; repeatable. The head by default.")
+@click.option("--task", required=True, help="Name of the donor's task.")
+@click.option("--seed", type=int, default=0, help="Seed of both fine-tunes.")
+@model_option
+@click.option("--base", metavar="CHECKPOINT", help="The pretrained checkpoint both started from.")
+@click.option("--moments-from", "moments", metavar="FILE", help="Second moments of the Linears' inputs, to ship along.")
+@dtype_option
+@output_option
+@offline_option
+@json_option
+def extract(
+    fp: str,
+    qat: str,
+    bits: int,
+    granularity: Any,
+    group_size: int,
+    clip: float,
+    method: Any,
+    skip: tuple[str, ...],
+    task: str,
+    seed: int,
+    model: str | None,
+    base: str | None,
+    moments: str | None,
+    dtype: str,
+    output: Path,
+    offline: bool,
+    as_json: bool,
+) -> None:
+    """Make a vector of a donor's float and QAT checkpoints."""
+    from qvec_deploy.checkpoint import Checkpoint
+    from qvec_deploy.models import head_name
+    from qvec_deploy.tensors import Scheme
+    from qvec_deploy.vectors.extract import extract_vector
+
+    head = head_name(model) if model is not None else "head"
+    scheme = Scheme(bits, granularity, group_size, clip, method)
+    opened = Checkpoint.open(base, offline=offline) if base is not None else None
+    header = extract_vector(
+        _state(Checkpoint.open(fp, offline=offline)),
+        _state(Checkpoint.open(qat, offline=offline)),
+        output,
+        scheme=scheme,
+        skip=skip or (head.split(".")[0],),
+        task=task,
+        seed=seed,
+        head=head,
+        dtype=dtype,
+        base=(_state(opened), opened.fingerprint()) if opened is not None else None,
+        moments=_state(Checkpoint.open(moments, offline=offline)) if moments is not None else None,
+    )
+    _show_written(output, header, as_json)
+
+
+@vector.command()
+@click.argument("file")
+@offline_option
+@json_option
+def inspect(file: str, offline: bool, as_json: bool) -> None:
+    """Print what a vector fits, and its norms layer by layer."""
+    from qvec_deploy.vectors.file import QuantizationVector
+    from qvec_deploy.vectors.summary import summarize
+
+    opened = QuantizationVector.open(file, offline=offline)
+    summary = summarize(opened)
+    if as_json:
+        echo_json(summary)
+    else:
+        _print_summary(summary, str(opened.header.scheme))
+
+
+@vector.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--weight", "weights", type=float, multiple=True, help="One for each vector; equal by default.")
+@dtype_option
+@output_option
+@offline_option
+@json_option
+def mix(
+    files: tuple[str, ...], weights: tuple[float, ...], dtype: str, output: Path, offline: bool, as_json: bool
+) -> None:
+    """Write the mean of several vectors, weighted if asked."""
+    from qvec_deploy.vectors.file import QuantizationVector
+    from qvec_deploy.vectors.mixing import mix_vectors
+
+    vectors = [QuantizationVector.open(file, offline=offline) for file in files]
+    _show_written(output, mix_vectors(vectors, output, weights=weights or None, dtype=dtype), as_json)
+
+
+@vector.command()
+@click.argument("file")
+@click.option("--kind", type=click.Choice(["random", "shuffle", "task"]), required=True, help="What takes rho's place.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of `random` and `shuffle`.")
+@click.option("--fp", metavar="CHECKPOINT", help="The donor's float fine-tune, for `task`.")
+@click.option("--base", metavar="CHECKPOINT", help="The pretrained checkpoint it started from, for `task`.")
+@output_option
+@offline_option
+@json_option
+def control(
+    file: str, kind: str, seed: int, fp: str | None, base: str | None, output: Path, offline: bool, as_json: bool
+) -> None:
+    """Write a control with the vector's norms: noise, shuffled rows, or the donor's task vector."""
+    from qvec_deploy.checkpoint import Checkpoint
+    from qvec_deploy.vectors.controls import write_control
+    from qvec_deploy.vectors.file import QuantizationVector
+
+    if (fp is None) != (base is None):
+        raise RecipeError("a task vector is the difference of two checkpoints", hint="give both --fp and --base")
+    donor = None
+    if fp is not None and base is not None:
+        donor = (_state(Checkpoint.open(fp, offline=offline)), _state(Checkpoint.open(base, offline=offline)))
+    opened = QuantizationVector.open(file, offline=offline)
+    _show_written(output, write_control(opened, output, kind=kind, seed=seed, donor=donor), as_json)
+
+
+@vector.command()
+@click.argument("receiver")
+@click.argument("file", metavar="VECTOR")
+@model_option
+@click.option("--model-arg", "arguments", multiple=True, metavar="NAME=VALUE", help="As in receiver.model_args.")
+@click.option("--base", metavar="CHECKPOINT", help="The pretrained checkpoint that the vector must name as its base.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the receiver in the donor's coordinates.")
+@offline_option
+@json_option
+def check(
+    receiver: str,
+    file: str,
+    model: str | None,
+    arguments: tuple[str, ...],
+    base: str | None,
+    output: Path | None,
+    offline: bool,
+    as_json: bool,
+) -> None:
+    """Say whether a receiver is in the coordinates of a vector's donor; without --model, by distance alone."""
+    from qvec_deploy.checkpoint import Checkpoint
+    from qvec_deploy.vectors.coordinates import check_coordinates, require_undone, sketch_like
+    from qvec_deploy.vectors.file import QuantizationVector
+    from qvec_deploy.vectors.undo import write_corrected
+
+    opened, donor = Checkpoint.open(receiver, offline=offline), QuantizationVector.open(file, offline=offline)
+    if base is not None:
+        _require_base(donor, Checkpoint.open(base, offline=offline))
+    sketch = donor.sketch()
+    if sketch is None:
+        raise IncompatibleError(
+            f"{file} has no sketch of its donor, so its coordinates are not known",
+            hint="extract it again from the donor's checkpoints: qvec-deploy vector extract",
+        )
+    found = check_coordinates(
+        sketch_like(sketch, opened.read), sketch, _geometry(model, arguments), donor.header.scheme
+    )
+    if as_json:
+        echo_json(_check_document(found, model))
+    else:
+        _print_check(found, model)
+    require_undone(found.findings)
+    if output is not None:
+        write_corrected(opened, found.changes, output)
+    elif found.findings:
+        raise IncompatibleError(
+            "the receiver is not in its donor's coordinates",
+            hint="all of it can be undone: pass -o FILE to write a receiver that is",
+        )
+
+
+def _state(checkpoint: Checkpoint) -> dict[str, Float32]:
+    """A checkpoint's float tensors; counters and index tables are no weights."""
+    floats = {"F32", "F16", "BF16"}
+    return {name: checkpoint.read(name) for name, info in checkpoint.tensors.items() if info.dtype in floats}
+
+
+def _geometry(model: str | None, arguments: tuple[str, ...]) -> Geometry:
+    from qvec_deploy.vectors.geometry import Geometry, find_geometry
+
+    if model is None:
+        if arguments:
+            raise RecipeError("--model-arg without --model", hint="name the model as well")
+        return Geometry()
+    return find_geometry(model, dict(_argument(text) for text in arguments))
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise RecipeError(f"--model-arg {text} is not NAME=VALUE", hint="for example --model-arg img_size=32")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _require_base(donor: QuantizationVector, base: Checkpoint) -> None:
+    named = donor.header.base
+    if named is None:
+        raise IncompatibleError(
+            f"{donor.checkpoint.source} does not name its base", hint="leave out --base, or extract it with --base"
+        )
+    if named != base.fingerprint():
+        raise IncompatibleError(
+            f"another base: {donor.checkpoint.source} does not come from {base.source}",
+            hint=f"its base has the SHA-256 {named}",
+        )
+
+
+def _show_written(path: Path, header: VectorHeader, as_json: bool) -> None:
+    from qvec_deploy.vectors.summary import share_warning
+
+    warning = share_warning(header.share)
+    if as_json:
+        echo_json({"path": str(path), "norm": header.norm, "share": header.share, "warning": warning})
+        return
+    click.echo(f"vector  {path}\n        {header.scheme}, {header.task}, {header.share:.2%} of the weights' norm")
+    if warning:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _print_summary(summary: dict[str, Any], scheme: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("Tensor", "Shape"):
+        table.add_column(title)
+    for title in ("Norm", "Share of weight"):
+        table.add_column(title, justify="right")
+    for layer in summary["layers"]:
+        share = f"{layer['share']:.2%}" if layer["share"] is not None else "not known"
+        table.add_row(layer["name"], " x ".join(map(str, layer["shape"])) or "scalar", f"{layer['norm']:.4g}", share)
+    console = Console()
+    (console if console.is_terminal else Console(width=max(console.width, 120))).print(table)
+    lines = {
+        "scheme": scheme,
+        "skip": ", ".join(summary["skip"]) or "nothing",
+        "task": summary["task"],
+        "seeds": ", ".join(map(str, summary["seeds"])),
+        "base": summary["base"] or "not given",
+        "control": summary["control"],
+        "stored": ", ".join(summary["dtypes"]),
+        "sketch": "yes" if summary["sketch"] else "none: coordinates cannot be checked",
+        "moments": "yes" if summary["moments"] else None,
+        "norm": f"{summary['norm']:.4g}, {summary['share']:.2%} of the weights' norm",
+        "made by": summary["made_by"],
+    }
+    click.echo("\n" + "\n".join(f"{key:8} {value}" for key, value in lines.items() if value is not None))
+    if summary["warning"]:
+        click.echo(f"warning: {summary['warning']}", err=True)
+
+
+def _check_document(found: Coordinates, model: str | None) -> dict[str, Any]:
+    return {
+        "same_coordinates": not found.findings,
+        "symmetries_examined": model is not None,
+        "distance": found.distance,
+        "distances": dict(found.distances),
+        "findings": [vars(finding) for finding in found.findings],
+    }
+
+
+def _print_check(found: Coordinates, model: str | None) -> None:
+    for finding in found.findings:
+        what = "can be undone" if finding.undone else "cannot be undone"
+        click.echo(f"{finding.where}: {finding.symmetry} ({finding.units}), {what}")
+    if not found.findings:
+        click.echo("the receiver is in the donor's coordinates")
+    if found.distance is not None:
+        worst = max(found.distances, key=found.distances.__getitem__)
+        click.echo(f"distance to the donor {found.distance:.1%}; most in {worst}, {found.distances[worst]:.1%}")
+    if model is None:
+        click.echo("only distances were judged; --model names symmetries")

@@ -1,0 +1,232 @@
+"""Rounding that looks at activations: one entry for all ways to put a model's weights on the grid of a scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from qvec_deploy.errors import IncompatibleError, RecipeError
+from qvec_deploy.models import quantized_linears
+from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Rounding = Literal["nearest", "awq", "gptq", "gptaq"]
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+OnLayer = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A model's weights on the grid.
+
+    Attributes:
+        codes: By state-dict name (`blocks.0.attn.qkv.weight`).
+        floats: Other tensors that changed, by state-dict name: norms with AWQ's factors in them.
+        input_scales: By Linear name, (in,): what its input must be multiplied by, where no norm does it already.
+        notes: What the user must know, one sentence each.
+    """
+
+    codes: Mapping[str, QuantizedTensor]
+    floats: Mapping[str, Float32] = field(default_factory=dict)
+    input_scales: Mapping[str, Float32] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def calibrate(
+    model: nn.Module,
+    images: Sequence[Float32],
+    scheme: Scheme,
+    skip: tuple[str, ...],
+    rounding: Rounding,
+    *,
+    teacher: nn.Module | None = None,
+    on_layer: OnLayer | None = None,
+) -> Calibrated:
+    """Put the Linear weights of a model on the grid.
+
+    Args:
+        model: In evaluation mode, on the device where the work is to be done; not changed.
+        images: Batches (B, C, H, W) float32, normalised as the model wants them; no labels. `nearest` needs none.
+        scheme: The grid: how scales are found.
+        skip: Child names whose Linears stay float, matched exactly at any depth.
+        rounding: How codes are found on the grid. `nearest` looks at weights alone; `awq` and `gptq` are ModelOpt's;
+            `gptaq` also makes up for what rounding did to earlier layers.
+        teacher: Whose outputs `gptaq` aims at; the model itself where None. For a patched model, the receiver as
+            it was. The others have no teacher.
+        on_layer: Told how many Linears of how many are done.
+
+    Returns:
+        Codes of all Linears but the skipped ones, and what else the method changed.
+
+    Raises:
+        RecipeError: An unknown rounding, or no finite images for one that needs them.
+        IncompatibleError: The teacher is another model, or activations are not finite.
+    """
+    if rounding not in ROUNDINGS:
+        raise RecipeError(f"there is no rounding `{rounding}`", hint=f"choose {', '.join(ROUNDINGS)}")
+    names = quantized_linears(model, skip)
+    if rounding == "nearest":
+        return Calibrated(_by_tensor({name: _nearest(model, name, scheme) for name in names}))
+    _check_images(images, f"rounding `{rounding}`")
+    if rounding == "awq":
+        result = _awq(model, images, scheme, skip)
+    else:
+        codes = _gptq_or_gptaq(model, images, scheme, skip, rounding, teacher, on_layer)
+        result = Calibrated(_by_tensor(codes))
+    if on_layer is not None and rounding != "gptaq":  # ModelOpt says nothing on the way
+        on_layer(len(names), len(names))
+    return _with_notes(result, model, images, scheme, names, rounding)
+
+
+def calibrate_from_moments(
+    model: nn.Module,
+    moments: Mapping[str, Float32],
+    scheme: Scheme,
+    skip: tuple[str, ...],
+    *,
+    on_layer: OnLayer | None = None,
+) -> Calibrated:
+    """GPTQ for the inputs that another model's Linears had: no image is run through this one.
+
+    Args:
+        model: Not changed.
+        moments: What `collect_moments` gave for a donor of the same base, (in, in) by Linear name.
+        scheme: The grid.
+        skip: Child names whose Linears stay float.
+        on_layer: Told how many Linears of how many are done.
+
+    Returns:
+        Codes of all Linears but the skipped ones.
+
+    Raises:
+        IncompatibleError: Moments of other Linears or of other widths, or not of finite inputs.
+    """
+    import torch
+
+    from qvec_deploy.quantize.inputs import weight_at
+    from qvec_deploy.quantize.solver import round_for_inputs
+
+    names = quantized_linears(model, skip)
+    _check_moments(model, moments, names)
+    codes = {}
+    for done, name in enumerate(names, start=1):
+        weight, moment = torch.from_numpy(weight_at(model, name)), torch.from_numpy(moments[name])
+        codes[name] = round_for_inputs(weight, moment, scheme)
+        if on_layer is not None:
+            on_layer(done, len(names))
+    return Calibrated(_by_tensor(codes))
+
+
+def collect_moments(model: nn.Module, images: Sequence[Float32], skip: tuple[str, ...]) -> dict[str, Float32]:
+    """Second moments of what reaches a model's Linears: all that GPTQ has to know about images.
+
+    Args:
+        model: In evaluation mode; not changed.
+        images: Batches (B, C, H, W) float32, normalised.
+        skip: Child names whose Linears are left out.
+
+    Returns:
+        Mean of x x' over the inputs x, (in, in) float32 by Linear name.
+
+    Raises:
+        RecipeError: No finite images.
+        IncompatibleError: A Linear that the model does not call.
+    """
+    from qvec_deploy.quantize.inputs import accumulate_moments
+
+    _check_images(images, "collecting second moments")
+    names = quantized_linears(model, skip)
+    moments = accumulate_moments(model, images, names)
+    for name in names:
+        if name not in moments:
+            raise IncompatibleError(f"the model never calls {name}", hint=f"skip it: add it to {list(skip)}")
+    return {name: moments[name].float().cpu().numpy() for name in names}
+
+
+def _gptq_or_gptaq(
+    model: nn.Module,
+    images: Sequence[Float32],
+    scheme: Scheme,
+    skip: tuple[str, ...],
+    rounding: Rounding,
+    teacher: nn.Module | None,
+    on_layer: OnLayer | None,
+) -> dict[str, QuantizedTensor]:
+    if rounding == "gptaq":
+        from qvec_deploy.quantize.gptaq import gptaq
+
+        return gptaq(model, images, scheme, skip, teacher=teacher, on_layer=on_layer)
+    from qvec_deploy.quantize.calibrators import gptq
+
+    return gptq(model, images, scheme, skip)
+
+
+def _awq(model: nn.Module, images: Sequence[Float32], scheme: Scheme, skip: tuple[str, ...]) -> Calibrated:
+    from qvec_deploy.quantize.calibrators import awq
+    from qvec_deploy.quantize.folding import fold_into_norms
+
+    codes, factors = awq(model, images, scheme, skip)
+    floats, left = fold_into_norms(model, factors, images[0][:2])
+    return Calibrated(_by_tensor(codes), floats, left)
+
+
+def _with_notes(
+    result: Calibrated,
+    model: nn.Module,
+    images: Sequence[Float32],
+    scheme: Scheme,
+    names: Sequence[str],
+    rounding: Rounding,
+) -> Calibrated:
+    """Say which Linears no image reached, and round those to nearest; say so if the method did nothing at all."""
+    from qvec_deploy.quantize.inputs import accumulate_moments
+
+    reached = accumulate_moments(model, [images[0][:1]], names)
+    codes = {f"{name}.weight": result.codes.get(f"{name}.weight") or _nearest(model, name, scheme) for name in names}
+    notes = [f"{name} is never called with the images: rounded to nearest" for name in names if name not in reached]
+    if not result.input_scales and not result.floats and _all_nearest(model, codes, scheme):
+        notes.append(f"{rounding} changes nothing on this grid ({scheme}): the codes are those of rounding to nearest")
+    return Calibrated(codes, result.floats, result.input_scales, tuple(notes))
+
+
+def _all_nearest(model: nn.Module, codes: Mapping[str, QuantizedTensor], scheme: Scheme) -> bool:
+    for name, quantized in codes.items():  # ends at the first that differs: usually the first
+        if not np.array_equal(quantized.codes, _nearest(model, name.removesuffix(".weight"), scheme).codes):
+            return False
+    return True
+
+
+def _check_images(images: Sequence[Float32], purpose: str) -> None:
+    if sum(map(len, images)) == 0:
+        raise RecipeError(f"{purpose} needs images", hint="give unlabelled ones, or use rounding `nearest`")
+    if not all(np.isfinite(batch).all() for batch in images):
+        raise RecipeError("calibration images hold NaN or infinity", hint="check the images' normalisation")
+
+
+def _check_moments(model: nn.Module, moments: Mapping[str, Float32], names: Sequence[str]) -> None:
+    from qvec_deploy.quantize.inputs import linear_at
+
+    for name in names:
+        width = linear_at(model, name).in_features
+        if name not in moments or moments[name].shape != (width, width):
+            found = moments[name].shape if name in moments else "none"
+            raise IncompatibleError(
+                f"{name} needs second moments ({width}, {width}); there are {found}",
+                hint="take moments of a donor of the same base, collected with the same skip list",
+            )
+
+
+def _nearest(model: nn.Module, name: str, scheme: Scheme) -> QuantizedTensor:
+    from qvec_deploy.quantize.inputs import weight_at
+    from qvec_deploy.quantize.modelopt import quantize
+
+    return quantize(weight_at(model, name), scheme)
+
+
+def _by_tensor(codes: Mapping[str, QuantizedTensor]) -> dict[str, QuantizedTensor]:
+    return {f"{name}.weight": quantized for name, quantized in codes.items()}

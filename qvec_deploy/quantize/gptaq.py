@@ -1,0 +1,98 @@
+"""Asymmetric GPTQ: each Linear makes up for what rounding did before it, and is then rounded itself."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.models import quantized_linears
+from qvec_deploy.quantize.inputs import flatten, in_step, linear_at
+from qvec_deploy.quantize.solver import move_toward, round_for_inputs
+from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
+
+RIDGE = 0.1
+
+
+def gptaq(
+    model: nn.Module,
+    images: Sequence[Float32],
+    scheme: Scheme,
+    skip: tuple[str, ...],
+    *,
+    teacher: nn.Module | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> dict[str, QuantizedTensor]:
+    """Round the Linears one after another, each toward the float network's outputs.
+
+    A Linear's inputs x come from the network whose earlier Linears are rounded already; what it should give is the
+    float network's output on the float network's own input, W' x' + b'. Its weights are first moved there by ridge
+    regression, then rounded with GPTQ's error feedback (the asymmetric calibration of GPTAQ, arXiv 2504.02692, with
+    the shift solved for at once instead of inside the loop).
+
+    Args:
+        model: What is quantized, in evaluation mode; not changed.
+        images: Batches (B, C, H, W), normalised. All are in flight at once: their activations must fit in memory.
+        scheme: The grid; scales are those of the moved weights.
+        skip: Child names whose Linears stay float.
+        teacher: The float network; the model itself where None. For a patched model, the receiver as it was.
+        on_layer: Told how many Linears of how many are done.
+
+    Returns:
+        Codes by name of the Linear; Linears that no image reaches are missing.
+
+    Raises:
+        IncompatibleError: The teacher is another model, or activations are not finite.
+    """
+    student = copy.deepcopy(model)
+    teacher = model if teacher is None else teacher
+    names = quantized_linears(student, skip)
+    _check_teacher(student, teacher, names)
+    codes: dict[str, QuantizedTensor] = {}
+    passes = [(network, batch) for batch in images for network in (teacher, student)]
+    with contextlib.closing(in_step(passes, names)) as steps, torch.no_grad():
+        for name, inputs in steps:
+            if name in codes:  # called a second time
+                continue
+            linear, wanted = linear_at(student, name), linear_at(teacher, name)
+            codes[name] = _round(linear, wanted, inputs[1::2], inputs[0::2], scheme)
+            linear.weight.copy_(torch.from_numpy(codes[name].dequantize()))
+            if on_layer is not None:
+                on_layer(len(codes), len(names))
+    return codes
+
+
+def _check_teacher(student: nn.Module, teacher: nn.Module, names: Sequence[str]) -> None:
+    """Refuse a teacher whose Linears are not the student's."""
+    shapes = [
+        {name: tuple(module.weight.shape) for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+        for network in (student, teacher)
+    ]
+    for name in names:
+        if shapes[0][name] != shapes[1].get(name):
+            raise IncompatibleError(
+                f"the teacher's {name} is {shapes[1].get(name, 'missing')}, the model's {shapes[0][name]}",
+                hint="the teacher is the unpatched receiver: the same model with other weights",
+            )
+
+
+def _round(
+    linear: nn.Linear, wanted: nn.Linear, inputs: Sequence[Tensor], float_inputs: Sequence[Tensor], scheme: Scheme
+) -> QuantizedTensor:
+    """One Linear: `inputs` come from the rounded prefix, `float_inputs` are what `wanted` gets from the same images."""
+    weight, target = linear.weight.double(), wanted.weight.double()
+    moment = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
+    cross, total = torch.zeros_like(moment), torch.zeros_like(moment[0])
+    for here, there in zip(map(flatten, inputs), map(flatten, float_inputs), strict=True):
+        moment += (here.T @ here).double()
+        cross += (there.T @ here).double()
+        total += here.double().sum(0)
+    # The sum of (W' x' + b' - W x - b) x' over all inputs, from their moments alone.
+    gap = target @ cross - weight @ moment
+    if linear.bias is not None:
+        gap += torch.outer((wanted.bias - linear.bias).double(), total)
+    return round_for_inputs(move_toward(weight, gap, moment, RIDGE), moment, scheme)

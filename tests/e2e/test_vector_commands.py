@@ -1,0 +1,231 @@
+"""`qvec-deploy vector ...`: donors to vectors, vectors to mixes and controls, and receivers held against them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pico import PICO_ARGS, PICO_MODEL
+from safetensors.numpy import save_file
+
+from qvec_deploy.checkpoint import Checkpoint
+from qvec_deploy.vectors.file import QuantizationVector
+
+DEMO = Path(__file__).parents[2] / "recipes" / "demo"
+GRID = ("--bits", 3, "--granularity", "channel", "--task", "letters")
+MODEL = (
+    "--model",
+    PICO_MODEL,
+    *(part for key, value in PICO_ARGS.items() for part in ("--model-arg", f"{key}={value}")),
+)
+FC1, FC2 = "blocks.1.mlp.fc1", "blocks.1.mlp.fc2"
+
+Run = Callable[..., tuple[int, str, str]]
+State = dict[str, np.ndarray]
+
+
+@pytest.fixture
+def donor(pico_folder: Path) -> tuple[Any, ...]:
+    return ("--fp", pico_folder / "fp.safetensors", "--qat", pico_folder / "qat.safetensors")
+
+
+@pytest.fixture
+def permuted(tmp_path: Path, pico_states: dict[str, State]) -> Path:
+    """The receiver with the neurons of one MLP in another order."""
+    state, order = dict(pico_states["receiver"]), np.random.default_rng(0).permutation(128)
+    for name in (f"{FC1}.weight", f"{FC1}.bias"):
+        state[name] = state[name][order]
+    state[f"{FC2}.weight"] = np.ascontiguousarray(state[f"{FC2}.weight"][:, order])
+    save_file(state, tmp_path / "permuted.safetensors")
+    return tmp_path / "permuted.safetensors"
+
+
+def test_extract_then_inspect(tmp_path: Path, run: Run, donor: tuple[Any, ...]) -> None:
+    path = tmp_path / "v.safetensors"
+    code, out, err = run("vector", "extract", *donor, *GRID, "--seed", 3, "--dtype", "float16", "-o", path)
+    assert code == 0 and "letters" in out, err
+    code, out, err = run("vector", "inspect", path, "--json")
+    document = json.loads(out)
+    assert (code, document["task"], document["seeds"], document["skip"]) == (0, "letters", [3], ["head"])
+    assert document["scheme"]["bits"] == 3 and document["dtypes"] == ["F16"] and document["sketch"] is True
+    assert document["warning"] is None
+    assert {layer["name"] for layer in document["layers"]} == set(QuantizationVector.open(path).tensors)
+    assert all(layer["share"] > 0 for layer in document["layers"])
+    code, out, err = run("vector", "inspect", path)
+    assert (code, err) == (0, "") and "3 bits per channel, rtn" in out and FC1 in out
+
+
+def test_a_vector_of_unusual_norm_raises_a_doubt(tmp_path: Path, run: Run, pico_states: dict[str, State]) -> None:
+    for name, factor in (("fp", 1.0), ("qat", 1.2)):
+        state = {key: value * np.float32(factor) for key, value in pico_states["fp"].items()}
+        save_file(state, tmp_path / f"{name}.safetensors")
+    pair = ("--fp", tmp_path / "fp.safetensors", "--qat", tmp_path / "qat.safetensors")
+    doubt = "warning: the vector is 20.00% of the weights' norm, outside 0.3% to 5%"
+    code, _, err = run("vector", "extract", *pair, *GRID, "-o", tmp_path / "v.safetensors")
+    assert code == 0 and err.startswith(doubt)
+    code, _, err = run("vector", "inspect", tmp_path / "v.safetensors")
+    assert code == 0 and err.startswith(doubt)
+
+
+def test_inspect_an_older_file(run: Run) -> None:
+    code, out, err = run("vector", "inspect", DEMO / "vector_symbols.safetensors")
+    assert (code, err) == (0, "") and "coordinates cannot be checked" in out and "1.69%" in out
+
+
+def test_extract_from_the_published_layout(tmp_path: Path, run: Run, pico_states: dict[str, State]) -> None:
+    """State dicts in `.pt` files with every key under `model.`, the head and a counter inside."""
+    for name in ("fp", "qat"):
+        state = {f"model.{key}": torch.from_numpy(value) for key, value in pico_states[name].items()}
+        torch.save({**state, "model.steps": torch.tensor(7)}, tmp_path / f"{name}.pt")
+    arguments = ("--fp", tmp_path / "fp.pt", "--qat", tmp_path / "qat.pt", *GRID, "--model", PICO_MODEL)
+    code, _, err = run("vector", "extract", *arguments, "-o", tmp_path / "v.safetensors")
+    assert code == 0, err
+    vector = QuantizationVector.open(tmp_path / "v.safetensors")
+    assert set(vector.tensors) == {name for name in pico_states["fp"] if not name.startswith("head.")}
+    np.testing.assert_array_equal(
+        vector.read(f"{FC1}.weight"), pico_states["qat"][f"{FC1}.weight"] - pico_states["fp"][f"{FC1}.weight"]
+    )
+
+
+def test_extract_knows_a_swins_head(tmp_path: Path, run: Run) -> None:
+    generator = np.random.default_rng(0)
+    names = ("layers.0.blocks.0.mlp.fc1.weight", "head.fc.weight", "head.fc.bias")
+    for name in ("fp", "qat"):
+        state = {key: generator.normal(size=(8, 8)).astype(np.float32) for key in names}
+        save_file(state, tmp_path / f"{name}.safetensors")
+    pair = ("--fp", tmp_path / "fp.safetensors", "--qat", tmp_path / "qat.safetensors", *GRID)
+    path = tmp_path / "v.safetensors"
+    assert run("vector", "extract", *pair, "--model", "swin_tiny_patch4_window7_224", "-o", path, "--json")[0] == 0
+    vector = QuantizationVector.open(path)
+    assert list(vector.tensors) == [names[0]] and vector.header.skip == ("head",)
+
+
+def test_base_and_moments(tmp_path: Path, run: Run, donor: tuple[Any, ...], pico_folder: Path) -> None:
+    base, path = pico_folder / "receiver.safetensors", tmp_path / "v.safetensors"
+    save_file({FC1: np.eye(32, dtype=np.float32)}, tmp_path / "moments.safetensors")
+    more = ("--base", base, "--moments-from", tmp_path / "moments.safetensors")
+    assert run("vector", "extract", *donor, *GRID, *more, "-o", path)[0] == 0
+    vector = QuantizationVector.open(path)
+    assert vector.header.base == Checkpoint.open(base).fingerprint()
+    assert set(vector.moments() or {}) == {FC1}
+    assert run("vector", "check", base, path, "--base", base)[0] == 0
+    code, _, err = run("vector", "check", base, path, "--base", pico_folder / "fp.safetensors")
+    assert code == 4 and "another base" in err
+    code, _, err = run("vector", "check", base, pico_folder / "vector.safetensors", "--base", base)
+    assert code == 4 and "does not name its base" in err
+
+
+def test_mix(tmp_path: Path, run: Run) -> None:
+    files = [DEMO / f"vector_{name}.safetensors" for name in ("lower", "upper")]
+    code, out, err = run("vector", "mix", *files, "-o", tmp_path / "mix.safetensors")
+    assert (code, err) == (0, "") and "tiny/lower + tiny/upper" in out
+    code, out, _ = run("vector", "inspect", tmp_path / "mix.safetensors", "--json")
+    assert [part["weight"] for part in json.loads(out)["parts"]] == [0.5, 0.5]
+    code, out, err = run("vector", "mix", *files, "--weight", 1, "--weight", 1, "-o", tmp_path / "sum.safetensors")
+    assert code == 2 and "a sum without division collapses the model" in err
+    assert not (tmp_path / "sum.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["random", "shuffle", "task"])
+def test_control(tmp_path: Path, run: Run, pico_folder: Path, kind: str) -> None:
+    donor = ("--fp", pico_folder / "fp.safetensors", "--base", pico_folder / "receiver.safetensors")
+    arguments = (
+        "vector",
+        "control",
+        pico_folder / "vector.safetensors",
+        "--kind",
+        kind,
+        "-o",
+        tmp_path / "c.safetensors",
+    )
+    code, out, err = run(*arguments, *(donor if kind == "task" else ()), "--json")
+    assert code == 0, err
+    control = QuantizationVector.open(tmp_path / "c.safetensors").header.control
+    assert control is not None and control.startswith(kind)
+    assert json.loads(out)["norm"] == pytest.approx(
+        QuantizationVector.open(pico_folder / "vector.safetensors").header.norm
+    )
+
+
+def test_check_a_receiver_that_fits(run: Run, pico_folder: Path) -> None:
+    pair = (pico_folder / "receiver.safetensors", pico_folder / "vector.safetensors")
+    code, out, err = run("vector", "check", *pair, *MODEL)
+    assert (code, err) == (0, "") and "is in the donor's coordinates" in out
+    code, out, _ = run("vector", "check", *pair)
+    assert code == 0 and "only distances were judged" in out
+    code, out, _ = run("vector", "check", *pair, *MODEL, "--json")
+    document = json.loads(out)
+    assert (code, document["same_coordinates"], document["findings"]) == (0, True, [])
+    assert 0.03 < document["distance"] < 0.07
+
+
+def test_check_undoes_a_permutation(
+    tmp_path: Path, run: Run, pico_folder: Path, permuted: Path, pico_states: dict[str, State]
+) -> None:
+    vector, right = pico_folder / "vector.safetensors", tmp_path / "right.safetensors"
+    code, out, err = run("vector", "check", permuted, vector, *MODEL)
+    assert code == 4 and f"{FC1}: permutation of MLP neurons" in out and "can be undone" in out
+    assert err.startswith("error: ") and "-o FILE" in err
+    code, out, err = run("vector", "check", permuted, vector, *MODEL, "-o", right)
+    assert code == 0, err
+    for name, value in pico_states["receiver"].items():
+        np.testing.assert_array_equal(Checkpoint.open(right).read(name), value)
+    assert run("vector", "check", right, vector, *MODEL)[0] == 0
+
+
+def test_check_refuses_what_cannot_be_undone(
+    tmp_path: Path, run: Run, pico_states: dict[str, State], pico_folder: Path
+) -> None:
+    state, generator = dict(pico_states["receiver"]), np.random.default_rng(0)
+    scale = np.exp(generator.choice([-1, 1], 32)).astype(np.float32)
+    for kind in ("weight", "bias"):
+        name = f"blocks.0.attn.qkv.{kind}"
+        rows = np.concatenate([np.ones(64, np.float32), scale])
+        state[name] = state[name] * rows.reshape(-1, *[1] * (state[name].ndim - 1))
+    state["blocks.0.attn.proj.weight"] = state["blocks.0.attn.proj.weight"] / scale
+    save_file(state, tmp_path / "scaled.safetensors")
+    arguments = ("vector", "check", tmp_path / "scaled.safetensors", pico_folder / "vector.safetensors", *MODEL)
+    code, out, err = run(*arguments, "-o", tmp_path / "right.safetensors")
+    assert code == 4 and "positive scaling between v and proj in blocks.0.attn.qkv" in err and "cannot be undone" in out
+    assert not (tmp_path / "right.safetensors").exists()
+
+
+def test_check_refuses_another_base(tmp_path: Path, run: Run, pico_states: dict[str, State], pico_folder: Path) -> None:
+    generator = np.random.default_rng(7)
+    state = {
+        name: generator.normal(0, 0.2, value.shape).astype(np.float32) for name, value in pico_states["fp"].items()
+    }
+    for name in state:  # only the Linears are strangers
+        if "norm" in name:
+            state[name] = pico_states["fp"][name]
+    save_file(state, tmp_path / "other.safetensors")
+    for model in ((), MODEL):
+        pair = (tmp_path / "other.safetensors", pico_folder / "vector.safetensors")
+        code, out, err = run("vector", "check", *pair, *model)
+        assert (code, out) == (4, "") and "another base" in err
+
+
+def test_refusals(tmp_path: Path, run: Run, pico_folder: Path, donor: tuple[Any, ...]) -> None:
+    receiver, vector = pico_folder / "receiver.safetensors", pico_folder / "vector.safetensors"
+    path = tmp_path / "v.safetensors"
+    for code, words, arguments in [
+        (4, "has another blocks.0.attn.proj", ("check", DEMO / "receiver_symbols.safetensors", vector)),
+        (4, "has no sketch", ("check", receiver, DEMO / "vector_symbols.safetensors")),
+        (2, "without --model", ("check", receiver, vector, "--model-arg", "depth=2")),
+        (2, "is not NAME=VALUE", ("check", receiver, vector, "--model", PICO_MODEL, "--model-arg", "depth")),
+        (4, "does not fit the model", ("check", receiver, vector, "--model", PICO_MODEL)),
+        (5, "not a quantization vector", ("inspect", receiver)),
+        (2, "give both --fp and --base", ("control", vector, "--kind", "task", "--fp", receiver, "-o", path)),
+        (2, "needs fine-tune and base", ("control", vector, "--kind", "task", "-o", path)),
+        (2, "group_size", ("extract", *donor, "--bits", 3, "--granularity", "group", "--task", "t", "-o", path)),
+        (2, "timm has no model", ("extract", *donor, *GRID, "--model", "vit_none", "-o", path)),
+        (6, "does not exist", ("extract", "--fp", tmp_path / "no.pt", "--qat", receiver, *GRID, "-o", path)),
+    ]:
+        actual, _, err = run("vector", *arguments)
+        assert actual == code and words in err, err
+    assert list(tmp_path.iterdir()) == []
