@@ -118,7 +118,9 @@ def _calibrated(
         teacher = load_model(plan, {name: receiver.read(name) for name in state}) if plan.recipe.lam != 0 else None
         found = calibrate(model, images, scheme, settings.skip, settings.rounding, teacher=teacher, on_layer=on_layer)
     errors = {
-        name.removesuffix(".weight"): relative_error(state[name], quantized) for name, quantized in found.codes.items()
+        name.removesuffix(".weight"): relative_error(state[name], quantized)
+        for name, quantized in found.codes.items()
+        if settings.rounding != "awq"  # its codes are those of other weights: columns were scaled
     }
     scales = {f"{name}{INPUT_SCALE}": value for name, value in found.input_scales.items()}
     values: dict[str, Weight] = {**state, **found.floats, **found.codes, **scales}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, Split, batches, open_dataset
 from qvec_deploy.tensors import Float32, Scheme
+from qvec_deploy.vectors.file import QuantizationVector
 
 MODEL = "vit_tiny_patch16_224"
 MODEL_ARGS: dict[str, Any] = {
@@ -51,8 +51,8 @@ def measure(
     """
     theta = fp[receiver]
     donors = [task for task in fp if task != receiver]
-    stored = {task: load_file(out / f"vector_{task}.safetensors") for task in fp}
-    rho = {task: {name: value.astype(np.float32) for name, value in stored[task].items()} for task in fp}
+    stored = {task: QuantizationVector.open(out / f"vector_{task}.safetensors") for task in fp}
+    rho = {task: {name: stored[task].read(name) for name in stored[task].tensors} for task in fp}
     exact = {task: {name: qat[task][name] - fp[task][name] for name in rho[task]} for task in fp}
     mean = mean_of([rho[task] for task in donors])
     plain = Scheme(scheme.bits, scheme.granularity)

@@ -54,7 +54,7 @@ def reference_logits(weights: PackedFile, name: str, classes: int, args: ModelAr
     for key, factor in floats.items():
         if key.endswith(".input_scale"):
             scaled = model.get_submodule(key.removesuffix(".input_scale"))
-            scaled.register_forward_pre_hook(partial(_scale_input, factor=torch.from_numpy(factor)))
+            scaled.register_forward_pre_hook(partial(_scale_input, factor=torch.tensor(factor)))
     for key, info in weights.tensors.items():
         if info.scheme is not None:  # dequantized when the layer runs: one layer's weights in memory, not all
             linear = model.get_submodule(key.removesuffix(".weight"))

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from qvec_deploy.cli.analyze import analyze
+from qvec_deploy.cli.donor import donor
 from qvec_deploy.cli.options import (
     echo_json,
     json_option,
@@ -20,6 +22,7 @@ from qvec_deploy.cli.options import (
     recipe_option,
     set_option,
 )
+from qvec_deploy.cli.vector import vector
 from qvec_deploy.errors import QvecError
 
 EPILOG = (
@@ -229,6 +232,11 @@ def schema() -> None:
     echo_json(recipe_schema())
 
 
+commands.add_command(analyze)
+commands.add_command(donor)
+commands.add_command(vector)
+
+
 def _has_report(directory: Path) -> bool:
     return (directory / "report.html").is_file()
 
@@ -248,7 +256,7 @@ def _show_report(path: Path, as_json: bool) -> None:
 def _print_table(report: Any) -> None:
     from rich.console import Console
 
-    from qvec_deploy.report.console import summary_table
+    from qvec_deploy.report.console import summary_table, verdict_lines
     from qvec_deploy.report.prose import setup
     from qvec_deploy.report.summary import numbered_warnings
 
@@ -257,6 +265,8 @@ def _print_table(report: Any) -> None:
         console = Console(width=max(console.width, 120))
     console.print(summary_table(report))
     console.print("\n" + setup(report), style="dim", highlight=False, markup=False)
+    for line in verdict_lines(report):
+        console.print(line, highlight=False)
     for doubt in numbered_warnings(report):
         console.print(f"warning: {doubt.title}. {doubt.remedy}", style="yellow", highlight=False, markup=False)
         for subject, detail in doubt.details:

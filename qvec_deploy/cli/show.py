@@ -89,9 +89,11 @@ def inspect_path(path: Path) -> dict[str, Any]:
     text = checkpoint.metadata.get("qvec", "")
     if '"qvec-packed"' in text:
         return _packed_document(path)
-    document: dict[str, Any] = {"kind": "checkpoint", "tensors": len(checkpoint.tensors)}
+    tensors = checkpoint.tensors
+    document: dict[str, Any] = {"kind": "checkpoint", "tensors": len(tensors)}
     if '"qvec-vector"' in text:
-        header = QuantizationVector.open(path).header
+        vector = QuantizationVector.open(path)
+        header = vector.header
         document = {
             "kind": "quantization vector",
             "task": header.task,
@@ -101,10 +103,11 @@ def inspect_path(path: Path) -> dict[str, Any]:
             "norm": header.norm,
             "share_of_weight_norm": header.norm / header.weight_norm if header.weight_norm else 0.0,
             "made_by": header.made_by,
-            "tensors": len(checkpoint.tensors),
+            "tensors": len(vector.tensors),
         }
-    document["weights"] = sum(_product(info.shape) for info in checkpoint.tensors.values())
-    document["dtypes"] = dict(Counter(info.dtype for info in checkpoint.tensors.values()))
+        tensors = vector.tensors
+    document["weights"] = sum(_product(info.shape) for info in tensors.values())
+    document["dtypes"] = dict(Counter(info.dtype for info in tensors.values()))
     document["bytes"] = path.stat().st_size
     return document
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.store import storage_errors
@@ -56,6 +57,23 @@ class TrainConfig:
                 "weight_decay and roll are not negative, label_smoothing is a share below 1",
                 hint="check the training settings",
             )
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What large models need beside `TrainConfig`.
+
+    Attributes:
+        accumulate: Parts in which a batch goes through the model, to save memory; it must divide the batch size.
+        decay_all: Weight decay of every parameter, biases, norms and tokens too, as in arXiv 2604.03420.
+        precision: Of the forward pass: `bf16` is autocast on a GPU; weights and optimizer stay float32.
+        workers: Processes that read images ahead; 0 reads them in the training process.
+    """
+
+    accumulate: int = 1
+    decay_all: bool = False
+    precision: Literal["float32", "bf16"] = "float32"
+    workers: int = 0
 
 
 @dataclass(frozen=True)

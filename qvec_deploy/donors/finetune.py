@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from qvec_deploy.datasets import Dataset
-from qvec_deploy.donors.config import OnStep, TrainConfig
+from qvec_deploy.donors.config import OnStep, TrainConfig, TrainOptions
 from qvec_deploy.donors.train import train
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import ModelArgs, create, head_name
@@ -41,6 +41,7 @@ def finetune(
     hyper: TrainConfig,
     seed: int,
     skip: tuple[str, ...] = ("head",),
+    options: TrainOptions | None = None,
     on_step: OnStep | None = None,
 ) -> dict[str, Float32]:
     """Fine-tune a base on a task.
@@ -55,6 +56,7 @@ def finetune(
         hyper: Optimizer and schedule.
         seed: Seed of the head's initial values and of the image order.
         skip: Child names whose Linears stay float in QAT.
+        options: What large models need beside `hyper`.
         on_step: Called after every step.
 
     Returns:
@@ -64,12 +66,38 @@ def finetune(
         IncompatibleError: The base lacks tensors of the model, or has other shapes.
         RecipeError: A model that timm does not have, too few images, or a loss that left the numbers.
     """
-    model = create(base.model, task.classes, base.args)
-    head = head_name(base.model)
-    model.load_state_dict(_initial_state(model, base, head=head, seed=seed))
+    model = start(base, task.classes, scheme=scheme, skip=skip, seed=seed)
+    train(model, task, hyper, head=head_name(base.model), seed=seed, options=options, on_step=on_step)
+    return weights(model)
+
+
+def start(
+    base: Base, classes: int, *, scheme: Scheme | None, skip: tuple[str, ...], seed: int, device: str = "cpu"
+) -> torch.nn.Module:
+    """The model before its first step: the base, a fresh head, and the grid where there is one.
+
+    Args:
+        base: Where it starts.
+        classes: Width of the head.
+        scheme: The grid that every forward pass sees; None for a float run.
+        skip: Child names whose Linears stay float.
+        seed: Seed of the head's initial values.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        IncompatibleError: The base lacks tensors of the model, or has other shapes.
+        RecipeError: A model that timm does not have.
+    """
+    model = create(base.model, classes, base.args)
+    model.load_state_dict(_initial_state(model, base, head=head_name(base.model), seed=seed))
+    model.to(device)
     if scheme is not None:
         insert_fake_quantizers(model, scheme, skip)
-    train(model, task, hyper, head=head, seed=seed, on_step=on_step)
+    return model
+
+
+def weights(model: torch.nn.Module) -> dict[str, Float32]:
+    """A copy of the float weights, named and shaped as in a float checkpoint; those of a QAT run are latent."""
     return {name: value.detach().cpu().numpy().copy() for name, value in latent_state_dict(model).items()}
 
 

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qvec_deploy.datasets import Dataset
-from qvec_deploy.donors.config import OnStep, Progress, TrainConfig
+from qvec_deploy.donors.config import OnStep, Progress, TrainConfig, TrainOptions
+from qvec_deploy.donors.feed import Rows, feed
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.quantize.modelopt import refresh_clip
 
 
+@dataclass(frozen=True, eq=False)
+class TrainState:
+    """All that a training needs to go on as if it had never stopped.
+
+    The order of the images is not in it: it follows from the seed and the step.
+
+    Attributes:
+        step: Steps done.
+        seconds: They took.
+        tensors: `model.*` (weights, and the clip ratios of fake quantizers), `optimizer.*`, `random.*`.
+    """
+
+    step: int
+    seconds: float
+    tensors: Mapping[str, Tensor]
+
+
 def train(
-    model: nn.Module, data: Dataset, hyper: TrainConfig, *, head: str, seed: int, on_step: OnStep | None = None
+    model: nn.Module,
+    data: Dataset,
+    hyper: TrainConfig,
+    *,
+    head: str,
+    seed: int,
+    options: TrainOptions | None = None,
+    on_step: OnStep | None = None,
 ) -> None:
     """Train every parameter of `model` in place.
 
@@ -30,44 +58,122 @@ def train(
         hyper: Schedule and optimizer.
         head: Module name of the classification head, which has a learning rate of its own.
         seed: Seed of the image order and of any dropout.
+        options: What large models need beside that.
         on_step: Called after every step.
 
     Raises:
         RecipeError: Fewer images than a batch, or the loss became NaN or infinite.
     """
-    if len(data) < hyper.batch_size:
-        raise RecipeError(
-            f"{data.name} has {len(data)} images and a batch is {hyper.batch_size}", hint="lower batch_size"
-        )
-    device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(parameter_groups(model, hyper, head=head))
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    loss_of = nn.CrossEntropyLoss(label_smoothing=hyper.label_smoothing)
-    order = _Order(len(data), seed)
-    model.train()
-    started = time.monotonic()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for step in range(hyper.steps):
-            if step and step % hyper.clip_every == 0:
-                refresh_clip(model)
-            factor = rate(step, hyper)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
-            images, labels = data.take(order.next(hyper.batch_size))
-            batch = _rolled(torch.from_numpy(images), hyper.roll, order.rng).to(device)
-            loss = loss_of(model(batch), torch.from_numpy(labels).to(device))
-            optimizer.zero_grad(set_to_none=True)
+    Training(model, data, hyper, head=head, seed=seed, options=options).run(on_step)
+
+
+class Training:
+    """A training that can be stopped and taken up again: see `train` for the arguments.
+
+    Attributes:
+        step: Steps done.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        hyper: TrainConfig,
+        *,
+        head: str,
+        seed: int,
+        options: TrainOptions | None = None,
+    ) -> None:
+        if len(data) < hyper.batch_size:
+            raise RecipeError(
+                f"{data.name} has {len(data)} images and a batch is {hyper.batch_size}", hint="lower batch_size"
+            )
+        self.step = 0
+        self._model, self._data, self._hyper, self._seed = model, data, hyper, seed
+        self._options = options or TrainOptions()
+        self._device = next(model.parameters()).device
+        groups = parameter_groups(model, hyper, head=head, decay_all=self._options.decay_all)
+        self._optimizer = torch.optim.AdamW(groups)
+        self._peaks = [group["lr"] for group in self._optimizer.param_groups]
+        self._loss = nn.CrossEntropyLoss(label_smoothing=hyper.label_smoothing)
+        self._seconds = 0.0
+        self._started = time.monotonic()
+        self._random: dict[str, Tensor] = {}
+
+    def state(self) -> TrainState:
+        """Where the training stands; to be asked for in `on_step`. The tensors are the training's own, not copies."""
+        tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
+        for number, values in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self._device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
+        return TrainState(self.step, self._elapsed(), tensors)
+
+    def restore(self, state: TrainState) -> None:
+        """Go on from a state of the same model, data and settings."""
+        self.step, self._seconds = state.step, state.seconds
+        self._model.load_state_dict(_under(state.tensors, "model."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(state.tensors, "optimizer.").items():
+            number, _, key = name.partition(".")
+            moments.setdefault(int(number), {})[key] = value
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self._random = _under(state.tensors, "random.")
+
+    def run(self, on_step: OnStep | None = None) -> None:
+        """Do the steps that are left, and leave the model in evaluation mode."""
+        self._model.train()
+        self._started = time.monotonic()
+        plan = itertools.islice(draws(len(self._data), self._hyper, self._seed), self.step, None)
+        ahead, behind = itertools.tee(plan)  # with workers, images are read before their step
+        batches = feed(self._data, ((draw.number, draw.rows) for draw in ahead), self._options.workers)
+        cuda = self._device.type == "cuda"
+        with torch.random.fork_rng(devices=[self._device] if cuda else []):
+            self._set_random()
+            for draw, (images, labels) in zip(behind, batches, strict=True):
+                if self.step and self.step % self._hyper.clip_every == 0:
+                    refresh_clip(self._model)
+                factor = rate(self.step, self._hyper)
+                for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+                    group["lr"] = peak * factor
+                loss = self._update(_rolled(torch.from_numpy(images), draw.shift), torch.from_numpy(labels))
+                self.step += 1
+                if not math.isfinite(loss):
+                    raise RecipeError(f"the loss is {loss} after step {self.step}", hint="lower the learning rate")
+                if on_step:
+                    on_step(Progress(self.step, self._hyper.steps, loss, self._hyper.lr * factor, self._elapsed()))
+        self._model.eval()
+
+    def _update(self, images: Tensor, labels: Tensor) -> float:
+        """One optimizer step on a batch, in as many parts as the options say; returns its mean loss."""
+        parts = self._options.accumulate
+        total = 0.0
+        self._optimizer.zero_grad(set_to_none=True)
+        for some, their in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+            with self._autocast():
+                loss = self._loss(self._model(some.to(self._device)), their.to(self._device)) / parts
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), hyper.clip_norm)
-            optimizer.step()
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise RecipeError(f"the loss is {value} after step {step + 1}", hint="lower the learning rate")
-            if on_step:
-                seconds = time.monotonic() - started
-                on_step(Progress(step + 1, hyper.steps, value, hyper.lr * factor, seconds))
-    model.eval()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._hyper.clip_norm)
+        self._optimizer.step()
+        return total
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self._options.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16)
+
+    def _elapsed(self) -> float:
+        return self._seconds + time.monotonic() - self._started
+
+    def _set_random(self) -> None:
+        torch.manual_seed(self._seed)
+        if self._random:
+            torch.set_rng_state(self._random["cpu"])
+        if "cuda" in self._random:
+            torch.cuda.set_rng_state(self._random["cuda"], self._device)
 
 
 def rate(step: int, hyper: TrainConfig) -> float:
@@ -78,40 +184,61 @@ def rate(step: int, hyper: TrainConfig) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (hyper.steps - warmup)))
 
 
-def parameter_groups(model: nn.Module, hyper: TrainConfig, *, head: str) -> list[dict[str, object]]:
+def parameter_groups(
+    model: nn.Module, hyper: TrainConfig, *, head: str, decay_all: bool = False
+) -> list[dict[str, object]]:
     """AdamW's groups: backbone or head by rate, with weight decay or without.
 
-    Vectors have no decay, nor have the tokens that the model itself exempts (`no_weight_decay`).
+    Vectors have no decay, nor have the tokens that the model itself exempts (`no_weight_decay`); with `decay_all`
+    everything has.
     """
     own: Callable[[], set[str]] = getattr(model, "no_weight_decay", set)
     exempt = own()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         lr = hyper.head_lr if name.startswith(f"{head}.") else hyper.lr
-        decay = 0.0 if parameter.ndim < 2 or name in exempt else hyper.weight_decay
-        groups.setdefault((lr, decay), []).append(parameter)
+        spared = not decay_all and (parameter.ndim < 2 or name in exempt)
+        groups.setdefault((lr, 0.0 if spared else hyper.weight_decay), []).append(parameter)
     return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 
 
-class _Order:
-    """Endless image numbers: every image once per epoch, in an order that a seed decides."""
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """The images of one step.
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self._count = count
-        self._left = np.empty(0, np.int64)
+    Attributes:
+        number: The step, from 0.
+        rows: Their numbers.
+        shift: Pixels by which they are rolled: down, right.
+    """
 
-    def next(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """The next `size` image numbers; a remainder smaller than a batch is dropped."""
-        if len(self._left) < size:
-            self._left = self.rng.permutation(self._count)
-        taken, self._left = self._left[:size], self._left[size:]
-        return taken
+    number: int
+    rows: Rows
+    shift: tuple[int, int]
 
 
-def _rolled(images: Tensor, reach: int, rng: np.random.Generator) -> Tensor:
-    """The batch (B, C, H, W) shifted in a circle, all its images alike; as it is where reach is 0."""
-    if not reach:
-        return images
-    down, right = (int(shift) for shift in rng.integers(-reach, reach + 1, size=2))
-    return images.roll((down, right), dims=(2, 3))
+def draws(count: int, hyper: TrainConfig, seed: int) -> Iterator[Draw]:
+    """What every step sees: every image once per epoch, in an order that the seed decides.
+
+    A remainder smaller than a batch is dropped at the end of an epoch.
+    """
+    rng = np.random.default_rng(seed)
+    left = np.empty(0, np.int64)
+    for number in range(hyper.steps):
+        if len(left) < hyper.batch_size:
+            left = rng.permutation(count)
+        rows, left = left[: hyper.batch_size], left[hyper.batch_size :]
+        shift = (0, 0)
+        if hyper.roll:
+            down, right = rng.integers(-hyper.roll, hyper.roll + 1, size=2)
+            shift = (int(down), int(right))
+        yield Draw(number, rows, shift)
+
+
+def _rolled(images: Tensor, shift: tuple[int, int]) -> Tensor:
+    """The batch (B, C, H, W) shifted in a circle, all its images alike."""
+    return images.roll(shift, dims=(2, 3)) if any(shift) else images
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

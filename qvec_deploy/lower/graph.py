@@ -74,10 +74,7 @@ def attach_weights(skeleton: onnx.ModelProto, weights: PackedFile, location: str
 
 
 def _scaled_input(node: onnx.NodeProto, weights: PackedFile) -> list[onnx.NodeProto]:
-    """A Mul ahead of the operator where the file has a factor for its input (AWQ); the operator then reads its result.
-
-    The factor belongs to what is multiplied, not to the operator: 3-bit weights that were scaled up cannot take it.
-    """
+    """A Mul ahead of the operator where the file has a factor for its input (AWQ); the operator reads its result."""
     factor = f"{node.input[1].removesuffix('.weight')}.input_scale"
     if factor not in weights.tensors:
         return []

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from qvec_deploy.donors.recipe import DonorRecipe, load_donor_recipe
 from qvec_deploy.recipe import Recipe, load_recipe, recipe_schema
 
 ROOT = Path(__file__).parents[2]
@@ -36,11 +37,16 @@ def _fields(block: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield dotted
 
 
-def test_every_field_is_documented_and_no_other() -> None:
-    text = (RECIPES / "README.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"^\| `([a-z0-9_.]+)` \|", text, re.MULTILINE))
-    documented = {name for name in documented if not name.endswith(".yaml")}
-    fields = set(_fields(Recipe))
+def _documented(text: str) -> set[str]:
+    names = set(re.findall(r"^\| `([a-z0-9_.]+)` \|", text, re.MULTILINE))
+    return {name for name in names if not name.endswith(".yaml")}
+
+
+@pytest.mark.parametrize("recipe", [Recipe, DonorRecipe])
+def test_every_field_is_documented_and_no_other(recipe: type[BaseModel]) -> None:
+    of_receivers, _, of_donors = (RECIPES / "README.md").read_text(encoding="utf-8").partition("\n## Donors\n")
+    documented = _documented(of_receivers if recipe is Recipe else of_donors)
+    fields = set(_fields(recipe))
     assert fields <= documented, fields - documented
     groups = {field.rsplit(".", depth)[0] for field in fields for depth in range(1, field.count(".") + 1)}
     assert documented <= fields | groups, documented - fields - groups
@@ -79,3 +85,9 @@ def test_the_schema_refuses_what_the_loader_refuses() -> None:
     for change in ({"quantise": {}}, {"lambda": "one"}, {"version": 2}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(values | change, recipe_schema())
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("donor*.yaml")), ids=lambda path: path.name)
+def test_donor_recipes(path: Path) -> None:
+    assert load_donor_recipe(path).name == path.stem
+    assert f"`{path.name}`" in (RECIPES / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,9 @@ from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.store import sha256_bytes, sha256_file
 from qvec_deploy.tensors import Scheme
+from qvec_deploy.vectors.coordinates import require_same_coordinates
 from qvec_deploy.vectors.file import QuantizationVector
+from qvec_deploy.vectors.geometry import find_geometry
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
 RECORD = json.loads((DEMO / "record.json").read_text(encoding="utf-8"))
@@ -53,7 +55,16 @@ def test_vectors_cover_the_backbone_of_the_receivers(path):
         name: info.shape for name, info in Checkpoint.open(path).tensors.items() if not name.startswith("head.")
     }
     for vector in VECTORS:
-        assert {name: info.shape for name, info in Checkpoint.open(vector).tensors.items()} == receiver
+        assert {name: info.shape for name, info in QuantizationVector.open(vector).tensors.items()} == receiver
+
+
+@pytest.mark.parametrize("path", RECEIVERS, ids=lambda path: path.stem)
+def test_the_receivers_are_in_the_coordinates_of_every_donor(path):
+    geometry = find_geometry(RECORD["model"], RECORD["model_args"])
+    for vector in map(QuantizationVector.open, VECTORS):
+        sketch = vector.sketch()
+        assert sketch is not None
+        require_same_coordinates(Checkpoint.open(path).read, sketch, geometry, vector.header.scheme)
 
 
 @pytest.mark.parametrize("table", RECORD["tables"], ids=lambda table: table["receiver"])

@@ -1,0 +1,253 @@
+"""A donor from its recipe: an FP and a QAT fine-tune of one base, the vector between them, and a record. Resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qvec_deploy.datasets import Dataset
+from qvec_deploy.donors.config import Progress, TrainConfig
+from qvec_deploy.donors.feed import feed
+from qvec_deploy.donors.finetune import Base, start, weights
+from qvec_deploy.donors.recipe import DonorRecipe
+from qvec_deploy.donors.sources import Task, fingerprint, open_base, open_task
+from qvec_deploy.donors.state import LOG, RUNS, VECTOR, DonorFolder, Entry, require_space
+from qvec_deploy.donors.train import Training
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.models import create, head_name
+from qvec_deploy.quantize.modelopt import insert_fake_quantizers
+from qvec_deploy.store import atomic_path, sha256_file
+from qvec_deploy.tensors import Float32, Scheme
+
+_COPIES = 10  # of the model: fp, qat, vector; a saved state is three, and there are two while one is replaced
+_EVAL_BATCH = 64
+_FREE = ("workers", "save_every")  # fields of `train` that do not change the weights
+
+State = Mapping[str, Float32]
+OnRun = Callable[[str, Progress], None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What both runs share."""
+
+    recipe: DonorRecipe
+    base: Base
+    task: Task
+    hyper: TrainConfig
+    folder: DonorFolder
+    watch: OnRun | None
+
+    @property
+    def device(self) -> str:
+        return self.recipe.train.device
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.recipe.scheme.scheme()
+
+
+def train_donor(
+    recipe: DonorRecipe,
+    directory: Path,
+    *,
+    force: bool = False,
+    offline: bool = False,
+    environment: Mapping[str, Any] | None = None,
+    watch: OnRun | None = None,
+) -> dict[str, Any]:
+    """Make a donor, or go on with one that was interrupted: then its bytes are those of an uninterrupted one.
+
+    Writes `fp.safetensors`, `qat.safetensors`, `vector.safetensors`, `log.jsonl` (a line an epoch of each run) and,
+    last, `record.json`; each is whole or not there.
+
+    Args:
+        recipe: What is wanted.
+        directory: Where to.
+        force: Start over, whatever donor is there.
+        offline: Use the Hub's local cache only.
+        environment: Of the machine, for the record.
+        watch: Called with the run (`fp` or `qat`) after every step.
+
+    Returns:
+        The record.
+
+    Raises:
+        RecipeError: The recipe, or a loss that left the numbers; what is there was made under other settings.
+        IncompatibleError: The base is another model's, or there is no such device.
+        StorageError, IntegrityError, FetchError: As files, images and disk deserve.
+    """
+    if recipe.train.device == "cuda" and not torch.cuda.is_available():
+        raise IncompatibleError("there is no CUDA device here", hint="set train.device to cpu")
+    folder = DonorFolder.open(directory, force=force)
+    base = open_base(recipe, offline=offline)
+    task = open_task(recipe)
+    job = _Job(recipe, base, task, recipe.hyper(len(task.train)), folder, watch)
+    require_space(directory, _COPIES * _model_bytes(base, task) - folder.size())
+    base_sha256 = fingerprint(base)
+    folder.claim(_settings(job, base_sha256), force=force)
+    for run in RUNS:
+        if not folder.weights(run).is_file():
+            _train(job, run)
+    return _conclude(job, base_sha256, environment)
+
+
+def top1(state: State, data: Dataset, recipe: DonorRecipe, *, grid: bool) -> float:
+    """Share of images that weights get right, in float32.
+
+    Args:
+        state: Weights of the recipe's model, with a head as wide as the data has classes.
+        data: Labelled images.
+        recipe: Model, grid, skip list and device.
+        grid: Put the Linears on the grid first, as PTQ does.
+    """
+    with torch.random.fork_rng(devices=[]):  # timm draws initial weights; a training's numbers must not move
+        model = create(recipe.base.model, data.classes, recipe.base.model_args)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    model.to(recipe.train.device)
+    if grid:
+        insert_fake_quantizers(model, recipe.scheme.scheme(), recipe.skip)  # rounds as PTQ does, bit for bit
+    starts = range(0, len(data), _EVAL_BATCH)
+    plan = ((0, np.arange(at, min(at + _EVAL_BATCH, len(data)))) for at in starts)
+    right = 0
+    with torch.no_grad():
+        for images, labels in feed(data, plan, recipe.train.workers):
+            found = model(torch.from_numpy(images).to(recipe.train.device)).argmax(dim=1).cpu().numpy()
+            right += int((found == labels).sum())
+    return right / len(data)
+
+
+def _model_bytes(base: Base, task: Task) -> int:
+    """Size of the float32 weights; refuses a base of another model before anything is written."""
+    model = start(base, task.train.classes, scheme=None, skip=(), seed=0)
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
+def _settings(job: _Job, base_sha256: str) -> dict[str, Any]:
+    """All that decides the weights: the recipe's fields, and what the base and the images really are."""
+    fields = job.recipe.as_dict()
+    for name in _FREE:
+        del fields["train"][name]
+    del fields["base"]["checkpoint"], fields["base"]["pretrained"]
+    fields["base"]["sha256"] = base_sha256
+    return {**fields, "images": job.task.fingerprint, "steps": job.hyper.steps}
+
+
+def _train(job: _Job, run: str) -> None:
+    """One fine-tune, from its last saved state where there is one, to its file."""
+    recipe, folder, hyper = job.recipe, job.folder, job.hyper
+    scheme = job.scheme if run == "qat" else None
+    seed = recipe.train.seed
+    model = start(job.base, job.task.train.classes, scheme=scheme, skip=recipe.skip, seed=seed, device=job.device)
+    training = Training(
+        model, job.task.train, hyper, head=head_name(recipe.base.model), seed=seed, options=recipe.options()
+    )
+    saved = folder.load(run)
+    if saved is not None:
+        training.restore(saved)
+    log = [entry for entry in folder.read_log() if entry["run"] != run or entry["step"] <= training.step]
+    epoch = len(job.task.train) // hyper.batch_size
+
+    def after(progress: Progress) -> None:
+        if progress.step % epoch == 0 or progress.step == hyper.steps:
+            log.append(_entry(job, run, model, progress, epoch))
+            folder.write_log(log)
+        if progress.step % recipe.train.save_every == 0 and progress.step < hyper.steps:
+            folder.save(run, training.state())
+        if job.watch is not None:
+            job.watch(run, progress)
+
+    training.run(after)
+    _write_weights(folder.weights(run), weights(model))
+    folder.finish(run)
+
+
+def _entry(job: _Job, run: str, model: nn.Module, progress: Progress, epoch: int) -> Entry:
+    """A line of the log; the accuracy of a QAT run is that of its rounded weights."""
+    val = job.task.val
+    entry: Entry = {
+        "run": run,
+        "epoch": math.ceil(progress.step / epoch),
+        "step": progress.step,
+        "loss": progress.loss,
+        "lr": progress.lr,
+        "val_top1": None if val is None else top1(weights(model), val, job.recipe, grid=run == "qat"),
+        "seconds": round(progress.seconds, 3),
+    }
+    return entry
+
+
+def _write_weights(path: Path, state: State) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    with atomic_path(path) as temporary:
+        try:
+            save_file(dict(state), temporary)
+        except SafetensorError as error:  # how it reports what the disk refuses
+            raise OSError(str(error)) from error
+
+
+def _conclude(job: _Job, base_sha256: str, environment: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Vector, accuracy and record of two finished runs."""
+    from safetensors.numpy import load_file
+
+    from qvec_deploy.vectors.extract import extract_vector
+
+    recipe, folder, task = job.recipe, job.folder, job.task
+    fp, qat = (load_file(folder.weights(run)) for run in RUNS)
+    header = extract_vector(
+        fp,
+        qat,
+        folder.path / VECTOR,
+        scheme=job.scheme,
+        skip=recipe.skip,
+        task=task.name,
+        seed=recipe.train.seed,
+        head=head_name(recipe.base.model),
+        dtype=recipe.vector_dtype,
+    )
+    log = folder.read_log()
+    last = {run: next(entry for entry in reversed(log) if entry["run"] == run) for run in RUNS}
+    val = None
+    if task.val is not None:
+        val = {
+            "images": len(task.val),
+            "fp_top1": last["fp"]["val_top1"],
+            "ptq_top1": top1(fp, task.val, recipe, grid=True),
+            "qat_top1": last["qat"]["val_top1"],
+        }
+    record = {
+        "format": "qvec-donor",
+        "version": 1,
+        "name": recipe.name,
+        "recipe": recipe.as_dict(),
+        "base_sha256": base_sha256,
+        "task": {"name": task.name, **task.fingerprint},
+        "steps": job.hyper.steps,
+        "val": val,
+        "val_missing": task.without_val,
+        "vector": {
+            "norm": header.norm,
+            "weight_norm": header.weight_norm,
+            "share": header.norm / header.weight_norm if header.weight_norm else 0.0,
+        },
+        "seconds": {run: last[run]["seconds"] for run in RUNS},
+        "sha256": {
+            path.name: sha256_file(path)
+            for path in (*map(folder.weights, RUNS), folder.path / VECTOR, folder.path / LOG)
+        },
+        "environment": {
+            **(environment or {}),
+            "device": torch.cuda.get_device_name() if job.device == "cuda" else "cpu",
+        },
+    }
+    folder.complete(record)
+    return record

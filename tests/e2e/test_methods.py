@@ -1,0 +1,128 @@
+"""Every method of the quantize block, from the recipe to a built engine that agrees with PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.packed import PackedFile
+from qvec_deploy.tensors import Scheme
+
+Run = Callable[..., tuple[int, str, str]]
+Write = Callable[..., Path]
+
+IMAGES = {"dataset": "tiny/realdigits", "split": "val", "limit": 40}
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "gptaq"])
+def test_a_calibrated_method_becomes_an_engine(run: Run, pico_recipe: Write, tmp_path: Path, method: str) -> None:
+    recipe = pico_recipe(quantize__method=method, quantize__grid="rtn", images=IMAGES, **{"lambda": 0.5})
+    code, _, log = run("build", "--recipe", recipe, "-o", tmp_path / "bundle", "--quiet")
+    assert code == 0, log
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.method == method
+    assert bundle.manifest.parity is not None
+    assert bundle.manifest.parity.relative_error < 1e-4
+    report = json.loads((bundle.directory / "report.json").read_bytes())
+    assert {entry["name"]: entry["method"] for entry in report["candidates"]}["pico"] == method
+    assert bool(bundle.manifest.layers) == (method != "awq")
+
+
+def test_awq_factors_that_no_norm_takes_are_multiplications(run: Run, pico_recipe: Write, tmp_path: Path) -> None:
+    recipe = pico_recipe(quantize__method="awq", quantize__grid="rtn", images=IMAGES, **{"lambda": 0.0})
+    code, _, log = run("build", "--recipe", recipe, "-o", tmp_path / "bundle", "--quiet")
+    assert code == 0, log
+    factors = [
+        name
+        for name in PackedFile.open(tmp_path / "bundle" / "weights.qvec.safetensors").tensors
+        if "input_scale" in name
+    ]
+    assert {name.removesuffix(".input_scale").rpartition(".")[2] for name in factors} <= {"proj", "fc2"}
+    graph = onnx.load(tmp_path / "bundle" / "model.onnx", load_external_data=False).graph
+    multiplied = {node.input[1] for node in graph.node if node.op_type == "Mul"}
+    assert set(factors) <= multiplied
+    assert factors
+
+
+@pytest.fixture
+def with_moments(tmp_path: Path, pico_states: dict[str, dict[str, np.ndarray]]) -> Path:
+    """The pico vector, with second moments of its donor on digits."""
+    import torch
+    from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
+
+    from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
+    from qvec_deploy.models import create
+    from qvec_deploy.quantize.calibrated import collect_moments
+    from qvec_deploy.vectors.extract import extract_vector
+
+    model = create(PICO_MODEL, PICO_CLASSES, PICO_ARGS)
+    model.load_state_dict({name: torch.tensor(value) for name, value in pico_states["fp"].items()})
+    images = open_dataset(DatasetSpec("tiny/realdigits", "train", limit=40), DataConfig()).take(range(40))[0]
+    extract_vector(
+        pico_states["fp"],
+        pico_states["qat"],
+        tmp_path / "moments.safetensors",
+        scheme=Scheme(3, "channel"),
+        skip=("head",),
+        task="pico",
+        seed=0,
+        moments=collect_moments(model.eval(), [images], ("head",)),
+    )
+    return tmp_path / "moments.safetensors"
+
+
+def test_gptq_on_a_donors_moments_needs_no_image(
+    run: Run, pico_recipe: Write, tmp_path: Path, with_moments: Path
+) -> None:
+    settings = {"method": "gptq", "grid": "rtn", "calibration": {"on": "moments"}, "bits": 3, "granularity": "channel"}
+    recipe = pico_recipe(quantize=settings, vector={"files": [str(with_moments)]})
+    code, _, log = run("build", "--recipe", recipe, "-o", tmp_path / "bundle", "--quiet")
+    assert code == 0, log
+    assert Bundle.open(tmp_path / "bundle").manifest.method == "gptq"
+
+
+def test_moments_that_no_vector_brings_are_refused(run: Run, pico_recipe: Write, tmp_path: Path) -> None:
+    settings = {"method": "gptq", "grid": "rtn", "calibration": {"on": "moments"}, "bits": 3, "granularity": "channel"}
+    code, _, err = run("build", "--recipe", pico_recipe(quantize=settings), "-o", tmp_path / "bundle", "--quiet")
+    assert code == 4
+    assert "brings no second moments" in err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_receiver_in_other_coordinates_is_refused_by_name(
+    run: Run, pico_recipe: Write, pico_folder: Path, tmp_path: Path
+) -> None:
+    state = load_file(pico_folder / "receiver.safetensors")
+    order = np.random.default_rng(0).permutation(len(state["blocks.0.mlp.fc1.bias"]))
+    for name in ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc1.bias"):
+        state[name] = state[name][order]
+    state["blocks.0.mlp.fc2.weight"] = np.ascontiguousarray(state["blocks.0.mlp.fc2.weight"][:, order])
+    save_file(state, tmp_path / "permuted.safetensors")
+    recipe = pico_recipe(receiver__checkpoint=str(tmp_path / "permuted.safetensors"))
+    code, _, err = run("build", "--recipe", recipe, "-o", tmp_path / "bundle", "--quiet")
+    assert code == 4
+    assert "permut" in err
+    assert "vector check" in err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_vector_without_a_sketch_is_a_doubt(run: Run, pico_recipe: Write, pico_folder: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(pico_folder / "vector.safetensors", "np") as file:
+        header = json.loads(file.metadata()["qvec"])
+        rho = {name: file.get_tensor(name) for name in file.keys() if not name.startswith("sketch:")}  # noqa: SIM118
+    kept = ("format", "scheme", "skip", "task", "seed", "norm", "weight_norm", "made_by")
+    old = {name: header[name] for name in kept} | {"version": "1.0.0"}
+    save_file(rho, tmp_path / "old.safetensors", {"qvec": json.dumps(old, sort_keys=True, separators=(",", ":"))})
+    recipe = pico_recipe(vector={"files": [str(tmp_path / "old.safetensors")]})
+    code, out, err = run("build", "--recipe", recipe, "-o", tmp_path / "bundle", "--quiet")
+    assert code == 0, err
+    assert "vector without a sketch" in out
