@@ -159,9 +159,7 @@ def print_tables(summary: dict[str, Any], grids: dict[str, str]) -> None:
         print(f"\n### {name}: {grids[name]}\n")
         print(f"{setting['cells']} receivers with their seeds, {setting['images']:,} test images in all; ", end="")
         print(f"the gap between plain PTQ on this grid and the receiver's own QAT is {setting['gap']:.1f} points.\n")
-        print(
-            "| candidate | top-1 % | gain over ptq, points | share of gap | wins | p |\n|:--|--:|--:|--:|--:|--:|"
-        )
+        print("| candidate | top-1 % | gain over ptq, points | share of gap | wins | p |\n|:--|--:|--:|--:|--:|--:|")
         for row in setting["rows"]:
             share = "" if row["share_of_gap"] is None else f"{row['share_of_gap']:.0f} %"
             p = "" if row["p"] is None else f"{row['p']:.2g}"
