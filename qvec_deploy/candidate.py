@@ -146,7 +146,7 @@ def _moments(plan: Plan, sources: Mapping[str, Source]) -> dict[str, Float32]:
         if brought is None:
             raise IncompatibleError(
                 f"{label} brings no second moments",
-                hint="make the vector with `qvec-deploy vector extract --moments-from`, or calibrate on images",
+                hint="train the donor with `moments` in its recipe, or calibrate on images",
             )
         parts.append((brought, share))
     if not parts:

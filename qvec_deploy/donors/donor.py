@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.datasets import Dataset
 from qvec_deploy.donors.config import Progress, TrainConfig
 from qvec_deploy.donors.feed import feed
@@ -44,6 +45,7 @@ class _Job:
     hyper: TrainConfig
     folder: DonorFolder
     watch: OnRun | None
+    offline: bool
 
     @property
     def device(self) -> str:
@@ -89,7 +91,7 @@ def train_donor(
     folder = DonorFolder.open(directory, force=force)
     base = open_base(recipe, offline=offline)
     task = open_task(recipe)
-    job = _Job(recipe, base, task, recipe.hyper(len(task.train)), folder, watch)
+    job = _Job(recipe, base, task, recipe.hyper(len(task.train)), folder, watch, offline)
     require_space(directory, _COPIES * _model_bytes(base, task) - folder.size())
     base_sha256 = fingerprint(base)
     folder.claim(_settings(job, base_sha256), force=force)
@@ -195,6 +197,31 @@ def _write_weights(path: Path, state: State) -> None:
             raise OSError(str(error)) from error
 
 
+def _base(job: _Job) -> tuple[State, str] | None:
+    """The base and the hash of its file, by which a vector names it; None for weights that timm fetched."""
+    checkpoint = job.recipe.base.checkpoint
+    if checkpoint is None:
+        return None
+    source = Checkpoint.open(job.recipe.locate(checkpoint), offline=job.offline)
+    return {name: np.asarray(value) for name, value in job.base.state.items()}, source.fingerprint()
+
+
+def _moments(job: _Job, fp: State) -> dict[str, Float32] | None:
+    """Second moments of the float donor's Linear inputs on evenly spaced training images."""
+    recipe, data = job.recipe, job.task.train
+    count = min(recipe.moments, len(data))
+    if not count:
+        return None
+    from qvec_deploy.quantize.calibrated import collect_moments
+
+    with torch.random.fork_rng(devices=[]):
+        model = create(recipe.base.model, data.classes, recipe.base.model_args)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in fp.items()})
+    rows = np.linspace(0, len(data) - 1, count).round().astype(int)
+    batches = [data.take(rows[at : at + _EVAL_BATCH])[0] for at in range(0, count, _EVAL_BATCH)]
+    return collect_moments(model.eval().to(recipe.train.device), batches, recipe.skip)
+
+
 def _conclude(job: _Job, base_sha256: str, environment: Mapping[str, Any] | None) -> dict[str, Any]:
     """Vector, accuracy and record of two finished runs."""
     from safetensors.numpy import load_file
@@ -213,6 +240,8 @@ def _conclude(job: _Job, base_sha256: str, environment: Mapping[str, Any] | None
         seed=recipe.train.seed,
         head=head_name(recipe.base.model),
         dtype=recipe.vector_dtype,
+        base=_base(job),
+        moments=_moments(job, fp),
     )
     log = folder.read_log()
     last = {run: next(entry for entry in reversed(log) if entry["run"] == run) for run in RUNS}

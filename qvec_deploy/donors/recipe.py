@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from qvec_deploy.donors.config import TrainConfig, TrainOptions
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.recipe.blocks import Block, ModelArg
-from qvec_deploy.recipe.recipe import assign
-from qvec_deploy.store import require_file, storage_errors
+from qvec_deploy.recipe.reading import parse, read_values
 from qvec_deploy.tensors import Scheme
-from qvec_deploy.yamltext import NOT_YAML, Place, parse_yaml
 
 _MAX_BYTES = 1 << 20
 _STEPS = 2000  # about what the paper's donors of one task had
@@ -131,6 +127,12 @@ class DonorRecipe(Block):
     vector_dtype: Literal["float32", "float16"] = Field(
         default="float32", description="Of the vector file; `float16` is half the size."
     )
+    moments: int = Field(
+        default=0,
+        ge=0,
+        description="Training images whose second moments, at every Linear's input, the vector brings: enough for GPTQ "
+        "without any image of the receiver. 0: none.",
+    )
     train: DonorTrain = Field(default=DonorTrain(), description="Both fine-tunes.")
 
     _folder: Path = PrivateAttr(default=Path())
@@ -191,53 +193,7 @@ def load_donor_recipe(path: Path, overrides: Sequence[str] = ()) -> DonorRecipe:
         StorageError: The file is missing or unreadable.
         RecipeError: Not YAML, unknown keys, wrong types, impossible values; with field, line and nearest name.
     """
-    require_file(path, what="donor recipe")
-    with storage_errors(path), path.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise RecipeError(f"{path} is too large", hint="a donor recipe is a short YAML file; is this another file?")
-    try:
-        values, places = parse_yaml(data.decode("utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not UTF-8 text", hint="a donor recipe is a YAML file") from error
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise RecipeError(f"--set {override} has no value", hint="write --set field.name=value")
-        try:
-            assign(values, key, yaml.safe_load(text))
-        except NOT_YAML as error:
-            raise RecipeError(f"--set {override}: the value is not YAML", hint="quote it") from error
-        places[tuple(key.split("."))] = f"--set {override}"
-    try:
-        recipe = DonorRecipe.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise _explain(error, str(path), places) from error
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{path}: a value is not plain YAML: {error}", hint="quote dates and times") from error
+    values, places = read_values(path, overrides, what="donor recipe")
+    recipe = parse(DonorRecipe, values, str(path), places)
     recipe._folder = path.parent
     return recipe
-
-
-def _explain(error: ValidationError, where: str, places: Mapping[Place, str]) -> RecipeError:
-    messages, hints = [], []
-    for problem in error.errors(include_url=False):
-        path = tuple(problem["loc"])
-        known = max((length for length in range(len(path) + 1) if path[:length] in places), default=0)
-        text = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            text = "no such field"
-            near = difflib.get_close_matches(str(path[-1]), _fields(path[:-1]), n=1)
-            hints += [f"did you mean `{near[0]}`?"] if near else []
-        elif problem["type"] == "missing":
-            text = "this field is needed"
-        messages.append(f"{places[path[:known]] if known else where}: {'.'.join(map(str, path)) or 'recipe'}: {text}")
-    return RecipeError("\n".join(messages), hint=" ".join(hints) or "recipes/README.md describes every field")
-
-
-def _fields(path: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the block at `path`."""
-    block: Any = DonorRecipe
-    for part in path:
-        block = block.model_fields[str(part)].annotation
-    return list(block.model_fields)

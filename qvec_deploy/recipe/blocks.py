@@ -79,6 +79,9 @@ class Vector(Block):
     """Where the quantization vector comes from: vector files, or donors' checkpoints."""
 
     files: tuple[str, ...] = Field(default=(), description="Vector files; several are mixed.")
+    folder: str | None = Field(
+        default=None, min_length=1, description="A folder: the same as naming all of its `.safetensors` files."
+    )
     donors: tuple[Donor, ...] = Field(default=(), description="Donors as FP and QAT checkpoints; several are mixed.")
     weights: tuple[float, ...] = Field(
         default=(), description="Mixing weights, one per file or donor; the mean if absent."
@@ -91,7 +94,9 @@ class Vector(Block):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if bool(self.files) == bool(self.donors):
-            raise ValueError("name either `files` or `donors`")
+            raise ValueError("name one of `files`, `folder` and `donors`")
+        if self.folder is not None:
+            raise ValueError("`folder` stands for `files`: name one of the two")
         named = [*self.files, *(f"{donor.qat} - {donor.fp}" for donor in self.donors)]
         if len(set(named)) != len(named):
             raise ValueError("a vector is named twice; name it once and give it a weight")

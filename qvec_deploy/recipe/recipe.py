@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.recipe.blocks import (
@@ -28,7 +27,8 @@ from qvec_deploy.recipe.blocks import (
     Variant,
     Vector,
 )
-from qvec_deploy.yamltext import Place
+from qvec_deploy.recipe.reading import Places, assign, parse
+from qvec_deploy.store import storage_errors
 
 
 def _or_a_word(schema: dict[str, Any]) -> None:
@@ -205,18 +205,7 @@ class Recipe(Block):
         return (*baselines, *variants, own)
 
 
-def assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key, creating blocks on the way; whether the names exist is for validation to say."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner = values.get(parent)
-        if not isinstance(inner, dict):
-            inner = values[parent] = {}
-        values = inner
-    values[last] = value
-
-
-def validate(values: dict[str, Any], folder: Path, where: str, places: Mapping[Place, str]) -> Recipe:
+def validate(values: dict[str, Any], folder: Path, where: str, places: Places) -> Recipe:
     """A recipe from plain values.
 
     Args:
@@ -228,12 +217,7 @@ def validate(values: dict[str, Any], folder: Path, where: str, places: Mapping[P
     Raises:
         RecipeError: With field, line and nearest name.
     """
-    try:
-        recipe = Recipe.model_validate_json(json.dumps(_completed(values)))
-    except (ValidationError, TypeError, ValueError) as error:
-        if not isinstance(error, ValidationError):
-            raise RecipeError(f"{where}: a value is not plain YAML: {error}", hint="quote dates and times") from error
-        raise _explain(error, where, places) from error
+    recipe = parse(Recipe, _completed(values, folder, where), where, places)
     recipe._folder = folder
     for index, variant in enumerate(recipe.variants):  # checked now, not after an hour of building
         at = places.get(("variants", index), where)
@@ -241,50 +225,27 @@ def validate(values: dict[str, Any], folder: Path, where: str, places: Mapping[P
     return recipe
 
 
-def _completed(values: Any) -> Any:
-    """`select: best` spelled out, and one of `lambda` and `select` where neither is given."""
+def _completed(values: Any, folder: Path, where: str) -> Any:
+    """`select: best` and a folder of vectors spelled out, and one of `lambda` and `select` where neither is given."""
     if not isinstance(values, dict):
         return values
+    values = {**values, "vector": _listed(values.get("vector"), folder, where)}
     select = values.get("select")
     if isinstance(select, str):
         return {**values, "select": {"by": select}}
     if values.get("lambda") is None and select is None:
-        selects = values.get("images") is not None and values.get("vector") is not None
+        selects = values.get("images") is not None and values["vector"] is not None
         return {**values, **({"select": {}} if selects else {"lambda": 1.0})}
     return values
 
 
-def _explain(error: ValidationError, where: str, places: Mapping[Place, str]) -> RecipeError:
-    messages, hints = [], []
-    for problem in error.errors(include_url=False):
-        path = tuple(problem["loc"])
-        known = max((length for length in range(len(path) + 1) if path[:length] in places), default=0)
-        at = places[path[:known]] if known else where
-        field = ".".join(str(part) for part in path) or "recipe"
-        text = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            text = "no such field"
-            near = difflib.get_close_matches(str(path[-1]), _fields(path[:-1]), n=1)
-            hints += [f"did you mean `{near[0]}`?"] if near else []
-        elif problem["type"] == "missing":
-            text = "this field is needed"
-        messages.append(f"{at}: {field}: {text}")
-    return RecipeError("\n".join(messages), hint=" ".join(hints) or "recipes/README.md describes every field")
-
-
-def _fields(path: Sequence[str | int]) -> list[str]:
-    """YAML names of the fields of the block at `path`."""
-    block: Any = Recipe
-    for part in path:
-        if isinstance(part, str):
-            names = {info.alias or name: info.annotation for name, info in block.model_fields.items()}
-            block = _block_of(names.get(part))
-        if block is None:
-            return []
-    return [info.alias or name for name, info in block.model_fields.items()]
-
-
-def _block_of(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_block_of, getattr(annotation, "__args__", ()))), None)
+def _listed(vector: Any, folder: Path, where: str) -> Any:
+    """A `vector` block with the files of its folder, so that what was built can be told from the recipe alone."""
+    if not isinstance(vector, dict) or not isinstance(vector.get("folder"), str) or vector.get("files"):
+        return vector
+    place = folder / vector["folder"]
+    with storage_errors(place):
+        names = sorted(path.name for path in place.iterdir() if path.suffix == ".safetensors")
+    if not names:
+        raise RecipeError(f"{where}: vector.folder: {place} holds no vector", hint="vectors are .safetensors files")
+    return {**vector, "folder": None, "files": [f"{vector['folder']}/{name}" for name in names]}

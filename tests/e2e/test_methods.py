@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from older import write_format_1_0
 from safetensors.numpy import load_file, save_file
 
 from qvec_deploy.bundle.bundle import Bundle
@@ -114,14 +115,7 @@ def test_a_receiver_in_other_coordinates_is_refused_by_name(
 
 
 def test_a_vector_without_a_sketch_is_a_doubt(run: Run, pico_recipe: Write, pico_folder: Path, tmp_path: Path) -> None:
-    from safetensors import safe_open
-
-    with safe_open(pico_folder / "vector.safetensors", "np") as file:
-        header = json.loads(file.metadata()["qvec"])
-        rho = {name: file.get_tensor(name) for name in file.keys() if not name.startswith("sketch:")}  # noqa: SIM118
-    kept = ("format", "scheme", "skip", "task", "seed", "norm", "weight_norm", "made_by")
-    old = {name: header[name] for name in kept} | {"version": "1.0.0"}
-    save_file(rho, tmp_path / "old.safetensors", {"qvec": json.dumps(old, sort_keys=True, separators=(",", ":"))})
+    write_format_1_0(pico_folder / "vector.safetensors", tmp_path / "old.safetensors")
     recipe = pico_recipe(vector={"files": [str(tmp_path / "old.safetensors")]})
     code, out, err = run("build", "--recipe", recipe, "-o", tmp_path / "bundle", "--quiet")
     assert code == 0, err

@@ -446,14 +446,14 @@ def test_a_disk_that_refuses_a_vector(shop: Path, small_files: None) -> None:
 # Ctrl-C, and what nobody foresaw
 
 STAGES = [
-    "Workshop.plan",
-    "patch",
-    "Workshop.skeleton",
-    "_write_graph",
-    "_check_engine",
-    "measure_contenders",
-    "write_report",
-    "write_manifest",
+    "build.Workshop.plan",
+    "candidate.patch",
+    "build.Workshop.skeleton",
+    "build._write_graph",
+    "build._check_engine",
+    "build.measure_contenders",
+    "bundle.finish.write_report",
+    "bundle.finish.write_manifest",
 ]
 
 
@@ -463,7 +463,7 @@ def _fail_at(stage: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(f"qvec_deploy.build.{stage}", fail)
+    monkeypatch.setattr(f"qvec_deploy.{stage}", fail)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -492,9 +492,9 @@ def test_ctrl_c_while_weights_are_written(
     shop: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from qvec_deploy import build
+    from qvec_deploy import candidate
 
-    real = build.patch
+    real = candidate.patch
     written = []
 
     def patch(*arguments: Any) -> Iterator[Any]:
@@ -504,13 +504,13 @@ def test_ctrl_c_while_weights_are_written(
                 raise KeyboardInterrupt
             yield item
 
-    monkeypatch.setattr(build, "patch", patch)
+    monkeypatch.setattr(candidate, "patch", patch)
     assert run("build", "--recipe", pico_recipe(), "-o", shop / "pico", "--quiet")[0] == 130
     assert written and WEIGHTS not in written, "half of it was there, under another name"
     assert _tree(shop) == {}
 
 
-@pytest.mark.parametrize("stage", ["Workshop.plan", "_write_graph", "write_manifest"])
+@pytest.mark.parametrize("stage", ["build.Workshop.plan", "build._write_graph", "bundle.finish.write_manifest"])
 def test_a_bug_is_called_a_bug(
     run: Callable[..., tuple[int, str, str]],
     pico_recipe: Callable[..., Path],
@@ -615,7 +615,7 @@ def test_a_bundle_of_a_later_major_version(
 ) -> None:
     _edit(bundle, version="2.0.0", something="new")
     error, hint = refused(4, *command, bundle)
-    assert f"{bundle}/manifest.json" in error and "2.0.0" in error and "1.0.0" in hint
+    assert f"{bundle}/manifest.json" in error and "2.0.0" in error and "1.1.0" in hint
     assert opened == []
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from older import write_format_1_0
 from pico import PICO_ARGS, PICO_MODEL
 from safetensors.numpy import save_file
 
@@ -72,8 +73,9 @@ def test_a_vector_of_unusual_norm_raises_a_doubt(tmp_path: Path, run: Run, pico_
     assert code == 0 and err.startswith(doubt)
 
 
-def test_inspect_an_older_file(run: Run) -> None:
-    code, out, err = run("vector", "inspect", DEMO / "vector_symbols.safetensors")
+def test_inspect_an_older_file(tmp_path: Path, run: Run) -> None:
+    older = write_format_1_0(DEMO / "vector_symbols.safetensors", tmp_path / "older.safetensors")
+    code, out, err = run("vector", "inspect", older)
     assert (code, err) == (0, "") and "coordinates cannot be checked" in out and "1.69%" in out
 
 
@@ -212,10 +214,10 @@ def test_check_refuses_another_base(tmp_path: Path, run: Run, pico_states: dict[
 
 def test_refusals(tmp_path: Path, run: Run, pico_folder: Path, donor: tuple[Any, ...]) -> None:
     receiver, vector = pico_folder / "receiver.safetensors", pico_folder / "vector.safetensors"
-    path = tmp_path / "v.safetensors"
+    path, older = tmp_path / "v.safetensors", write_format_1_0(vector, tmp_path / "older.safetensors")
     for code, words, arguments in [
         (4, "has another blocks.0.attn.proj", ("check", DEMO / "receiver_symbols.safetensors", vector)),
-        (4, "has no sketch", ("check", receiver, DEMO / "vector_symbols.safetensors")),
+        (4, "has no sketch", ("check", receiver, older)),
         (2, "without --model", ("check", receiver, vector, "--model-arg", "depth=2")),
         (2, "is not NAME=VALUE", ("check", receiver, vector, "--model", PICO_MODEL, "--model-arg", "depth")),
         (4, "does not fit the model", ("check", receiver, vector, "--model", PICO_MODEL)),
@@ -228,4 +230,4 @@ def test_refusals(tmp_path: Path, run: Run, pico_folder: Path, donor: tuple[Any,
     ]:
         actual, _, err = run("vector", *arguments)
         assert actual == code and words in err, err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [older]

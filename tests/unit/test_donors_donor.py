@@ -351,3 +351,20 @@ def test_top1_counts_a_last_smaller_batch(recipe: Write, pico_states):
     share = top1(pico_states["receiver"], data, recipe(), grid=False)
     assert round(share * 65, 6) == int(round(share * 65, 6))
     assert 0.0 <= share < 0.5
+
+
+def test_a_vector_brings_moments_where_they_are_asked_for(recipe: Write, tmp_path: Path):
+    plain = train_donor(recipe(), tmp_path / "plain")
+    assert plain["recipe"]["moments"] == 0
+    assert QuantizationVector.open(tmp_path / "plain" / "vector.safetensors").moments() is None
+    made = recipe(moments=20)
+    train_donor(made, tmp_path / "with")
+    vector = QuantizationVector.open(tmp_path / "with" / "vector.safetensors")
+    moments = vector.moments()
+    assert moments is not None
+    model = create(PICO_MODEL, 10, PICO_ARGS)
+    assert set(moments) == set(quantized_linears(model, ("head",)))
+    for matrix in moments.values():
+        assert np.allclose(matrix, matrix.T, atol=1e-5)
+        assert np.linalg.eigvalsh(matrix.astype(np.float64)).min() > -1e-4
+    assert vector.header.base == sha256_file(Path(str(made.base.checkpoint)))

@@ -105,8 +105,8 @@ def test_unknown_fields_name_line_and_nearest(
         (MINIMAL + "variants: [{name: a, set: {measure: {}}}]\n", "`measure` belongs to the whole recipe"),
         (MINIMAL + "variants: [{name: a, set: {target.batch_sizes: [2]}}]\n", "`target.batch_sizes` belongs"),
         (MINIMAL.replace("name: mine", "name: a/b"), "name"),
-        (MINIMAL + "vector: {}\n", "either `files` or `donors`"),
-        (MINIMAL + "vector: {files: [a], donors: [{fp: a, qat: b}]}\n", "either `files` or `donors`"),
+        (MINIMAL + "vector: {}\n", "one of `files`, `folder` and `donors`"),
+        (MINIMAL + "vector: {files: [a], donors: [{fp: a, qat: b}]}\n", "one of `files`, `folder` and `donors`"),
         (MINIMAL + "vector: {files: [a, b], weights: [1.0]}\n", "1 weights for 2 vectors"),
         (MINIMAL + "vector: {files: [a, a]}\n", "named twice"),
         (MINIMAL + "vector: {donors: [{fp: a, qat: b}]}\n", "`scheme` states the grid"),
@@ -288,3 +288,21 @@ def test_calibrated_methods_have_a_grid(pico_recipe: Callable[..., Path]) -> Non
     ).quantize.scheme()
     assert scheme is not None
     assert (scheme.method, scheme.clip) == ("rtn", 0.5)
+
+
+def test_a_folder_of_vectors_is_its_files(pico_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "zoo").mkdir()
+    for name in ("b.safetensors", "a.safetensors", "notes.txt"):
+        (tmp_path / "zoo" / name).touch()
+    recipe = load_recipe(pico_recipe(vector={"folder": "zoo"}))
+    assert recipe.vector is not None
+    assert recipe.vector.files == ("zoo/a.safetensors", "zoo/b.safetensors")
+    assert recipe.vector.folder is None
+
+
+def test_a_folder_without_vectors_is_refused(pico_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "holds no vector" in _refusal(pico_recipe(vector={"folder": "empty"})).message
+    with pytest.raises(StorageError, match="nowhere"):
+        load_recipe(pico_recipe(vector={"folder": "nowhere"}))
+    assert "name one of the two" in _refusal(pico_recipe(vector={"folder": "empty", "files": ["a"]})).message

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from older import write_format_1_0
 from safetensors.numpy import load_file, save_file
 
 from qvec_deploy.checkpoint import Checkpoint
@@ -93,7 +94,8 @@ SIGNS = ["-+-+-++-+-+-+--+", "--+++++---+++--+", "--+---+++-++++++", "-++++++--+
 
 
 def test_files_of_format_1_0_are_read(tmp_path: Path) -> None:
-    vector = QuantizationVector.open(DEMO / "vector_symbols.safetensors")
+    older = write_format_1_0(DEMO / "vector_symbols.safetensors", tmp_path / "older.safetensors")
+    vector = QuantizationVector.open(older)
     assert vector.sketch() is None and vector.moments() is None and vector.header.norms == {}
     assert set(vector.tensors) == set(vector.checkpoint.tensors)
     summary = summarize(vector)

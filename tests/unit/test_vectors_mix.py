@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from older import write_format_1_0
 
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.tensors import Scheme
@@ -69,11 +70,17 @@ def test_weights_and_float16(tmp_path: Path, make: Make) -> None:
     assert vector.header.dtype == "float16"
 
 
-def test_the_demos_five_donors_mix_without_sketches(tmp_path: Path) -> None:
-    vectors = [QuantizationVector.open(path) for path in sorted(DEMO.glob("vector_*.safetensors"))]
-    header = mix_vectors(vectors, tmp_path / "mix.safetensors")
+def test_older_files_mix_without_sketches(tmp_path: Path) -> None:
+    paths = [write_format_1_0(path, tmp_path / path.name) for path in sorted(DEMO.glob("vector_*.safetensors"))]
+    header = mix_vectors([QuantizationVector.open(path) for path in paths], tmp_path / "mix.safetensors")
     assert header.sketch_seed is None and header.norms == {} and len(header.parts) == 6
     assert 0.003 < header.share < 0.05
+
+
+def test_the_demos_vectors_mix(tmp_path: Path) -> None:
+    vectors = [QuantizationVector.open(path) for path in sorted(DEMO.glob("vector_*.safetensors"))]
+    header = mix_vectors(vectors, tmp_path / "mix.safetensors")
+    assert header.sketch_seed is not None and header.norms and len(header.parts) == 6
 
 
 @pytest.mark.parametrize(
