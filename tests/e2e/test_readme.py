@@ -54,7 +54,7 @@ def test_the_test_command_is_the_check() -> None:
 @pytest.fixture
 def own_folder(tmp_path: Path, pico_recipe: Callable[..., Path]) -> Path:
     """A newcomer's folder: the recipes, and after the first command a recipe of their own, filled in."""
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("demo"))
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     return tmp_path
 
 
