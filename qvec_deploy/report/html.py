@@ -18,6 +18,7 @@ from qvec_deploy.report.values import Report
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _template() -> Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["unbroken"] = unbroken
+    environment.filters["breakable"] = breakable
     return environment.from_string(_resource("report.html"))
 
 
@@ -132,6 +134,13 @@ def unbroken(text: str) -> str:
     text = re.sub(r"\[[^\]]*\]", lambda interval: interval.group().replace(" ", "\u00a0"), text)
     text = re.sub(r"(?<=\d) ± (?=\d)|(?<=λ) = (?=\S)", lambda sign: sign.group().replace(" ", "\u00a0"), text)
     return re.sub(r"(?<=\d) (?=(?:%|ms|MB|s|nats|points|times)(?!\w))", "\u00a0", text)
+
+
+def breakable(name: str) -> Markup:
+    """A name that may break after its underscores, in a narrow cell, rather than anywhere."""
+    from markupsafe import Markup, escape
+
+    return Markup("_<wbr>").join(map(escape, name.split("_")))
 
 
 def _resource(name: str) -> str:

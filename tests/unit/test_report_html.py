@@ -148,3 +148,10 @@ def test_a_missed_gate_stands_out(text):
     assert text.count('<strong class="missed">MISSED</strong>') == 1
     assert "gptaq misses 1 of 4 gates: max_top1_drop." in text
     assert "<strong>The patch was no better: lambda 0 is shipped, without a patch.</strong>" in text
+
+
+def test_names_break_after_underscores_and_stay_escaped():
+    from qvec_deploy.report.html import breakable
+
+    assert str(breakable("a_b")) == "a_<wbr>b"
+    assert str(breakable("<i>_x")) == "&lt;i&gt;_<wbr>x"
