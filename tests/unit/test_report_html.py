@@ -10,7 +10,7 @@ from report_example import example_report, selecting_report
 from qvec_deploy.report.html import tiles, to_html, unbroken
 from qvec_deploy.report.summary import rows
 
-VOID = {"meta", "link", "br", "hr", "img", "input"}
+VOID = {"meta", "wbr", "link", "br", "hr", "img", "input"}
 
 
 class Page(HTMLParser):
