@@ -21,7 +21,7 @@ from qvec_deploy.bundle.parity import check_parity, parity_images, reference_log
 from qvec_deploy.bundle.progress import Advance, Progress
 from qvec_deploy.candidate import Weight, calibration_images, make_weights
 from qvec_deploy.checkpoint import Checkpoint
-from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError
+from qvec_deploy.errors import IncompatibleError, QvecError
 from qvec_deploy.measure.latency import garbage_collector_off
 from qvec_deploy.measure.warnings import Finding, MeasurementWarning
 from qvec_deploy.models import head_name
@@ -170,7 +170,8 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Works
         staging_directory(directory, force=force) as staging,
         TemporaryDirectory(prefix=".candidates.", dir=staging) as scratch,
     ):
-        plan = workshop.plans(recipe)[-1]
+        workshop.plans(recipe)
+        plan = workshop.plan(recipe)
         bench = _bench(recipe, plan)
         images = open_images(bench)  # a wrong folder is refused before anything is built
         with workshop.progress.stage("coordinates", recipe.name):
@@ -186,7 +187,8 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Works
         shipped = artifacts[selection.shipped if selection is not None else recipe.name]
         report = None
         if shipped.missing is None:
-            contenders = [_contender(artifact, resolved) for artifact in artifacts.values()]
+            contenders = [_contender(artifact, resolved, shipped) for artifact in artifacts.values()]
+            bench = replace(bench, selected=shipped.plan.recipe.name)
             report = measure_contenders(contenders, bench, images, workshop.progress)
             report = _judged(report, resolved, shipped, selection, artifacts, unknown)
         finish(staging, _finished(resolved, shipped, artifacts, report, selection, workshop))
@@ -203,16 +205,10 @@ def _choose(recipe: Recipe, plan: Plan, workshop: Workshop) -> Choice | None:
 
 
 def _candidates(recipe: Recipe, choice: Choice | None) -> tuple[Recipe, tuple[Recipe, ...]]:
-    """The recipe with its selection made, and everything that is built, its own candidate last."""
+    """The recipe with its selection made, and everything that is built."""
     if choice is None:
         return recipe, recipe.candidates()
-    *others, own = choice.recipe.candidates()
-    named = {candidate.name: candidate for candidate in (*others, *choice.finalists)}
-    named.pop(own.name, None)
-    clash = {variant.name for variant in recipe.variants} & {finalist.name for finalist in choice.finalists}
-    if clash:
-        raise RecipeError(f"variants: `{clash.pop()}` is the name of a finalist of `select`", hint="rename the variant")
-    return choice.recipe, (*named.values(), own)
+    return choice.recipe, choice.recipe.candidates(choice.finalists)
 
 
 def _confirm(
@@ -261,12 +257,10 @@ def _judged(
             detail = f"The best lambda of {curve.method}, {curve.best:g}, is an end of the grid."
             findings.append(Finding(MeasurementWarning.LAMBDA_AT_EDGE, recipe.name, detail))
     candidate = shipped.plan.recipe
-    reason = unverified(recipe, candidate)
+    reason = unverified(recipe, candidate, selection)
     if reason is not None:
         findings.append(Finding(MeasurementWarning.UNVERIFIED, candidate.name, f"{reason.capitalize()}."))
-    chosen = replace(
-        report, selected=candidate.name, selection=selection, warnings=(*report.warnings, *findings), gates=()
-    )
+    chosen = replace(report, selection=selection, warnings=(*report.warnings, *findings))
     return replace(chosen, gates=judge(recipe.gates, chosen))
 
 
@@ -282,7 +276,8 @@ def _finished(
     sources = {recipe.receiver.checkpoint: workshop.receiver(recipe).fingerprint()}
     for source in workshop.sources(recipe).values():
         sources |= source.fingerprints()
-    plain = artifacts.get("ptq") if unverified(recipe, candidate) else None
+    unknown = unverified(recipe, candidate, selection)
+    plain = next((a for a in artifacts.values() if _is_plain(a.plan.recipe, candidate)), None) if unknown else None
     return Finished(recipe, shipped, plain, sources, report, selection, workshop.progress.timings_s)
 
 
@@ -329,11 +324,11 @@ def _check_engine(plan: Plan, directory: Path) -> tuple[str | None, Parity | Non
         return None, check_parity(session, recipe.target.lowering, logits)
 
 
-def _contender(artifact: Artifact, recipe: Recipe) -> Contender:
+def _contender(artifact: Artifact, recipe: Recipe, shipped: Artifact) -> Contender:
     own = artifact.plan.recipe
     return Contender(
         name=own.name,
-        role=_role(own, recipe),
+        role=_role(own, recipe, shipped.plan.recipe),
         recipe=own,
         directory=artifact.directory,
         lowering=own.target.lowering,
@@ -343,12 +338,19 @@ def _contender(artifact: Artifact, recipe: Recipe) -> Contender:
     )
 
 
-def _role(candidate: Recipe, recipe: Recipe) -> Role:
+def _role(candidate: Recipe, recipe: Recipe, shipped: Recipe) -> Role:
+    """`ptq` is the shipped method without a patch: what the patch is worth is its difference to that."""
     if candidate.quantize.bits in FLOAT_BITS:
         return "float"
-    if candidate.name not in ("ptq", recipe.name):
+    if candidate.name in {variant.name for variant in recipe.variants}:
         return "variant"
-    return "patched" if candidate.lam != 0 else "ptq"
+    if _is_plain(candidate, shipped):
+        return "ptq"
+    return "patched" if candidate.name in (shipped.name, recipe.name) else "variant"
+
+
+def _is_plain(candidate: Recipe, shipped: Recipe) -> bool:
+    return candidate.lam == 0 and (candidate.quantize, candidate.target) == (shipped.quantize, shipped.target)
 
 
 def _bench(recipe: Recipe, plan: Plan) -> Bench:

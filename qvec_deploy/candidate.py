@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
@@ -18,6 +19,7 @@ from qvec_deploy.models import Architecture, create
 from qvec_deploy.packed import Entry
 from qvec_deploy.plan import Plan
 from qvec_deploy.recipe import Images, Recipe
+from qvec_deploy.store import sha256_bytes
 from qvec_deploy.tensors import Float32, QuantizedTensor
 from qvec_deploy.vectors.patch import mix, patch
 from qvec_deploy.vectors.sources import Source
@@ -30,8 +32,10 @@ INPUT_SCALE = ".input_scale"
 
 GENERATED = "generated/structured"
 BATCH = 50
+MIN_IMAGES = 8
 
 Weight = QuantizedTensor | Float32
+Rows = NDArray[np.int64]
 OnLayer = Callable[[int, int], None]
 
 
@@ -113,7 +117,7 @@ def _calibrated(
     assert scheme is not None  # noqa: S101 - a calibrated method has a grid
     model = load_model(plan, state)
     if settings.calibration.on == "moments":
-        found = calibrate_from_moments(model, _moments(plan, sources), scheme, settings.skip)
+        found = calibrate_from_moments(model, _moments(sources), scheme, settings.skip)
     else:
         teacher = load_model(plan, {name: receiver.read(name) for name in state}) if plan.recipe.lam != 0 else None
         found = calibrate(model, images, scheme, settings.skip, settings.rounding, teacher=teacher, on_layer=on_layer)
@@ -138,17 +142,17 @@ def load_model(plan: Plan, state: Mapping[str, Float32]) -> nn.Module:
     return model.eval()
 
 
-def _moments(plan: Plan, sources: Mapping[str, Source]) -> dict[str, Float32]:
-    """Second moments of the Linears' inputs, mixed like the vectors that bring them."""
+def _moments(sources: Mapping[str, Source]) -> dict[str, Float32]:
+    """Second moments of the Linears' inputs, the mean over all vectors."""
     parts = []
-    for label, share in plan.sources or tuple((label, 1 / len(sources)) for label in sources):
-        brought = sources[label].moments()
+    for label, source in sources.items():  # not mixed by the vectors' weights: a negative one would be no moment
+        brought = source.moments()
         if brought is None:
             raise IncompatibleError(
                 f"{label} brings no second moments",
                 hint="train the donor with `moments` in its recipe, or calibrate on images",
             )
-        parts.append((brought, share))
+        parts.append((brought, 1 / len(sources)))
     if not parts:
         raise RecipeError("quantize.calibration.on: moments needs a `vector` that brings them", hint="name one")
     return {name: mix([(part[name], share) for part, share in parts]) for name in parts[0][0]}
@@ -190,10 +194,26 @@ def selection_images(
         Batches (B, C, H, W), normalised.
     """
     dataset = open_unlabelled(recipe, architecture)
-    rows = np.arange(int(confirm), len(dataset), 2)
+    rows = unlabelled_rows(dataset, confirm=confirm)
     if count is not None and count < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
     return _batches(dataset, rows)
+
+
+def unlabelled_rows(dataset: Dataset, *, confirm: bool) -> Rows:
+    """Every other image of a dataset, exact copies left out: what confirms must not have chosen.
+
+    Raises:
+        RecipeError: Fewer different images than MIN_IMAGES.
+    """
+    seen: dict[str, int] = {}
+    for row in range(len(dataset)):
+        seen.setdefault(sha256_bytes(dataset.take([row])[0].tobytes()), row)
+    if len(seen) < MIN_IMAGES:
+        raise RecipeError(
+            f"`images`: {dataset.name} has {len(seen)} different images", hint=f"give at least {MIN_IMAGES}, better 400"
+        )
+    return np.array(list(seen.values()), np.int64)[int(confirm) :: 2]
 
 
 def open_unlabelled(recipe: Recipe, architecture: Architecture) -> Dataset:
@@ -204,6 +224,6 @@ def open_unlabelled(recipe: Recipe, architecture: Architecture) -> Dataset:
     return open_dataset(DatasetSpec(images.dataset, images.split, root, images.limit), config)
 
 
-def _batches(dataset: Dataset, rows: np.ndarray | None = None) -> list[Float32]:
+def _batches(dataset: Dataset, rows: Rows | None = None) -> list[Float32]:
     chosen = np.arange(len(dataset)) if rows is None else rows
     return [dataset.take(chosen[start : start + BATCH])[0] for start in range(0, len(chosen), BATCH)]

@@ -234,8 +234,8 @@ def _all(pool: concurrent.futures.Executor, what: str, calls: list[Callable[[], 
     return [future.result() for future in pending]
 
 
-def compute(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train what is missing, then every cell."""
+def compute(options: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
+    """Train what is missing, then every cell; the cells, and the seconds that all of it took when it was done."""
     work, grids = options.work, [SETTINGS[name] for name in options.settings]
     seeds = range(options.seeds)
     spawn = multiprocessing.get_context("spawn")
@@ -243,13 +243,14 @@ def compute(options: argparse.Namespace) -> list[dict[str, Any]]:
         Progress(console=Console(stderr=True), disable=options.quiet) as progress,
         concurrent.futures.ProcessPoolExecutor(options.jobs, mp_context=spawn) as pool,
     ):
-        _all(pool, "base", [partial(train, BASE, work, quiet=True)], progress)
+        seconds = _all(pool, "base", [partial(train, BASE, work, quiet=True)], progress)
         jobs = [Job(task, grid, FINETUNE, seed) for seed in seeds for grid in (None, *grids) for task in TASKS]
-        _all(pool, "fine-tunes", [partial(train, job, work, quiet=True) for job in jobs], progress)
+        seconds += _all(pool, "fine-tunes", [partial(train, job, work, quiet=True) for job in jobs], progress)
         triples = [(grid, seed, task) for seed in seeds for grid in grids for task in TASKS]
         _all(pool, "vectors", [partial(make_vector, work, *triple) for triple in triples], progress)
         cells = [(name, seed, task) for name in options.settings for seed in seeds for task in TASKS]
-        return _all(pool, "receivers", [partial(run_cell, work, *cell) for cell in cells], progress)
+        done = _all(pool, "receivers", [partial(run_cell, work, *cell) for cell in cells], progress)
+        return done, sum(seconds) + sum(cell["seconds"] for cell in done)
 
 
 def main() -> int:
@@ -265,9 +266,12 @@ def main() -> int:
     options = parser.parse_args()
     (options.work / "cells").mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    summary = summarize(compute(options))
+    cells, seconds = compute(options)
+    summary = summarize(cells)
     print_tables(summary, {name: str(SETTINGS[name]) for name in options.settings})
-    print(f"\n{time.monotonic() - started:.0f} s, what was there already not counted")
+    print(
+        f"\n{time.monotonic() - started:.0f} s now; {seconds / 60:.0f} minutes of one thread in all, when it was done"
+    )
     if options.json:
         write_bytes(options.json, json.dumps(summary, indent=1).encode() + b"\n")
     missing = unmet(summary)

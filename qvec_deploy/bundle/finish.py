@@ -25,6 +25,7 @@ from qvec_deploy.bundle.manifest import (
     write_manifest,
 )
 from qvec_deploy.bundle.parity import PARITY_FILE
+from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import GateError, IncompatibleError
 from qvec_deploy.lower.inmemory import runtime_bits_per_weight
 from qvec_deploy.measure.environment import capture_environment
@@ -126,7 +127,7 @@ def finish(staging: Path, done: Finished) -> None:
         method=candidate.quantize.method,
         selection=done.selection,
         gates=tuple(Gate(**asdict(gate)) for gate in done.report.gates) if done.report is not None else (),
-        unverified=unverified(done.recipe, candidate),
+        unverified=unverified(done.recipe, candidate, done.selection),
         versions=capture_environment(candidate.target.threads or available_threads()).packages,
         timings_s={name: round(seconds, 3) for name, seconds in done.timings_s.items()},
         files=hash_files(staging, names),
@@ -158,9 +159,10 @@ def model_of(plan: Plan) -> Model:
     )
 
 
-def unverified(recipe: Recipe, shipped: Recipe) -> str | None:
+def unverified(recipe: Recipe, shipped: Recipe, selection: Selection | None) -> str | None:
     """Why nobody knows whether the patch helps this receiver; None where there is no patch, or images have shown it."""
-    if shipped.lam == 0 or recipe.images is not None or recipe.evaluate is not None:
+    confirmed = selection is not None and not selection.images.startswith(GENERATED)
+    if shipped.lam == 0 or recipe.evaluate is not None or confirmed:
         return None
     return "the patch was tried on no image of the receiver's task"
 
@@ -192,8 +194,7 @@ def require_gates(bundle: Bundle) -> None:
             f"{bundle.directory} misses {len(missed)} of {len(bundle.manifest.gates)} gates: {lines}",
             hint="do not release it; the report shows every candidate. Change the recipe or its gates",
         )
-    gates = bundle.recipe.gates
-    if gates != type(gates)() and not bundle.manifest.gates:
+    if bundle.recipe.gates.asked and not bundle.manifest.gates:
         raise GateError(
             f"{bundle.directory}: its gates were not judged, for its engine could not be measured where it was built",
             hint="build it where the engine runs",

@@ -93,6 +93,8 @@ class Vector(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.weights and abs(sum(self.weights) - 1) > 1e-6:
+            raise ValueError("weights must add up to 1: a sum of vectors that is not divided collapses the model")
         if bool(self.files) == bool(self.donors):
             raise ValueError("name one of `files`, `folder` and `donors`")
         if self.folder is not None:
@@ -274,6 +276,12 @@ class Gates(Block):
     min_speedup: float | None = Field(
         default=None, gt=0, description="Against the float engine at the first batch size; the interval's lower end."
     )
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is asked for; a level alone is nothing."""
+        limits = (self.max_top1_drop, self.max_stored_bits, self.min_speedup)
+        return bool(self.beats) or any(limit is not None for limit in limits)
 
 
 class Measure(Block):

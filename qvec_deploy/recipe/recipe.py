@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,6 +17,7 @@ from qvec_deploy.recipe.blocks import (
     METHODS,
     SELECTIONS,
     Block,
+    Calibration,
     Evaluate,
     Gates,
     Images,
@@ -69,17 +71,19 @@ class Recipe(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.lam != 0 and self.vector is None:
-            what = "a lambda other than 0" if self.select is None else "`select`"
+        if self.lam != 0 and self.vector is None and (self.select is None or self.select.by != "best"):
+            what = "a lambda other than 0" if self.select is None else "a selected lambda"
             raise ValueError(f"{what} needs a `vector`; write `lambda: 0` for plain PTQ")
         if (self.quantize.bits in FLOAT_BITS) != (self.target.lowering == "float"):
             raise ValueError("lowering `float` goes with bits 16 or 32, and only with them")
         names = [variant.name for variant in self.variants]
-        if len({self.name, "float", "ptq", *names}) != len({self.name, "float", "ptq"}) + len(names):
-            raise ValueError("names of variants must differ from each other, from the recipe's, from `float` and `ptq`")
+        taken = {self.name, "float", "ptq", *self._finalist_names()}
+        if len(taken | set(names)) != len(taken) + len(names):
+            raise ValueError(f"names of variants must differ from each other and from {', '.join(sorted(taken))}")
         if self.quantize.calibrated and self.quantize.calibration.on == "images" and self.images is None:
             raise ValueError("quantize.calibration.on: images needs the block `images`")
         self._check_select()
+        self._check_judges()
         self._check_gates()
         return self
 
@@ -92,16 +96,21 @@ class Recipe(Block):
             raise ValueError("`select` chooses a patch for a quantized engine; the float engine has none")
         if self.vector is not None and self.vector.weights and self.select.donors != "given":
             raise ValueError(f"select.donors: {self.select.donors} finds the weights itself; leave out vector.weights")
-        if self.select.by == "labelled":
-            if self.images is None:
-                raise ValueError("select: labelled needs the block `images`, with labels")
-            judge = self.evaluate
-            if judge is not None and (judge.dataset, judge.root, judge.split) == (
-                self.images.dataset,
-                self.images.root,
-                self.images.split,
-            ):
-                raise ValueError("`images` are those of `evaluate`: images that choose must not be those that judge")
+        if self.select.by == "labelled" and self.images is None:
+            raise ValueError("select: labelled needs the block `images`, with labels")
+        if self.quantize.calibration.on == "moments" and set(self.methods()) & {"awq", "gptaq"}:
+            raise ValueError("moments are enough for method `gptq` only: leave awq and gptaq out of select.methods")
+
+    def _check_judges(self) -> None:
+        """Images that choose or calibrate must not be those that judge."""
+        if self.evaluate is None:
+            return
+        judge, looked_at = self.evaluate, self.quantize.calibration
+        users: list[tuple[str, Images | Calibration | None]] = [("images", self.images)]
+        users += [("quantize.calibration", looked_at)] if looked_at.dataset is not None else []
+        for name, block in users:
+            if block is not None and _same_images(block, judge):
+                raise ValueError(f"`{name}` are the images of `evaluate`: what chooses must not be what judges")
 
     def _check_gates(self) -> None:
         labelled = self.gates.beats or self.gates.max_top1_drop is not None
@@ -137,6 +146,9 @@ class Recipe(Block):
             RecipeError: An unknown field or an impossible value.
         """
         values = self.as_dict() | {"variants": [], "gates": {}, "name": name}
+        named = {"vector.files", "vector.folder", "vector.donors"} & set(overrides)
+        if named and values["vector"] is not None:
+            values["vector"]["weights"] = []  # they were those of other vectors
         if overrides.get("lambda") is not None:
             values["select"] = None
         for key, value in overrides.items():
@@ -186,23 +198,66 @@ class Recipe(Block):
             "quantize.calibration": self.quantize.calibration.model_dump() if keeps else {},
         }
 
-    def candidates(self) -> tuple[Recipe, ...]:
-        """The recipe's baselines, its variants and itself, in the order of the table: a baseline is a recipe."""
-        own = self.with_overrides({}, name=self.name)
-        variants = [self.with_overrides(variant.set, name=variant.name) for variant in self.variants]
-        if self.quantize.bits in FLOAT_BITS:
-            return (*variants, own)
-        if self.name in ("float", "ptq"):
-            raise RecipeError(f"name: `{self.name}` is the name of a baseline", hint="choose another name")
+    def methods(self) -> list[str]:
+        """The methods that compete, the recipe's own first."""
+        own: list[str] = [self.quantize.method]
+        if self.select is None or self.select.by != "best":
+            return own
+        return list(dict.fromkeys([*own, *(self.select.methods or ("gptaq",))]))
+
+    def _finalist_names(self) -> list[str]:
+        if self.select is None or self.select.by != "best":
+            return []
+        return [name for method in self.methods() for name in (method, f"{method}_patched")]
+
+    def finalists(self, lambdas: Mapping[str, float | None], *, best: bool) -> tuple[Recipe, ...]:
+        """What a selection decides between: every method at lambda 0 and, after it, with the patch.
+
+        Args:
+            lambdas: Method to the lambda selected for it; None where it is still to be. 0 adds no candidate.
+            best: Whether methods compete, and candidates bear their names.
+        """
+        found = []
+        for method, lam in lambdas.items():
+            changes = self.with_method(method)
+            plain, patched = (method, f"{method}_patched") if best else ("ptq" if lam != 0 else self.name, self.name)
+            found.append(self.at_lambda_0(changes, name=plain))
+            same_grid = found[-1].quantize.scheme() == self.quantize.scheme()
+            if lam != 0 and same_grid:  # a vector helps on its own grid only
+                found.append(self.with_overrides({**changes, "lambda": lam}, name=patched))
+        return tuple(found)
+
+    def baselines(self, taken: Sequence[str]) -> tuple[Recipe, ...]:
+        """The float engine, and the methods that a gate wants beaten; `taken` names need no baseline."""
         bits = 32 if self.target.runtime == "onnxruntime" else 16
         to_float = {"quantize": {"bits": bits, "skip": list(self.quantize.skip)}, "target.lowering": "float"}
-        baselines = [self.at_lambda_0(to_float, name="float")]
-        if self.lam != 0:
-            baselines.append(self.at_lambda_0(name="ptq"))
-        taken = {recipe.name for recipe in (*baselines, *variants, own)}
         rivals = [name for name in dict.fromkeys(self.gates.beats) if name in METHODS and name not in taken]
-        baselines += [self.at_lambda_0(self.with_method(name), name=name) for name in rivals]
-        return (*baselines, *variants, own)
+        others = [self.at_lambda_0(self.with_method(name), name=name) for name in rivals]
+        return (self.at_lambda_0(to_float, name="float"), *others)
+
+    def candidates(self, finalists: Sequence[Recipe] = ()) -> tuple[Recipe, ...]:
+        """The recipe's baselines, its variants and itself, in the order of the table: a baseline is a recipe.
+
+        Args:
+            finalists: What a selection decides between, in place of lambda 0 and the recipe itself.
+        """
+        variants = [self.with_overrides(variant.set, name=variant.name) for variant in self.variants]
+        if self.quantize.bits in FLOAT_BITS:
+            return (*variants, self.with_overrides({}, name=self.name))
+        if self.name in ("float", "ptq"):
+            raise RecipeError(f"name: `{self.name}` is the name of a baseline", hint="choose another name")
+        if not finalists:
+            wanted = dict.fromkeys(self.methods(), 0.0 if self.vector is None else self.lam)
+            finalists = self.finalists(wanted, best=self.select is not None and self.select.by == "best")
+        *plain, own = finalists
+        taken = [recipe.name for recipe in (*variants, *finalists)]
+        float_engine, *rivals = self.baselines(taken)
+        return (float_engine, *plain, *rivals, *variants, own)
+
+
+def _same_images(block: Images | Calibration, judge: Evaluate) -> bool:
+    roots = [None if root is None else os.path.normpath(root) for root in (block.root, judge.root)]
+    return (block.dataset, block.split) == (judge.dataset, judge.split) and roots[0] == roots[1]
 
 
 def validate(values: dict[str, Any], folder: Path, where: str, places: Places) -> Recipe:

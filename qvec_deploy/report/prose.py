@@ -159,7 +159,8 @@ def _selection_method(report: Report) -> str:
     return (
         f"{score}; a mean over images, in the tables with its standard error. PyTorch selected, with the weights that "
         "engines get; the finalists, lambda 0 of every method among them, were then scored on other images, and the "
-        "least score is shipped. Of equal scores the finalist that stands first wins."
+        "least score is shipped; a patch must be better than its own method at lambda 0 by more than one standard "
+        "error of their difference, image by image."
     )
 
 

@@ -94,7 +94,7 @@ def remarks(report: Report) -> tuple[str, ...]:
     found = []
     if _lam(report, selection.shipped) == 0:
         patched = any(_lam(report, entry.name) != 0 for entry in selection.confirmed)
-        no_better = "The patch was no better" if patched else "No lambda was better than 0"
+        no_better = "The patch was not clearly better" if patched else "No lambda was better than 0"
         found.append(f"{no_better}: lambda 0 is shipped, without a patch.")
     if selection.images.startswith(GENERATED):
         found.append("It was selected and confirmed on generated images only, on none of the receiver's task.")
@@ -125,12 +125,14 @@ def finalists(report: Report) -> Listing | None:
     for entry in selection.confirmed:
         score, error = _texts(selection, entry)
         method = report[entry.name].method
-        rows.append((entry.name, method, formatting.short(_lam(report, entry.name)), score, error))
+        rows.append(
+            (entry.name, method, formatting.short(_lam(report, entry.name)), score, error, _gain(selection, entry))
+        )
     return Listing(
         f"Finalists, on {selection.confirming:,} images that chose nothing",
-        ("Finalist", "Method", "λ", f"{what.capitalize()}, {unit}", "Standard error"),
+        ("Finalist", "Method", "λ", f"{what.capitalize()}, {unit}", "Standard error", "Better than its λ = 0 by"),
         tuple(rows),
-        "llrrr",
+        "llrrrr",
         selection.shipped,
     )
 
@@ -191,6 +193,13 @@ def _rival(report: Report, selection: Selection, shipped: Confirmed) -> Confirme
 def _texts(selection: Selection, entry: Confirmed) -> tuple[str, str]:
     scale = factor(selection)
     return formatting.with_error(scale * entry.score, scale * entry.error)
+
+
+def _gain(selection: Selection, entry: Confirmed) -> str:
+    if entry.gain is None or entry.gain_error is None:
+        return formatting.NONE
+    scale = factor(selection)
+    return " ± ".join(formatting.with_error(scale * entry.gain, scale * entry.gain_error))
 
 
 def _plus_minus(selection: Selection, entry: Confirmed) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qvec_deploy.candidate import GENERATED, calibration_images, open_unlabelled, selection_images
+from qvec_deploy.candidate import GENERATED, calibration_images, open_unlabelled, selection_images, unlabelled_rows
 from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.plan import Plan
@@ -22,12 +22,13 @@ from qvec_deploy.select.mixing import descend, ridge_weights
 from qvec_deploy.select.score import Float64, divergences, wrong
 from qvec_deploy.select.search import search
 from qvec_deploy.select.student import Student
-from qvec_deploy.select.values import Confirmed, Curve, DonorScore, Selection
+from qvec_deploy.select.values import Confirmed, DonorScore, Selection
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.sources import Source
 
 Advance = Callable[[int, int], None]
 Score = Callable[[Float32], Float64]
+SMALL = 0.05
 Outputs = Callable[[Sequence[Float32]], Float32]
 """Batches of images to logits (images, classes)."""
 
@@ -70,7 +71,8 @@ def choose(
     if select is None:
         raise RecipeError(f"{recipe.name} selects nothing", hint="add `select` to the recipe")
     images = selection_images(recipe, plan.architecture)
-    methods = _methods(recipe, select)
+    methods = recipe.methods()
+    lambdas = select.lambdas if sources else (0.0,)
 
     def student(method: str) -> Student:
         settings = recipe.with_overrides(recipe.with_method(method), name=recipe.name)
@@ -83,16 +85,16 @@ def choose(
     # Weights come from rounding to nearest on the grid, whatever the method: its outputs move with the vector alone.
     grid = recipe.quantize.scheme()
     nearest = own if grid is None or not recipe.quantize.calibrated else student(grid.method)
-    donors = _mix(nearest, target, score, select)
+    donors, scale = _mix(nearest, target, score, select)
     weights = tuple(donor.weight for donor in donors) or None
     curves = []
     for index, method in enumerate(methods):
         trial = own if index == 0 else student(method)
         same_grid = trial.plan.recipe.quantize.scheme() == grid  # a vector helps on its own grid only
         score_at = partial(_mean_score, score, trial, weights)
-        curves.append(search(score_at, select.lambdas if same_grid else (0.0,), method))
+        curves.append(search(score_at, (*lambdas, scale) if same_grid else (0.0,), method))
         advance(index + 1, len(methods))
-    resolved = recipe.resolved(curves[0].best, weights)
+    resolved = recipe.resolved(curves[0].best, weights if select.donors != "given" else None)
     selection = Selection(
         by=select.by,
         images=recipe.images.dataset if recipe.images is not None else GENERATED,
@@ -105,7 +107,8 @@ def choose(
         confirmed=(),
         shipped="",
     )
-    return Choice(resolved, _finalists(resolved, curves), selection)
+    finalists = resolved.finalists({curve.method: curve.best for curve in curves}, best=select.by == "best")
+    return Choice(resolved, finalists, selection)
 
 
 def confirm(
@@ -124,15 +127,28 @@ def confirm(
     images = selection_images(recipe, plan.architecture, confirm=True)
     labels = _labels(recipe, plan, confirm=True) if choice.selection.by == "labelled" else None
     target = None if labels is not None else float_outputs(images)
-    confirmed = []
+    confirmed: list[Confirmed] = []
+    plain: dict[str, Float64] = {}
     for finalist in choice.finalists:
         logits = outputs[finalist.name](images)
         scores = wrong(labels, logits) if labels is not None else divergences(target, logits)  # type: ignore[arg-type]
-        error = float(scores.std(ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else 0.0
-        confirmed.append(Confirmed(finalist.name, float(scores.mean()), error))
-    shipped = min(confirmed, key=lambda entry: entry.score).name
+        entry = Confirmed(finalist.name, *_mean(scores))
+        if finalist.lam == 0:
+            plain[finalist.quantize.method] = scores
+        else:
+            gain, error = _mean(plain[finalist.quantize.method] - scores)
+            entry = replace(entry, gain=gain, gain_error=error)
+        confirmed.append(entry)
+    # The images are the same for all: a patch has to be better than lambda 0 by more than chance moves the difference.
+    fit = [entry for entry in confirmed if entry.gain is None or entry.gain > (entry.gain_error or 0.0)]
+    shipped = min(fit, key=lambda entry: entry.score).name
     count = sum(len(batch) for batch in images)
     return replace(choice.selection, confirming=count, on=on, confirmed=tuple(confirmed), shipped=shipped)
+
+
+def _mean(values: Float64) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def _mean_score(score: Score, student: Student, weights: Sequence[float] | None, lam: float) -> float:
@@ -144,13 +160,6 @@ def _on_grid(plan: Plan, recipe: Recipe) -> Plan:
     scheme = recipe.quantize.scheme()
     tensors = tuple(replace(t, scheme=scheme if t.scheme is not None else None) for t in plan.tensors)
     return replace(plan, recipe=recipe, tensors=tensors)
-
-
-def _methods(recipe: Recipe, select: Select) -> list[str]:
-    own = recipe.quantize.method
-    if select.by != "best":
-        return [own]
-    return list(dict.fromkeys([own, *(select.methods or ("gptaq",))]))
 
 
 def _score(recipe: Recipe, plan: Plan, select: Select, target: Float32) -> Score:
@@ -167,14 +176,17 @@ def _labels(recipe: Recipe, plan: Plan, *, confirm: bool) -> Any:
             f"{dataset.name} has {dataset.classes} classes and the model's head {plan.architecture.classes}",
             hint="select: labelled needs the head's own labels; select: label_free needs none",
         )
-    return dataset.take(np.arange(int(confirm), len(dataset), 2))[1]
+    return dataset.take(unlabelled_rows(dataset, confirm=confirm))[1]
 
 
-def _mix(student: Student, target: Float32, score: Score, select: Select) -> tuple[DonorScore, ...]:
-    """Every donor alone at lambda 1, and the weights that the recipe asks for; nothing to do for a single donor."""
+def _mix(student: Student, target: Float32, score: Score, select: Select) -> tuple[tuple[DonorScore, ...], float]:
+    """Every donor alone at lambda 1, with its share of the mix; and the lambda that goes with the shares.
+
+    Shares add up to 1. What the solve gave them in all is a lambda like any other, and is tried as one.
+    """
     labels, shares = [label for label, _ in student.plan.sources], [share for _, share in student.plan.sources]
     if len(labels) < 2:
-        return ()
+        return (), 1.0
     alone = [student.logits(1.0, unit) for unit in np.eye(len(labels)).tolist()]
     scores = [float(score(logits).mean()) for logits in alone]
     weights: Sequence[float] = shares
@@ -184,17 +196,8 @@ def _mix(student: Student, target: Float32, score: Score, select: Select) -> tup
         weights = ridge_weights(target, student.logits(0.0), alone)
         if select.donors == "descent":
             weights = descend(student, target, weights)
-    return tuple(map(DonorScore, labels, scores, weights))
-
-
-def _finalists(resolved: Recipe, curves: Sequence[Curve]) -> tuple[Recipe, ...]:
-    """Lambda 0 before the patch of every method: the patch has to be better."""
-    finalists = []
-    for index, curve in enumerate(curves):
-        changes = resolved.with_method(curve.method)
-        plain, patched = ("ptq", resolved.name) if index == 0 else (curve.method, f"{curve.method}_patched")
-        name = plain if index or curve.best != 0 else resolved.name
-        finalists.append(resolved.at_lambda_0(changes, name=name))
-        if curve.best != 0:
-            finalists.append(resolved.with_overrides({**changes, "lambda": curve.best}, name=patched))
-    return tuple(finalists)
+    total = sum(weights)
+    if total < SMALL:  # donors that undo one another: the solve found nothing to add
+        weights, total = shares, 1.0
+    shares = [weight / total for weight in weights]
+    return tuple(map(DonorScore, labels, scores, shares)), total

@@ -58,11 +58,15 @@ class Confirmed:
         name: The candidate.
         score: As in `Point`.
         error: Standard error of `score`.
+        gain: How much better it is than its own method at lambda 0, image by image; None for lambda 0 itself.
+        gain_error: Standard error of `gain`.
     """
 
     name: str
     score: float
     error: float
+    gain: float | None = None
+    gain_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class Selection:
         mixing: How the weights came about: `given`, `one`, `ridge` or `descent`.
         curves: One per method.
         confirmed: The finalists, lambda 0 among them.
-        shipped: The finalist of the least confirmed score.
+        shipped: The finalist of the least confirmed score, among those at lambda 0 and the patches whose gain is more
+            than one standard error.
     """
 
     by: str

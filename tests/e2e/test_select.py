@@ -88,12 +88,68 @@ def test_gates_name_methods_that_become_candidates(built: Callable[..., tuple[in
     assert [gate.name for gate in Bundle.open(path).manifest.gates] == ["beats lambda0", "beats mse"]
 
 
-def test_a_variant_may_not_take_the_name_of_a_finalist(built: Callable[..., tuple[int, Path, str]]) -> None:
-    variants = [{"name": "mse", "set": {"target.lowering": "int8"}}]
+def test_best_builds_every_method_under_its_own_name(built: Callable[..., tuple[int, Path, str]]) -> None:
+    """Whatever the recipe is called; and what is shipped is compared with its own method at lambda 0."""
     select = {"by": "best", "methods": ["rtn", "mse"], "lambdas": [0.0, 1.0]}
-    code, path, log = built(**{"lambda": None}, select=select, images=IMAGES, variants=variants)
-    assert code == 2
-    assert "`mse` is the name of a finalist" in log
+    code, path, log = built(**{"lambda": None}, select=select, images=IMAGES, evaluate=DIGITS, name="mse")
+    assert code == 0, log
+    bundle = Bundle.open(path)
+    selection = bundle.manifest.selection
+    assert selection is not None
+    names = [entry.name for entry in selection.confirmed]
+    assert len(set(names)) == len(names)
+    assert {"rtn", "mse"} <= set(names) <= {"rtn", "rtn_patched", "mse", "mse_patched"}
+    report = json.loads((path / "report.json").read_bytes())
+    roles = {entry["name"]: entry["role"] for entry in report["candidates"]}
+    assert bundle.manifest.method in selection.shipped
+    assert roles[selection.shipped.removesuffix("_patched")] == "ptq"
+
+
+def test_best_without_a_vector_chooses_a_method(built: Callable[..., tuple[int, Path, str]]) -> None:
+    select = {"by": "best", "methods": ["rtn", "mse"]}
+    code, path, log = built(**{"lambda": None}, select=select, vector=None, images=IMAGES)
+    assert code == 0, log
+    assert Bundle.open(path).manifest.lam == 0
+    assert Bundle.open(path).manifest.unverified is None
+
+
+def test_generated_images_verify_nothing(built: Callable[..., tuple[int, Path, str]]) -> None:
+    images = {"dataset": "generated/structured", "limit": 40}
+    code, path, log = built(**SELECT, images=images)
+    assert code == 0, log
+    manifest = Bundle.open(path).manifest
+    assert (manifest.unverified is None) == (manifest.lam == 0)
+
+
+def test_images_that_nobody_looked_at_verify_nothing(built: Callable[..., tuple[int, Path, str]]) -> None:
+    _, path, _ = built(images=IMAGES)
+    assert Bundle.open(path).manifest.unverified is not None
+
+
+def test_lambda_0_beside_an_unverified_patch_is_of_the_same_method(
+    built: Callable[..., tuple[int, Path, str]], run: Run, pico_recipe: Write, tmp_path: Path
+) -> None:
+    settings = {"quantize__method": "gptaq", "quantize__grid": "rtn"}
+    _, path, _ = built(**settings)
+    assert (
+        run("build", "--recipe", pico_recipe(**settings, vector=None, **{"lambda": 0.0}), "-o", tmp_path / "plain")[0]
+        == 0
+    )
+    name = "weights.qvec.safetensors"
+    assert (path / "lambda0" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_too_few_images_are_refused_before_anything_is_built(
+    built: Callable[..., tuple[int, Path, str]], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "few" / "a").mkdir(parents=True)
+    for number in range(12):  # all the same
+        Image.new("RGB", (32, 32)).save(tmp_path / "few" / "a" / f"{number}.png")
+    code, path, log = built(**SELECT, images={"dataset": "folder", "root": str(tmp_path / "few")})
+    assert code == 2, log
+    assert "has 1 different images" in log
     assert not path.exists()
 
 

@@ -89,7 +89,7 @@ SELECTION = Selection(
     ),
     confirmed=(
         Confirmed("ptq", 1.1874, 0.0712),
-        Confirmed("mean", 0.2533, 0.0309),
+        Confirmed("mean", 0.2533, 0.0309, 0.9341, 0.0655),
         Confirmed("gptaq", 0.0603, 0.0101),
         Confirmed("ptq_mse", 0.5402, 0.0417),
     ),

@@ -209,6 +209,7 @@ def test_a_baselines_name_is_taken(pico_recipe: Callable[..., Path]) -> None:
         recipe.candidates()
 
 
+VAL = {"dataset": "folder", "split": "val"}
 SELECTING = {"lambda": None, "images": {"dataset": "tiny/realdigits", "split": "val"}}
 
 
@@ -231,17 +232,38 @@ def test_a_resolved_recipe_has_numbers(pico_recipe: Callable[..., Path]) -> None
     recipe = load_recipe(pico_recipe(**SELECTING))
     with pytest.raises(RecipeError, match="lambda is not selected yet"):
         _ = recipe.patch_scale
-    resolved = recipe.resolved(0.5, (0.7,))
+    resolved = recipe.resolved(0.5, (1.0,))
     assert (resolved.patch_scale, resolved.select) == (0.5, None)
     assert resolved.vector is not None
-    assert resolved.vector.weights == (0.7,)
+    assert resolved.vector.weights == (1.0,)
 
 
 @pytest.mark.parametrize(
     ("overrides", "fragment"),
     [
         ({"select": "label_free"}, "give `lambda` or `select`, not both"),
-        ({"lambda": None, "select": "best", "vector": None}, "`select` needs a `vector`"),
+        ({"lambda": None, "select": "label_free", "vector": None}, "a selected lambda needs a `vector`"),
+        ({"vector__weights": [2.0]}, "weights must add up to 1"),
+        (
+            {"images": {"dataset": "folder", "root": "x/", "split": "val"}, "evaluate": {**VAL, "root": "./x"}},
+            "`images` are the images of `evaluate`",
+        ),
+        (
+            {
+                "quantize__method": "gptaq",
+                "quantize__calibration": {"on": "dataset", "dataset": "folder", "root": "x", "split": "val"},
+                "evaluate": {**VAL, "root": "x"},
+            },
+            "`quantize.calibration` are the images of `evaluate`",
+        ),
+        (
+            {**SELECTING, "select": "best", "variants": [{"name": "gptaq", "set": {"lambda": 0.0}}]},
+            "names of variants must differ",
+        ),
+        (
+            {**SELECTING, "select": "best", "quantize__method": "gptq", "quantize__calibration": {"on": "moments"}},
+            "moments are enough for method `gptq` only",
+        ),
         ({"lambda": None, "select": "labelled"}, "needs the block `images`, with labels"),
         ({**SELECTING, "select": {"methods": ["mse"]}}, "`methods` is for `by: best`"),
         ({**SELECTING, "select": {"by": "best", "methods": ["mse", "mse"]}}, "a method is named twice"),
@@ -253,7 +275,7 @@ def test_a_resolved_recipe_has_numbers(pico_recipe: Callable[..., Path]) -> None
                 "images": {"dataset": "tiny/realdigits", "split": "test"},
                 "evaluate": {"dataset": "tiny/realdigits"},
             },
-            "images that choose must not be those that judge",
+            "`images` are the images of `evaluate`",
         ),
         ({"gates": {"beats": ["lambda0"]}}, "add the block `evaluate`"),
         ({"gates": {"beats": ["ptk"]}, "evaluate": {"dataset": "tiny/realdigits"}}, "`ptk` is none of"),
@@ -306,3 +328,28 @@ def test_a_folder_without_vectors_is_refused(pico_recipe: Callable[..., Path], t
     with pytest.raises(StorageError, match="nowhere"):
         load_recipe(pico_recipe(vector={"folder": "nowhere"}))
     assert "name one of the two" in _refusal(pico_recipe(vector={"folder": "empty", "files": ["a"]})).message
+
+
+def test_best_is_planned_under_the_names_of_its_methods(pico_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(pico_recipe(**SELECTING, select="best", name="gptaq"))
+    names = [candidate.name for candidate in recipe.candidates()]
+    assert names == ["float", "rtn", "rtn_patched", "gptaq", "gptaq_patched"]
+    assert [c.quantize.method for c in recipe.candidates()[1:]] == ["rtn", "rtn", "gptaq", "gptaq"]
+
+
+def test_best_needs_no_vector(pico_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(pico_recipe(**{"lambda": None}, select="best", vector=None))
+    assert [candidate.name for candidate in recipe.candidates()] == ["float", "rtn", "gptaq"]
+
+
+def test_a_variant_with_other_vectors_has_weights_of_its_own(pico_recipe: Callable[..., Path]) -> None:
+    variants = [{"name": "one", "set": {"vector.files": ["a"]}}]
+    recipe = load_recipe(pico_recipe(vector={"files": ["a", "b"], "weights": [0.3, 0.7]}, variants=variants))
+    one = recipe.candidates()[-2]
+    assert one.vector is not None
+    assert one.vector.mixing() == (1.0,)
+
+
+def test_a_level_alone_is_no_gate(pico_recipe: Callable[..., Path]) -> None:
+    assert not load_recipe(pico_recipe(gates={"level": 0.01})).gates.asked
+    assert load_recipe(pico_recipe(gates={"min_speedup": 1.0})).gates.asked

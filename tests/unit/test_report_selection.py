@@ -55,7 +55,9 @@ def test_what_pytorch_confirmed_is_said_to_be():
 
 
 def test_a_patch_that_was_no_better_is_said_to_be():
-    assert verdict.remarks(selecting_report()) == ("The patch was no better: lambda 0 is shipped, without a patch.",)
+    assert verdict.remarks(selecting_report()) == (
+        "The patch was not clearly better: lambda 0 is shipped, without a patch.",
+    )
 
 
 def test_no_lambda_better_than_0_is_another_finding():
@@ -88,10 +90,10 @@ def test_the_finalists_and_donors_as_tables():
     assert listing.title == "Finalists, on 200 images that chose nothing"
     assert listing.shipped == "gptaq"
     assert listing.rows == (
-        ("ptq", "rtn", "0", "1.187", "0.071"),
-        ("mean", "rtn", "1", "0.253", "0.031"),
-        ("gptaq", "gptaq", "0", "0.060", "0.010"),
-        ("ptq_mse", "mse", "0", "0.540", "0.042"),
+        ("ptq", "rtn", "0", "1.187", "0.071", "–"),
+        ("mean", "rtn", "1", "0.253", "0.031", "0.934 ± 0.066"),
+        ("gptaq", "gptaq", "0", "0.060", "0.010", "–"),
+        ("ptq_mse", "mse", "0", "0.540", "0.042", "–"),
     )
     donors = verdict.donors(selecting_report())
     assert donors.title == "Donors, mixed by ridge regression of the logits"
@@ -126,7 +128,7 @@ def test_the_console_says_how_it_was_selected_and_which_gates_are_missed():
     start = next(index for index, line in enumerate(lines) if line.startswith("selected: "))
     assert lines[start].startswith("selected: gptaq (λ = 0), label-free over 3 methods, on 200 images of eurosat")
     assert lines[start + 1 :] == [
-        "note: The patch was no better: lambda 0 is shipped, without a patch.",
+        "note: The patch was not clearly better: lambda 0 is shipped, without a patch.",
         "gate beats lambda0: passed; wanted more right answers than lambda0 at level 0.05, "
         "found lambda0 itself is shipped",
         "gate beats ptq: passed; wanted more right answers than ptq at level 0.05, "

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qvec_deploy.build import Workshop
-from qvec_deploy.candidate import selection_images
+from qvec_deploy.candidate import selection_images, unlabelled_rows
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.plan import Plan
 from qvec_deploy.recipe import Recipe, load_recipe
@@ -34,6 +34,21 @@ def proposed(pico_recipe: Write) -> Callable[..., tuple[Choice, Plan]]:
         return choose(recipe, plan, shop.receiver(recipe), shop.sources(recipe)), plan
 
     return propose
+
+
+def test_copies_of_an_image_are_on_one_side_only() -> None:
+    class Copies:
+        name, split, classes = "copies", "val", 0
+
+        def __len__(self) -> int:
+            return 40
+
+        def take(self, rows: Any) -> Any:
+            return np.asarray(rows, np.float32)[:, None] // 2, np.zeros(len(rows), np.int64)
+
+    select, other = (unlabelled_rows(Copies(), confirm=half) for half in (False, True))
+    assert len(select) == len(other) == 10
+    assert not set(select // 2) & set(other // 2)
 
 
 def test_selecting_and_confirming_images_differ(pico_recipe: Write) -> None:
@@ -106,6 +121,37 @@ def test_equal_scores_ship_lambda_0(proposed: Callable[..., tuple[Choice, Plan]]
     target = np.random.default_rng(0).standard_normal((20, 10)).astype(np.float32)
     done = confirm(choice, {f.name: lambda batches: target for f in choice.finalists}, lambda b: target, plan, on="x")
     assert next(finalist for finalist in choice.finalists if finalist.name == done.shipped).lam == 0
+
+
+def test_a_patch_within_chance_of_lambda_0_is_not_shipped(proposed: Callable[..., tuple[Choice, Plan]]) -> None:
+    """It is better on average, by less than one standard error of the difference."""
+    choice, plan = proposed()
+    target = np.random.default_rng(0).standard_normal((20, 10)).astype(np.float32)
+    noise = np.random.default_rng(1).standard_normal((20, 10)).astype(np.float32)
+    shift = np.zeros((20, 1), np.float32)
+    shift[0], shift[1] = 1.0, -0.5
+    outputs = {"ptq": lambda batches: target + noise, "pico": lambda batches: target + noise * (1 - 0.5 * shift)}
+    done = confirm(choice, outputs, lambda batches: target, plan, on="engine")
+    patched = next(entry for entry in done.confirmed if entry.name == "pico")
+    assert patched.gain is not None
+    assert 0 < patched.gain < (patched.gain_error or 0.0)
+    assert done.shipped == "ptq"
+
+
+def test_the_shares_of_a_mix_add_up_to_1(pico_recipe: Write, tmp_path: Path, pico_folder: Path) -> None:
+    second = tmp_path / "second.safetensors"
+    second.write_bytes((pico_folder / "vector.safetensors").read_bytes())
+    files = [str(pico_folder / "vector.safetensors"), str(second)]
+    recipe = load_recipe(
+        pico_recipe(
+            vector={"files": files}, images=IMAGES, select={"donors": "ridge", "lambdas": [0, 1]}, **{"lambda": None}
+        )
+    )
+    shop = Workshop()
+    choice = choose(recipe, shop.plan(recipe), shop.receiver(recipe), shop.sources(recipe))
+    assert choice.recipe.vector is not None
+    assert sum(choice.recipe.vector.mixing()) == pytest.approx(1.0)
+    assert sum(donor.weight for donor in choice.selection.donors) == pytest.approx(1.0)
 
 
 def test_best_tries_every_method_with_and_without_the_patch(proposed: Callable[..., tuple[Choice, Plan]]) -> None:
