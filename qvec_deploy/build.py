@@ -67,6 +67,15 @@ class Workshop:
         """The opened vectors by label."""
         return open_sources(recipe, head_name(recipe.receiver.model), offline=self.offline)
 
+    def control(self, recipe: Recipe) -> str | None:
+        """What stands in for the vector in a patch, as the recipe or the vector's file says; None for a real one."""
+        if recipe.vector is None or recipe.lam == 0:
+            return None
+        if recipe.vector.control is not None:
+            return f"{recipe.vector.control.kind}, seed {recipe.vector.control.seed}"
+        found = dict.fromkeys(filter(None, (source.control() for source in self.sources(recipe).values())))
+        return "; ".join(found) or None
+
     def plan(self, recipe: Recipe) -> Plan:
         """Everything that headers decide."""
         return make_plan(recipe, self.receiver(recipe), self.sources(recipe))
@@ -150,7 +159,8 @@ def _build(recipe: Recipe, directory: Path, workshop: Workshop) -> Artifact:
         _write_graph(skeleton, directory)
     with workshop.progress.stage("check", recipe.name):
         missing, parity = _check_engine(plan, directory)
-    return Artifact(plan, directory, missing, parity, weights.errors, weights.notes)
+    control = workshop.control(recipe)
+    return Artifact(plan, directory, missing, parity, weights.errors, weights.notes, control)
 
 
 def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Workshop | None = None) -> Bundle:
@@ -335,6 +345,7 @@ def _contender(artifact: Artifact, recipe: Recipe, shipped: Artifact) -> Contend
         threads=own.target.threads or available_threads(),
         sources=artifact.plan.sources,
         layer_errors=artifact.layer_errors,
+        control=artifact.control,
     )
 
 

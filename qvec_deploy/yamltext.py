@@ -1,7 +1,8 @@
-"""YAML text to plain values, with the place of every key for error messages."""
+"""YAML text to plain values, with the place of every key for error messages, and back."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -10,6 +11,21 @@ from qvec_deploy.errors import RecipeError
 
 Place = tuple[str | int, ...]
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # PyYAML leaks the last two: `2024-99-99`, 1000 brackets
+
+# PyYAML wants a point and a sign in `1.0e-4`; YAML 1.2 (10.3.2) does not, nor does anybody who types a learning rate.
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the floats of YAML 1.2."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper; it quotes text that `_Loader` would take for a float."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[Place, str]]:
@@ -23,13 +39,13 @@ def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[Place, str]]
         RecipeError: Not YAML, no mapping, aliases (a few bytes of them grow without bound), or a key given twice.
     """
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
             raise RecipeError(f"{where} uses YAML aliases", hint="write the values out")
-        node = yaml.compose(text, yaml.SafeLoader)
+        node = yaml.compose(text, _Loader)
         places: dict[Place, str] = {}
         if node is not None:
             _collect_places(node, (), places, where)
-        values = yaml.safe_load(text)
+        values = parse_yaml_value(text)
     except NOT_YAML as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -38,6 +54,21 @@ def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[Place, str]]
     if not isinstance(values, dict):
         raise RecipeError(f"{where} is not a recipe", hint="start from one in recipes/")
     return values, places
+
+
+def parse_yaml_value(text: str) -> Any:
+    """One YAML document of any kind to plain values; None for empty text.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: It is none (`NOT_YAML`).
+    """
+    return yaml.load(text, _Loader)  # noqa: S506 - it is a safe loader
+
+
+def dump_yaml(values: Any) -> str:
+    """Plain values as YAML that `parse_yaml` reads back as they were, keys in their order."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _collect_places(node: yaml.Node, path: Place, places: dict[Place, str], where: str) -> None:

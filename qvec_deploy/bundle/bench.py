@@ -13,6 +13,7 @@ import numpy as np
 from qvec_deploy.bundle.manifest import Model
 from qvec_deploy.bundle.parity import check_parity, parity_images, read_reference
 from qvec_deploy.bundle.progress import Progress
+from qvec_deploy.candidate import INPUT_SCALE
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, batches, open_dataset
 from qvec_deploy.lower.inmemory import runtime_bits_per_weight
 from qvec_deploy.measure.accuracy import Accuracy, compare, measure_accuracy
@@ -31,6 +32,7 @@ from qvec_deploy.recipe import Evaluate, Measure, Recipe
 from qvec_deploy.report.values import Candidate, Donor, LayerError, Patch, Report, Role, Top1
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, Session, find_target
 from qvec_deploy.tensors import Float32
+from qvec_deploy.vectors.labels import short_names
 
 _CACHE_BYTES = 1 << 30  # decoded images up to this size are kept for all engines
 
@@ -48,6 +50,7 @@ class Contender:
         threads: Threads of its session.
         sources: Vectors in its patch and their mixing weights.
         layer_errors: Relative quantization error by layer.
+        control: What stands in for the vector in its patch, in words; None for a real one.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Contender:
     threads: int
     sources: tuple[tuple[str, float], ...]
     layer_errors: Mapping[str, float]
+    control: str | None = None
 
 
 @dataclass(frozen=True)
@@ -240,11 +244,9 @@ def _candidate(
     recipe = contender.recipe
     patch = None
     if recipe.lam != 0:
-        control = recipe.vector.control if recipe.vector is not None else None
-        donors = tuple(
-            Donor(Path(label).stem if " - " not in label else label, weight) for label, weight in contender.sources
-        )
-        patch = Patch(recipe.patch_scale, donors, f"{control.kind}, seed {control.seed}" if control else None)
+        names = short_names([label for label, _ in contender.sources])
+        donors = tuple(Donor(name, share) for name, (_, share) in zip(names, contender.sources, strict=True))
+        patch = Patch(recipe.patch_scale, donors, contender.control)
     candidate = Candidate(
         name=contender.name,
         role=contender.role,
@@ -268,10 +270,12 @@ def _candidate(
 
 
 def stored_bits_per_weight(weights: PackedFile) -> float:
-    """Bits a quantized weight takes in the file, its share of the scales included; 32 where nothing is quantized."""
+    """Bits a quantized weight takes in the file, scales and AWQ's factors included; 32 where nothing is quantized."""
     bits = count = 0
-    for info in weights.tensors.values():
+    for name, info in weights.tensors.items():
         if info.scheme is not None and info.scale is not None:
             bits += 8 * (info.data.size + info.scale.size)
             count += info.shape[0] * info.shape[1]
+        elif name.endswith(INPUT_SCALE):
+            bits += 8 * info.data.size
     return bits / count if count else 32.0

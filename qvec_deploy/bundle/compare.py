@@ -89,6 +89,7 @@ def _contenders(bundle: Bundle, lowerings: Sequence[str], threads: int | None) -
             threads=bundle.threads(threads),
             sources=tuple((vector.name, vector.weight) for vector in manifest.vectors),
             layer_errors={layer.name: layer.error for layer in manifest.layers},
+            control=manifest.control,
         )
         for lowering in wanted
     ]

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from qvec_deploy.bundle.bench import stored_bits_per_weight
 from qvec_deploy.bundle.bundle import RECIPE_FILE, Bundle, available_threads
 from qvec_deploy.bundle.manifest import (
@@ -35,6 +33,7 @@ from qvec_deploy.recipe import Recipe
 from qvec_deploy.report.write import write_report
 from qvec_deploy.store import sha256_file, storage_errors, write_bytes
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.yamltext import dump_yaml
 
 if TYPE_CHECKING:
     from qvec_deploy.report.values import Report
@@ -54,6 +53,7 @@ class Artifact:
         parity: Agreement with PyTorch; None where the engine could not be opened.
         layer_errors: Relative L2 quantization error by layer.
         notes: What the method could not do.
+        control: What stands in for the vector, in words; None for a real one, or without a patch.
     """
 
     plan: Plan
@@ -62,6 +62,7 @@ class Artifact:
     parity: Parity | None
     layer_errors: Mapping[str, float]
     notes: tuple[str, ...]
+    control: str | None
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,11 @@ def finish(staging: Path, done: Finished) -> None:
     if done.plain is not None:
         names += [f"{LAMBDA0}/{name}" for name in _keep(done.plain, staging / LAMBDA0)]
     recipe = done.recipe.shipping(candidate)
-    write_bytes(staging / RECIPE_FILE, yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True).encode())
+    write_bytes(staging / RECIPE_FILE, dump_yaml(recipe.as_dict()).encode())
     names.append(RECIPE_FILE)
     if done.report is not None:
         names += [path.name for path in write_report(done.report, staging)]
     weights = PackedFile.open(staging / WEIGHTS_FILE)
-    control = candidate.vector.control if candidate.vector is not None else None
     manifest = Manifest(
         name=done.recipe.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -118,7 +118,7 @@ def finish(staging: Path, done: Finished) -> None:
         ),
         lam=candidate.patch_scale,
         vectors=tuple(Vector(name=name, weight=weight) for name, weight in own.plan.sources),
-        control=f"{control.kind}, seed {control.seed}" if control else None,
+        control=own.control,
         stored_bytes=sum((staging / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
         stored_bits_per_weight=stored_bits_per_weight(weights),
         runtime_bits_per_weight=runtime_bits_per_weight(weights, candidate.target.lowering),

@@ -88,11 +88,12 @@ def _print_analysis(analysis: Analysis) -> None:
     from rich.text import Text
 
     from qvec_deploy.analyze.response import GRID
+    from qvec_deploy.vectors.labels import short_names
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 120))
-    names = _names(analysis)
+    names = short_names([donor.vector for donor in analysis.donors])
     predictions, curves = Table(box=None, pad_edge=False), Table(box=None, pad_edge=False)
     for table in (predictions, curves):
         table.add_column("Vector", no_wrap=True)
@@ -141,12 +142,6 @@ def _prediction_rows(donor: DonorAnalysis, *, merged: bool) -> list[tuple[str, .
     measured = "-" if hat is None else _share(response.share(hat))
     rows.append((f"gradient: {gradient.sign}", _number(hat), "", measured, "", *("",) * len(once)))
     return rows
-
-
-def _names(analysis: Analysis) -> list[str]:
-    """The files' names, or their paths where two names are the same."""
-    names = [Path(donor.vector).stem for donor in analysis.donors]
-    return names if len(set(names)) == len(names) else [donor.vector for donor in analysis.donors]
 
 
 def _setting(analysis: Analysis) -> str:

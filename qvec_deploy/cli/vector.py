@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qvec_deploy.cli.options import echo_json, json_option, offline_option
-from qvec_deploy.errors import IncompatibleError, RecipeError
+from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
+from qvec_deploy.store import storage_errors
 
 if TYPE_CHECKING:
     from qvec_deploy.checkpoint import Checkpoint
@@ -24,7 +26,11 @@ output_option = click.option(
 dtype_option = click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), default="float32", help="How rho is stored."
 )
+force_option = click.option("--force", is_flag=True, help="Replace the file if it exists.")
 model_option = click.option("--model", help="timm's name of the model.")
+model_arg_option = click.option(
+    "--model-arg", "arguments", multiple=True, metavar="NAME=VALUE", help="As in receiver.model_args."
+)
 
 
 @click.group()
@@ -46,10 +52,12 @@ def vector() -> None:
 @click.option("--task", required=True, help="Name of the donor's task.")
 @click.option("--seed", type=int, default=0, help="Seed of both fine-tunes.")
 @model_option
+@model_arg_option
 @click.option("--base", metavar="CHECKPOINT", help="The pretrained checkpoint both started from.")
 @click.option("--moments-from", "moments", metavar="FILE", help="Second moments of the Linears' inputs, to ship along.")
 @dtype_option
 @output_option
+@force_option
 @offline_option
 @json_option
 def extract(
@@ -64,20 +72,25 @@ def extract(
     task: str,
     seed: int,
     model: str | None,
+    arguments: tuple[str, ...],
     base: str | None,
     moments: str | None,
     dtype: str,
     output: Path,
+    force: bool,
     offline: bool,
     as_json: bool,
 ) -> None:
     """Make a vector of a donor's float and QAT checkpoints."""
     from qvec_deploy.checkpoint import Checkpoint
-    from qvec_deploy.models import head_name
+    from qvec_deploy.models import describe
     from qvec_deploy.tensors import Scheme
     from qvec_deploy.vectors.extract import extract_vector
 
-    head = head_name(model) if model is not None else "head"
+    _require_output(output, (fp, qat, base, moments), force=force)
+    named = _model_args(model, arguments)
+    architecture = describe(model, 1, named) if model is not None else None
+    head = architecture.head if architecture is not None else "head"
     scheme = Scheme(bits, granularity, group_size, clip, method)
     opened = Checkpoint.open(base, offline=offline) if base is not None else None
     header = extract_vector(
@@ -88,7 +101,7 @@ def extract(
         skip=skip or (head.split(".")[0],),
         task=task,
         seed=seed,
-        head=head,
+        architecture=architecture,
         dtype=dtype,
         base=(_state(opened), opened.fingerprint()) if opened is not None else None,
         moments=_state(Checkpoint.open(moments, offline=offline)) if moments is not None else None,
@@ -118,15 +131,23 @@ def inspect(file: str, offline: bool, as_json: bool) -> None:
 @click.option("--weight", "weights", type=float, multiple=True, help="One for each vector; equal by default.")
 @dtype_option
 @output_option
+@force_option
 @offline_option
 @json_option
 def mix(
-    files: tuple[str, ...], weights: tuple[float, ...], dtype: str, output: Path, offline: bool, as_json: bool
+    files: tuple[str, ...],
+    weights: tuple[float, ...],
+    dtype: str,
+    output: Path,
+    force: bool,
+    offline: bool,
+    as_json: bool,
 ) -> None:
     """Write the mean of several vectors, weighted if asked."""
     from qvec_deploy.vectors.file import QuantizationVector
     from qvec_deploy.vectors.mixing import mix_vectors
 
+    _require_output(output, files, force=force)
     vectors = [QuantizationVector.open(file, offline=offline) for file in files]
     _show_written(output, mix_vectors(vectors, output, weights=weights or None, dtype=dtype), as_json)
 
@@ -138,16 +159,26 @@ def mix(
 @click.option("--fp", metavar="CHECKPOINT", help="The donor's float fine-tune, for `task`.")
 @click.option("--base", metavar="CHECKPOINT", help="The pretrained checkpoint it started from, for `task`.")
 @output_option
+@force_option
 @offline_option
 @json_option
 def control(
-    file: str, kind: str, seed: int, fp: str | None, base: str | None, output: Path, offline: bool, as_json: bool
+    file: str,
+    kind: str,
+    seed: int,
+    fp: str | None,
+    base: str | None,
+    output: Path,
+    force: bool,
+    offline: bool,
+    as_json: bool,
 ) -> None:
     """Write a control with the vector's norms: noise, shuffled rows, or the donor's task vector."""
     from qvec_deploy.checkpoint import Checkpoint
     from qvec_deploy.vectors.controls import write_control
     from qvec_deploy.vectors.file import QuantizationVector
 
+    _require_output(output, (file, fp, base), force=force)
     if (fp is None) != (base is None):
         raise RecipeError("a task vector is the difference of two checkpoints", hint="give both --fp and --base")
     donor = None
@@ -161,9 +192,10 @@ def control(
 @click.argument("receiver")
 @click.argument("file", metavar="VECTOR")
 @model_option
-@click.option("--model-arg", "arguments", multiple=True, metavar="NAME=VALUE", help="As in receiver.model_args.")
+@model_arg_option
 @click.option("--base", metavar="CHECKPOINT", help="The pretrained checkpoint that the vector must name as its base.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the receiver in the donor's coordinates.")
+@force_option
 @offline_option
 @json_option
 def check(
@@ -173,6 +205,7 @@ def check(
     arguments: tuple[str, ...],
     base: str | None,
     output: Path | None,
+    force: bool,
     offline: bool,
     as_json: bool,
 ) -> None:
@@ -182,6 +215,8 @@ def check(
     from qvec_deploy.vectors.file import QuantizationVector
     from qvec_deploy.vectors.undo import write_corrected
 
+    if output is not None:
+        _require_output(output, (receiver, file, base), force=force)
     opened, donor = Checkpoint.open(receiver, offline=offline), QuantizationVector.open(file, offline=offline)
     if base is not None:
         _require_base(donor, Checkpoint.open(base, offline=offline))
@@ -195,9 +230,9 @@ def check(
         sketch_like(sketch, opened.read), sketch, _geometry(model, arguments), donor.header.scheme
     )
     if as_json:
-        echo_json(_check_document(found, model))
+        echo_json(_check_document(found, model, donor.control()))
     else:
-        _print_check(found, model)
+        _print_check(found, model, donor.control())
     require_undone(found.findings)
     if output is not None:
         write_corrected(opened, found.changes, output)
@@ -214,14 +249,35 @@ def _state(checkpoint: Checkpoint) -> dict[str, Float32]:
     return {name: checkpoint.read(name) for name, info in checkpoint.tensors.items() if info.dtype in floats}
 
 
+def _require_output(path: Path, inputs: Iterable[str | None], *, force: bool) -> None:
+    """Refuse to write over what is read, over what exists, or where there is no folder, before anything is read."""
+    with storage_errors(path):
+        if not path.parent.exists():
+            raise StorageError(f"{path.parent} does not exist", hint="make the folder, or choose another place")
+        if not path.parent.is_dir():
+            raise StorageError(f"{path.parent} is not a directory", hint="choose another place")
+        if not path.exists():
+            return
+        if path.is_dir():
+            raise StorageError(f"{path} is a directory", hint="name the file to write, such as vector.safetensors")
+        for source in inputs:
+            if source is not None and Path(source).exists() and path.samefile(source):
+                raise RecipeError(f"the output {path} is also an input", hint="choose another name for the output")
+        if not force:
+            raise StorageError(f"{path} exists", hint="pass --force to replace it, or choose another name")
+
+
+def _model_args(model: str | None, arguments: tuple[str, ...]) -> dict[str, Any]:
+    if arguments and model is None:
+        raise RecipeError("--model-arg without --model", hint="name the model as well")
+    return dict(_argument(text) for text in arguments)
+
+
 def _geometry(model: str | None, arguments: tuple[str, ...]) -> Geometry:
     from qvec_deploy.vectors.geometry import Geometry, find_geometry
 
-    if model is None:
-        if arguments:
-            raise RecipeError("--model-arg without --model", hint="name the model as well")
-        return Geometry()
-    return find_geometry(model, dict(_argument(text) for text in arguments))
+    named = _model_args(model, arguments)
+    return find_geometry(model, named) if model is not None else Geometry()
 
 
 def _argument(text: str) -> tuple[str, Any]:
@@ -279,7 +335,7 @@ def _print_summary(summary: dict[str, Any], scheme: str) -> None:
         "task": summary["task"],
         "seeds": ", ".join(map(str, summary["seeds"])),
         "base": summary["base"] or "not given",
-        "control": summary["control"],
+        "control": summary["control"] and _control(summary["control"]),
         "stored": ", ".join(summary["dtypes"]),
         "sketch": "yes" if summary["sketch"] else "none: coordinates cannot be checked",
         "moments": "yes" if summary["moments"] else None,
@@ -291,8 +347,13 @@ def _print_summary(summary: dict[str, Any], scheme: str) -> None:
         click.echo(f"warning: {summary['warning']}", err=True)
 
 
-def _check_document(found: Coordinates, model: str | None) -> dict[str, Any]:
+def _control(what: str) -> str:
+    return f"no real vector but a control: {what}"
+
+
+def _check_document(found: Coordinates, model: str | None, control: str | None) -> dict[str, Any]:
     return {
+        "control": control,
         "same_coordinates": not found.findings,
         "symmetries_examined": model is not None,
         "distance": found.distance,
@@ -301,7 +362,9 @@ def _check_document(found: Coordinates, model: str | None) -> dict[str, Any]:
     }
 
 
-def _print_check(found: Coordinates, model: str | None) -> None:
+def _print_check(found: Coordinates, model: str | None, control: str | None) -> None:
+    if control is not None:
+        click.echo(_control(control))
     for finding in found.findings:
         what = "can be undone" if finding.undone else "cannot be undone"
         click.echo(f"{finding.where}: {finding.symmetry} ({finding.units}), {what}")

@@ -22,7 +22,7 @@ from qvec_deploy.donors.sources import Task, fingerprint, open_base, open_task
 from qvec_deploy.donors.state import LOG, RUNS, VECTOR, DonorFolder, Entry, require_space
 from qvec_deploy.donors.train import Training
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.models import create, head_name
+from qvec_deploy.models import create, describe, head_name
 from qvec_deploy.quantize.modelopt import insert_fake_quantizers
 from qvec_deploy.store import atomic_path, sha256_file
 from qvec_deploy.tensors import Float32, Scheme
@@ -92,7 +92,7 @@ def train_donor(
     base = open_base(recipe, offline=offline)
     task = open_task(recipe)
     job = _Job(recipe, base, task, recipe.hyper(len(task.train)), folder, watch, offline)
-    require_space(directory, _COPIES * _model_bytes(base, task) - folder.size())
+    require_space(directory, _COPIES * _model_bytes(recipe, base, task) - folder.size())
     base_sha256 = fingerprint(base)
     folder.claim(_settings(job, base_sha256), force=force)
     for run in RUNS:
@@ -126,10 +126,13 @@ def top1(state: State, data: Dataset, recipe: DonorRecipe, *, grid: bool) -> flo
     return right / len(data)
 
 
-def _model_bytes(base: Base, task: Task) -> int:
-    """Size of the float32 weights; refuses a base of another model before anything is written."""
-    model = start(base, task.train.classes, scheme=None, skip=(), seed=0)
-    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+def _model_bytes(recipe: DonorRecipe, base: Base, task: Task) -> int:
+    """Size of the float32 weights; refuses another model's base or skip list before anything is written."""
+    from qvec_deploy.vectors.extract import require_skip
+
+    state = start(base, task.train.classes, scheme=None, skip=(), seed=0).state_dict()
+    require_skip(state, recipe.skip, head_name(recipe.base.model))
+    return sum(value.numel() * value.element_size() for value in state.values())
 
 
 def _settings(job: _Job, base_sha256: str) -> dict[str, Any]:
@@ -238,7 +241,7 @@ def _conclude(job: _Job, base_sha256: str, environment: Mapping[str, Any] | None
         skip=recipe.skip,
         task=task.name,
         seed=recipe.train.seed,
-        head=head_name(recipe.base.model),
+        architecture=describe(recipe.base.model, task.train.classes, recipe.base.model_args),
         dtype=recipe.vector_dtype,
         base=_base(job),
         moments=_moments(job, fp),

@@ -77,7 +77,8 @@ def open_task(recipe: DonorRecipe) -> Task:
     """Open the images, preprocessed as the model wants them.
 
     Raises:
-        RecipeError: An unknown dataset, splits of different classes, or augmentation of a bundled task.
+        RecipeError: An unknown dataset, one without labels, splits of different classes, or
+            augmentation of a bundled task.
         StorageError: The folder is missing, lacks the training split, or holds no images.
         IncompatibleError: A package that the dataset needs is not installed.
     """
@@ -89,6 +90,11 @@ def open_task(recipe: DonorRecipe) -> Task:
         return DatasetSpec(task.dataset, split, root, limit)
 
     train = open_dataset(spec(task.train, task.limit), config)
+    if train.classes < 2:
+        raise RecipeError(
+            f"{train.name} has {'one class' if train.classes else 'no classes'} to train on",
+            hint="a donor learns a task: name labelled images of two classes or more in task.dataset",
+        )
     images, labels = train.take(range(min(16, len(train))))
     seen = {
         "images": len(train),

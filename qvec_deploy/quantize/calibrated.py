@@ -170,9 +170,13 @@ def _awq(model: nn.Module, images: Sequence[Float32], scheme: Scheme, skip: tupl
     from qvec_deploy.quantize.calibrators import awq
     from qvec_deploy.quantize.folding import fold_into_norms
 
-    codes, factors = awq(model, images, scheme, skip)
+    codes, factors, worse = awq(model, images, scheme, skip)
     floats, left = fold_into_norms(model, factors, images[0][:2])
-    return Calibrated(_by_tensor(codes), floats, left)
+    note = (
+        f"awq makes {len(worse)} of {len(codes)} Linears worse on the images than rounding to nearest: "
+        "those are rounded to nearest"
+    )
+    return Calibrated(_by_tensor(codes), floats, left, (note,) if worse else ())
 
 
 def _with_notes(
@@ -188,7 +192,8 @@ def _with_notes(
 
     reached = accumulate_moments(model, [images[0][:1]], names)
     codes = {f"{name}.weight": result.codes.get(f"{name}.weight") or _nearest(model, name, scheme) for name in names}
-    notes = [f"{name} is never called with the images: rounded to nearest" for name in names if name not in reached]
+    notes = list(result.notes)
+    notes += [f"{name} is never called with the images: rounded to nearest" for name in names if name not in reached]
     if not result.input_scales and not result.floats and _all_nearest(model, codes, scheme):
         notes.append(f"{rounding} changes nothing on this grid ({scheme}): the codes are those of rounding to nearest")
     return Calibrated(codes, result.floats, result.input_scales, tuple(notes))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qvec_deploy.models import quantized_linears
-from qvec_deploy.quantize.inputs import linear_at, on_device_of, weight_at
+from qvec_deploy.quantize.inputs import accumulate_moments, linear_at, on_device_of, weight_at
 from qvec_deploy.quantize.modelopt import BACKEND, insert_fake_quantizers, quantize, refresh_clip
 from qvec_deploy.quantize.solver import feed_back, inverse_factor
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
@@ -57,11 +57,14 @@ def gptq(
 
 def awq(
     model: nn.Module, images: Sequence[Float32], scheme: Scheme, skip: tuple[str, ...]
-) -> tuple[dict[str, QuantizedTensor], dict[str, Float32]]:
+) -> tuple[dict[str, QuantizedTensor], dict[str, Float32], list[str]]:
     """AWQ by ModelOpt (`awq_lite`): input columns that matter are made larger before rounding to nearest.
 
     With method `mse` the column factors are searched at the clip ratios of the plain weights, and the clip is searched
     again for the scaled weights: searching both at once took twice the time and was no better.
+
+    ModelOpt's grid of factors lacks "none at all", and its search rounds at other clip ratios than those that are used.
+    So a Linear whose outputs on the images come out worse than with rounding to nearest is rounded to nearest.
 
     Args:
         model: In evaluation mode; not changed.
@@ -70,17 +73,42 @@ def awq(
         skip: Child names whose Linears stay float.
 
     Returns:
-        Codes of the scaled weights by name of the Linear; and the factor (in,) of its input, where it is not 1.
+        Codes of the scaled weights by name of the Linear; the factor (in,) of its input, where it is not 1; and the
+        Linears that are rounded to nearest because AWQ makes them worse.
     """
+    names = quantized_linears(model, skip)
     scaled = _calibrated(model, {"method": "awq_lite"}, images, scheme, skip)
-    codes, factors = {}, {}
-    for name in quantized_linears(model, skip):
+    moments = accumulate_moments(model, images, names)
+    codes: dict[str, QuantizedTensor] = {}
+    factors: dict[str, Float32] = {}
+    worse: list[str] = []
+    for name in names:
         codes[name] = quantize(weight_at(scaled, name), scheme)
         input_quantizer: Any = linear_at(scaled, name).input_quantizer
         factor: Float32 = input_quantizer.pre_quant_scale.detach().float().cpu().numpy().reshape(-1)
-        if (factor != 1).any():
+        if not (factor != 1).any():
+            continue
+        weight, moment = weight_at(model, name), moments[name]
+        plain = quantize(weight, scheme)
+        error = output_error(weight, codes[name].dequantize() * factor, moment)
+        if error > output_error(weight, plain.dequantize(), moment):
+            codes[name] = plain
+            worse.append(name)
+        else:
             factors[name] = factor
-    return codes, factors
+    return codes, factors, worse
+
+
+def output_error(weight: Float32, rounded: Float32, moment: Tensor) -> float:
+    """Mean squared error of a Linear's outputs, summed over them: tr(E H E') of E = rounded - weight.
+
+    Args:
+        weight: (out, in).
+        rounded: (out, in), what takes its place.
+        moment: H (in, in) float64, mean of x x' over its inputs x.
+    """
+    error = torch.from_numpy(rounded - weight).to(moment.device).double()
+    return float(((error @ moment) * error).sum())
 
 
 def _calibrated(

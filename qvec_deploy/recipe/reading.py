@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.store import require_file, storage_errors
-from qvec_deploy.yamltext import NOT_YAML, Place, parse_yaml
+from qvec_deploy.yamltext import NOT_YAML, Place, parse_yaml, parse_yaml_value
 
 Places = Mapping[Place, str]
 Model = TypeVar("Model", bound=BaseModel)
@@ -47,7 +46,7 @@ def read_values(path: Path, overrides: Sequence[str], *, what: str) -> tuple[dic
         if not separator or not key:
             raise RecipeError(f"--set {override} has no value", hint="write --set field.name=value")
         try:
-            assign(values, key, yaml.safe_load(text))
+            assign(values, key, parse_yaml_value(text))
         except NOT_YAML as error:
             raise RecipeError(f"--set {override}: the value is not YAML", hint="quote it") from error
         field: Place = tuple(key.split("."))

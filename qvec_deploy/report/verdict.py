@@ -8,6 +8,7 @@ from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.report import formatting
 from qvec_deploy.report.values import GateResult, Report
 from qvec_deploy.select.values import Confirmed, Selection
+from qvec_deploy.vectors.labels import short_names
 
 MIXING = {
     "given": "mixed as the recipe says",
@@ -53,12 +54,8 @@ def images_of(selection: Selection) -> str:
 
 
 def donor_names(selection: Selection) -> tuple[str, ...]:
-    """Names of vector files without folders and suffix, where that tells them apart."""
-    labels = tuple(donor.name for donor in selection.donors)
-    short = tuple(
-        label if " - " in label else label.rpartition("/")[2].removesuffix(".safetensors") for label in labels
-    )
-    return short if len(set(short)) == len(short) else labels
+    """Names of vector files as short as tells them apart."""
+    return short_names([donor.name for donor in selection.donors])
 
 
 def chosen(report: Report) -> str:

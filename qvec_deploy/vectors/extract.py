@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
-from qvec_deploy.models import is_skipped
+from qvec_deploy.models import Architecture, is_skipped
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.coordinates import UNRELATED
 from qvec_deploy.vectors.file import VectorHeader, write_vector
@@ -34,7 +36,7 @@ def extract_vector(
     skip: tuple[str, ...],
     task: str,
     seed: int,
-    head: str = "head",
+    architecture: Architecture | None = None,
     dtype: str = "float32",
     base: tuple[State, str] | None = None,
     moments: Mapping[str, NDArray[np.floating]] | None = None,
@@ -49,7 +51,8 @@ def extract_vector(
         skip: Child names that the QAT left float.
         task: Name of the donor's task.
         seed: Seed of both fine-tunes.
-        head: Module name of the classification head, which is left out.
+        architecture: What the donor is, its number of classes aside; its head is left out. Without it the head is
+            `head`, and the files must have one.
         dtype: `float32` or `float16`.
         base: The pretrained weights both started from, and the SHA-256 of their file.
         moments: Second moments of the inputs of the donor's Linears: module to (in, in).
@@ -58,20 +61,25 @@ def extract_vector(
         The header that was written.
 
     Raises:
-        IncompatibleError: The two differ in names or shapes, or come from another base than the one given, or the
-            QAT weights lie on their grid already.
+        IncompatibleError: The two differ in names or shapes, are no donor of the architecture, have no known head, or
+            come from another base than the one given; the QAT weights lie on their grid already; rho is zero.
         IntegrityError: FP + rho would not give QAT, or a value is not finite.
-        RecipeError: A dtype that vectors do not have.
+        RecipeError: A dtype that vectors do not have, or a skip entry that matches nothing.
         StorageError: The disk refuses.
     """
     if dtype not in DTYPES:
         raise RecipeError(f"vectors are not stored as {dtype}", hint=f"choose {' or '.join(DTYPES)}")
+    head = architecture.head if architecture is not None else "head"
     names = [name for name in fp if not name.startswith(f"{head}.")]
-    different = sorted(set(fp) ^ set(qat)) or [name for name in names if fp[name].shape != qat[name].shape]
-    if different:
+    _require_same_task(fp, qat, head)
+    if architecture is not None:
+        _require_architecture(fp, names, architecture)
+    elif len(names) == len(fp):
         raise IncompatibleError(
-            f"the donor's FP and QAT checkpoints differ in {different[0]}", hint="use two fine-tunes of one model"
+            f"the donor has no tensor under `{head}.`: its head is not known, and must not get into rho",
+            hint="name the donor's model: --model, and --model-arg where its arguments are not timm's",
         )
+    require_skip(fp, skip, head)
     if base is not None:
         _require_base(names, fp, base[0])
     _require_latent({name: qat[name] for name in names}, scheme, skip)
@@ -93,6 +101,31 @@ def extract_vector(
     )
     sketch = make_sketch(names, fp.__getitem__)
     return write_vector(path, header, rho.items(), dtype=dtype, sketch=sketch, moments=moments)
+
+
+def require_skip(tensors: Mapping[str, Any], skip: tuple[str, ...], head: str) -> None:
+    """Refuse a skip entry that matches no Linear; the head's name may stand for a head that is not there.
+
+    Args:
+        tensors: The donor's tensors by name: anything with `ndim`.
+        skip: Child names that the QAT left float.
+        head: Module name of the classification head.
+
+    Raises:
+        RecipeError: One matches nothing.
+    """
+    parts = set(head.split("."))
+    for name, tensor in tensors.items():
+        *modules, kind = name.split(".")
+        if kind == "weight" and tensor.ndim == 2:
+            parts.update(modules)
+    for entry in skip:
+        if entry not in parts:
+            near = difflib.get_close_matches(entry, parts, n=2) or sorted(parts)[:5]
+            raise RecipeError(
+                f"skip: `{entry}` matches no Linear of the donor",
+                hint=f"names are matched exactly; nearest: {', '.join(near)}",
+            )
 
 
 def require_reproduction(name: str, fp: Float32, rho: Float32, qat: Float32, dtype: str) -> None:
@@ -142,6 +175,36 @@ def on_grid(weight: Float32, scheme: Scheme) -> bool:
         codes = rows * (steps / largest)
         settled |= (np.abs(codes - np.rint(codes)) < 0.1).all(axis=1)
     return bool(len(rows)) and bool(settled.all())
+
+
+def _require_same_task(fp: State, qat: State, head: str) -> None:
+    odd = sorted(set(fp) ^ set(qat)) or [name for name in fp if fp[name].shape != qat[name].shape]
+    if not odd:
+        return
+    if all(name.startswith(f"{head}.") and name in fp and name in qat for name in odd):
+        raise IncompatibleError(
+            f"the donor's checkpoints were not fine-tuned on the same task: {odd[0]} is {fp[odd[0]].shape} "
+            f"and {qat[odd[0]].shape}",
+            hint="use a float and a QAT fine-tune on one task: the difference of two tasks is no quantization vector",
+        )
+    raise IncompatibleError(
+        f"the donor's FP and QAT checkpoints differ in {odd[0]}", hint="use two fine-tunes of one model"
+    )
+
+
+def _require_architecture(fp: State, names: list[str], architecture: Architecture) -> None:
+    shapes = {n: shape for n, shape in architecture.shapes.items() if not n.startswith(f"{architecture.head}.")}
+    odd = sorted(shapes.keys() ^ set(names)) or [name for name in names if fp[name].shape != shapes[name]]
+    if not odd:
+        return
+    if odd[0] in shapes and odd[0] in fp:
+        what = f"its {odd[0]} is {fp[odd[0]].shape} and not {shapes[odd[0]]}"
+    else:
+        what = f"it {'holds' if odd[0] in fp else 'lacks'} {odd[0]}"
+    raise IncompatibleError(
+        f"the donor is not a `{architecture.name}`: {what}",
+        hint="name the model that the checkpoints are of, with its arguments (--model, --model-arg)",
+    )
 
 
 def _require_latent(qat: State, scheme: Scheme, skip: tuple[str, ...]) -> None:

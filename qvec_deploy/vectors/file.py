@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvec_deploy.checkpoint import Checkpoint, TensorInfo
-from qvec_deploy.errors import IntegrityError
+from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.store import atomic_path
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.header import FORMAT, FORMAT_VERSION, Part, VectorHeader, header_text, read_header
@@ -89,6 +89,10 @@ class QuantizationVector:
         """
         return {name: self.read(MOMENTS + name) for name in self._named(MOMENTS)} or None
 
+    def control(self) -> str | None:
+        """What was put in rho's place, in words (`shuffle, seed 0`), for a control; None for a real vector."""
+        return self.header.control
+
     @property
     def has_moments(self) -> bool:
         """Whether the file ships second moments."""
@@ -122,6 +126,7 @@ def write_vector(
 
     Raises:
         IntegrityError: A value that is not finite, or too large for float16.
+        IncompatibleError: Rho is zero everywhere.
         StorageError: The disk refuses.
     """
     from safetensors import SafetensorError
@@ -130,6 +135,11 @@ def write_vector(
     header = replace(header, dtype=dtype, sketch_seed=sketch.seed if sketch is not None else None)
     with np.errstate(over="ignore"):
         arrays = {name: np.ascontiguousarray(value.astype(dtype)) for name, value in tensors}
+        if not any(array.any() for array in arrays.values()):
+            raise IncompatibleError(
+                f"{path}: the vector would be zero everywhere as {dtype}",
+                hint="name a float fine-tune and its QAT fine-tune, not one file twice; a tiny rho needs float32",
+            )
         for name, value in sketch_tensors(sketch).items() if sketch is not None else ():
             arrays[SKETCH + name] = np.ascontiguousarray(value.astype(np.float16))
     for name, value in (moments or {}).items():

@@ -43,6 +43,9 @@ class Source(Protocol):
     def moments(self) -> dict[str, Float32] | None:
         """Second moments of the inputs of the donor's Linears, by module; None where the vector ships none."""
 
+    def control(self) -> str | None:
+        """What was put in rho's place, in words, for a control; None for a real vector."""
+
 
 class PairHeader:
     """Header of a donor given as two checkpoints: what the recipe states about them."""
@@ -81,6 +84,9 @@ class DonorPair:
 
     def moments(self) -> None:
         """None: checkpoints hold no moments."""
+
+    def control(self) -> None:
+        """None: a donor's checkpoints are no control."""
 
 
 def open_sources(recipe: Recipe, head: str, *, offline: bool = False) -> dict[str, Source]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import modelopt.torch.quantization as mtq
 import numpy as np
@@ -103,7 +104,8 @@ def test_codes_on_the_grid_for_every_linear_and_the_model_as_it_was(model: nn.Mo
         assert tensor.codes.shape == before[name].shape and tensor.codes.dtype == np.int8
         assert SCHEMES[0].qmin <= tensor.codes.min() and tensor.codes.max() <= SCHEMES[0].qmax
         assert tensor.scale.dtype == np.float32 and (tensor.scale > 0).all()
-    assert result.notes == ()
+    assert [note for note in result.notes if "rounded to nearest" not in note] == []
+    assert rounding == "awq" or result.notes == ()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [type(module) for module in model.modules()] == modules
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -167,15 +169,63 @@ def test_awq_computes_what_modelopt_computes(model: nn.Module, scheme: Scheme) -
     theirs = copy.deepcopy(model)
     modelopt.insert_fake_quantizers(theirs, scheme, SKIP)
     run_modelopt(theirs, "awq_lite")
+    _, factors, worse = calibrators.awq(model, images(), scheme, SKIP)
+    for name in worse:  # those are rounded to nearest
+        linear: Any = linear_at(theirs, name)
+        linear.input_quantizer.pre_quant_scale.fill_(1)
+        linear.weight.data.copy_(linear_at(model, name).weight)
     modelopt.refresh_clip(theirs)
     result = calibrate(model, images(), scheme, SKIP, "awq")
     torch.testing.assert_close(outputs(assembled(model, result)), outputs(theirs), rtol=1e-4, atol=1e-4)
     assert (outputs(theirs) - outputs(model)).abs().max() > 0.1  # the comparison is of something
-    blocks = ("blocks.0", "blocks.1")
-    norms = {f"{block}.norm{number}.{part}" for block in blocks for number in (1, 2) for part in ("weight", "bias")}
-    assert set(result.floats) == norms
-    assert set(result.input_scales) == {f"{block}.{name}" for block in blocks for name in ("attn.proj", "mlp.fc2")}
-    assert all((factor > 0).all() and (factor != 1).any() for factor in result.input_scales.values())
+    assert factors.keys().isdisjoint(worse) and len(factors) + len(worse) == 8 and len(factors) > 2
+    norms = {"attn.qkv": "norm1", "mlp.fc1": "norm2"}
+    behind = {name for name in factors if name[9:] in norms}  # after `blocks.0.`
+    changed = {f"{name[:9]}{norms[name[9:]]}.{part}" for name in behind for part in ("weight", "bias")}
+    assert set(result.floats) == changed and changed
+    assert set(result.input_scales) == factors.keys() - behind
+    assert all((factor > 0).all() and (factor != 1).any() for factor in factors.values())
+
+
+def layer_error(model: nn.Module, name: str, values: Float32, moments: Mapping[str, Float32]) -> float:
+    """Mean squared error of a Linear's outputs on the calibration images."""
+    error = values.astype(np.float64) - weight_at(model, name)
+    return float(np.einsum("oi,ij,oj->", error, moments[name].astype(np.float64), error))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_awq_makes_no_linear_worse_than_rounding_to_nearest(
+    model: nn.Module, scheme: Scheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where ModelOpt's factors are bad ones: here those of one Linear in two."""
+    spoilt = quantized_linears(model, SKIP)[::2]
+    calibrate_with_modelopt = calibrators._calibrated
+
+    def spoiling(*arguments: Any) -> nn.Module:
+        work = calibrate_with_modelopt(*arguments)
+        for name in spoilt:
+            linear = linear_at(work, name)
+            factor = torch.logspace(-3, 3, linear.in_features)
+            old: Any = linear.input_quantizer
+            linear.weight.data *= old.pre_quant_scale / factor
+            old.pre_quant_scale.copy_(factor)
+        return work
+
+    monkeypatch.setattr(calibrators, "_calibrated", spoiling)
+    codes, factors, kept = calibrators.awq(model, images(), scheme, SKIP)
+    moments = collect_moments(model, images(), SKIP)
+    plain = nearest(model, scheme)
+    assert set(spoilt) <= set(kept) and not set(kept) & set(factors)
+    for name, tensor in codes.items():
+        error = layer_error(model, name, tensor.dequantize() * factors.get(name, np.float32(1)), moments)
+        assert error <= layer_error(model, name, plain[name].dequantize(), moments) * (1 + 1e-5), name
+        if name in kept:
+            np.testing.assert_array_equal(tensor.codes, plain[name].codes)
+            np.testing.assert_array_equal(tensor.scale, plain[name].scale)
+    result = calibrate(model, images(), scheme, SKIP, "awq")
+    assert result.notes[0] == (
+        f"awq makes {len(kept)} of 8 Linears worse on the images than rounding to nearest: those are rounded to nearest"
+    )
 
 
 def test_factors_are_folded_only_where_outputs_stay(model: nn.Module) -> None:
@@ -312,7 +362,8 @@ def test_a_method_that_does_nothing_is_named(rounding: Rounding) -> None:
 def test_awq_leaves_a_linear_that_is_never_called() -> None:
     torch.manual_seed(0)
     network = Bypassed().eval()
-    result = calibrate(network, [images()[0][:, :, :2, :2]], SCHEMES[1], (), "awq")
+    loud = images()[0][:, :, :2, :2] * np.float32([100, 1, 1]).reshape(3, 1, 1)
+    result = calibrate(network, [loud], SCHEMES[1], (), "awq")
     assert result.notes == ("unused is never called with the images: rounded to nearest",)
     assert set(result.input_scales) == {"used"}
 

@@ -120,3 +120,17 @@ def test_a_vector_without_a_sketch_is_a_doubt(run: Run, pico_recipe: Write, pico
     code, out, err = run("build", "--recipe", recipe, "-o", tmp_path / "bundle", "--quiet")
     assert code == 0, err
     assert "vector without a sketch" in out
+
+
+def test_a_control_in_a_vector_file_is_called_one(
+    run: Run, pico_recipe: Write, pico_folder: Path, tmp_path: Path
+) -> None:
+    control = tmp_path / "control.safetensors"
+    code, _, err = run("vector", "control", pico_folder / "vector.safetensors", "--kind", "random", "-o", control)
+    assert code == 0, err
+    code, _, err = run("build", "--recipe", pico_recipe(vector={"files": [str(control)]}), "-o", tmp_path / "bundle")
+    assert code == 0, err
+    assert Bundle.open(tmp_path / "bundle").manifest.control == "random, seed 0"
+    report = json.loads((tmp_path / "bundle" / "report.json").read_bytes())
+    own = next(entry for entry in report["candidates"] if entry["name"] == "pico")
+    assert own["patch"]["control"] == "random, seed 0"

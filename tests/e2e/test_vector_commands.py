@@ -15,6 +15,7 @@ from pico import PICO_ARGS, PICO_MODEL
 from safetensors.numpy import save_file
 
 from qvec_deploy.checkpoint import Checkpoint
+from qvec_deploy.models import describe
 from qvec_deploy.vectors.file import QuantizationVector
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
@@ -84,7 +85,7 @@ def test_extract_from_the_published_layout(tmp_path: Path, run: Run, pico_states
     for name in ("fp", "qat"):
         state = {f"model.{key}": torch.from_numpy(value) for key, value in pico_states[name].items()}
         torch.save({**state, "model.steps": torch.tensor(7)}, tmp_path / f"{name}.pt")
-    arguments = ("--fp", tmp_path / "fp.pt", "--qat", tmp_path / "qat.pt", *GRID, "--model", PICO_MODEL)
+    arguments = ("--fp", tmp_path / "fp.pt", "--qat", tmp_path / "qat.pt", *GRID, *MODEL)
     code, _, err = run("vector", "extract", *arguments, "-o", tmp_path / "v.safetensors")
     assert code == 0, err
     vector = QuantizationVector.open(tmp_path / "v.safetensors")
@@ -95,16 +96,46 @@ def test_extract_from_the_published_layout(tmp_path: Path, run: Run, pico_states
 
 
 def test_extract_knows_a_swins_head(tmp_path: Path, run: Run) -> None:
+    model, args = "swin_tiny_patch4_window7_224", {"img_size": 56, "embed_dim": 16, "depths": [1], "num_heads": [2]}
     generator = np.random.default_rng(0)
-    names = ("layers.0.blocks.0.mlp.fc1.weight", "head.fc.weight", "head.fc.bias")
+    shapes = describe(model, 8, args).shapes
     for name in ("fp", "qat"):
-        state = {key: generator.normal(size=(8, 8)).astype(np.float32) for key in names}
+        state = {key: generator.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
         save_file(state, tmp_path / f"{name}.safetensors")
     pair = ("--fp", tmp_path / "fp.safetensors", "--qat", tmp_path / "qat.safetensors", *GRID)
     path = tmp_path / "v.safetensors"
-    assert run("vector", "extract", *pair, "--model", "swin_tiny_patch4_window7_224", "-o", path, "--json")[0] == 0
+    arguments = [part for key, value in args.items() for part in ("--model-arg", f"{key}={value}")]
+    code, _, err = run("vector", "extract", *pair, "--model", model, *arguments, "-o", path, "--json")
+    assert code == 0, err
     vector = QuantizationVector.open(path)
-    assert list(vector.tensors) == [names[0]] and vector.header.skip == ("head",)
+    assert set(vector.tensors) == {key for key in shapes if not key.startswith("head.fc.")}
+    assert vector.header.skip == ("head",)
+
+
+def test_extract_holds_the_donor_against_the_model(tmp_path: Path, run: Run, donor: tuple[Any, ...]) -> None:
+    path = tmp_path / "v.safetensors"
+    for code, words, arguments in [
+        (4, "the donor is not a `resnet50`", ("--model", "resnet50")),
+        (4, "the donor is not a `vit_tiny_patch16_224`", ("--model", PICO_MODEL)),
+        (2, "`nosuch` matches no Linear", (*MODEL, "--skip", "nosuch")),
+        (2, "`nosuch` matches no Linear", ("--skip", "head", "--skip", "nosuch")),
+        (2, "--model-arg without --model", ("--model-arg", "depth=2")),
+    ]:
+        actual, _, err = run("vector", "extract", *donor, *GRID, *arguments, "-o", path)
+        assert actual == code and words in err, err
+    assert list(tmp_path.iterdir()) == []
+    assert run("vector", "extract", *donor, *GRID, *MODEL, "-o", path)[0] == 0
+
+
+def test_extract_from_files_without_a_head(tmp_path: Path, run: Run, pico_states: dict[str, State]) -> None:
+    for name in ("fp", "qat"):
+        state = {key: value for key, value in pico_states[name].items() if not key.startswith("head.")}
+        save_file(state, tmp_path / f"{name}.safetensors")
+    pair = ("--fp", tmp_path / "fp.safetensors", "--qat", tmp_path / "qat.safetensors", *GRID)
+    code, _, err = run("vector", "extract", *pair, "-o", tmp_path / "v.safetensors")
+    assert code == 4 and "no tensor under `head.`" in err and "--model" in err
+    assert run("vector", "extract", *pair, *MODEL, "-o", tmp_path / "v.safetensors")[0] == 0
+    assert QuantizationVector.open(tmp_path / "v.safetensors").header.skip == ("head",)
 
 
 def test_base_and_moments(tmp_path: Path, run: Run, donor: tuple[Any, ...], pico_folder: Path) -> None:
@@ -152,6 +183,64 @@ def test_control(tmp_path: Path, run: Run, pico_folder: Path, kind: str) -> None
     assert json.loads(out)["norm"] == pytest.approx(
         QuantizationVector.open(pico_folder / "vector.safetensors").header.norm
     )
+
+
+def test_a_control_says_that_it_is_one(tmp_path: Path, run: Run, pico_folder: Path) -> None:
+    receiver, control = pico_folder / "receiver.safetensors", tmp_path / "c.safetensors"
+    command = ("vector", "control", pico_folder / "vector.safetensors", "--kind", "shuffle", "--seed", 4)
+    assert run(*command, "-o", control)[0] == 0
+    words = "no real vector but a control: shuffle, seed 4"
+    for arguments in (("inspect", control), ("check", receiver, control, *MODEL)):
+        code, out, err = run("vector", *arguments)
+        assert (code, err) == (0, "") and words in out
+        code, out, _ = run("vector", *arguments, "--json")
+        assert (code, json.loads(out)["control"]) == (0, "shuffle, seed 4")
+    for arguments in (
+        ("inspect", pico_folder / "vector.safetensors"),
+        ("check", receiver, pico_folder / "vector.safetensors"),
+    ):
+        code, out, _ = run("vector", *arguments)
+        assert code == 0 and "control" not in out
+        assert json.loads(run("vector", *arguments, "--json")[1])["control"] is None
+
+
+@pytest.mark.parametrize("command", ["extract", "mix", "control", "check"])
+def test_outputs_that_are_refused(
+    tmp_path: Path, run: Run, pico_folder: Path, donor: tuple[Any, ...], command: str
+) -> None:
+    receiver, other = tmp_path / "receiver.safetensors", tmp_path / "other.safetensors"
+    vector, fp = tmp_path / "vector.safetensors", tmp_path / "fp.safetensors"
+    for file, source in ((receiver, "receiver"), (vector, "vector"), (other, "vector"), (fp, "fp")):
+        file.write_bytes((pico_folder / f"{source}.safetensors").read_bytes())
+    arguments, inputs = {
+        "extract": (("--fp", fp, *donor[2:], *GRID, "--base", receiver), (fp, receiver)),
+        "mix": ((vector, other), (vector, other)),
+        "control": ((vector, "--kind", "task", "--fp", fp, "--base", receiver), (vector, fp, receiver)),
+        "check": ((receiver, vector, *MODEL), (receiver, vector)),
+    }[command]
+    new, linked = tmp_path / "new.safetensors", tmp_path / "linked.safetensors"
+    linked.symlink_to(inputs[0])
+    (tmp_path / "folder").mkdir()
+    kept = {path: path.read_bytes() for path in inputs}
+    for output, code, words in [
+        *((path, 2, "is also an input") for path in (*inputs, linked)),
+        (tmp_path / "folder", 6, "is a directory"),
+        (tmp_path / "none" / "new.safetensors", 6, "does not exist"),
+        (fp / "new.safetensors", 6, "is not a directory"),
+    ]:
+        for force in ((), ("--force",)):
+            actual, out, err = run("vector", command, *arguments, "-o", output, *force)
+            assert (actual, out) == (code, "") and words in err, err
+    assert not (tmp_path / "none").exists()
+    assert run("vector", command, *arguments, "-o", new)[0] == 0
+    written = new.read_bytes()
+    new.write_bytes(b"precious")
+    code, _, err = run("vector", command, *arguments, "-o", new)
+    assert code == 6 and f"{new} exists" in err and "--force" in err
+    assert new.read_bytes() == b"precious"
+    assert run("vector", command, *arguments, "-o", new, "--force")[0] == 0
+    assert new.read_bytes() == written
+    assert {path: path.read_bytes() for path in inputs} == kept
 
 
 def test_check_a_receiver_that_fits(run: Run, pico_folder: Path) -> None:

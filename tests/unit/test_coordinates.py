@@ -11,7 +11,7 @@ import torch
 
 from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.models import create
+from qvec_deploy.models import create, describe
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors import symmetries
@@ -63,7 +63,17 @@ def donor(tmp_path_factory: pytest.TempPathFactory) -> Sketch:
     state = {name: fp.read(name) for name in rho.tensors}
     path = tmp_path_factory.mktemp("donor") / "vector.safetensors"
     qat = {name: state[name] + rho.read(name) for name in state}
-    extract_vector(state, qat, path, scheme=MSE, skip=("head",), task="realdigits", seed=0, dtype="float16")
+    extract_vector(
+        state,
+        qat,
+        path,
+        scheme=MSE,
+        skip=("head",),
+        task="realdigits",
+        seed=0,
+        dtype="float16",
+        architecture=describe(MODEL, 1, ARGS),
+    )
     sketch = QuantizationVector.open(path).sketch()
     assert sketch is not None
     return sketch

@@ -233,6 +233,23 @@ def test_augmentation_of_a_bundled_task(recipe: Write, tmp_path: Path):
         train_donor(recipe(train__augment="timm"), tmp_path / "out")
 
 
+def test_images_without_labels(recipe: Write, images: Path, tmp_path: Path):
+    with pytest.raises(RecipeError, match="generated/structured has no classes to train on") as caught:
+        train_donor(recipe(task__dataset="generated/structured", task__val="null"), tmp_path / "out")
+    assert "labelled images" in caught.value.hint
+    (images / "train" / "b").rename(images.parent / "b")
+    with pytest.raises(RecipeError, match="has one class to train on"):
+        train_donor(recipe(task__dataset="folder", task__root=images, task__val="null"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_skip_entry_is_refused_before_the_training(recipe: Write, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(donors, "Training", None)
+    with pytest.raises(RecipeError, match="`nosuch` matches no Linear of the donor"):
+        train_donor(recipe(skip="[head, nosuch]"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_few_images(recipe: Write, tmp_path: Path):
     with pytest.raises(RecipeError, match="tiny/realdigits has 40 images and a batch is 50"):
         train_donor(recipe(train__batch_size=50), tmp_path / "out")

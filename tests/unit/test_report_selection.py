@@ -106,7 +106,7 @@ def test_donors_are_named_by_file_unless_folders_tell_them_apart():
         return verdict.donor_names(replace(SELECTION, donors=tuple(DonorScore(label, 0.1, 0.5) for label in labels)))
 
     assert names("a/x.safetensors", "hf://org/repo@main/v1.5.safetensors") == ("x", "v1.5")
-    assert names("a/x.safetensors", "b/x.safetensors") == ("a/x.safetensors", "b/x.safetensors")
+    assert names("a/x.safetensors", "b/x.safetensors") == ("a/x", "b/x")
     assert names("d/qat.pt - d/fp.pt", "y.safetensors") == ("d/qat.pt - d/fp.pt", "y")
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from safetensors.numpy import load_file, save_file
 
 from qvec_deploy.checkpoint import Checkpoint
-from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
+from qvec_deploy.models import describe
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector
 from qvec_deploy.vectors.file import QuantizationVector
@@ -63,6 +65,60 @@ def test_donors_that_differ_are_refused(tmp_path: Path, pico_states: States) -> 
             DonorPair(fp, qat, PairHeader(Scheme(3, "channel"), ("head",)), "head")
 
 
+def test_two_tasks_are_no_donor(tmp_path: Path, pico_states: States) -> None:
+    head = {"head.weight": np.zeros((7, 32), np.float32), "head.bias": np.zeros(7, np.float32)}
+    with pytest.raises(IncompatibleError, match=r"not fine-tuned on the same task: head\.weight is \(10, 32\)"):
+        _extract({**pico_states, "qat": pico_states["qat"] | head}, tmp_path / "v.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_vector_of_zeros_is_refused(tmp_path: Path, pico_states: States, dtype: str) -> None:
+    bias = "blocks.0.attn.qkv.bias"
+    fp = pico_states["fp"] | {bias: np.zeros(96, np.float32)}
+    qat = fp | {bias: np.full(96, 0 if dtype == "float32" else 1e-9, np.float32)}  # which float16 rounds to 0
+    with pytest.raises(IncompatibleError, match=f"zero everywhere as {dtype}"):
+        _extract({"fp": fp, "qat": qat}, tmp_path / "v.safetensors", dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_that_is_not_known_stays_out_of_rho(tmp_path: Path, pico_states: States) -> None:
+    headless = {
+        part: {name: value for name, value in pico_states[part].items() if not name.startswith("head.")}
+        for part in ("fp", "qat")
+    }
+    renamed = {part: headless[part] | {"fc.weight": pico_states[part]["head.weight"]} for part in ("fp", "qat")}
+    for states in (headless, renamed):
+        with pytest.raises(IncompatibleError, match=r"no tensor under `head\.`") as caught:
+            _extract(states, tmp_path / "v.safetensors")
+        assert "--model" in caught.value.hint
+    with pytest.raises(IncompatibleError, match=r"not a `vit_tiny_patch16_224`: it holds fc\.weight"):
+        _extract(renamed, tmp_path / "v.safetensors", architecture=describe(PICO_MODEL, 1, PICO_ARGS))
+    assert list(tmp_path.iterdir()) == []
+    vector = _extract(headless, tmp_path / "v.safetensors", architecture=describe(PICO_MODEL, 1, PICO_ARGS))
+    whole = _extract(pico_states, tmp_path / "w.safetensors")
+    assert vector.read_bytes() == whole.read_bytes()
+
+
+def test_a_donor_of_another_architecture(tmp_path: Path, pico_states: States) -> None:
+    for args, words in [
+        ({"depth": 3}, r"it lacks blocks\.2\.attn\.proj\.bias"),
+        ({"depth": 1}, r"it holds blocks\.1\.attn\.proj\.bias"),
+        ({"patch_size": 16}, r"its pos_embed is \(1, 17, 32\) and not \(1, 5, 32\)"),
+    ]:
+        architecture = describe(PICO_MODEL, PICO_CLASSES, {**PICO_ARGS, **args})
+        with pytest.raises(IncompatibleError, match=words):
+            _extract(pico_states, tmp_path / "v.safetensors", architecture=architecture)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("skip", ["nosuch", "bloc", "patch_embed", "weight"])
+def test_a_skip_entry_that_matches_no_linear(tmp_path: Path, pico_states: States, skip: str) -> None:
+    with pytest.raises(RecipeError, match=f"`{skip}` matches no Linear of the donor"):
+        _extract(pico_states, tmp_path / "v.safetensors", skip=("head", skip))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -110,6 +166,7 @@ def test_two_checkpoints_are_the_same_vector_as_their_file(tmp_path: Path, pico_
     assert set(pair.tensors) == set(vector.tensors)
     for name in vector.tensors:
         np.testing.assert_array_equal(pair.read(name), vector.read(name))
+    assert pair.control() is None and vector.control() is None
     assert pair.fingerprints() == {"fp": fp.fingerprint(), "qat": qat.fingerprint()}
 
 

@@ -105,6 +105,15 @@ def test_weights_may_miss_1_by_a_rounding(tmp_path: Path, make: Make) -> None:
     assert [part.weight for part in header.parts] == [0.3333333, 0.6666666]
 
 
+def test_vectors_that_cancel_out(tmp_path: Path, make: Make) -> None:
+    vector = make("a")
+    opposite = tmp_path / "opposite.safetensors"
+    write_vector(opposite, vector.header, [(name, -vector.read(name)) for name in vector.tensors])
+    with pytest.raises(IncompatibleError, match="zero everywhere as float32"):
+        mix_vectors([vector, QuantizationVector.open(opposite)], tmp_path / "mix.safetensors")
+    assert not (tmp_path / "mix.safetensors").exists()
+
+
 def test_one_vector_is_no_mix(tmp_path: Path, make: Make) -> None:
     with pytest.raises(RecipeError, match="no mix"):
         mix_vectors([make("a")], tmp_path / "mix.safetensors")
@@ -197,6 +206,6 @@ def test_controls_that_are_refused(tmp_path: Path, make: Make, pico_states: dict
 def test_an_empty_tensor_stays_empty(tmp_path: Path, make: Make) -> None:
     header = make("a").header
     path = tmp_path / "zero.safetensors"
-    write_vector(path, header, [("a", np.zeros((4, 4), np.float32))])
+    write_vector(path, header, [("a", np.zeros((4, 4), np.float32)), ("b", np.ones(4, np.float32))])
     write_control(QuantizationVector.open(path), tmp_path / "c.safetensors", kind="random")
     np.testing.assert_array_equal(QuantizationVector.open(tmp_path / "c.safetensors").read("a"), 0)
