@@ -11,13 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from qvec_deploy.bundle.bench import Bench, Contender, measure_contenders, open_images
 from qvec_deploy.bundle.bundle import Bundle, available_threads
+from qvec_deploy.bundle.engine import check_engine, engine_outputs
 from qvec_deploy.bundle.finish import Artifact, Finished, finish, model_of, unverified
-from qvec_deploy.bundle.manifest import Parity
-from qvec_deploy.bundle.parity import check_parity, parity_images, reference_logits, write_reference
 from qvec_deploy.bundle.progress import Advance, Progress
 from qvec_deploy.candidate import Weight, calibration_images, make_weights
 from qvec_deploy.checkpoint import Checkpoint
@@ -32,7 +29,8 @@ from qvec_deploy.report.gates import judge
 from qvec_deploy.report.values import Report, Role
 from qvec_deploy.select.values import Selection
 from qvec_deploy.store import staging_directory, write_bytes
-from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, find_target
+from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.targets.torch_cuda import write_structure
 from qvec_deploy.tensors import Float32, PackedTensor, QuantizedTensor
 from qvec_deploy.vectors.sources import Source, open_sources
 
@@ -157,8 +155,9 @@ def _build(recipe: Recipe, directory: Path, workshop: Workshop) -> Artifact:
     skeleton = workshop.skeleton(plan)
     with workshop.progress.stage("lower", recipe.name):
         _write_graph(skeleton, directory)
+        write_structure(directory, plan.architecture, recipe.receiver.model_args)
     with workshop.progress.stage("check", recipe.name):
-        missing, parity = _check_engine(plan, directory)
+        missing, parity = check_engine(plan, directory, workshop.progress)
     control = workshop.control(recipe)
     return Artifact(plan, directory, missing, parity, weights.errors, weights.notes, control)
 
@@ -229,22 +228,10 @@ def _confirm(
         return None
     from qvec_deploy.select.choose import confirm
 
-    outputs = {name: partial(_outputs, artifact) for name, artifact in artifacts.items()}
+    outputs = {name: partial(engine_outputs, artifact) for name, artifact in artifacts.items()}
     on = "engine" if artifacts["float"].missing is None else "PyTorch"
     with workshop.progress.stage("confirm", choice.recipe.name):
         return confirm(choice, outputs, outputs["float"], plan, on=on)
-
-
-def _outputs(artifact: Artifact, batches: Sequence[Float32]) -> Float32:
-    """Logits (images, classes) of a built engine, or of PyTorch with its weights where it cannot be opened here."""
-    recipe, model = artifact.plan.recipe, artifact.plan.architecture
-    if artifact.missing is not None:
-        weights, args = PackedFile.open(artifact.directory / WEIGHTS_FILE), recipe.receiver.model_args
-        return np.concatenate([reference_logits(weights, model.name, model.classes, args, batch) for batch in batches])
-    threads = recipe.target.threads or available_threads()
-    target = find_target(recipe.target.runtime)
-    with target.open(artifact.directory, recipe.target.lowering, threads) as session:
-        return np.concatenate([session.run(batch) for batch in batches])
 
 
 def _judged(
@@ -317,21 +304,6 @@ def _write_graph(skeleton: onnx.ModelProto, directory: Path) -> None:
     model = attach_weights(skeleton, PackedFile.open(directory / WEIGHTS_FILE), WEIGHTS_FILE)
     write_bytes(directory / MODEL_FILE, model.SerializeToString(deterministic=True))
     check_graph(directory)
-
-
-def _check_engine(plan: Plan, directory: Path) -> tuple[str | None, Parity | None]:
-    """Reference logits from PyTorch into the directory, then the engine against them, where it can be opened."""
-    recipe, model = plan.recipe, plan.architecture
-    images, args = parity_images(model.input_shape), recipe.receiver.model_args
-    logits = reference_logits(PackedFile.open(directory / WEIGHTS_FILE), model.name, model.classes, args, images)
-    write_reference(directory, logits)
-    target = find_target(recipe.target.runtime)
-    missing = target.missing()
-    if missing is not None:
-        return missing, None
-    threads = recipe.target.threads or available_threads()
-    with target.open(directory, recipe.target.lowering, threads) as session:
-        return None, check_parity(session, recipe.target.lowering, logits)
 
 
 def _contender(artifact: Artifact, recipe: Recipe, shipped: Artifact) -> Contender:

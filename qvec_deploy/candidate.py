@@ -133,12 +133,14 @@ def _calibrated(
     return Weights(layout, ((name, values[name]) for name in layout), errors, found.notes)
 
 
-def load_model(plan: Plan, state: Mapping[str, Float32]) -> nn.Module:
-    """The plan's timm model with these weights, in evaluation mode."""
+def load_model(plan: Plan, state: Mapping[str, Float32], *, strict: bool = True) -> nn.Module:
+    """The plan's timm model with these weights, in evaluation mode; not `strict` where others follow."""
     import torch
 
     model = create(plan.architecture.name, plan.architecture.classes, plan.recipe.receiver.model_args)
-    model.load_state_dict({name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()})
+    model.load_state_dict(
+        {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}, strict=strict
+    )
     return model.eval()
 
 
@@ -166,10 +168,19 @@ def calibration_images(recipe: Recipe, architecture: Architecture) -> list[Float
     Raises:
         RecipeError, StorageError, IncompatibleError: As `open_dataset`.
     """
+    if not recipe.quantize.calibrated or recipe.quantize.calibration.on == "moments":
+        return []
+    return activation_images(recipe, architecture)
+
+
+def activation_images(recipe: Recipe, architecture: Architecture) -> list[Float32]:
+    """Images to look at activations with: what `quantize.calibration` names, whatever the method.
+
+    Raises:
+        RecipeError, StorageError, IncompatibleError: As `open_dataset`.
+    """
     wanted = recipe.quantize.calibration
     on = wanted.on or ("images" if recipe.images is not None else "generated")
-    if not recipe.quantize.calibrated or on == "moments":
-        return []
     config = DataConfig.from_mapping(architecture.data_config)
     if on == "images":
         return selection_images(recipe, architecture, count=wanted.count)

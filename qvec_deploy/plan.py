@@ -45,8 +45,20 @@ LOWERINGS: Mapping[tuple[str, str], Lowering] = {
     ("onnxruntime", "int8"): Lowering(
         tuple(range(2, 9)), ("tensor", "channel"), "the exact codes as int8, activations quantized per run: fastest"
     ),
+    ("torch-cuda", "float"): Lowering((16,), _ANY, "float16 weights and arithmetic, CUDA graphs: the baseline"),
+    ("torch-cuda", "packed"): Lowering((2, 3, 4), _ANY, "our kernel: weights stay packed in the GPU's memory"),
+    ("onnxruntime-cuda", "float"): Lowering((16,), _ANY, "float16 weights and arithmetic: the baseline"),
+    ("onnxruntime-cuda", "int4"): Lowering(
+        (2, 3, 4), _ANY, "the exact codes in 4-bit containers (MatMulNBits), float16", power_of_two_groups=True
+    ),
     ("tensorrt", "float"): Lowering((16,), _ANY, "float16 weights and arithmetic: the baseline"),
-    ("tensorrt", "packed"): Lowering((2, 3, 4), ("tensor", "channel"), "our plugin: weights stay packed"),
+    ("tensorrt", "packed"): Lowering((2, 3, 4), _ANY, "our plugin: weights stay packed"),
+    ("tensorrt", "int4"): Lowering(
+        (2, 3, 4), _ANY, "the exact codes as blocks of INT4, TensorRT's own kernels", power_of_two_groups=True
+    ),
+    ("tensorrt", "w8a8"): Lowering(
+        tuple(range(2, 9)), ("tensor", "channel"), "the exact codes as INT8, activations on calibrated grids"
+    ),
 }
 """Every valid combination, in this one place; anything else is refused with exit code 4."""
 

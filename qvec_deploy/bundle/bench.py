@@ -15,7 +15,7 @@ from qvec_deploy.bundle.parity import check_parity, parity_images, read_referenc
 from qvec_deploy.bundle.progress import Progress
 from qvec_deploy.candidate import INPUT_SCALE
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, batches, open_dataset
-from qvec_deploy.lower.inmemory import runtime_bits_per_weight
+from qvec_deploy.lower.bits import runtime_bits_per_weight
 from qvec_deploy.measure.accuracy import Accuracy, compare, measure_accuracy
 from qvec_deploy.measure.environment import capture_environment
 from qvec_deploy.measure.latency import LatencySamples, measure_latency
@@ -33,6 +33,14 @@ from qvec_deploy.report.values import Candidate, Donor, LayerError, Patch, Repor
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, Session, find_target
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.labels import short_names
+
+_PRELOAD = {
+    "onnxruntime": ["onnxruntime"],
+    "onnxruntime-cuda": ["onnxruntime"],
+    "torch-cuda": ["torch", "timm", "torch._dynamo"],  # a custom operator's first call imports the last
+    "tensorrt": ["tensorrt"],
+}
+"""What is in memory before an engine is loaded: the runtime itself is not the engine's."""
 
 _CACHE_BYTES = 1 << 30  # decoded images up to this size are kept for all engines
 
@@ -131,7 +139,7 @@ def measure_contenders(
             sessions = {c.name: stack.enter_context(_open(c)) for c in contenders}
             for contender in contenders:  # no latency of an engine that computes something else
                 reference = read_reference(contender.directory)
-                check_parity(sessions[contender.name], contender.lowering, reference)
+                check_parity(sessions[contender.name], contender.recipe.target.runtime, contender.lowering, reference)
         accuracies = _accuracies(sessions, images, bench, progress)
         latencies = _latencies(sessions, images, bench, progress)
     findings = _findings(accuracies, latencies, contenders, bench.baseline)
@@ -166,7 +174,12 @@ def _probe(contender: Contender, input_shape: tuple[int, int, int]) -> Footprint
         "lowering": contender.lowering,
         "threads": contender.threads,
     }
-    return probe("qvec_deploy.targets:open_engine", arguments, input_shape=input_shape, preload=["onnxruntime"])
+    return probe(
+        "qvec_deploy.targets:open_engine",
+        arguments,
+        input_shape=input_shape,
+        preload=_PRELOAD[contender.recipe.target.runtime],
+    )
 
 
 def _accuracies(
@@ -258,7 +271,7 @@ def _candidate(
         lowering=contender.lowering,
         stored_bytes=sum((contender.directory / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
         stored_bits_per_weight=stored_bits_per_weight(weights),
-        runtime_bits_per_weight=runtime_bits_per_weight(weights, contender.lowering),
+        runtime_bits_per_weight=runtime_bits_per_weight(weights, recipe.target.runtime, contender.lowering),
         latency=tuple(latency),
         footprint=footprint,
         layer_errors=tuple(LayerError(layer, error) for layer, error in contender.layer_errors.items()),

@@ -105,11 +105,12 @@ class Bundle:
 
         results = {"files": f"{len(self.manifest.files)} as built", "weights": check_weights(self.directory)}
         results["graph"] = check_graph(self.directory)
-        if self.manifest.engine.missing is not None:
-            results["engine"] = f"not built: {self.manifest.engine.missing}"
+        engine = self.manifest.engine
+        if engine.missing is not None:
+            results["engine"] = f"not built: {engine.missing}"
             return results
         with self.session() as session:
-            parity = check_parity(session, self.manifest.engine.lowering, read_reference(self.directory))
+            parity = check_parity(session, engine.runtime, engine.lowering, read_reference(self.directory))
         results["parity"] = (
             f"relative error {parity.relative_error:.1e}, top-1 agreement {parity.top1_agreement:.0%} "
             f"on {parity.images} generated images"

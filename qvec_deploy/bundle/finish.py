@@ -22,10 +22,9 @@ from qvec_deploy.bundle.manifest import (
     hash_files,
     write_manifest,
 )
-from qvec_deploy.bundle.parity import PARITY_FILE
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import GateError, IncompatibleError
-from qvec_deploy.lower.inmemory import runtime_bits_per_weight
+from qvec_deploy.lower.bits import runtime_bits_per_weight
 from qvec_deploy.measure.environment import capture_environment
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.plan import Plan
@@ -38,8 +37,6 @@ from qvec_deploy.yamltext import dump_yaml
 if TYPE_CHECKING:
     from qvec_deploy.report.values import Report
     from qvec_deploy.select.values import Selection
-
-ENGINE_FILES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE)
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ def finish(staging: Path, done: Finished) -> None:
         control=own.control,
         stored_bytes=sum((staging / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
         stored_bits_per_weight=stored_bits_per_weight(weights),
-        runtime_bits_per_weight=runtime_bits_per_weight(weights, candidate.target.lowering),
+        runtime_bits_per_weight=runtime_bits_per_weight(weights, candidate.target.runtime, candidate.target.lowering),
         layers=tuple(Layer(name=name, error=error) for name, error in own.layer_errors.items()),
         parity=own.parity,
         method=candidate.quantize.method,
@@ -137,12 +134,12 @@ def finish(staging: Path, done: Finished) -> None:
 
 def _keep(artifact: Artifact, directory: Path) -> list[str]:
     """Move an engine's files into a folder of the bundle."""
-    if artifact.directory != directory:
-        with storage_errors(directory):
-            directory.mkdir(exist_ok=True)
-            for name in ENGINE_FILES:
-                (artifact.directory / name).rename(directory / name)
-    return list(ENGINE_FILES)
+    with storage_errors(directory):
+        directory.mkdir(exist_ok=True)
+        names = sorted(path.name for path in artifact.directory.iterdir())
+        for name in names:
+            (artifact.directory / name).rename(directory / name)
+    return names
 
 
 def model_of(plan: Plan) -> Model:
@@ -177,7 +174,8 @@ def require_engine(bundle: Bundle) -> None:
     if missing is not None:
         raise IncompatibleError(
             f"{bundle.directory} is complete but for its engine: {missing}",
-            hint="its packed weights and ONNX model can be used; for a CPU engine set target.runtime=onnxruntime",
+            hint="where it can be built: qvec-deploy compile BUNDLE (tensorrt); for a CPU engine set "
+            "target.runtime=onnxruntime and target.lowering=int4",
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from qvec_deploy.cli.analyze import analyze
+from qvec_deploy.cli.compile import compile_command
 from qvec_deploy.cli.donor import donor
 from qvec_deploy.cli.options import (
     echo_json,
@@ -233,6 +234,7 @@ def schema() -> None:
 
 
 commands.add_command(analyze)
+commands.add_command(compile_command)
 commands.add_command(donor)
 commands.add_command(vector)
 

@@ -15,7 +15,10 @@ from qvec_deploy.targets import TARGETS
 
 _REMEDIES = {
     "onnxruntime": "pip install onnxruntime, or onnxruntime-gpu on x86-64 Linux: one of the two, never both",
-    "tensorrt": "bundles for it are written without engine; its engines come with a later version",
+    "torch-cuda": "an NVIDIA GPU (sm_80 or later), its driver, and torch with CUDA and triton: pip install torch",
+    "onnxruntime-cuda": "an NVIDIA GPU, its driver, and: pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    "tensorrt": "an NVIDIA GPU and its driver, then: pip install --extra-index-url https://pypi.nvidia.com "
+    "-e '.[tensorrt]'; until then bundles are written without engine, and `qvec-deploy compile` adds it on the device",
 }
 
 

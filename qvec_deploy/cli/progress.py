@@ -23,6 +23,7 @@ _TITLES = {
     "lower": "write ONNX",
     "check": "check against PyTorch",
     "footprint": "load time and memory",
+    "compile": "build the engine",
     "load": "load all engines",
     "accuracy": "accuracy",
     "latency": "latency",

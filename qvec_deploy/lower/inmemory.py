@@ -80,7 +80,7 @@ def runtime_bits_per_weight(weights: PackedFile, lowering: str) -> float:
 
 def _row_bits(lowering: str, columns: int, scheme: Scheme) -> float:
     if lowering == "int4":
-        block = _block(columns, scheme.group_size)
+        block = block_of(columns, scheme.group_size)
         return 8.0 * -(-columns // block) * (block // 2 + 4)
     if lowering == "int8":
         return 8.0 * columns + 32
@@ -90,7 +90,7 @@ def _row_bits(lowering: str, columns: int, scheme: Scheme) -> float:
 def _to_int4(node: onnx.NodeProto, tensor: QuantizedTensor) -> Converted:
     """MatMulNBits: unsigned 4-bit codes u = q + 8 in blocks, two to a byte, low nibble first; float32 arithmetic."""
     rows, columns = tensor.codes.shape
-    block = _block(columns, tensor.scheme.group_size)
+    block = block_of(columns, tensor.scheme.group_size)
     blocks = -(-columns // block)
     codes = (tensor.codes + 8).astype(np.uint8)
     if blocks * block != columns:
@@ -142,7 +142,7 @@ def _operands(node: onnx.NodeProto) -> tuple[str, str]:
     return f"{node.input[1]}.codes", f"{node.input[1]}.scales"
 
 
-def _block(columns: int, group_size: int) -> int:
+def block_of(columns: int, group_size: int) -> int:
     """The block size that needs least memory, padding and scales counted; a group, or an even share of a large one."""
     if group_size:
         return min(group_size, _BLOCKS[-1])

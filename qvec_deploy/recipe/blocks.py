@@ -192,19 +192,38 @@ class Quantize(Block):
         return Scheme(self.bits, self.granularity, self.group_size, self.clip, grid)
 
 
+class EngineBlock(Block):
+    """How TensorRT builds engines."""
+
+    dynamic: bool = Field(default=False, description="One engine for all batch sizes instead of one each.")
+    hardware: Literal["this", "same_compute_capability", "ampere_plus"] = Field(
+        default="this", description="GPUs they run on: this model, all of its compute capability, all from 8.0 on."
+    )
+    version_compatible: bool = Field(default=False, description="Run on other releases of the same major version too.")
+    cuda_graph: bool = Field(default=True, description="Run static engines as CUDA graphs.")
+    optimization_level: int | None = Field(
+        default=None, ge=0, le=5, description="TensorRT's builder optimization level; its own default if absent."
+    )
+    workspace_mib: int | None = Field(
+        default=None, ge=1, description="MiB that tactics may use; whatever the GPU has if absent."
+    )
+
+
 class Target(Block):
     """Where the engine runs."""
 
-    runtime: Literal["onnxruntime", "tensorrt"] = Field(
-        default="onnxruntime", description="`onnxruntime`: the CPU. `tensorrt`: NVIDIA GPUs."
+    runtime: Literal["onnxruntime", "torch-cuda", "onnxruntime-cuda", "tensorrt"] = Field(
+        default="onnxruntime",
+        description="`onnxruntime`: the CPU. `torch-cuda`, `onnxruntime-cuda` and `tensorrt`: NVIDIA GPUs.",
     )
-    lowering: Literal["float", "packed", "int4", "int8"] = Field(
+    lowering: Literal["float", "packed", "int4", "int8", "w8a8"] = Field(
         default="int4", description="What the runtime multiplies with; `qvec-deploy doctor` prints the table."
     )
     threads: int | None = Field(default=None, ge=1, description="Threads of the engine; all available cores if absent.")
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1,), min_length=1, description="Batch sizes whose latency is measured."
     )
+    engine: EngineBlock = Field(default=EngineBlock(), description="How TensorRT builds engines.")
 
 
 class Evaluate(Block):

@@ -28,8 +28,12 @@ class Session(Protocol):
 class Target(Protocol):
     """A runtime."""
 
-    def missing(self) -> str | None:
-        """What this machine lacks to compile and run engines of this runtime; None if nothing."""
+    def missing(self, lowering: str | None = None) -> str | None:
+        """What this machine lacks to compile and run engines of this runtime; None if nothing.
+
+        Args:
+            lowering: For this lowering; without one, for at least one of them.
+        """
 
     def open(self, directory: Path, lowering: str, threads: int) -> AbstractContextManager[Session]:
         """The engine of the model and weight file in `directory`; loaded on entering the context.
@@ -56,6 +60,13 @@ def open_engine(runtime: str, directory: str, lowering: str, threads: int) -> Ab
 
 
 from qvec_deploy.targets.onnxruntime import OnnxRuntime  # noqa: E402 - they implement the protocols above
+from qvec_deploy.targets.onnxruntime_cuda import OnnxRuntimeCuda  # noqa: E402
 from qvec_deploy.targets.tensorrt import TensorRT  # noqa: E402
+from qvec_deploy.targets.torch_cuda import TorchCuda  # noqa: E402
 
-TARGETS: Mapping[str, Target] = {"onnxruntime": OnnxRuntime(), "tensorrt": TensorRT()}
+TARGETS: Mapping[str, Target] = {
+    "onnxruntime": OnnxRuntime(),
+    "torch-cuda": TorchCuda(),
+    "onnxruntime-cuda": OnnxRuntimeCuda(),
+    "tensorrt": TensorRT(),
+}

@@ -22,7 +22,7 @@ PROVIDER = "CPUExecutionProvider"
 class OnnxRuntime:
     """The `onnxruntime` runtime."""
 
-    def missing(self) -> str | None:
+    def missing(self, lowering: str | None = None) -> str | None:
         """Why ONNX Runtime cannot be used here; None if it can."""
         try:
             import onnxruntime

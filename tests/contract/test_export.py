@@ -64,7 +64,7 @@ def test_parity_with_pytorch(tmp_path: Path, family: str, bits: int | None) -> N
     reference = reference_logits(weights, name, 7, args, parity_images(architecture.input_shape))  # type: ignore[arg-type]
     for lowering in ("float",) if bits is None else ("packed", "int4", "int8"):
         with find_target("onnxruntime").open(tmp_path, lowering, 1) as session:
-            parity = check_parity(session, lowering, reference)
+            parity = check_parity(session, "onnxruntime", lowering, reference)
             assert parity.relative_error < (0.1 if lowering == "int8" else 1e-5), lowering
             one = session.run(parity_images(session.input_shape)[:1])  # the batch is dynamic
             assert one.shape == (1, 7)

@@ -13,8 +13,9 @@ from onnx.reference import ReferenceEvaluator
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.lower import DOMAIN, OPSET
+from qvec_deploy.lower.bits import runtime_bits_per_weight
 from qvec_deploy.lower.graph import attach_weights, operator_function
-from qvec_deploy.lower.inmemory import lower_in_memory, runtime_bits_per_weight
+from qvec_deploy.lower.inmemory import lower_in_memory
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.plan import LOWERINGS
 from qvec_deploy.quantize.reference import quantize
@@ -163,7 +164,7 @@ def test_the_graph_names_no_paths_of_the_building_machine(tmp_path: Path) -> Non
 def test_runtime_bits(tmp_path: Path, lowering: str, columns: int, expected: float) -> None:
     quantized, bias, _ = _layer(3, "channel", 0, columns)
     _, weights = _store(tmp_path, quantized, bias)
-    assert runtime_bits_per_weight(weights, lowering) == pytest.approx(expected)
+    assert runtime_bits_per_weight(weights, "onnxruntime", lowering) == pytest.approx(expected)
 
 
 def test_runtime_bits_are_the_arrays_the_runtime_gets(tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_runtime_bits_are_the_arrays_the_runtime_gets(tmp_path: Path) -> None:
     for lowering in ("int4", "int8"):
         _, arrays = lower_in_memory(model, weights, lowering)
         taken = 8 * sum(array.nbytes for array in arrays.values()) / quantized.codes.size
-        assert runtime_bits_per_weight(weights, lowering) == pytest.approx(taken)
+        assert runtime_bits_per_weight(weights, "onnxruntime", lowering) == pytest.approx(taken)
 
 
 def test_an_unknown_lowering_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ FILES = {
     "report.html",
     "report.json",
     "report.md",
+    "structure.json",
     "weights.qvec.safetensors",
 }
 

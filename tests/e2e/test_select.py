@@ -65,7 +65,7 @@ def test_the_engine_at_lambda_0_is_an_engine(built: Callable[..., tuple[int, Pat
 
     _, path, _ = built()
     with find_target("onnxruntime").open(path / "lambda0", "int4", 1) as session:
-        assert check_parity(session, "int4", read_reference(path / "lambda0")).relative_error < 1e-5
+        assert check_parity(session, "onnxruntime", "int4", read_reference(path / "lambda0")).relative_error < 1e-5
 
 
 def test_a_missed_gate_is_exit_3_and_the_bundle_stays(built: Callable[..., tuple[int, Path, str]], run: Run) -> None:

@@ -1,0 +1,95 @@
+"""What reaches the quantized Linears: the largest magnitude of every input, calibrated once and kept in the bundle."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvec_deploy.errors import IntegrityError
+from qvec_deploy.packed import PackedFile, unpack
+from qvec_deploy.store import canonical_json, require_file, storage_errors, write_bytes
+from qvec_deploy.tensors import Float32
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ACTIVATIONS_FILE = "activations.json"
+"""Beside the weights of a bundle whose lowering quantizes activations on a grid found beforehand."""
+
+
+def calibrate_amax(model: nn.Module, weights: PackedFile, images: Sequence[Float32]) -> dict[str, float]:
+    """The largest magnitude that reaches each quantized Linear: ModelOpt's `max` calibration.
+
+    Args:
+        model: The timm model of `weights`, in evaluation mode; its quantized weights are put in here.
+        weights: The packed file that will be deployed.
+        images: Batches (B, C, H, W), normalised.
+
+    Returns:
+        Magnitude by Linear name, of what the engine's Linear reads: after the factors that AWQ put before it.
+
+    Raises:
+        IntegrityError: The packed file is damaged.
+        ValueError: No image, or an input that is not finite.
+    """
+    import torch
+
+    names = [name.removesuffix(".weight") for name, info in weights.tensors.items() if info.scheme is not None]
+    found = dict.fromkeys(names, 0.0)
+
+    def look(name: str, factor: Any) -> Any:
+        def hook(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = inputs[0] if factor is None else inputs[0] * factor
+            found[name] = max(found[name], float(x.abs().amax()))
+            return (x, *inputs[1:])
+
+        return hook
+
+    handles = []
+    with torch.inference_mode():
+        for name in names:
+            linear: Any = model.get_submodule(name)
+            linear.weight.copy_(torch.from_numpy(unpack(weights.packed(f"{name}.weight")).dequantize()))
+            factor = f"{name}.input_scale"
+            scale = torch.from_numpy(weights.array(factor).copy()) if factor in weights.tensors else None
+            handles.append(linear.register_forward_pre_hook(look(name, scale)))
+        try:
+            for batch in images:
+                model(torch.from_numpy(batch))
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not images or not all(map(math.isfinite, found.values())):
+        raise ValueError("calibration needs at least one image, and finite activations")
+    return found
+
+
+def write_amax(directory: Path, amax: Mapping[str, float]) -> None:
+    """Keep calibrated magnitudes beside the weights.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    write_bytes(directory / ACTIVATIONS_FILE, canonical_json({"amax": dict(amax)}))
+
+
+def read_amax(directory: Path) -> dict[str, float]:
+    """What `write_amax` kept.
+
+    Raises:
+        IntegrityError: The file is damaged.
+        StorageError: There is none.
+    """
+    path = require_file(directory / ACTIVATIONS_FILE, what="calibrated activations")
+    try:
+        with storage_errors(path):
+            amax = json.loads(path.read_bytes())["amax"]
+        values = {str(name): float(value) for name, value in amax.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}", hint="build the bundle again") from error
+    if not all(math.isfinite(value) and value >= 0 for value in values.values()):
+        raise IntegrityError(f"{path} holds an impossible magnitude", hint="build the bundle again")
+    return values

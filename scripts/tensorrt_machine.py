@@ -1,0 +1,301 @@
+"""The backend of `scripts/check_tensorrt`: this machine's TensorRT and GPU, asked through the product's own code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorrt_graphs import (
+    BATCH,
+    COLUMNS,
+    ROWS,
+    dequantize_graph,
+    expected_logits,
+    layer_graph,
+    layer_images,
+    write_model,
+)
+from tensorrt_items import Skip
+
+from qvec_deploy.bundle.parity import parity_images, read_reference
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.lower.tensorrt_graph import TensorrtGraph
+from qvec_deploy.measure.environment import capture_environment
+from qvec_deploy.measure.latency import measure_latency
+from qvec_deploy.store import sha256_bytes
+from qvec_deploy.targets.cuda import Cuda
+from qvec_deploy.targets.tensorrt import TOLERANCES, TensorRT, describe
+from qvec_deploy.targets.tensorrt_build import Built, EngineOptions, build_engine, save_graph
+from qvec_deploy.targets.tensorrt_library import machine, make_logger, require
+from qvec_deploy.targets.tensorrt_session import TensorrtSession, load_engines
+from qvec_deploy.targets.tensorrt_sidecar import Batches, Sidecar
+
+SHAPE = (1, 1, COLUMNS)
+RUNS, WARMUP = 200, 20
+FRESH = """
+import json, sys
+from qvec_deploy.targets import open_engine
+import numpy as np
+from qvec_deploy.bundle.parity import parity_images, read_reference
+from pathlib import Path
+with open_engine("tensorrt", sys.argv[1], "packed", 1) as session:
+    logits = session.run(parity_images(session.input_shape))
+reference = read_reference(Path(sys.argv[1]))
+print(json.dumps({
+    "error": float(np.linalg.norm(logits - reference) / np.linalg.norm(reference)),
+    "plugins_loaded": "qvec_deploy.kernels.plugins" in sys.modules or "triton" in sys.modules,
+}))
+"""
+
+
+class Machine:
+    """This machine.
+
+    Args:
+        work: Where engines are kept.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self._work = work
+        self._models: dict[str, Path] = {}
+
+    def _ready(self, lowering: str = "packed") -> tuple[Any, Cuda]:
+        """TensorRT and the GPU, able to build a lowering.
+
+        Raises:
+            Skip: This machine has not got them.
+        """
+        try:
+            return require(lowering, building=True)
+        except IncompatibleError as error:
+            raise Skip(error.message) from error
+
+    def environment(self) -> dict[str, Any]:
+        """Versions and devices; what is missing is said, not left out."""
+        found: dict[str, Any] = asdict(capture_environment(1))
+        try:
+            trt, cuda = require(None, building=False)
+            found["machine"] = machine(trt, cuda.gpu).as_dict()
+        except IncompatibleError as error:
+            found["missing"] = error.message
+        smi = shutil.which("nvidia-smi")
+        if smi is not None:
+            found["nvidia_smi"] = subprocess.run([smi, "-q"], capture_output=True, text=True, check=False).stdout
+        return found
+
+    def layer(self, code: str) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.layer`."""
+        graph = layer_graph()
+        with _handed_over(code, self._ready()[1].gpu.sm):
+            return self._build_and_run(graph)
+
+    def trtexec(self) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.trtexec`."""
+        program = shutil.which("trtexec")
+        if program is None:
+            raise Skip("trtexec is not installed")
+        built = self._build(layer_graph())
+        path = self._path("layer.plan")
+        path.write_bytes(built.plan)
+        command = [program, f"--loadEngine={path}", "--iterations=10", "--warmUp=0", "--duration=0"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        return {"returncode": done.returncode, "output": (done.stdout + done.stderr)[-4000:]}
+
+    def fresh_process(self) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.fresh_process`."""
+        self._ready()
+        folder = self._folder("demo")
+        if not describe(folder, "packed"):
+            TensorRT().compile(folder, "packed", EngineOptions(), caches=self._work)
+        command = [sys.executable, "-P", "-c", FRESH, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[-2000:])
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+
+    def dequantize(self, constant: bool) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.dequantize`."""
+        graph = dequantize_graph(constant=constant)
+        built = self._build(graph)
+        return {
+            "weights_bytes": built.weights_bytes,
+            "packed_bytes": graph.packed_bytes,
+            "dense_bytes": 2 * ROWS * COLUMNS,
+        }
+
+    def precedence(self, namespace: bool) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.precedence`."""
+        trt, _ = self._ready()
+        from qvec_deploy.kernels.plugins import plugin_errors, register_plugins
+
+        register_plugins()
+        logger = make_logger(trt)
+        builder = trt.Builder(logger)
+        flags = trt.NetworkDefinitionCreationFlag
+        network = builder.create_network(1 << int(flags.STRONGLY_TYPED) | 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS))
+        parser = trt.OnnxParser(network, logger)
+        path = self._path("both.onnx")
+        save_graph(layer_graph(portable=True, namespace=namespace), path)
+        with plugin_errors():
+            parsed = parser.parse_from_file(str(path))
+        layers = [network.get_layer(index).type for index in range(network.num_layers)]
+        errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        return {"plugin_layers": layers.count(trt.LayerType.PLUGIN_V3), "parsed": parsed, "errors": errors}
+
+    def flag(self, name: str) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.flag`."""
+        options, flags = EngineOptions(), [name]
+        if name == "AMPERE_PLUS":
+            options, flags = EngineOptions(hardware="ampere_plus"), []
+        elif name == "VERSION_COMPATIBLE":
+            options, flags = EngineOptions(version_compatible=True), []
+        return self._build_and_run(layer_graph(), options, flags)
+
+    def copies(self) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.copies`."""
+        from qvec_deploy.kernels.ahead import compile_ahead
+        from qvec_deploy.kernels.layouts import choose_layout
+
+        one, many = layer_graph(), layer_graph(layers=8)
+        sizes = [len(self._build(graph).plan) - graph.weight_bytes for graph in (one, many)]
+        kernel = compile_ahead("linear", layout=choose_layout(ROWS, COLUMNS, 3), bits=3, rows=ROWS, columns=COLUMNS)
+        return {"overhead_bytes": (sizes[1] - sizes[0]) // 7, "ptx_bytes": len(kernel.ptx)}
+
+    def switches(self, count: int) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.switches`."""
+        trt, cuda = self._ready()
+        graph = layer_graph(batch=None)
+        batches = Batches(1, 8, 8)
+        built = build_engine(trt, graph, batches, SHAPE, EngineOptions())
+        with load_engines(trt, cuda, [(self._sidecar(built, graph, batches, EngineOptions()), built.plan)]) as session:
+            images = layer_images(8)
+            for size in (1, 8):
+                session.run(images[:size])
+            before = cuda.free_bytes()
+            for index in range(count):
+                session.run(images[: 1 + index % 8])
+            return {"lost_bytes": before - cuda.free_bytes(), "count": count}
+
+    def model(self, name: str, lowering: str) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.model`."""
+        self._ready(lowering)
+        folder = self._folder(name)
+        TensorRT().compile(folder, lowering, EngineOptions(batch_sizes=(1, 8)), caches=self._work)
+        reference = read_reference(folder)
+        with TensorRT().open(folder, lowering, 1) as session:
+            logits = session.run(parity_images(session.input_shape))
+            captured = isinstance(session, TensorrtSession) and session.captured
+        error = float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
+        engine = describe(folder, lowering)[0]
+        return {"error": error, "tolerance": TOLERANCES[lowering], "captured": captured, **engine}
+
+    def latency(self, name: str, lowerings: Sequence[str], batch_size: int) -> dict[str, list[float]]:
+        """See `tensorrt_items.Backend.latency`."""
+        self._ready("float")
+        folder = self._folder(name)
+        built = [lowering for lowering in lowerings if describe(folder, lowering)]
+        with contextlib.ExitStack() as stack:
+            sessions = {each: stack.enter_context(TensorRT().open(folder, each, 1)) for each in built}
+            if not sessions:
+                return {}
+            shape = next(iter(sessions.values())).input_shape
+            images = np.resize(parity_images(shape), (batch_size, *shape))
+            samples = measure_latency(sessions, images, blocks=RUNS, warmup=WARMUP, seed=0)
+        return {each: list(taken.samples_ms) for each, taken in samples.items()}
+
+    def _build(self, graph: TensorrtGraph, options: EngineOptions | None = None, flags: Sequence[str] = ()) -> Built:
+        trt, _ = self._ready()  # no timing cache: it would hide what another kernel does
+        return build_engine(trt, graph, Batches.of(BATCH), SHAPE, options or EngineOptions(), flags=flags)
+
+    def _build_and_run(
+        self, graph: TensorrtGraph, options: EngineOptions | None = None, flags: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        options = options or EngineOptions()
+        built = self._build(graph, options, flags)
+        sidecar = self._sidecar(built, graph, Batches.of(BATCH), options)
+        trt, cuda = self._ready()
+        images = layer_images(BATCH)
+        with load_engines(trt, cuda, [(sidecar, built.plan)]) as session:
+            logits, expected = session.run(images), expected_logits(images)
+        return {
+            "error": float(np.linalg.norm(logits - expected) / np.linalg.norm(expected)),
+            "weights_bytes": built.weights_bytes,
+            "given_bytes": graph.weight_bytes,
+            "packed_bytes": graph.packed_bytes,
+            "plan_bytes": len(built.plan),
+            "captured": session.captured,
+        }
+
+    def _sidecar(self, built: Built, graph: TensorrtGraph, batches: Batches, options: EngineOptions) -> Sidecar:
+        trt, cuda = self._ready()
+        return Sidecar(
+            machine=machine(trt, cuda.gpu),
+            lowering="packed",
+            batches=batches,
+            input_shape=SHAPE,
+            hardware=options.hardware,
+            version_compatible=options.version_compatible,
+            cuda_graph=options.cuda_graph,
+            plugin_layers=graph.plugin_layers,
+            packed_bytes=graph.packed_bytes,
+            given_bytes=graph.weight_bytes,
+            weights_bytes=built.weights_bytes,
+            device_bytes=built.device_bytes,
+            sha256=sha256_bytes(built.plan),
+            model_sha256="",
+            weights_sha256="",
+            build_s=built.seconds,
+        )
+
+    def _folder(self, name: str) -> Path:
+        if name not in self._models:
+            self._models[name] = write_model(name, self._path(name))
+        return self._models[name]
+
+    def _path(self, name: str) -> Path:
+        self._work.mkdir(parents=True, exist_ok=True)
+        return self._work / name
+
+
+@contextlib.contextmanager
+def _handed_over(code: str, sm: int) -> Iterator[None]:
+    """Within the block the plugin hands its kernel over in another way."""
+    if code == "stripped":
+        yield
+        return
+    from qvec_deploy.kernels import plugins
+
+    real = plugins.compile_ahead
+    variants: dict[str, Callable[..., Any]] = {
+        "unstripped": lambda *a, **k: _unstripped(real(*a, **k)),
+        "cubin": lambda *a, **k: _cubin(real(*a, **k), sm),
+        "native": lambda *a, **k: real(*a, **(k | {"sm": sm})),
+        "shared": lambda *a, **k: replace(real(*a, **k), shared_bytes=64 * 1024),
+    }
+    plugins.compile_ahead = variants[code]
+    try:
+        yield
+    finally:
+        plugins.compile_ahead = real
+
+
+def _unstripped(kernel: Any) -> Any:
+    """Two pointers more, that nothing reads: what Triton itself writes."""
+    head, end, rest = kernel.ptx.partition(b"\n)")
+    extra = b"".join(b",\n.param .u64 .ptr .global .align 1 hidden_%d" % index for index in range(2))
+    return replace(kernel, ptx=head + extra + end + rest)
+
+
+def _cubin(kernel: Any, sm: int) -> Any:
+    from qvec_deploy.kernels.ahead import assemble
+
+    return replace(kernel, ptx=assemble(kernel.ptx, sm).cubin)

@@ -1,0 +1,426 @@
+"""The kernels keep to the meaning of the operator, and compile for every architecture, on a machine without a GPU.
+
+Interpreted, everything but the inline assembly is shown; that is calculated here, instruction by instruction. Whether
+a GPU agrees is shown by tests/gpu/test_kernels_gpu.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton
+from kernel_cases import CASES, Case
+
+import qvec_deploy.kernels.op  # noqa: F401 - registers the operator
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.kernels import ahead, launch
+from qvec_deploy.kernels.ahead import ARCHITECTURES, BASELINE_SM, SHARED_LIMIT, Compiled, assemble, compile_ahead
+from qvec_deploy.kernels.layouts import LAYOUTS, choose_layout
+from qvec_deploy.kernels.tiles import DEEP_TILES, TILES, Tile
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / f"kernels_{triton.__version__}.json"
+WEIGHTS = {"p32": (768, 3072), "rows": (1152, 384)}
+NATIVE = (86, 89, 90, 100, 120)
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, dict[str, Any]]:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", str(ROOT / "tests" / "kernel_cases.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    results: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return results
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_interpreted_kernels_are_within_rounding(case: Case, interpreted: dict[str, dict[str, Any]]) -> None:
+    result = interpreted[str(case)]
+    assert result["excess"] <= 1.0
+    assert result["dequantized"], "not the codes times the scales"
+
+
+def test_the_cases_are_different() -> None:
+    assert len({str(case) for case in CASES}) == len(CASES)
+    assert all(case.device_layout.takes(case.n, case.k, case.bits, case.group) for case in CASES)
+
+
+# --- the inline assembly, calculated
+
+
+_BLOCK = re.compile(r"\{\s*\.reg \.b32 a, b, factor, offset;(.*?)\}", re.DOTALL)
+
+
+def _run_block(text: str, words: tuple[np.ndarray, np.ndarray], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Execute one block of the assembly on two registers of many threads."""
+    registers: dict[str, np.ndarray] = {}
+    named: list[str] = []  # outputs in the order of first mention, inputs likewise
+    inputs = iter(words)
+
+    def value(name: str) -> np.ndarray:
+        if name not in registers:
+            registers[name] = next(inputs) if name.startswith("%") else np.uint32(int(name, 0))
+        return registers[name]
+
+    for line in filter(None, (line.strip() for line in text.split(";"))):
+        instruction, _, rest = line.partition(" ")
+        target, *sources = [each.strip() for each in rest.split(",")]
+        operands = [value(each) for each in sources]
+        if instruction == "mov.b32":
+            result = operands[0]
+        elif instruction == "lop3.b32":
+            result = _lop3(*operands)
+        elif instruction == "prmt.b32":
+            result = _prmt(*operands)
+        else:
+            assert instruction == f"fma.rn.{'f16' if dtype == 'float16' else 'bf16'}x2"
+            result = _fma(*operands, dtype)
+        registers[target] = result
+        if target.startswith("%") and target not in named:
+            named.append(target)
+    first, second = named
+    return registers[first], registers[second]
+
+
+def _lop3(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The logical function of three bits whose value for (0xF0, 0xCC, 0xAA) is `table`."""
+    result = np.zeros_like(a)
+    for index in range(8):
+        if int(table) >> index & 1:
+            result |= (a if index & 4 else ~a) & (b if index & 2 else ~b) & (c if index & 1 else ~c)
+    return result
+
+
+def _prmt(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
+    """Four bytes picked out of the eight of b and a."""
+    pool = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
+    result = np.zeros_like(pool)
+    for place in range(4):
+        picked = int(selector) >> (4 * place) & 7
+        result |= (pool >> np.uint64(8 * picked) & np.uint64(0xFF)) << np.uint64(8 * place)
+    return result.astype(np.uint32)
+
+
+def _halves(word: np.ndarray, dtype: str) -> list[np.ndarray]:
+    bits = [np.asarray(word, np.uint32) & np.uint32(0xFFFF), np.asarray(word, np.uint32) >> np.uint32(16)]
+    if dtype == "float16":
+        return [each.astype(np.uint16).view(np.float16).astype(np.float64) for each in bits]
+    return [(each << np.uint32(16)).view(np.float32).astype(np.float64) for each in bits]
+
+
+def _fma(a: np.ndarray, b: np.ndarray, c: np.ndarray, dtype: str) -> np.ndarray:
+    result = np.zeros_like(a)
+    for place, (left, right, added) in enumerate(
+        zip(_halves(a, dtype), _halves(b, dtype), _halves(c, dtype), strict=True)
+    ):
+        exact = left * right + added
+        if dtype == "float16":
+            assert (exact.astype(np.float16) == exact).all(), "a code is not exact"
+            bits = exact.astype(np.float16).view(np.uint16).astype(np.uint32)
+        else:
+            bits = exact.astype(np.float32).view(np.uint32) >> np.uint32(16)
+            assert ((bits << np.uint32(16)).view(np.float32) == exact).all(), "a code is not exact"
+        result |= bits << np.uint32(16 * place)
+    return result
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_inline_assembly_gives_the_codes(bits: int, dtype: ahead.Float) -> None:
+    compiled = compile_ahead("linear", layout="p32", bits=bits, rows=64, columns=256, dtype=dtype, tile=TILES[0])
+    blocks = {re.sub(r"%\w+", "%", text): text for text in _BLOCK.findall(compiled.ptx.decode())}
+    fields = (10 if dtype == "float16" else 7) // bits
+    assert len(blocks) == min(fields, 16 // bits)  # one for every place in a mantissa
+    words = np.random.default_rng(bits).integers(0, 1 << 32, (2, 1000), dtype=np.uint64).astype(np.uint32)
+    for text in blocks.values():
+        mask = int(re.search(r"lop3.b32 a, %\w+, (0x[0-9a-f]+)", text)[1], 0)  # type: ignore[index]
+        place = (mask & -mask).bit_length() - 1
+        assert mask == (((1 << bits) - 1) << place) * 0x10001
+        low, high = _run_block(text, (words[0], words[1]), dtype)
+        for found, shift in ((low, place), (high, 16 + place)):
+            codes = (words >> np.uint32(shift) & np.uint32((1 << bits) - 1)).astype(int) - (1 << (bits - 1))
+            assert (np.stack(_halves(found, dtype)) == codes).all()
+
+
+# --- compiled
+
+
+def _entries(full: bool) -> dict[str, dict[str, Any]]:
+    """What the compiled kernels take, by kernel; `full` is everything that the golden file holds."""
+    table = {}
+    for layout, (rows, columns) in WEIGHTS.items():
+        weight: dict[str, Any] = {"layout": layout, "bits": 3, "rows": rows, "columns": columns}
+        for tile in TILES if full else TILES[3:4]:
+            table[f"linear {layout} {tile}"] = _entry(compile_ahead("linear", **weight, tile=tile), ARCHITECTURES)
+        for sm in NATIVE if full else (90, 120):
+            native = compile_ahead("linear", **weight, tile=TILES[3], sm=sm)
+            table[f"linear {layout} {TILES[3]} for sm_{sm}"] = _entry(native, (sm,))
+        table[f"dequantize {layout}"] = _entry(compile_ahead("dequantize", **weight), ARCHITECTURES)
+        table[f"dequantize {layout} for sm_75"] = _entry(compile_ahead("dequantize", **weight, sm=75), (75,))
+        if full:
+            table |= _variants(weight)
+    return table
+
+
+def _variants(weight: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    changes = [{"bits": 2}, {"bits": 4}, {"group_size": 64}, {"dtype": "bfloat16"}, {"gelu": True}, {"asm": False}]
+    return {
+        f"linear {weight['layout']} {TILES[3]} " + " ".join(f"{key}={value}" for key, value in change.items()): _entry(
+            compile_ahead("linear", **{**weight, **change}, tile=TILES[3]), (BASELINE_SM,)
+        )
+        for change in changes
+    }
+
+
+def _entry(compiled: Compiled, architectures: tuple[int, ...]) -> dict[str, Any]:
+    assembled = {sm: assemble(compiled.ptx, sm) for sm in architectures}
+    return {
+        "ptx_bytes": len(compiled.ptx),
+        "shared_bytes": compiled.shared_bytes,
+        "warps": compiled.warps,
+        "registers": {str(sm): each.registers for sm, each in assembled.items()},
+        "spill_bytes": {str(sm): each.spill_bytes for sm, each in assembled.items() if each.spill_bytes},
+    }
+
+
+def test_compiled_kernels_take_what_the_golden_table_says(update_golden: bool) -> None:
+    found = _entries(full=update_golden)
+    if update_golden:
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    assert GOLDEN.is_file(), f"{GOLDEN} is missing: run pytest --update-golden and read the diff"
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert {name: golden.get(name) for name in found} == found
+
+
+def test_the_golden_table_keeps_to_the_limits() -> None:
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    tiles = {f"linear {layout} {tile}" for layout in LAYOUTS for tile in TILES}
+    assert tiles <= set(golden)
+    for name in tiles:
+        assert golden[name]["shared_bytes"] <= SHARED_LIMIT
+        assert not golden[name]["spill_bytes"]
+        assert set(golden[name]["registers"]) == {str(sm) for sm in ARCHITECTURES}
+
+
+def test_ptx_has_the_arguments_and_the_oldest_target() -> None:
+    compiled = compile_ahead("linear", layout="p32", bits=3, rows=768, columns=768, tile=TILES[3])
+    text = compiled.ptx.decode()
+    head = re.search(rf"\.visible \.entry {compiled.name}\((.*?)\)", text, re.DOTALL)
+    assert head
+    kinds = re.findall(r"\.param \.(\w+)", head[1])
+    assert compiled.arguments == ("x", "words", "scale", "bias", "m", "n", "k", "y")
+    assert kinds == ["u64", "u64", "u64", "u64", "u32", "u32", "u32", "u64"]
+    assert text.startswith(".version 7.0\n.target sm_80\n")
+    assert f".reqntid {compiled.threads}" in text
+    assert compiled.grid(197) == (4, 12, 1)
+    assert compile_ahead("dequantize", layout="p32", bits=3, rows=768, columns=512).grid(197) == (12, 2, 1)
+
+
+def test_what_is_compiled_only_for_the_gpu_at_hand_compiles() -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from qvec_deploy.kernels import triton_kernels
+
+    types = {"x": "*fp16", "words": "*i32", "scale": "*fp32", "y": "*fp32", "parts": "*fp32"}
+    types |= dict.fromkeys(("m", "n", "k"), "i32")
+    tile = next(tile for tile in DEEP_TILES if tile.split > 1)
+    shape = {"GROUP": 0, "GELU": True, "SPLIT": tile.split, "bias": None}
+    block = {"BITS": 3, "ASM": True, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
+    kernels = [(triton_kernels.linear_p32, shape | block), (triton_kernels.combine, shape | {"BLOCK": 256})]
+    for kernel, constants in kernels:
+        signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+        built = triton.compile(
+            ASTSource(kernel, signature, constants, {}),
+            target=GPUTarget("cuda", 90, 32),
+            options={"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
+        )
+        assert built.asm["cubin"]
+
+
+def test_weights_of_all_sizes_share_their_ptx() -> None:
+    first = compile_ahead("linear", layout="p32", bits=3, rows=768, columns=768, tile=TILES[3])
+    assert compile_ahead("linear", layout="p32", bits=3, rows=3072, columns=768, tile=TILES[3]).ptx == first.ptx
+
+
+def _ptx_with(body: str, parameters: int) -> str:
+    declared = ",\n".join(f".param .u64 .ptr .global .align 1 kernel_param_{i}" for i in range(parameters))
+    return f".version 9.4\n.target sm_80\n.visible .entry kernel(\n{declared}\n)\n{{\n{body} // why\nret;\n}}\n"
+
+
+def test_hidden_parameters_are_left_out() -> None:
+    text = ahead._strip(_ptx_with("ld.param.u64 %rd1, [kernel_param_1];", 4), "kernel", 2)
+    assert "kernel_param_1\n)" in text
+    assert "kernel_param_2" not in text
+    assert "why" not in text
+
+
+@pytest.mark.parametrize(
+    ("body", "parameters", "says"),
+    [("ld.param.u64 %rd1, [kernel_param_3];", 4, "uses 1 of those"), ("", 1, "has 1 parameters")],
+)
+def test_hidden_parameters_that_are_used_are_refused(body: str, parameters: int, says: str) -> None:
+    with pytest.raises(IncompatibleError, match=says):
+        ahead._strip(_ptx_with(body, parameters), "kernel", 2)
+
+
+WEIGHT: dict[str, Any] = {"layout": "p32", "bits": 3, "rows": 64, "columns": 256}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"columns": 384}, "does not take a weight of shape"),
+        ({"layout": "p64"}, "words in layout 'p64'"),
+        ({"sm": 75}, "not compiled for sm_75"),
+        ({"sm": 61}, "not compiled for sm_61"),
+        ({"group_size": 24}, "in groups of 24"),
+        ({"bits": 5}, "at 5 bits"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(IncompatibleError, match=says):
+        compile_ahead("linear", **{**WEIGHT, **change})
+
+
+def test_bfloat16_on_turing_is_refused() -> None:
+    with pytest.raises(IncompatibleError, match="bfloat16 is not compiled for sm_75"):
+        compile_ahead("dequantize", **WEIGHT, dtype="bfloat16", sm=75)
+
+
+def test_ptx_that_ptxas_refuses_is_an_error() -> None:
+    with pytest.raises(IncompatibleError, match="ptxas does not assemble"):
+        assemble(b".version 7.0\n.target sm_80\nnonsense\n", 80)
+
+
+def test_without_triton_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton.backends.nvidia", None)
+    with pytest.raises(IncompatibleError, match="kernels cannot be compiled"):
+        compile_ahead("linear", **WEIGHT, tile=Tile(32, 32, 1, 1))
+
+
+def test_interpreted_kernels_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(IncompatibleError, match="interpreted here"):
+        compile_ahead("linear", **WEIGHT, tile=Tile(32, 32, 1, 1))
+
+
+# --- the operator for PyTorch, on a CPU
+
+
+def _arguments(n: int, k: int, bits: int = 3, group: int = 0, dtype: torch.dtype = torch.float16) -> dict[str, Any]:
+    generator = np.random.default_rng(n + k)
+    codes = generator.integers(-(1 << (bits - 1)), 1 << (bits - 1), (n, k), dtype=np.int8)
+    layout = choose_layout(n, k, bits, group)
+    groups = k // group if group else 1
+    return {
+        "x": torch.from_numpy(generator.standard_normal((2, 5, k)).astype(np.float32)).to(dtype),
+        "words": torch.from_numpy(layout.pack(codes, bits)),
+        "scale": torch.from_numpy(generator.uniform(0.01, 0.02, (n, groups)).astype(np.float32)),
+        "bias": torch.from_numpy(generator.standard_normal(n).astype(np.float32)).to(dtype),
+        "layout_id": layout.id,
+        "bits": bits,
+        "columns": k,
+        "group_size": group,
+    }
+
+
+@pytest.mark.parametrize(("bias", "gelu"), [(False, False), (True, True)])
+def test_the_operator_is_one_for_pytorch(bias: bool, gelu: bool) -> None:
+    arguments = _arguments(64, 256)
+    if not bias:
+        arguments["bias"] = None
+    checks = torch.library.opcheck(torch.ops.qvec.linear, (*arguments.values(), gelu))
+    assert set(checks.values()) == {"SUCCESS"}
+    assert torch.ops.qvec.linear(**arguments).shape == (2, 5, 64)
+
+
+@pytest.mark.parametrize("case", CASES[::3], ids=str)
+def test_the_operator_on_a_cpu_is_within_rounding(case: Case) -> None:
+    from kernel_cases import excess, tensors
+
+    values = tensors(case, "cpu")
+    inputs = [values[name] for name in ("x", "words", "scale", "bias")]
+    y = torch.ops.qvec.linear(*inputs, case.layout, case.bits, case.k, case.group, case.gelu)
+    assert excess(case, values, y) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"x": torch.zeros(2, 255, dtype=torch.float16)}, "x has shape"),
+        ({"x": torch.zeros((), dtype=torch.float16)}, "x has shape"),
+        ({"x": torch.zeros(2, 256)}, "x is torch.float32"),
+        ({"x": torch.zeros(256, 2, dtype=torch.float16).T}, "x is not contiguous"),
+        ({"x": torch.zeros(2, 256, dtype=torch.bfloat16)}, "bias is torch.float16"),
+        ({"words": torch.zeros((48, 31), dtype=torch.int32)}, "words is torch.int32 of shape"),
+        ({"words": torch.zeros((48, 32), dtype=torch.int64)}, "words is torch.int64"),
+        ({"words": torch.zeros((32, 48), dtype=torch.int32).T}, "words is not contiguous"),
+        ({"words": torch.zeros((48, 32), dtype=torch.int32, device="meta")}, "x is on cpu and words on meta"),
+        ({"scale": torch.ones(64, 2)}, "scale is torch.float32 of shape"),
+        ({"scale": torch.ones(64, 1, dtype=torch.float16)}, "scale is torch.float16"),
+        ({"bias": torch.zeros(63, dtype=torch.float16)}, "bias is torch.float16 of shape"),
+        ({"layout_id": "p31"}, "words in layout 'p31'"),
+        ({"group_size": 24}, "in groups of 24"),
+        ({"bits": 5}, "at 5 bits"),
+    ],
+)
+def test_arguments_that_do_not_belong_together_are_refused(change: dict[str, Any], says: str) -> None:
+    arguments = {**_arguments(64, 256), **change}
+    layout = LAYOUTS.get(arguments.pop("layout_id"))
+    if layout is None:
+        with pytest.raises(IncompatibleError, match=says):
+            torch.ops.qvec.linear(**{**_arguments(64, 256), **change})
+        return
+    arguments.pop("columns")
+    with pytest.raises(IncompatibleError, match=says):
+        launch.check(**arguments, layout=layout, columns=256)
+
+
+def test_tensors_on_a_cpu_are_refused_by_the_kernels() -> None:
+    arguments = _arguments(64, 256)
+    layout = LAYOUTS[arguments.pop("layout_id")]
+    with pytest.raises(IncompatibleError, match="the tensors are on cpu"):
+        launch.linear(**arguments, layout=layout)
+    weight = {name: arguments[name] for name in ("words", "scale", "bits", "columns", "group_size")}
+    with pytest.raises(IncompatibleError, match="the tensors are on cpu"):
+        launch.dequantize(**weight, layout=layout)
+
+
+def test_the_fastest_way_is_kept_and_one_that_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    seen: list[launch.Way] = []
+
+    def bench(run: Any, **_: Any) -> float:
+        run()
+        return {TILES[1]: 2.0, None: 3.0}.get(seen[-1], 9.0)
+
+    def how(way: launch.Way) -> torch.Tensor:
+        seen.append(way)
+        if way == TILES[0]:
+            raise OutOfResources(1, 0, "shared memory")
+        return torch.zeros(1)
+
+    monkeypatch.setattr("triton.testing.do_bench", bench)
+    assert launch._fastest(how, 5) == TILES[1]
+    assert seen == launch.ways(5)
+
+
+@pytest.mark.parametrize("m", [1, 16, 17, 50, 64, 65, 197, 1576])
+def test_ways_fit_the_rows_of_x(m: int) -> None:
+    ways = launch.ways(m)
+    assert ways[-1] is None, "dequantized and multiplied is always among them"
+    tiles = [way for way in ways if way]
+    assert launch.usual_way(m) in tiles
+    assert all(tile.rows < 2 * max(m, 16) and (tile.split == 1 or m <= 16) for tile in tiles)

@@ -1,0 +1,480 @@
+"""A TensorRT and a CUDA driver that a test owns: the same names, engines that ONNX Runtime computes, faults on request.
+
+What they show is our logic. That the names exist in the real bindings is for the contract tests to show; what the real
+libraries do with them, only a machine that has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import importlib.machinery
+import pickle
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from google.protobuf.message import DecodeError
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.lower import DOMAIN
+from qvec_deploy.lower.tensorrt_linear import device_function
+from qvec_deploy.targets.cuda import Gpu, OutOfDeviceMemory
+
+GPU = Gpu("NVIDIA Test", 89, "13.0")
+
+
+@dataclass
+class Faults:
+    """What goes wrong.
+
+    `out_of_memory_at`: the batch size from which on building, or, with `at_load`, loading fails. `unpacks`: factor on
+    the stored bytes it reports. `unregistered`: our plugin's nodes become something else.
+    """
+
+    out_of_memory_at: int | None = None
+    at_load: bool = False
+    unpacks: float = 1.0
+    unregistered: bool = False
+    refuses_build: str | None = None
+    refuses_plan: bool = False
+    refuses_capture: bool = False
+    refuses_run: bool = False
+    plugin_error: Exception | None = None
+
+
+@dataclass
+class FakeCuda:
+    """Device memory as a dictionary, streams as queues that are always empty."""
+
+    gpu: Gpu = GPU
+    memory: dict[int, np.ndarray] = field(default_factory=dict)
+    pinned_arrays: int = 0
+    streams: int = 0
+    captured: list[Any] | None = None
+    launches: int = 0
+    current: bool = False
+    refuses_capture: bool = False
+
+    def enter(self) -> None:
+        self.current = True
+
+    def close(self) -> None:
+        self.current = False
+
+    def free_bytes(self) -> int:
+        return (1 << 30) - sum(array.nbytes for array in self.memory.values())
+
+    def allocate(self, size: int) -> int:
+        address = 4096 * (1 + len(self.memory) + self.streams)
+        while address in self.memory:
+            address += 4096
+        self.memory[address] = np.zeros(size, np.uint8)
+        return address
+
+    def free(self, address: int) -> None:
+        del self.memory[address]
+
+    def pinned(self, shape: tuple[int, ...]) -> np.ndarray:
+        self.pinned_arrays += 1
+        return np.full(shape, np.nan, np.float32)
+
+    def free_pinned(self, array: np.ndarray) -> None:
+        self.pinned_arrays -= 1
+
+    def upload(self, address: int, array: np.ndarray, stream: int) -> None:
+        assert self.current and stream
+        self.memory[address][: array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
+
+    def download(self, array: np.ndarray, address: int, stream: int) -> None:
+        array[...] = self.memory[address][: array.nbytes].view(np.float32).reshape(array.shape)
+
+    def new_stream(self) -> int:
+        self.streams += 1
+        return self.streams
+
+    def end_stream(self, stream: int) -> None:
+        self.streams -= 1
+
+    def wait(self, stream: int) -> None:
+        assert self.captured is None, "synchronizing a stream that is being captured"
+
+    @contextlib.contextmanager
+    def capture(self, stream: int) -> Iterator[FakeGraph]:
+        self.captured = []
+        graph = FakeGraph(self)
+        try:
+            yield graph
+            if self.refuses_capture:
+                raise IncompatibleError("the CUDA driver refuses cuStreamEndCapture", hint="none")
+            graph.work = self.captured
+        finally:
+            self.captured = None
+
+
+class FakeGraph:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda, self.work = cuda, []
+
+    def launch(self, stream: int) -> None:
+        self.cuda.launches += 1
+        for work in self.work:
+            work()
+
+    def destroy(self) -> None:
+        self.work = []
+
+
+class _Severity(enum.IntEnum):
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class _Base:
+    def __init__(self) -> None:
+        pass
+
+
+class _Logger(_Base):
+    Severity = _Severity
+
+
+def fake_tensorrt(cuda: FakeCuda, faults: Faults, version: str = "10.16.1.11") -> Any:
+    """A module `tensorrt`. Its `seen` records how it was used."""
+    trt: Any = types.ModuleType("tensorrt")
+    trt.__version__, trt.__spec__ = version, importlib.machinery.ModuleSpec("tensorrt", None)
+    trt.seen = []
+    trt.ILogger, trt.IProgressMonitor = _Logger, type("IProgressMonitor", (_Base,), {})
+    names = {
+        "NetworkDefinitionCreationFlag": ["EXPLICIT_BATCH", "STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS"],
+        "LayerType": ["CONSTANT", "PLUGIN_V3"],
+        "MemoryPoolType": ["WORKSPACE"],
+        "BuilderFlag": ["REFIT", "STRIP_PLAN", "WEIGHT_STREAMING", "VERSION_COMPATIBLE"],
+        "HardwareCompatibilityLevel": ["NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"],
+        "ProfilingVerbosity": ["LAYER_NAMES_ONLY", "DETAILED"],
+        "EngineStat": ["TOTAL_WEIGHTS_SIZE", "STRIPPED_WEIGHTS_SIZE"],
+        "LayerInformationFormat": ["JSON"],
+    }
+    for name, members in names.items():
+        setattr(trt, name, enum.IntEnum(name, {member: index for index, member in enumerate(members)}))
+    trt.Builder = lambda logger: _Builder(trt, logger, faults)
+    trt.OnnxParser = lambda network, logger: _Parser(trt, network, faults)
+    trt.Runtime = lambda logger: _Runtime(trt, logger, cuda, faults)
+    return trt
+
+
+class _Buffer(bytes):
+    @property
+    def nbytes(self) -> int:
+        return len(self)
+
+
+class _Cache:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> _Buffer:
+        return _Buffer(self.data + b"+")
+
+
+class _Config:
+    def __init__(self, trt: Any) -> None:
+        self.trt, self.flags, self.profiles, self.limits = trt, set(), [], {}
+        self.hardware_compatibility_level = trt.HardwareCompatibilityLevel.NONE
+        self.builder_optimization_level, self.progress_monitor, self.cache = 3, None, None
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self.limits[pool] = size
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.add(flag)
+
+    def create_timing_cache(self, data: bytes) -> _Cache | None:
+        return None if data.startswith(b"damaged") else _Cache(data)
+
+    def set_timing_cache(self, cache: _Cache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.cache = cache
+        return not cache.data.startswith(b"other")
+
+    def get_timing_cache(self) -> _Cache:
+        return self.cache
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
+
+
+class _Profile:
+    def set_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
+        self.name, self.shapes = name, shapes
+
+
+class _Network:
+    def __init__(self, flags: int) -> None:
+        self.flags, self.model, self.layers = flags, None, []
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def get_layer(self, index: int) -> Any:
+        return types.SimpleNamespace(type=self.layers[index])
+
+
+class _Builder:
+    def __init__(self, trt: Any, logger: Any, faults: Faults) -> None:
+        self.trt, self.logger, self.faults = trt, logger, faults
+
+    def create_network(self, flags: int) -> _Network:
+        return _Network(flags)
+
+    def create_builder_config(self) -> _Config:
+        return _Config(self.trt)
+
+    def create_optimization_profile(self) -> _Profile:
+        return _Profile()
+
+    def build_serialized_network(self, network: _Network, config: _Config) -> _Buffer | None:
+        faults, batch = self.faults, _batch(network.model)
+        self.trt.seen.append((network, config))
+        monitor = config.progress_monitor
+        monitor.phase_start("Building", None, 2)
+        monitor.phase_start("Tactics", "Building", 9)
+        for phase, step in (("Tactics", 0), ("Building", 0), ("Building", 1)):
+            if not monitor.step_complete(phase, step):
+                return None
+        monitor.phase_finish("Building")
+        if faults.plugin_error is not None:
+            sys.modules["qvec_deploy.kernels.plugins"].errors.append(faults.plugin_error)
+            return None
+        reason = faults.refuses_build
+        if faults.out_of_memory_at is not None and not faults.at_load and batch >= faults.out_of_memory_at:
+            reason = "Error Code 2: OutOfMemory (Requested size was 1 bytes.)"
+        if reason is not None:
+            self.logger.log(_Severity.ERROR, reason)
+            return None
+        return _Buffer(pickle.dumps(network.model.SerializeToString()))
+
+
+class _Parser:
+    def __init__(self, trt: Any, network: _Network, faults: Faults) -> None:
+        self.trt, self.network, self.faults, self.errors = trt, network, faults, []
+
+    def parse_from_file(self, path: str) -> bool:
+        try:
+            model = onnx.load(path)
+        except DecodeError as error:
+            self.errors.append(str(error))
+            return False
+        for node in model.graph.node:  # from 10.15 on, a function body wins unless the node names a namespace
+            named = any(attribute.name == "plugin_namespace" for attribute in node.attribute)
+            ours = node.domain == DOMAIN and not self.faults.unregistered and (named or not model.functions)
+            self.network.layers.append(self.trt.LayerType.PLUGIN_V3 if ours else self.trt.LayerType.CONSTANT)
+            if node.op_type == "Unsupported":
+                self.errors.append("In node 0 with name: no importer registered for op: Unsupported\nmore")
+        self.network.model = model
+        return not self.errors
+
+    @property
+    def num_errors(self) -> int:
+        return len(self.errors)
+
+    def get_error(self, index: int) -> Any:
+        return types.SimpleNamespace(desc=lambda: self.errors[index])
+
+
+class _Runtime:
+    def __init__(self, trt: Any, logger: Any, cuda: FakeCuda, faults: Faults) -> None:
+        self.trt, self.logger, self.cuda, self.faults = trt, logger, cuda, faults
+        self.engine_host_code_allowed = False
+
+    def deserialize_cuda_engine(self, plan: bytes) -> _Engine | None:
+        self.trt.seen.append("deserialized")
+        if self.faults.refuses_plan:
+            self.logger.log(_Severity.ERROR, "Serialization assertion failed")
+            return None
+        return _Engine(self, onnx.load_from_string(pickle.loads(plan)))
+
+
+class _Engine:
+    num_io_tensors = 2
+    device_memory_size_v2 = 1 << 20
+
+    def __init__(self, runtime: _Runtime, model: onnx.ModelProto) -> None:
+        self.runtime, self.model = runtime, model
+
+    def get_tensor_name(self, index: int) -> str:
+        return (self.model.graph.input[0], self.model.graph.output[0])[index].name
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        (value,) = [v for v in (*self.model.graph.input, *self.model.graph.output) if v.name == name]
+        return [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim]
+
+    def get_engine_stat(self, what: Any) -> int:
+        stored = sum(len(tensor.raw_data) for tensor in self.model.graph.initializer)
+        return int(stored * self.runtime.faults.unpacks)
+
+    def create_execution_context(self) -> _Context | None:
+        faults = self.runtime.faults
+        if faults.at_load and faults.out_of_memory_at is not None and _batch(self.model) >= faults.out_of_memory_at:
+            if len(self.runtime.cuda.memory) % 4:  # once by a log line, once by an exception of the driver
+                raise OutOfDeviceMemory("the GPU is out of memory", hint="none")
+            self.runtime.logger.log(_Severity.ERROR, "CUDA error: out of memory")
+            return None
+        return _Context(self)
+
+
+class _Context:
+    def __init__(self, engine: _Engine) -> None:
+        self.engine, self.addresses, self.shape = engine, {}, None
+        self.session = onnxruntime.InferenceSession(
+            runnable(engine.model).SerializeToString(), _plain_options(), providers=["CPUExecutionProvider"]
+        )
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = shape
+        fixed = self.engine.get_tensor_shape(name)
+        return all(length in (-1, wanted) for length, wanted in zip(fixed, shape, strict=True))
+
+    def execute_async_v3(self, stream: int) -> bool:
+        cuda = self.engine.runtime.cuda
+        if self.engine.runtime.faults.refuses_run:
+            return False
+        if cuda.captured is not None:
+            cuda.captured.append(self._compute)
+            return not self.engine.runtime.faults.refuses_capture
+        self._compute()
+        return True
+
+    def _compute(self) -> None:
+        memory = self.engine.runtime.cuda.memory
+        size = 4 * int(np.prod(self.shape))
+        images = memory[self.addresses["images"]][:size].view(np.float32).reshape(self.shape)
+        logits = self.session.run(None, {"images": images})[0]
+        memory[self.addresses["logits"]][: logits.nbytes] = np.frombuffer(logits.tobytes(), np.uint8)
+
+
+def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph for TensorRT with function bodies in place of our plugin, for ONNX Runtime."""
+    new = onnx.ModelProto()
+    new.CopyFrom(model)
+    functions = {}
+    for node in new.graph.node:
+        if node.domain == DOMAIN:
+            cfg = dict(part.split("=") for part in {a.name: a for a in node.attribute}["cfg"].s.decode().split(";"))
+            function = device_function(cfg["layout"], int(cfg["bits"]))
+            functions[function.overload] = function
+            node.overload = function.overload
+    new.ClearField("functions")
+    new.functions.extend(functions.values())
+    return new
+
+
+def run_on_cpu(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    """Logits of a graph, by ONNX Runtime with its optimizer off: it would quantize activations of INT4 products."""
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), _plain_options(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {"images": images})[0]
+
+
+def _plain_options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return options
+
+
+def _batch(model: onnx.ModelProto) -> int:
+    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+
+
+@dataclass
+class Setup:
+    """What a test drives: `trt` is sys.modules["tensorrt"]."""
+
+    trt: Any
+    cuda: FakeCuda
+    faults: Faults
+
+
+def install(monkeypatch: pytest.MonkeyPatch, version: str = "10.16.1.11", gpu: Gpu = GPU) -> Setup:
+    """Put the fakes where the real ones would be."""
+    from qvec_deploy.targets import tensorrt_library
+
+    cuda, faults = FakeCuda(gpu), Faults()
+    trt = fake_tensorrt(cuda, faults, version)
+    plugins: Any = types.ModuleType("qvec_deploy.kernels.plugins")
+    plugins.registered, plugins.errors = 0, []
+
+    def register_plugins() -> None:
+        plugins.registered += 1
+
+    @contextlib.contextmanager
+    def plugin_errors() -> Iterator[None]:
+        yield
+        if plugins.errors:
+            raise plugins.errors.pop()
+
+    plugins.register_plugins, plugins.plugin_errors = register_plugins, plugin_errors
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setitem(sys.modules, "qvec_deploy.kernels.plugins", plugins)
+    monkeypatch.setattr(tensorrt_library, "open_cuda", lambda: cuda)
+    return Setup(trt, cuda, faults)
+
+
+def write_sources(folder: Path, state: dict[str, np.ndarray], scheme: Any, width: int = 32) -> np.ndarray:
+    """A pico model's files as a build leaves them, with calibrated activations; PyTorch's logits."""
+    from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
+
+    from qvec_deploy.bundle.parity import parity_images, reference_logits, write_reference
+    from qvec_deploy.lower.activations import calibrate_amax, write_amax
+    from qvec_deploy.lower.graph import attach_weights
+    from qvec_deploy.models import create, quantized_linears
+    from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
+    from qvec_deploy.quantize.reference import quantize
+    from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
+
+    args = PICO_ARGS | {"embed_dim": width}
+    model = create(PICO_MODEL, PICO_CLASSES, args)
+    linears = {f"{name}.weight" for name in quantized_linears(model, ("head",))}
+    values = {name: quantize(value, scheme) if name in linears else value for name, value in state.items()}
+    layout = {name: Entry(value.shape, scheme if name in linears else None) for name, value in state.items()}
+    tensors = [(name, pack(value) if name in linears else value) for name, value in values.items()]
+    write_packed(folder / WEIGHTS_FILE, layout, tensors)
+    weights = PackedFile.open(folder / WEIGHTS_FILE)
+    onnx.save(attach_weights(_skeleton(width), weights, WEIGHTS_FILE), folder / MODEL_FILE)
+    images = parity_images((3, 32, 32))
+    write_amax(folder, calibrate_amax(_with_floats(model, weights), weights, [images]))
+    logits = reference_logits(weights, PICO_MODEL, PICO_CLASSES, args, images)
+    write_reference(folder, logits)
+    return logits
+
+
+@functools.cache
+def _skeleton(width: int) -> onnx.ModelProto:
+    from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
+
+    from qvec_deploy.lower.export import export_skeleton
+
+    return export_skeleton(PICO_MODEL, PICO_CLASSES, PICO_ARGS | {"embed_dim": width}, ("head",), (3, 32, 32))
+
+
+def _with_floats(model: Any, weights: Any) -> Any:
+    import torch
+
+    floats = {name: weights.array(name).copy() for name, info in weights.tensors.items() if info.scheme is None}
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in floats.items()}, strict=False)
+    return model

@@ -1,0 +1,156 @@
+"""The runtimes without TensorRT on a real GPU: parity, graphs, memory, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pico import PICO_ARGS
+from small_engines import WIDE_ARGS, relative_error, write_engine
+
+from qvec_deploy.bundle.parity import parity_images
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.measure.latency import measure_latency
+from qvec_deploy.targets.onnxruntime_cuda import CPU, OnnxRuntimeCuda
+from qvec_deploy.targets.torch_cuda import GRAPHS, TorchCuda, TorchSession
+from qvec_deploy.tensors import Scheme
+
+pytestmark = pytest.mark.gpu
+
+HALF_TOLERANCE = 5e-3
+SHAPE = (3, 32, 32)
+IMAGES = parity_images(SHAPE)
+SCHEMES = [Scheme(3, "channel"), Scheme(3, "group", 16), Scheme(2, "tensor", method="mse"), Scheme(4, "channel")]
+
+
+@pytest.mark.parametrize("args", [PICO_ARGS, WIDE_ARGS], ids=["rows", "p32"])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_packed_on_the_gpu_is_packed_on_the_cpu(tmp_path: Path, scheme: Scheme, args: dict[str, Any]) -> None:
+    reference = write_engine(tmp_path, scheme, args, factors=True)
+    with TorchCuda().open(tmp_path, "packed", 1) as session, TorchCuda("cpu").open(tmp_path, "packed", 1) as other:
+        logits = session.run(IMAGES)
+        assert relative_error(logits, reference) < HALF_TOLERANCE
+        assert relative_error(logits, other.run(IMAGES)) < HALF_TOLERANCE
+
+
+def test_float_on_the_gpu_computes_what_pytorch_computes(tmp_path: Path) -> None:
+    reference = write_engine(tmp_path, scheme=None)
+    with TorchCuda().open(tmp_path, "float", 1) as session:
+        assert relative_error(session.run(IMAGES), reference) < HALF_TOLERANCE
+
+
+def test_replays_are_deterministic_and_graphs_do_not_disturb_one_another(tmp_path: Path) -> None:
+    write_engine(tmp_path, args=WIDE_ARGS)
+    generator = np.random.default_rng(0)
+    batches = [generator.standard_normal((size, *SHAPE), dtype=np.float32) for size in (1, 3, 7)]
+    with TorchCuda().open(tmp_path, "packed", 1) as session:
+        first = [session.run(batch) for batch in batches]
+        for _ in range(5):
+            for batch, expected in zip(reversed(batches), reversed(first), strict=True):
+                np.testing.assert_array_equal(session.run(batch), expected)
+
+
+def test_graphs_are_bounded(tmp_path: Path) -> None:
+    write_engine(tmp_path)
+    with TorchCuda().open(tmp_path, "packed", 1) as session:
+        assert isinstance(session, TorchSession)
+        for size in range(1, GRAPHS + 4):
+            assert session.run(np.zeros((size, *SHAPE), np.float32)).shape == (size, 10)
+        assert list(session._graphs) == list(range(4, GRAPHS + 4))
+
+
+def test_memory_is_given_back(tmp_path: Path) -> None:
+    write_engine(tmp_path, args=WIDE_ARGS)
+    with TorchCuda().open(tmp_path, "packed", 1) as session:  # what stays for good, such as cuBLAS's workspace
+        session.run(IMAGES)
+    del session
+    before = torch.cuda.memory_allocated()
+    with TorchCuda().open(tmp_path, "packed", 1) as session:
+        session.run(IMAGES)
+        assert torch.cuda.memory_allocated() > before
+    del session
+    assert torch.cuda.memory_allocated() <= before
+
+
+def test_out_of_memory_names_the_batch_that_fits(tmp_path: Path) -> None:
+    write_engine(tmp_path)
+    with TorchCuda().open(tmp_path, "packed", 1) as session:
+        session.run(IMAGES)
+        torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / _total() + 2**27 / _total())
+        try:
+            with pytest.raises(IncompatibleError, match=r"`packed` does not fit .* at batch 65536; batch \d+ does"):
+                session.run(np.zeros((65536, *SHAPE), np.float32))
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        assert session.run(IMAGES).shape == (2, 10)
+
+
+def _total() -> int:
+    return torch.cuda.get_device_properties(0).total_memory
+
+
+def test_packed_and_float_are_measured_side_by_side(tmp_path: Path) -> None:
+    write_engine(tmp_path, args=WIDE_ARGS)
+    target = TorchCuda()
+    with target.open(tmp_path, "packed", 1) as packed, target.open(tmp_path, "float", 1) as half:
+        samples = measure_latency({"packed": packed, "float": half}, IMAGES, blocks=20, warmup=3, seed=0)
+    assert all(0 < sample < 100 for taken in samples.values() for sample in taken.samples_ms)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, words, scale, bias: (x.cpu(), words, scale, bias),
+        lambda x, words, scale, bias: (x, words.cpu(), scale, bias),
+        lambda x, words, scale, bias: (x.t().contiguous().t(), words, scale, bias),
+        lambda x, words, scale, bias: (x.float(), words, scale, bias),
+        lambda x, words, scale, bias: (x[:, :128].contiguous(), words, scale, bias),
+        lambda x, words, scale, bias: (x, words[:16].contiguous(), scale, bias),
+    ],
+    ids=["x on the CPU", "words on the CPU", "x not contiguous", "x float32", "x too narrow", "words of another shape"],
+)
+def test_the_operator_refuses_other_tensors(change: Any) -> None:
+    import qvec_deploy.kernels.op  # noqa: F401 - registers qvec::linear
+    from qvec_deploy.kernels.layouts import choose_layout
+
+    layout = choose_layout(64, 256, 3)
+    codes = np.random.default_rng(0).integers(-4, 4, (64, 256), dtype=np.int8)
+    tensors = (
+        torch.ones((8, 256), dtype=torch.float16, device="cuda"),
+        torch.from_numpy(layout.pack(codes, 3)).cuda(),
+        torch.ones((64, 1), device="cuda"),
+        torch.zeros(64, dtype=torch.float16, device="cuda"),
+    )
+    torch.ops.qvec.linear(*tensors, layout.id, 3, 256, 0)
+    with pytest.raises(IncompatibleError):
+        torch.ops.qvec.linear(*change(*tensors), layout.id, 3, 256, 0)
+
+
+def _require_provider() -> OnnxRuntimeCuda:
+    target = OnnxRuntimeCuda()
+    reason = target.missing()
+    if reason is not None:
+        pytest.fail(f"{reason}: pip install 'onnxruntime-gpu[cuda,cudnn]'")
+    return target
+
+
+@pytest.mark.parametrize("scheme", [Scheme(3, "channel"), Scheme(3, "group", 16)], ids=str)
+def test_int4_runs_on_the_gpu_alone(tmp_path: Path, scheme: Scheme) -> None:
+    """A session that any node of would run on the CPU cannot be loaded, so a loaded one is the proof."""
+    target = _require_provider()
+    reference = write_engine(tmp_path, scheme, WIDE_ARGS, graph=True, factors=True)
+    with target.open(tmp_path, "int4", 1) as session, OnnxRuntimeCuda(CPU).open(tmp_path, "int4", 1) as other:
+        for size in (1, 2, 5):
+            images = np.resize(IMAGES, (size, *SHAPE))
+            assert relative_error(session.run(images), other.run(images)) < HALF_TOLERANCE
+        assert relative_error(session.run(IMAGES), reference) < HALF_TOLERANCE
+
+
+def test_float_runs_on_the_gpu_alone(tmp_path: Path) -> None:
+    target = _require_provider()
+    reference = write_engine(tmp_path, scheme=None, graph=True)
+    with target.open(tmp_path, "float", 1) as session:
+        assert relative_error(session.run(IMAGES), reference) < HALF_TOLERANCE

@@ -1,0 +1,187 @@
+"""`qvec-deploy compile`: a bundle that was built without TensorRT gets its engines, and its manifest stays true."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from fake_tensorrt import GPU, Setup, install
+from pico import PICO_ARGS, PICO_MODEL
+
+from qvec_deploy.build import run
+from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.compile import compile_bundle, engine_options
+from qvec_deploy.bundle.manifest import LAMBDA0
+from qvec_deploy.cli.compile import compile_command
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.recipe import load_recipe
+from qvec_deploy.recipe.blocks import Target
+from qvec_deploy.targets.cuda import Gpu
+
+ENGINES = {"engine.packed.b1.plan", "engine.packed.b1.plan.json"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, pico_folder: Path) -> Path:
+    """Made where there is no TensorRT; its patch is unverified, so that the engine without it is there too."""
+    from qvec_deploy.targets import tensorrt_library
+
+    def nowhere() -> Any:
+        raise IncompatibleError("TensorRT cannot be imported", hint="none")
+
+    folder = tmp_path_factory.mktemp("built")
+    values = {
+        "version": 1,
+        "name": "pico",
+        "receiver": {
+            "checkpoint": str(pico_folder / "receiver.safetensors"),
+            "model": PICO_MODEL,
+            "model_args": PICO_ARGS,
+        },
+        "vector": {"files": [str(pico_folder / "vector.safetensors")]},
+        "lambda": 1.0,
+        "target": {"runtime": "tensorrt", "lowering": "packed", "threads": 1},
+    }
+    (folder / "pico.yaml").write_text(yaml.safe_dump(values))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensorrt_library, "load_tensorrt", nowhere)
+        run(load_recipe(folder / "pico.yaml"), folder / "pico")
+    return folder / "pico"
+
+
+@pytest.fixture
+def bundle(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "out" / "pico"))
+
+
+@pytest.fixture
+def setup(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    return install(monkeypatch)
+
+
+def _engines(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir() if path.name.startswith("engine.")}
+
+
+def test_a_bundle_gets_its_engines(setup: Setup, bundle: Path) -> None:
+    before = Bundle.open(bundle).manifest
+    assert before.engine.missing == "TensorRT cannot be imported"
+    (compiled,) = compile_bundle(bundle)
+    assert (compiled.lowering, compiled.parity.top1_agreement) == ("packed", 1.0)
+    assert 0 < compiled.parity.relative_error < 1e-2
+    after = Bundle.open(bundle).manifest
+    assert after.engine.missing is None and after.parity == compiled.parity
+    assert set(after.files) - set(before.files) == ENGINES | {f"{LAMBDA0}/{name}" for name in ENGINES}
+    assert _engines(bundle) == _engines(bundle / LAMBDA0) == ENGINES
+    assert not list(bundle.glob(".compile.*"))
+    assert [path.name for path in bundle.parent.glob("*.timing")] == ["tensorrt-10.16.1.11-nvidia-test-sm89.timing"]
+    changed = {"files", "parity", "engine"}
+    assert before.model_dump(exclude=changed) == after.model_dump(exclude=changed)
+
+
+def test_it_is_compiled_again_on_another_machine(setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_bundle(bundle)
+    install(monkeypatch, "11.4.0.106", Gpu("NVIDIA Other", 120, "13.3"))
+    with pytest.raises(IncompatibleError, match=r"built with TensorRT 10\.16\.1\.11"), Bundle.open(bundle).session():
+        pass
+    compile_bundle(bundle, batch_sizes=(2,))
+    assert _engines(bundle) == {"engine.packed.b2.plan", "engine.packed.b2.plan.json"}
+    with Bundle.open(bundle).session() as session:
+        assert session.input_shape == (3, 32, 32)
+
+
+def test_another_lowering_is_added(setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qvec_deploy.bundle import compile as module
+
+    monkeypatch.setattr(module.Bundle, "check_lowering", lambda self, lowering: lowering)
+    compile_bundle(bundle, lowerings=("int4",))
+    opened = Bundle.open(bundle).manifest
+    assert opened.engine.missing == "TensorRT cannot be imported", "the bundle's own lowering still has no engine"
+    assert "engine.int4.b1.plan" in opened.files
+    compile_bundle(bundle)
+    names = set(Bundle.open(bundle).manifest.files)
+    assert {"engine.int4.b1.plan", "engine.packed.b1.plan"} <= names
+
+
+@pytest.mark.parametrize("moment", ["while building", "while installing"])
+def test_an_interruption_leaves_a_bundle_that_is_true(
+    setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    compile_bundle(bundle)
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    from qvec_deploy.bundle import compile as module
+
+    monkeypatch.setattr(module, "_check" if moment == "while building" else "hash_files", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        compile_bundle(bundle)
+    engine = Bundle.open(bundle).manifest.engine
+    assert engine.missing == (None if moment == "while building" else "it was being compiled")
+    monkeypatch.undo()
+    install(monkeypatch)
+    compile_bundle(bundle)
+    assert Bundle.open(bundle).manifest.engine.missing is None
+
+
+def test_an_engine_that_computes_something_else_is_not_installed(
+    setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qvec_deploy.bundle import compile as module
+
+    monkeypatch.setattr(module, "TOLERANCES", {"packed": 1e-9})
+    with pytest.raises(IncompatibleError, match="logits differ from PyTorch's by"):
+        compile_bundle(bundle)
+    assert _engines(bundle) == set()
+    assert Bundle.open(bundle).manifest.engine.missing is not None
+
+
+def test_a_damaged_bundle_is_refused(setup: Setup, bundle: Path) -> None:
+    (bundle / "model.onnx").write_bytes(b"")
+    with pytest.raises(IntegrityError, match="was changed after the build"):
+        compile_bundle(bundle)
+
+
+def test_a_bundle_of_another_runtime_is_refused(tmp_path: Path, pico_recipe: Callable[..., Path]) -> None:
+    path = pico_recipe(**{"quantize": {"bits": 32}, "target__lowering": "float", "lambda": 0.0})
+    run(load_recipe(path), tmp_path / "cpu")
+    with pytest.raises(IncompatibleError, match="is for runtime `onnxruntime`, which compiles nothing"):
+        compile_bundle(tmp_path / "cpu")
+
+
+def _command(*arguments: object) -> Result:
+    return CliRunner().invoke(compile_command, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_the_command(setup: Setup, bundle: Path) -> None:
+    done = _command(bundle, "--quiet", "--batch-size", 1, "--batch-size", 4)
+    assert done.exit_code == 0
+    head, *lines = done.stdout.splitlines()
+    assert head.startswith("packed: relative error ")
+    assert [line.split()[0] for line in lines] == ["engine.packed.b1.plan", "engine.packed.b4.plan"]
+    assert "MB stored" in lines[0]
+
+
+def test_the_command_as_json(setup: Setup, bundle: Path) -> None:
+    document = json.loads(_command(bundle, "--json").stdout)
+    (compiled,) = document["compiled"]
+    assert compiled["lowering"] == "packed"
+    assert compiled["engines"][0]["machine"]["gpu"] == GPU.name
+
+
+def test_the_command_where_tensorrt_does_not_say(setup: Setup, bundle: Path) -> None:
+    del setup.trt.EngineStat
+    assert "this TensorRT does not say" in _command(bundle, "--quiet").stdout
+
+
+def test_options_come_from_the_recipe() -> None:
+    target = Target(runtime="tensorrt", lowering="packed", batch_sizes=(1, 8))
+    assert engine_options(target).batch_sizes == (1, 8)
+    assert engine_options(target, (4,)).batch_sizes == (4,)

@@ -1,0 +1,532 @@
+"""Engines end to end against a TensorRT that the tests own: built, weighed, checked, opened, run, refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_tensorrt import GPU, Setup, install, write_sources
+
+from qvec_deploy.bundle.parity import parity_images
+from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, RecipeError, StorageError
+from qvec_deploy.targets import tensorrt_library
+from qvec_deploy.targets.cuda import Gpu, OutOfDeviceMemory
+from qvec_deploy.targets.tensorrt import TOLERANCES, TensorRT, describe
+from qvec_deploy.targets.tensorrt_build import EngineOptions
+from qvec_deploy.targets.tensorrt_sidecar import Batches
+from qvec_deploy.tensors import Scheme
+
+State = dict[str, np.ndarray]
+TARGET = TensorRT()
+LOWERINGS = list(TOLERANCES)
+
+
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory, pico_states: dict[str, State]) -> tuple[Path, np.ndarray]:
+    folder = tmp_path_factory.mktemp("sources")
+    return folder, write_sources(folder, pico_states["receiver"], Scheme(3, "channel", method="mse"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, built_once: tuple[Path, np.ndarray]) -> Path:
+    return Path(shutil.copytree(built_once[0], tmp_path / "bundle"))
+
+
+@pytest.fixture
+def setup(monkeypatch: pytest.MonkeyPatch) -> Setup:
+    return install(monkeypatch)
+
+
+def _images(count: int) -> np.ndarray:
+    return np.random.default_rng(count).normal(size=(count, 3, 32, 32)).astype(np.float32)
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name.startswith("engine.")}
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_an_engine_agrees_with_pytorch(
+    setup: Setup, folder: Path, built_once: tuple[Path, np.ndarray], lowering: str
+) -> None:
+    names = TARGET.compile(folder, lowering, EngineOptions(batch_sizes=(2,)))
+    assert names == [f"engine.{lowering}.b2.plan", f"engine.{lowering}.b2.plan.json"]
+    reference = built_once[1]
+    with TARGET.open(folder, lowering, 1) as session:
+        assert session.input_shape == (3, 32, 32)
+        logits = session.run(parity_images((3, 32, 32)))
+    assert np.linalg.norm(logits - reference) / np.linalg.norm(reference) < TOLERANCES[lowering]
+    assert setup.cuda.launches == 1, "it ran as a CUDA graph"
+    assert (setup.cuda.memory, setup.cuda.pinned_arrays, setup.cuda.streams, setup.cuda.current) == ({}, 0, 0, False)
+    (engine,) = describe(folder, lowering)
+    assert engine["machine"] == {"tensorrt": "10.16.1.11", "gpu": GPU.name, "sm": 89, "driver": "13.0"}
+    assert engine["weights_bytes"] == engine["given_bytes"]
+    assert engine["plugin_layers"] == (8 if lowering == "packed" else 0)
+
+
+def test_networks_are_strongly_typed_and_nothing_is_serialized_beside(setup: Setup, folder: Path) -> None:
+    TARGET.compile(folder, "packed", EngineOptions(workspace_mib=512, optimization_level=5))
+    (network, config), flags = setup.trt.seen[0], setup.trt.NetworkDefinitionCreationFlag
+    assert network.flags == 1 << int(flags.STRONGLY_TYPED) | 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
+    assert (config.flags, config.profiles) == (set(), [])
+    assert not network.model.functions, "a function body could take the plugin's place"
+    assert not hasattr(config, "plugins_to_serialize")
+    assert list(config.limits.values()) == [512 << 20]
+    assert config.builder_optimization_level == 5
+    assert network.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+
+
+def test_only_the_plugin_asks_for_plugins(setup: Setup, folder: Path) -> None:
+    TARGET.compile(folder, "int4", EngineOptions())
+    assert setup.trt.seen[0][0].flags == 1 << int(setup.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+@pytest.mark.parametrize(("hardware", "level"), [("ampere_plus", "AMPERE_PLUS"), ("this", "NONE")])
+def test_compatibility_is_asked_for(setup: Setup, folder: Path, hardware: str, level: str) -> None:
+    TARGET.compile(folder, "float", EngineOptions(hardware=hardware, version_compatible=hardware != "this"))
+    config = setup.trt.seen[0][1]
+    assert config.hardware_compatibility_level.name == level
+    assert config.flags == ({setup.trt.BuilderFlag.VERSION_COMPATIBLE} if hardware != "this" else set())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "launches"), [((1, 4), 6, 3), ((4,), 3, 1), ((2, 8), 1, 1), ((1, 2, 8), 11, 3)]
+)
+def test_any_batch_is_cut_to_the_engines(
+    setup: Setup, folder: Path, sizes: tuple[int, ...], count: int, launches: int
+) -> None:
+    TARGET.compile(folder, "float", EngineOptions(batch_sizes=sizes))
+    images = _images(count)
+    with TARGET.open(folder, "float", 1) as session:
+        together = session.run(images)
+        assert setup.cuda.launches == launches
+        alone = np.concatenate([session.run(image[None]) for image in images])
+    assert together.shape == (count, 10)
+    np.testing.assert_allclose(together, alone, rtol=1e-2, atol=1e-2)
+
+
+def test_a_dynamic_engine_has_a_profile_and_no_graph(setup: Setup, folder: Path) -> None:
+    TARGET.compile(folder, "float", EngineOptions(batch_sizes=(8, 2), dynamic=True))
+    assert _files(folder) == {"engine.float.b2-8.plan", "engine.float.b2-8.plan.json"}
+    (profile,) = setup.trt.seen[0][1].profiles
+    assert (profile.name, profile.shapes) == ("images", ((2, 3, 32, 32), (8, 3, 32, 32), (8, 3, 32, 32)))
+    with TARGET.open(folder, "float", 1) as session:
+        seven, one = session.run(_images(7)), session.run(_images(1))
+    assert (len(seven), len(one), setup.cuda.launches) == (7, 1, 0)
+
+
+def test_a_graph_can_be_left_out(setup: Setup, folder: Path) -> None:
+    TARGET.compile(folder, "float", EngineOptions(cuda_graph=False))
+    with TARGET.open(folder, "float", 1) as session:
+        session.run(_images(1))
+    assert setup.cuda.launches == 0
+
+
+@pytest.mark.parametrize(
+    "images", [_images(1)[:, :, :16], _images(1).astype(np.float64), _images(1)[:0], _images(1)[0]]
+)
+def test_other_images_are_refused(setup: Setup, folder: Path, images: np.ndarray) -> None:
+    TARGET.compile(folder, "float", EngineOptions())
+    with (
+        TARGET.open(folder, "float", 1) as session,
+        pytest.raises(IncompatibleError, match=r"takes float32 images \(batch, 3, 32, 32\), got"),
+    ):
+        session.run(images)
+
+
+def test_compiling_again_replaces(setup: Setup, folder: Path) -> None:
+    TARGET.compile(folder, "float", EngineOptions(batch_sizes=(1, 2)))
+    TARGET.compile(folder, "int4", EngineOptions())
+    TARGET.compile(folder, "float", EngineOptions(batch_sizes=(4,)))
+    engines = {"engine.float.b4.plan", "engine.int4.b1.plan"}
+    assert _files(folder) == engines | {f"{name}.json" for name in engines}
+
+
+def test_progress_is_shown(setup: Setup, folder: Path) -> None:
+    seen: list[Any] = []
+
+    @contextlib.contextmanager
+    def stage(name: str) -> Iterator[Callable[[int, int], None]]:
+        seen.append(name)
+        yield lambda done, total: seen.append((done, total))
+
+    TARGET.compile(folder, "float", EngineOptions(batch_sizes=(2, 1)), stage=stage)
+    assert seen == ["float, batch 1", (1, 2), (2, 2), "float, batch 2", (1, 2), (2, 2)]
+
+
+def test_an_interrupt_ends_the_build(setup: Setup, folder: Path) -> None:
+    @contextlib.contextmanager
+    def stage(name: str) -> Iterator[Callable[[int, int], None]]:
+        def advance(done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+        yield advance
+
+    with pytest.raises(KeyboardInterrupt):
+        TARGET.compile(folder, "float", EngineOptions(), stage=stage)
+    assert _files(folder) == set()
+
+
+def test_the_timing_cache_lies_beside_the_bundle(setup: Setup, folder: Path, tmp_path: Path) -> None:
+    TARGET.compile(folder, "float", EngineOptions())
+    TARGET.compile(folder, "int4", EngineOptions())
+    (cache,) = tmp_path.glob("*.timing")
+    assert cache.name == "tensorrt-10.16.1.11-nvidia-test-sm89.timing"
+    assert cache.read_bytes() == b"++", "the second build started from what the first left"
+    for useless in (b"damaged", b"other"):
+        cache.write_bytes(useless)
+        TARGET.compile(folder, "float", EngineOptions())
+        assert cache.read_bytes() == b"+"
+
+
+def _refuses(error: type[QvecError], match: str, folder: Path, lowering: str = "packed", **options: Any) -> QvecError:
+    with pytest.raises(error, match=match) as caught:
+        TARGET.compile(folder, lowering, EngineOptions(**options))
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_plugin_that_was_not_found_is_refused(setup: Setup, folder: Path) -> None:
+    setup.faults.unregistered = True
+    _refuses(IncompatibleError, "took 0 of 8 Linears for our plugin", folder)
+    assert _files(folder) == set()
+
+
+def test_unpacked_weights_are_refused(setup: Setup, folder: Path) -> None:
+    setup.faults.unpacks = 100
+    _refuses(IncompatibleError, "it has unpacked them", folder)
+    _refuses(IncompatibleError, "it has unpacked them", folder, "int4")
+    TARGET.compile(folder, "float", EngineOptions())
+    assert _files(folder) == {"engine.float.b1.plan", "engine.float.b1.plan.json"}
+
+
+def test_a_release_that_does_not_tell_stored_bytes(setup: Setup, folder: Path) -> None:
+    del setup.trt.EngineStat
+    setup.faults.unpacks = 100
+    TARGET.compile(folder, "packed", EngineOptions())
+    assert describe(folder, "packed")[0]["weights_bytes"] is None
+
+
+def test_what_a_plugin_raised_comes_through(setup: Setup, folder: Path) -> None:
+    setup.faults.plugin_error = IncompatibleError("ptxas refuses the kernel", hint="none")
+    _refuses(IncompatibleError, "ptxas refuses the kernel", folder)
+
+
+def test_what_tensorrt_says_comes_through(setup: Setup, folder: Path) -> None:
+    setup.faults.refuses_build = "Error Code 10: no implementation for node MatMul\ndetails"
+    _refuses(IncompatibleError, "cannot build the engine: Error Code 10: no implementation for node MatMul$", folder)
+    setup.faults.refuses_build, setup.faults.refuses_plan = None, True
+    _refuses(IncompatibleError, "cannot open what it built: Serialization assertion failed", folder)
+
+
+def test_a_tensorrt_that_cannot_start(setup: Setup, folder: Path) -> None:
+    def nothing(logger: Any) -> Any:
+        logger.log(setup.trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    TARGET.compile(folder, "float", EngineOptions())
+    setup.trt.Builder = setup.trt.Runtime = nothing
+    _refuses(IncompatibleError, "TensorRT cannot start: CUDA initialization failure", folder, "int4")
+    with pytest.raises(IncompatibleError, match="TensorRT cannot start"), _opened(folder):
+        pass
+
+
+def test_a_graph_it_cannot_read(setup: Setup, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnx import helper
+
+    from qvec_deploy.lower import tensorrt_graph as module
+
+    real = module.tensorrt_graph
+
+    def odd(*arguments: Any, **options: Any) -> Any:
+        graph = real(*arguments, **options)
+        graph.model.graph.node.append(helper.make_node("Unsupported", ["logits"], ["odd"]))
+        return graph
+
+    monkeypatch.setattr(module, "tensorrt_graph", odd)
+    _refuses(
+        IncompatibleError, "TensorRT 10.16.1.11 cannot read the graph: In node 0 .* no importer.*Unsupported$", folder
+    )
+
+
+def test_memory_names_what_fits(setup: Setup, folder: Path) -> None:
+    setup.faults.out_of_memory_at = 8
+    error = _refuses(
+        OutOfDeviceMemory,
+        "building `float` at batch 8 takes more memory than NVIDIA Test",
+        folder,
+        "float",
+        batch_sizes=(8, 1, 2),
+    )
+    assert error.hint == "batch 1, 2 fits: leave out the larger ones"
+    assert "smaller batch" in _refuses(OutOfDeviceMemory, "batch 8", folder, "float", batch_sizes=(8,)).hint
+
+
+@pytest.mark.parametrize(("sizes", "hint"), [((1, 8), "batch 1 fits"), ((8,), "smaller batch")])
+def test_memory_at_load_names_what_fits(setup: Setup, folder: Path, sizes: tuple[int, ...], hint: str) -> None:
+    TARGET.compile(folder, "float", EngineOptions(batch_sizes=sizes))
+    setup.faults.out_of_memory_at, setup.faults.at_load = 8, True
+    with pytest.raises(OutOfDeviceMemory, match="`float` at batch 8 does not fit") as caught, _opened(folder):
+        pass
+    assert hint in caught.value.hint
+    assert (setup.cuda.memory, setup.cuda.pinned_arrays, setup.cuda.streams) == ({}, 0, 0)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, lowering: str = "float") -> Iterator[Any]:
+    with TARGET.open(folder, lowering, 1) as session:
+        yield session
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("refuses_plan", "cannot open the engine: Serialization"),
+        ("refuses_run", "could not run the engine"),
+        ("refuses_capture", "cannot be recorded as a CUDA graph: TensorRT could not run"),
+    ],
+)
+def test_what_fails_while_opening(setup: Setup, folder: Path, fault: str, message: str) -> None:
+    TARGET.compile(folder, "float", EngineOptions())
+    setattr(setup.faults, fault, True)
+    with pytest.raises(IncompatibleError, match=message), _opened(folder):
+        pass
+    assert (setup.cuda.memory, setup.cuda.streams) == ({}, 0)
+
+
+def test_a_driver_that_refuses_the_recording(setup: Setup, folder: Path) -> None:
+    TARGET.compile(folder, "float", EngineOptions())
+    setup.cuda.refuses_capture = True
+    with pytest.raises(IncompatibleError, match="as a CUDA graph: the CUDA driver refuses"), _opened(folder):
+        pass
+
+
+# Opening: the sidecar is checked before TensorRT sees the engine.
+
+
+def _refused(folder: Path, setup: Setup, error: type[QvecError], match: str, lowering: str = "float") -> None:
+    setup.trt.seen.clear()
+    with pytest.raises(error, match=match) as caught, _opened(folder, lowering):
+        pass
+    assert "\n" not in caught.value.message
+    assert setup.trt.seen == [], "TensorRT saw the file"
+
+
+def _change(folder: Path, **changes: Any) -> None:
+    (path,) = folder.glob("engine.*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("version", "gpu", "message"),
+    [
+        ("10.16.2.0", GPU, r"built with TensorRT 10\.16\.1\.11, here is 10\.16\.2\.0"),
+        (
+            "10.16.1.11",
+            Gpu("NVIDIA Other", 89, "13.0"),
+            r"built for NVIDIA Test \(sm_89\), here is NVIDIA Other \(sm_89\)",
+        ),
+        ("10.16.1.11", Gpu("NVIDIA Test", 90, "13.0"), "sm_90"),
+        ("10.16.1.11", Gpu("NVIDIA Test", 89, "12.8"), r"driver for CUDA 13\.0, here is one for 12\.8"),
+    ],
+)
+def test_engines_do_not_travel(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, folder: Path, version: str, gpu: Gpu, message: str
+) -> None:
+    TARGET.compile(folder, "float", EngineOptions())
+    _refused(folder, install(monkeypatch, version, gpu), IncompatibleError, message)
+
+
+@pytest.mark.parametrize(
+    ("options", "version", "gpu"),
+    [
+        ({}, "10.16.1.11", Gpu(GPU.name, GPU.sm, "13.2")),
+        ({"version_compatible": True}, "10.14.1.48", GPU),
+        ({"hardware": "ampere_plus"}, "10.16.1.11", Gpu("NVIDIA H100", 90, "13.0")),
+        ({"hardware": "same_compute_capability"}, "10.16.1.11", Gpu("NVIDIA Other", 89, "13.0")),
+    ],
+)
+def test_engines_that_may_travel_do(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, folder: Path, options: dict[str, Any], version: str, gpu: Gpu
+) -> None:
+    TARGET.compile(folder, "float", EngineOptions(**options))
+    install(monkeypatch, version, gpu)
+    with _opened(folder) as session:
+        assert session.run(_images(1)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "version", "gpu"),
+    [
+        ({"version_compatible": True}, "11.0.0", GPU),
+        ({"hardware": "ampere_plus"}, "10.16.1.11", Gpu("NVIDIA T4", 75, "13.0")),
+        ({"hardware": "same_compute_capability"}, "10.16.1.11", Gpu("NVIDIA H100", 90, "13.0")),
+    ],
+)
+def test_compatibility_has_ends(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, folder: Path, options: dict[str, Any], version: str, gpu: Gpu
+) -> None:
+    TARGET.compile(folder, "float", EngineOptions(**options))
+    _refused(folder, install(monkeypatch, version, gpu), IncompatibleError, "built")
+
+
+def test_an_engine_of_other_weights(setup: Setup, folder: Path) -> None:
+    TARGET.compile(folder, "float", EngineOptions())
+    for name in ("model.onnx", "weights.qvec.safetensors"):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data + b"x")
+        _refused(folder, setup, IncompatibleError, f"was built from another {name}")
+        (folder / name).write_bytes(data)
+
+
+def test_a_changed_engine(setup: Setup, folder: Path) -> None:
+    TARGET.compile(folder, "float", EngineOptions())
+    engine = folder / "engine.float.b1.plan"
+    engine.write_bytes(engine.read_bytes() + b"x")
+    _refused(folder, setup, IntegrityError, "was changed after it was built")
+
+
+def test_an_engine_under_another_name(setup: Setup, folder: Path) -> None:
+    TARGET.compile(folder, "int4", EngineOptions())
+    for name in sorted(_files(folder)):
+        (folder / name).rename(folder / name.replace("int4", "float"))
+    _refused(folder, setup, IntegrityError, "is not what its sidecar says")
+
+
+def test_no_engine(setup: Setup, folder: Path) -> None:
+    _refused(folder, setup, IncompatibleError, "has no TensorRT engine for lowering `float`")
+
+
+def test_no_sidecar(setup: Setup, folder: Path) -> None:
+    TARGET.compile(folder, "float", EngineOptions())
+    (folder / "engine.float.b1.plan.json").unlink()
+    _refused(folder, setup, IntegrityError, r"engine\.float\.b1\.plan\.json is missing")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "3", "null"])
+def test_a_damaged_sidecar(setup: Setup, folder: Path, text: str) -> None:
+    TARGET.compile(folder, "float", EngineOptions())
+    (folder / "engine.float.b1.plan.json").write_text(text)
+    _refused(folder, setup, IntegrityError, "is damaged")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"machine": {"tensorrt": 10, "gpu": "g", "sm": 89, "driver": "13.0"}},
+        {"machine": {"tensorrt": "10"}},
+        {"machine": 3},
+        {"batches": [1, 1, 1]},
+        {"hardware": "all"},
+        {"input_shape": [3, 32]},
+        {"sha256": None},
+        {"extra": 1},
+    ],
+)
+def test_an_impossible_sidecar(setup: Setup, folder: Path, changes: dict[str, Any]) -> None:
+    TARGET.compile(folder, "float", EngineOptions())
+    _change(folder, **changes)
+    _refused(folder, setup, IntegrityError, "is damaged")
+
+
+def test_a_sidecar_of_another_version(setup: Setup, folder: Path) -> None:
+    TARGET.compile(folder, "float", EngineOptions())
+    _change(folder, version=2)
+    _refused(folder, setup, IncompatibleError, "has format qvec-plan 2, not qvec-plan 1")
+
+
+# What is missing, and sources that are not there.
+
+
+def test_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert str(TARGET.missing()).startswith("TensorRT cannot be imported: ")
+
+
+@pytest.mark.parametrize(
+    ("version", "gpu", "lowering", "reason"),
+    [
+        ("10.2.0", GPU, None, r"TensorRT 10\.2\.0 is installed; 10\.3 and later, below 12\.0, can be used"),
+        ("12.0.0.1", GPU, None, r"TensorRT 12\.0\.0\.1 is installed"),
+        ("nonsense", GPU, None, "TensorRT nonsense is installed"),
+        ("10.8.0.43", GPU, "packed", r"`packed` needs TensorRT 10\.9 or later; 10\.8\.0\.43 is installed"),
+        ("11.4.0", Gpu("NVIDIA T4", 75, "13.0"), "packed", r"needs compute capability 8\.0; NVIDIA T4 has 7\.5"),
+    ],
+)
+def test_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, version: str, gpu: Gpu, lowering: str | None, reason: str
+) -> None:
+    install(monkeypatch, version, gpu)
+    with pytest.raises(IncompatibleError, match=reason):
+        TARGET.compile(folder, lowering or "int4", EngineOptions())
+    missing = TARGET.missing(lowering)
+    assert missing is not None
+    with pytest.raises(IncompatibleError, match=reason), _opened(folder, lowering or "int4"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("version", "lowering"), [("10.3.0", "int4"), ("10.9.0.34", "packed"), ("11.4.0.106", "packed"), ("10.3.0", None)]
+)
+def test_what_is_enough(monkeypatch: pytest.MonkeyPatch, version: str, lowering: str | None) -> None:
+    install(monkeypatch, version)
+    assert TARGET.missing(lowering) is None
+
+
+def test_building_packed_takes_triton_and_running_it_does_not(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    TARGET.compile(folder, "packed", EngineOptions())
+    real = tensorrt_library.importlib.util.find_spec
+    monkeypatch.setattr(
+        tensorrt_library.importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "triton" else real(name, *rest),
+    )
+    assert "Triton" in str(TARGET.missing("packed"))
+    assert TARGET.missing("int4") is None
+    with _opened(folder, "packed") as session:
+        assert session.run(_images(1)).shape == (1, 10)
+
+
+def test_no_gpu(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise IncompatibleError("the NVIDIA driver finds no GPU", hint="none")
+
+    monkeypatch.setattr(tensorrt_library, "open_cuda", refuse)
+    assert TARGET.missing() == "the NVIDIA driver finds no GPU"
+
+
+def test_sources_that_are_not_there(setup: Setup, folder: Path) -> None:
+    (folder / "activations.json").unlink()
+    _refuses(StorageError, r"activations\.json does not exist", folder, "w8a8")
+    (folder / "model.onnx").write_bytes(b"\xff\xff")
+    _refuses(IntegrityError, "is not an ONNX model", folder)
+    (folder / "model.onnx").unlink()
+    _refuses(StorageError, r"model\.onnx does not exist", folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_sizes": ()}, "batch sizes"),
+        ({"batch_sizes": (0,)}, "batch sizes"),
+        ({"hardware": "all"}, "hardware `all`"),
+        ({"optimization_level": 6}, "optimization level 6"),
+    ],
+)
+def test_options_that_mean_nothing(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        EngineOptions(**options)
+
+
+def test_batches_are_named() -> None:
+    assert [str(each) for each in EngineOptions(batch_sizes=(8, 1, 8)).engines()] == ["1", "8"]
+    assert str(Batches(1, 4, 8)) == "1-8"

@@ -1,0 +1,241 @@
+"""The graph that TensorRT reads: checked by onnx, computed by ONNX Runtime, held to PyTorch and to numpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from fake_tensorrt import run_on_cpu, write_sources
+from onnx import TensorProto, helper, numpy_helper
+
+from qvec_deploy.bundle.parity import parity_images
+from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
+from qvec_deploy.kernels.layouts import choose_layout
+from qvec_deploy.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
+from qvec_deploy.lower import DOMAIN
+from qvec_deploy.lower.activations import read_amax, write_amax
+from qvec_deploy.lower.float16 import half, halve_node
+from qvec_deploy.lower.tensorrt_graph import OPSETS, runtime_bits_per_weight, tensorrt_graph
+from qvec_deploy.lower.tensorrt_linear import int4_block
+from qvec_deploy.packed import PackedFile, pack_codes
+from qvec_deploy.tensors import Scheme
+
+State = dict[str, np.ndarray]
+IMAGES = parity_images((3, 32, 32))
+SCHEMES = {"channel": Scheme(3, "channel", method="mse"), "tensor": Scheme(2, "tensor"), "wide": Scheme(4, "channel")}
+
+
+@pytest.fixture(scope="module", params=list(SCHEMES))
+def stored(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pico_states: dict[str, State]
+) -> tuple[Path, np.ndarray]:
+    folder = tmp_path_factory.mktemp(request.param)
+    return folder, write_sources(folder, pico_states["receiver"], SCHEMES[request.param])
+
+
+def _read(folder: Path) -> tuple[onnx.ModelProto, PackedFile]:
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    return model, PackedFile.open(folder / "weights.qvec.safetensors")
+
+
+@pytest.mark.parametrize(("lowering", "tolerance"), [("float", 4e-3), ("packed", 4e-3), ("int4", 4e-3), ("w8a8", 0.05)])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_it_computes_what_pytorch_computes(
+    stored: tuple[Path, np.ndarray], lowering: str, tolerance: float, batch_size: int | None
+) -> None:
+    folder, reference = stored
+    model, weights = _read(folder)
+    graph = tensorrt_graph(model, weights, lowering, batch_size=batch_size, amax=read_amax(folder), portable=True)
+    onnx.checker.check_model(graph.model, full_check=True)
+    logits = run_on_cpu(graph.model, IMAGES)
+    assert logits.dtype == np.float32
+    error = np.linalg.norm(logits - reference) / np.linalg.norm(reference)
+    assert error < tolerance
+    assert error > 0, "float16 leaves its mark: was it computed in float32?"
+
+
+def test_everything_between_the_ends_is_float16(stored: tuple[Path, np.ndarray]) -> None:
+    folder, _ = stored
+    for lowering in ("float", "int4", "w8a8"):
+        graph = tensorrt_graph(*_read(folder), lowering, amax=read_amax(folder))
+        inferred = onnx.shape_inference.infer_shapes(graph.model, strict_mode=True).graph
+        kinds = {value.type.tensor_type.elem_type for value in inferred.value_info}
+        assert kinds <= {TensorProto.FLOAT16, TensorProto.INT64, TensorProto.INT8, TensorProto.BOOL}
+        assert TensorProto.FLOAT not in {tensor.data_type for tensor in graph.model.graph.initializer}
+
+
+def test_packed_nodes_say_what_the_plugin_needs(stored: tuple[Path, np.ndarray]) -> None:
+    folder, _ = stored
+    model, weights = _read(folder)
+    graph = tensorrt_graph(model, weights, "packed", batch_size=1)
+    values = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+    ours = [node for node in graph.model.graph.node if node.domain == DOMAIN]
+    assert len(ours) == graph.plugin_layers == 8
+    assert not graph.model.functions and not any(node.overload for node in ours)
+    for before, node in zip([n for n in model.graph.node if n.domain == DOMAIN], ours, strict=True):
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        assert node.op_type == LINEAR
+        assert attributes["plugin_namespace"].decode() == NAMESPACE
+        assert (attributes["plugin_version"].decode(), attributes["aot"]) == (VERSION, 1)
+        info = weights.tensors[before.input[1]]
+        config = PluginConfig.parse(attributes["cfg"].decode() + "\0")
+        assert (config.rows, config.columns) == info.shape
+        words, scale, bias = (values[name] for name in node.input[1:])
+        assert (words.data_type, tuple(words.dims)) == (TensorProto.INT32, config.words_shape)
+        assert (scale.data_type, tuple(scale.dims)) == (TensorProto.FLOAT, config.scale_shape)
+        assert (bias.data_type, tuple(bias.dims)) == (TensorProto.FLOAT16, (config.rows,))
+        codes = config.device_layout.unpack(numpy_helper.to_array(words), config.bits, info.shape)
+        np.testing.assert_array_equal(pack_codes(codes, config.bits), weights.packed(info.name).payload)
+
+
+def test_both_layouts_in_one_graph(tmp_path: Path) -> None:
+    """A width of 64 puts fc2 (K = 256) in p32 and everything else in rows."""
+    import torch
+    from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
+
+    from qvec_deploy.models import create
+
+    torch.manual_seed(0)
+    model = create(PICO_MODEL, PICO_CLASSES, PICO_ARGS | {"embed_dim": 64})
+    generator = np.random.default_rng(0)
+    state = {
+        name: (generator.normal(0, 0.2, value.shape) if value.ndim > 1 else value.numpy()).astype(np.float32)
+        for name, value in model.state_dict().items()
+    }
+    for bits in (2, 3, 4):
+        reference = write_sources(tmp_path, state, Scheme(bits, "channel"), width=64)
+        graph = tensorrt_graph(*_read(tmp_path), "packed", portable=True)
+        assert {f.overload for f in graph.model.functions} == {f"p32_{bits}", f"rows_{bits}"}
+        logits = run_on_cpu(graph.model, IMAGES)
+        assert np.linalg.norm(logits - reference) / np.linalg.norm(reference) < 4e-3
+
+
+def test_bytes_are_counted(stored: tuple[Path, np.ndarray]) -> None:
+    folder, _ = stored
+    model, weights = _read(folder)
+    count = sum(info.shape[0] * info.shape[1] for info in weights.tensors.values() if info.scheme is not None)
+    for lowering in OPSETS:
+        graph = tensorrt_graph(model, weights, lowering, amax=read_amax(folder))
+        raw = sum(len(tensor.raw_data) for tensor in graph.model.graph.initializer)
+        assert graph.weight_bytes == raw > graph.packed_bytes
+        few = 8 * 8 * 32 / count  # scales of activations, pads: a few values a Linear
+        expected = runtime_bits_per_weight(weights, lowering)
+        assert expected <= 8 * graph.packed_bytes / count <= expected + few
+
+
+def test_packed_takes_its_bits_and_no_more() -> None:
+    layout = choose_layout(768, 768, 3)
+    rows, columns = layout.words_shape(768, 768, 3)
+    assert 32 * rows * columns == 3 * 768 * 768
+
+
+@pytest.mark.parametrize(
+    ("columns", "group", "block"), [(768, 0, 128), (4304, 0, 128), (192, 0, 64), (1024, 256, 128), (192, 64, 64)]
+)
+def test_int4_blocks(columns: int, group: int, block: int) -> None:
+    assert int4_block(columns, group) == block
+
+
+def test_int4_codes_are_nibbles_in_order(stored: tuple[Path, np.ndarray]) -> None:
+    folder, _ = stored
+    model, weights = _read(folder)
+    graph = tensorrt_graph(model, weights, "int4")
+    name = "blocks.0.attn.qkv.weight"
+    (tensor,) = [t for t in graph.model.graph.initializer if t.name == f"{name}.codes"]
+    values = numpy_helper.to_array(tensor).astype(np.int8)  # onnx's own reading of INT4
+    np.testing.assert_array_equal(
+        pack_codes(np.ascontiguousarray(values[:32].T), weights.tensors[name].scheme.bits), weights.packed(name).payload
+    )
+    assert not values[32:].any(), "padding is code 0"
+
+
+def test_refusals(stored: tuple[Path, np.ndarray]) -> None:
+    folder, _ = stored
+    model, weights = _read(folder)
+    with pytest.raises(IncompatibleError, match="no lowering `int8`"):
+        tensorrt_graph(model, weights, "int8")
+    with pytest.raises(IncompatibleError, match=r"nothing is known about the inputs of blocks\.0\.attn\.qkv"):
+        tensorrt_graph(model, weights, "w8a8")
+    with pytest.raises(IncompatibleError, match="blocks of 64 and 128 weights, not groups of 32"):
+        int4_block(768, 32)
+    with pytest.raises(IncompatibleError, match="bias holds values up to 1e\\+06, beyond float16"):
+        half("bias", np.array([1e6], np.float32))
+    odd = onnx.ModelProto()
+    odd.CopyFrom(model)
+    odd.graph.node.append(helper.make_node("Cast", ["logits"], ["unused"], to=TensorProto.FLOAT))
+    odd.graph.node.append(helper.make_node("Range", ["unused", "unused", "unused"], ["odd"]))
+    with pytest.raises(IncompatibleError, match="no float16 form"):
+        tensorrt_graph(odd, weights, "float")
+
+
+def test_groups_and_w8a8(tmp_path: Path, pico_states: dict[str, State]) -> None:
+    write_sources(tmp_path, pico_states["receiver"], Scheme(3, "group", 16))
+    model, weights = _read(tmp_path)
+    with pytest.raises(IncompatibleError, match=r"one scale a row, blocks\.0\.attn\.qkv has groups of 16"):
+        tensorrt_graph(model, weights, "w8a8", amax=read_amax(tmp_path))
+    graph = tensorrt_graph(model, weights, "packed", portable=True)
+    reference = run_on_cpu(tensorrt_graph(model, weights, "float").model, IMAGES)
+    np.testing.assert_allclose(run_on_cpu(graph.model, IMAGES), reference, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("Constant", [], ["c"], value_float=0.5),
+        helper.make_node("Constant", [], ["c"], value_floats=[0.5, 1.5]),
+        helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(2, np.float32))),
+        helper.make_node("ConstantOfShape", ["s"], ["c"]),
+        helper.make_node("ConstantOfShape", ["s"], ["c"], value=numpy_helper.from_array(np.ones(1, np.float32))),
+    ],
+)
+def test_float_constants_become_float16(node: onnx.NodeProto) -> None:
+    (attribute,) = halve_node(node).attribute
+    assert (attribute.name, attribute.t.data_type) == ("value", TensorProto.FLOAT16)
+
+
+def test_other_constants_stay() -> None:
+    for node in (
+        helper.make_node("Constant", [], ["c"], value_ints=[1, 2]),
+        helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(2, np.int64))),
+        helper.make_node("Cast", ["x"], ["c"], to=TensorProto.INT64),
+    ):
+        assert halve_node(node) == node
+
+
+def test_activations_are_kept(tmp_path: Path) -> None:
+    write_amax(tmp_path, {"a": 1.5})
+    assert read_amax(tmp_path) == {"a": 1.5}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"amax": 3}', '{"amax": {"a": "x"}}', '{"amax": {"a": -1}}', '{"amax": {"a": NaN}}']
+)
+def test_damaged_activations_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "activations.json").write_text(text)
+    with pytest.raises(IntegrityError, match=r"activations\.json"):
+        read_amax(tmp_path)
+
+
+def test_missing_activations_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="does not exist"):
+        read_amax(tmp_path)
+
+
+def test_activations_are_what_reaches_the_linears(stored: tuple[Path, np.ndarray]) -> None:
+    folder, _ = stored
+    amax = read_amax(folder)
+    assert len(amax) == 8
+    model, weights = _read(folder)
+    graph = tensorrt_graph(model, weights, "float").model
+    for name in ("blocks.0.attn.qkv", "blocks.1.mlp.fc2"):
+        (node,) = [n for n in graph.graph.node if n.op_type == "MatMul" and n.input[1] == f"{name}.weight.codes"]
+        probe = onnx.ModelProto()
+        probe.CopyFrom(graph)
+        probe.graph.output.append(helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT16, None))
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+        seen = session.run([node.input[0]], {"images": IMAGES})[0]
+        assert amax[name] == pytest.approx(float(np.abs(seen).max()), rel=0.02)
