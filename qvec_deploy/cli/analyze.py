@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qvec_deploy.cli.options import echo_json, json_option, offline_option, progress_shown, quiet_option
-from qvec_deploy.errors import RecipeError
+from qvec_deploy.cli.options import (
+    echo_json,
+    json_option,
+    model_arguments,
+    offline_option,
+    progress_shown,
+    quiet_option,
+)
 
 if TYPE_CHECKING:
     from qvec_deploy.analyze.analysis import Analysis, DonorAnalysis
@@ -63,23 +68,13 @@ def analyze(
     from qvec_deploy.datasets import DatasetSpec
 
     data = DatasetSpec(dataset, split, root, images)  # type: ignore[arg-type]  # click has checked the split
-    request = Request(data=data, model_args=dict(_argument(text) for text in arguments), **settings)
+    request = Request(data=data, model_args=model_arguments(arguments), **settings)
     with progress_shown(quiet or as_json).stage("analyze", f"{len(request.vectors)} vectors") as advance:
         analysis = run(request, advance)
     if as_json:
         echo_json(analysis_document(analysis))
     else:
         _print_analysis(analysis)
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise RecipeError(f"--model-arg {text} is not NAME=VALUE", hint="for example --model-arg img_size=32")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _print_analysis(analysis: Analysis) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from qvec_deploy.measure.environment import capture_environment
 from qvec_deploy.plan import LOWERINGS
-from qvec_deploy.targets import TARGETS
+from qvec_deploy.targets import RUNTIMES, find_target
 
 _REMEDIES = {
     "onnxruntime": "pip install onnxruntime, or onnxruntime-gpu on x86-64 Linux: one of the two, never both",
@@ -26,8 +26,8 @@ def examine() -> dict[str, Any]:
     """Packages, CPU, runtimes and lowerings, as plain values."""
     environment = capture_environment(1)
     runtimes = {}
-    for name, target in TARGETS.items():
-        missing = target.missing()
+    for name in RUNTIMES:
+        missing = find_target(name).missing()
         runtimes[name] = {"works": missing is None, "missing": missing, "remedy": _REMEDIES[name] if missing else None}
     return {
         "cpu": environment.cpu,
@@ -67,9 +67,9 @@ def print_examination(found: dict[str, Any]) -> None:
     console.print(", ".join(f"{name} {version}" for name, version in found["packages"].items()) + "\n", highlight=False)
     for name, runtime in found["runtimes"].items():
         state = "works" if runtime["works"] else f"no: {runtime['missing']}"
-        console.print(f"runtime {name}: {state}", highlight=False)
+        console.print(f"runtime {name}: {state}", highlight=False, markup=False)
         if runtime["remedy"]:
-            console.print(f"  {runtime['remedy']}", highlight=False)
+            console.print(f"  {runtime['remedy']}", highlight=False, markup=False, soft_wrap=True)
     driver = "found" if found["nvidia_driver"] else "not found: no NVIDIA GPU can be used here"
     console.print(f"NVIDIA driver: {driver}\n", highlight=False)
     table = Table(box=None, pad_edge=False)

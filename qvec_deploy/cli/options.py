@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
     from qvec_deploy.bundle.progress import Progress
@@ -35,3 +38,21 @@ def progress_shown(quiet: bool) -> Progress:
 def echo_json(value: Any) -> None:
     """Print one JSON document."""
     click.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def model_arguments(texts: Sequence[str]) -> dict[str, Any]:
+    """`--model-arg NAME=VALUE` options as arguments for timm; values are JSON, or text.
+
+    Raises:
+        RecipeError: One that is not NAME=VALUE.
+    """
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise RecipeError(f"--model-arg {text} is not NAME=VALUE", hint="for example --model-arg img_size=32")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qvec_deploy.cli.options import echo_json, json_option, offline_option
+from qvec_deploy.cli.options import echo_json, json_option, model_arguments, offline_option
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.store import storage_errors
 
@@ -270,7 +269,7 @@ def _require_output(path: Path, inputs: Iterable[str | None], *, force: bool) ->
 def _model_args(model: str | None, arguments: tuple[str, ...]) -> dict[str, Any]:
     if arguments and model is None:
         raise RecipeError("--model-arg without --model", hint="name the model as well")
-    return dict(_argument(text) for text in arguments)
+    return model_arguments(arguments)
 
 
 def _geometry(model: str | None, arguments: tuple[str, ...]) -> Geometry:
@@ -278,16 +277,6 @@ def _geometry(model: str | None, arguments: tuple[str, ...]) -> Geometry:
 
     named = _model_args(model, arguments)
     return find_geometry(model, named) if model is not None else Geometry()
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise RecipeError(f"--model-arg {text} is not NAME=VALUE", hint="for example --model-arg img_size=32")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _require_base(donor: QuantizationVector, base: Checkpoint) -> None:

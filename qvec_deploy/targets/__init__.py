@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -43,30 +43,28 @@ class Target(Protocol):
         """
 
 
+_CLASSES = {
+    "onnxruntime": "OnnxRuntime",
+    "torch-cuda": "TorchCuda",
+    "onnxruntime-cuda": "OnnxRuntimeCuda",
+    "tensorrt": "TensorRT",
+}
+RUNTIMES = tuple(_CLASSES)
+
+
 def find_target(runtime: str) -> Target:
-    """The target of a runtime; its vendor's library is imported when it is used.
+    """The target of a runtime; only its own module is imported, and its vendor's library when it is used.
 
     Raises:
         IncompatibleError: There is no such runtime.
     """
-    if runtime not in TARGETS:
-        raise IncompatibleError(f"there is no runtime `{runtime}`", hint=f"use {', '.join(TARGETS)}")
-    return TARGETS[runtime]
+    if runtime not in _CLASSES:
+        raise IncompatibleError(f"there is no runtime `{runtime}`", hint=f"use {', '.join(RUNTIMES)}")
+    module = import_module(f"{__name__}.{runtime.replace('-', '_')}")
+    target: Target = getattr(module, _CLASSES[runtime])()
+    return target
 
 
 def open_engine(runtime: str, directory: str, lowering: str, threads: int) -> AbstractContextManager[Session]:
     """`Target.open` with plain arguments, for a fresh process."""
     return find_target(runtime).open(Path(directory), lowering, threads)
-
-
-from qvec_deploy.targets.onnxruntime import OnnxRuntime  # noqa: E402 - they implement the protocols above
-from qvec_deploy.targets.onnxruntime_cuda import OnnxRuntimeCuda  # noqa: E402
-from qvec_deploy.targets.tensorrt import TensorRT  # noqa: E402
-from qvec_deploy.targets.torch_cuda import TorchCuda  # noqa: E402
-
-TARGETS: Mapping[str, Target] = {
-    "onnxruntime": OnnxRuntime(),
-    "torch-cuda": TorchCuda(),
-    "onnxruntime-cuda": OnnxRuntimeCuda(),
-    "tensorrt": TensorRT(),
-}

@@ -188,3 +188,13 @@ def test_inspect_files(pico_folder: Path, run: Callable[..., Any], name: str) ->
     kind = {"vector.safetensors": "quantization vector", "receiver.safetensors": "checkpoint"}[name]
     assert code == 0 and json.loads(text)["kind"] == kind
     assert run("inspect", pico_folder / name)[0] == 0
+
+
+def test_doctor_says_how_to_get_every_runtime(run: Callable[..., Any]) -> None:
+    code, out, _ = run("doctor")
+    assert code == 0
+    found = json.loads(run("doctor", "--json")[1])["runtimes"]
+    assert set(found) == {"onnxruntime", "torch-cuda", "onnxruntime-cuda", "tensorrt"}
+    for name, runtime in found.items():
+        assert f"runtime {name}: " in out
+        assert runtime["works"] or runtime["remedy"] in out  # brackets and all
