@@ -34,12 +34,11 @@ def check_engine(plan: Plan, directory: Path, progress: Progress) -> tuple[str |
     Raises:
         IncompatibleError: The engine computes something else.
     """
-    recipe, model, weights = plan.recipe, plan.architecture, PackedFile.open(directory / WEIGHTS_FILE)
-    args, runtime, lowering = recipe.receiver.model_args, recipe.target.runtime, recipe.target.lowering
-    logits = reference_logits(weights, model.name, model.classes, args, parity_images(model.input_shape))
+    recipe, runtime, lowering = plan.recipe, plan.recipe.target.runtime, plan.recipe.target.lowering
+    logits = _reference(plan, directory)
     write_reference(directory, logits)
     if lowering == "w8a8":
-        _write_activations(plan, weights, directory)
+        _write_activations(plan, directory)
     target = find_target(runtime)
     missing = target.missing(lowering)
     if missing is not None:
@@ -62,10 +61,18 @@ def engine_outputs(artifact: Artifact, batches: Sequence[Float32]) -> Float32:
         return np.concatenate([session.run(batch) for batch in batches])
 
 
-def _write_activations(plan: Plan, weights: PackedFile, directory: Path) -> None:
+def _reference(plan: Plan, directory: Path) -> Float32:
+    """The weight file is mapped only while PyTorch reads it: its pages would count while the engine loads."""
+    model, args = plan.architecture, plan.recipe.receiver.model_args
+    weights = PackedFile.open(directory / WEIGHTS_FILE)
+    return reference_logits(weights, model.name, model.classes, args, parity_images(model.input_shape))
+
+
+def _write_activations(plan: Plan, directory: Path) -> None:
     """What `w8a8` puts its activations' grids on; needed on the device that compiles the engine."""
     from qvec_deploy.lower.activations import calibrate_amax, write_amax
 
+    weights = PackedFile.open(directory / WEIGHTS_FILE)
     floats = [name for name, info in weights.tensors.items() if info.scheme is None and not name.endswith(INPUT_SCALE)]
     model = load_model(plan, {name: weights.array(name).astype(np.float32) for name in floats}, strict=False)
     write_amax(directory, calibrate_amax(model, weights, activation_images(plan.recipe, plan.architecture)))

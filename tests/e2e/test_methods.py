@@ -134,3 +134,14 @@ def test_a_control_in_a_vector_file_is_called_one(
     report = json.loads((tmp_path / "bundle" / "report.json").read_bytes())
     own = next(entry for entry in report["candidates"] if entry["name"] == "pico")
     assert own["patch"]["control"] == "random, seed 0"
+
+
+def test_w8a8_brings_what_the_device_needs_to_compile_it(run: Run, pico_recipe: Write, tmp_path: Path) -> None:
+    """Where TensorRT is missing the bundle still holds the activations' ranges, measured here."""
+    recipe = pico_recipe(target={"runtime": "tensorrt", "lowering": "w8a8"}, vector=None, **{"lambda": 0.0})
+    code, _, err = run("build", "--recipe", recipe, "-o", tmp_path / "bundle", "--quiet")
+    assert code == 4, err
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert "activations.json" in bundle.manifest.files
+    assert bundle.manifest.engine.missing
+    assert bundle.manifest.runtime_bits_per_weight == pytest.approx(8.0, abs=1.5)
