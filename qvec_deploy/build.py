@@ -105,7 +105,7 @@ class Workshop:
         return unknown
 
     def plans(self, recipe: Recipe) -> list[Plan]:
-        """The plans of all candidates, the recipe's own last.
+        """The plans of all candidates, in the order of `Recipe.candidates`.
 
         Raises:
             QvecError: As `plan`; the message names the candidate.
@@ -195,7 +195,7 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Works
         selection = _confirm(choice, artifacts, plan, workshop)
         shipped = artifacts[selection.shipped if selection is not None else recipe.name]
         report = None
-        if shipped.missing is None:
+        if not any(artifact.missing for artifact in artifacts.values()):  # one runtime may lack a single lowering
             contenders = [_contender(artifact, resolved, shipped) for artifact in artifacts.values()]
             bench = replace(bench, selected=shipped.plan.recipe.name)
             report = measure_contenders(contenders, bench, images, workshop.progress)
@@ -229,7 +229,7 @@ def _confirm(
     from qvec_deploy.select.choose import confirm
 
     outputs = {name: partial(engine_outputs, artifact) for name, artifact in artifacts.items()}
-    on = "engine" if artifacts["float"].missing is None else "PyTorch"
+    on = "PyTorch" if any(artifact.missing for artifact in artifacts.values()) else "engine"
     with workshop.progress.stage("confirm", choice.recipe.name):
         return confirm(choice, outputs, outputs["float"], plan, on=on)
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvec_deploy.checkpoint import Checkpoint
-from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
+from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, batches, open_dataset
+from qvec_deploy.datasets.generated import NAME as GENERATED
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.models import Architecture, create
 from qvec_deploy.packed import Entry
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 INPUT_SCALE = ".input_scale"
 """Behind a Linear's name: what its input is multiplied with, where AWQ found no norm to take it."""
 
-GENERATED = "generated/structured"
 BATCH = 50
 MIN_IMAGES = 8
 
@@ -204,27 +204,36 @@ def selection_images(
     Returns:
         Batches (B, C, H, W), normalised.
     """
-    dataset = open_unlabelled(recipe, architecture)
-    rows = unlabelled_rows(dataset, confirm=confirm)
-    if count is not None and count < len(rows):
-        rows = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-    return _batches(dataset, rows)
+    images, _ = half_of(open_unlabelled(recipe, architecture), confirm=confirm)
+    if count is not None and count < len(images):
+        images = images[np.linspace(0, len(images) - 1, count).round().astype(int)]
+    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
 
 
-def unlabelled_rows(dataset: Dataset, *, confirm: bool) -> Rows:
+def half_of(dataset: Dataset, *, confirm: bool) -> tuple[Float32, Rows]:
     """Every other image of a dataset, exact copies left out: what confirms must not have chosen.
+
+    Args:
+        dataset: Read once, whole.
+        confirm: The half that confirms instead of the half that selects.
+
+    Returns:
+        Images (B, C, H, W), normalised, and their labels (B,).
 
     Raises:
         RecipeError: Fewer different images than MIN_IMAGES.
     """
-    seen: dict[str, int] = {}
-    for row in range(len(dataset)):
-        seen.setdefault(sha256_bytes(dataset.take([row])[0].tobytes()), row)
-    if len(seen) < MIN_IMAGES:
+    images, labels = dataset.take(np.arange(len(dataset)))
+    first: dict[str, int] = {}
+    for row, image in enumerate(images):
+        first.setdefault(sha256_bytes(image.tobytes()), row)
+    if len(first) < MIN_IMAGES:
         raise RecipeError(
-            f"`images`: {dataset.name} has {len(seen)} different images", hint=f"give at least {MIN_IMAGES}, better 400"
+            f"`images`: {dataset.name} has {len(first)} different images",
+            hint=f"give at least {MIN_IMAGES}, better 400",
         )
-    return np.array(list(seen.values()), np.int64)[int(confirm) :: 2]
+    rows = list(first.values())[int(confirm) :: 2]
+    return images[rows], labels[rows]
 
 
 def open_unlabelled(recipe: Recipe, architecture: Architecture) -> Dataset:
@@ -235,6 +244,5 @@ def open_unlabelled(recipe: Recipe, architecture: Architecture) -> Dataset:
     return open_dataset(DatasetSpec(images.dataset, images.split, root, images.limit), config)
 
 
-def _batches(dataset: Dataset, rows: Rows | None = None) -> list[Float32]:
-    chosen = np.arange(len(dataset)) if rows is None else rows
-    return [dataset.take(chosen[start : start + BATCH])[0] for start in range(0, len(chosen), BATCH)]
+def _batches(dataset: Dataset) -> list[Float32]:
+    return [images for images, _ in batches(dataset, BATCH)]

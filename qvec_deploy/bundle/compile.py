@@ -9,20 +9,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import LAMBDA0, Manifest, Parity, hash_files, write_manifest
-from qvec_deploy.bundle.parity import PARITY_FILE, parity_images, read_reference
+from qvec_deploy.bundle.parity import PARITY_FILE, check_parity, read_reference
 from qvec_deploy.bundle.progress import Progress
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.lower.activations import ACTIVATIONS_FILE
 from qvec_deploy.recipe.blocks import Target
 from qvec_deploy.store import storage_errors
-from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, Session
-from qvec_deploy.targets.tensorrt import TOLERANCES, TensorRT, describe
+from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.targets.tensorrt import TensorRT, describe
 from qvec_deploy.targets.tensorrt_build import EngineOptions
-from qvec_deploy.tensors import Float32
 
 RUNTIME = "tensorrt"
 _SOURCES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, ACTIVATIONS_FILE)
@@ -137,22 +134,7 @@ def _compile(
     target = TensorRT()
     names = target.compile(place, lowering, options, caches=caches, stage=partial(progress.stage, "compile"))
     with progress.stage("check", lowering), target.open(place, lowering, 1) as session:
-        return names, _check(session, lowering, read_reference(place))
-
-
-def _check(session: Session, lowering: str, reference: Float32) -> Parity:
-    logits = session.run(parity_images(session.input_shape))
-    error = np.inf
-    if logits.shape == reference.shape:
-        error = float(np.linalg.norm(logits - reference) / max(float(np.linalg.norm(reference)), 1e-12))
-    if not error <= TOLERANCES[lowering]:
-        raise IncompatibleError(
-            f"the `{lowering}` engine's logits differ from PyTorch's by {error:.2g} (relative L2), "
-            f"more than {TOLERANCES[lowering]:g}",
-            hint="this engine must not be used; try another lowering, and report it",
-        )
-    agreement = float((logits.argmax(1) == reference.argmax(1)).mean())
-    return Parity(relative_error=error, top1_agreement=agreement, images=len(logits))
+        return names, check_parity(session, RUNTIME, lowering, read_reference(place))
 
 
 def _install(bundle: Bundle, made: dict[str, Path], lowerings: Sequence[str], compiled: Sequence[Compiled]) -> None:

@@ -29,13 +29,14 @@ TOLERANCES = {"float": 1e-3, "packed": 1e-3, "int4": 1e-3, "int8": 0.25}
 """Largest relative L2 error of the logits of float32 engines. `int8` quantizes activations: its bound only catches a
 broken engine; what it costs is for accuracy to show."""
 
-HALF_TOLERANCES = {"float": 2e-2, "packed": 2e-2, "int4": 2e-2, "w8a8": 0.25}
-"""The same for runtimes on GPUs, which compute in float16: it costs a few thousandths."""
-
 
 def tolerance(runtime: str, lowering: str) -> float:
-    """How far an engine's logits may be from PyTorch's."""
-    return (TOLERANCES if runtime == "onnxruntime" else HALF_TOLERANCES)[lowering]
+    """How far an engine's logits may be from PyTorch's; runtimes on GPUs compute in float16."""
+    if runtime == "onnxruntime":
+        return TOLERANCES[lowering]
+    from qvec_deploy.targets.tensorrt import TOLERANCES as OF_HALF
+
+    return OF_HALF[lowering]
 
 
 def parity_images(input_shape: tuple[int, int, int]) -> Float32:

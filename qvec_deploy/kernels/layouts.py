@@ -16,6 +16,7 @@ neighbouring rows: [bits * ceil(columns / 32), rows]. Rows are padded to 32 colu
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -39,7 +40,7 @@ _SLOTS, _LANES, _PAIR = 16, 16, 32
 
 
 @dataclass(frozen=True)
-class DeviceLayout:
+class DeviceLayout(ABC):
     """One way to lay codes out for a kernel.
 
     Attributes:
@@ -50,14 +51,15 @@ class DeviceLayout:
     id: str
     version: int
 
+    @abstractmethod
     def takes(self, rows: int, columns: int, bits: int, group_size: int = 0) -> bool:
         """Whether the kernels take a weight of this shape, width and group size (0: one scale a row)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def words_shape(self, rows: int, columns: int, bits: int) -> tuple[int, int]:
         """Shape of the words of a (rows, columns) weight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pack(self, codes: Int8, bits: int) -> Int32:
         """Lay codes out.
 
@@ -71,8 +73,8 @@ class DeviceLayout:
         Raises:
             ValueError: A code out of range, or a shape or width that the layout does not take.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def unpack(self, words: Int32, bits: int, shape: tuple[int, int]) -> Int8:
         """The inverse of `pack`.
 
@@ -84,7 +86,6 @@ class DeviceLayout:
         Raises:
             IntegrityError: The words have another shape or type, or padding that `pack` does not write.
         """
-        raise NotImplementedError
 
     def _require(self, words: Int32, bits: int, shape: tuple[int, int]) -> None:
         expected = self.words_shape(*shape, bits) if self.takes(*shape, bits) else None

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from qvec_deploy.candidate import GENERATED, calibration_images, open_unlabelled, selection_images, unlabelled_rows
+from qvec_deploy.candidate import calibration_images, half_of, open_unlabelled, selection_images
 from qvec_deploy.checkpoint import Checkpoint
+from qvec_deploy.datasets.generated import NAME as GENERATED
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.plan import Plan
 from qvec_deploy.recipe import Recipe, Select
@@ -72,7 +73,6 @@ def choose(
         raise RecipeError(f"{recipe.name} selects nothing", hint="add `select` to the recipe")
     images = selection_images(recipe, plan.architecture)
     methods = recipe.methods()
-    lambdas = select.lambdas if sources else (0.0,)
 
     def student(method: str) -> Student:
         settings = recipe.with_overrides(recipe.with_method(method), name=recipe.name)
@@ -85,14 +85,14 @@ def choose(
     # Weights come from rounding to nearest on the grid, whatever the method: its outputs move with the vector alone.
     grid = recipe.quantize.scheme()
     nearest = own if grid is None or not recipe.quantize.calibrated else student(grid.method)
-    donors, scale = _mix(nearest, target, score, select)
+    donors, solved = _mix(nearest, target, score, select)
     weights = tuple(donor.weight for donor in donors) or None
     curves = []
     for index, method in enumerate(methods):
         trial = own if index == 0 else student(method)
         same_grid = trial.plan.recipe.quantize.scheme() == grid  # a vector helps on its own grid only
         score_at = partial(_mean_score, score, trial, weights)
-        curves.append(search(score_at, (*lambdas, scale) if same_grid else (0.0,), method))
+        curves.append(search(score_at, (*select.lambdas, *solved) if sources and same_grid else (0.0,), method))
         advance(index + 1, len(methods))
     resolved = recipe.resolved(curves[0].best, weights if select.donors != "given" else None)
     selection = Selection(
@@ -176,28 +176,29 @@ def _labels(recipe: Recipe, plan: Plan, *, confirm: bool) -> Any:
             f"{dataset.name} has {dataset.classes} classes and the model's head {plan.architecture.classes}",
             hint="select: labelled needs the head's own labels; select: label_free needs none",
         )
-    return dataset.take(unlabelled_rows(dataset, confirm=confirm))[1]
+    return half_of(dataset, confirm=confirm)[1]
 
 
-def _mix(student: Student, target: Float32, score: Score, select: Select) -> tuple[tuple[DonorScore, ...], float]:
-    """Every donor alone at lambda 1, with its share of the mix; and the lambda that goes with the shares.
+def _mix(
+    student: Student, target: Float32, score: Score, select: Select
+) -> tuple[tuple[DonorScore, ...], tuple[float, ...]]:
+    """Every donor alone at lambda 1, with its share of the mix; and the lambda that a solve found for the shares.
 
     Shares add up to 1. What the solve gave them in all is a lambda like any other, and is tried as one.
     """
     labels, shares = [label for label, _ in student.plan.sources], [share for _, share in student.plan.sources]
     if len(labels) < 2:
-        return (), 1.0
+        return (), ()
     alone = [student.logits(1.0, unit) for unit in np.eye(len(labels)).tolist()]
     scores = [float(score(logits).mean()) for logits in alone]
-    weights: Sequence[float] = shares
+    solved: tuple[float, ...] = ()
     if select.donors == "one":
-        weights = [float(index == int(np.argmin(scores))) for index in range(len(labels))]
+        shares = [float(index == int(np.argmin(scores))) for index in range(len(labels))]
     elif select.donors != "given":
         weights = ridge_weights(target, student.logits(0.0), alone)
         if select.donors == "descent":
             weights = descend(student, target, weights)
-    total = sum(weights)
-    if total < SMALL:  # donors that undo one another: the solve found nothing to add
-        weights, total = shares, 1.0
-    shares = [weight / total for weight in weights]
-    return tuple(map(DonorScore, labels, scores, shares)), total
+        total = sum(weights)
+        if total > SMALL:  # else donors undo one another: the solve found nothing to add
+            shares, solved = [weight / total for weight in weights], (total,)
+    return tuple(map(DonorScore, labels, scores, shares)), solved

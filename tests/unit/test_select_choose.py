@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qvec_deploy.build import Workshop
-from qvec_deploy.candidate import selection_images, unlabelled_rows
+from qvec_deploy.candidate import half_of, selection_images
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.plan import Plan
 from qvec_deploy.recipe import Recipe, load_recipe
@@ -46,9 +46,9 @@ def test_copies_of_an_image_are_on_one_side_only() -> None:
         def take(self, rows: Any) -> Any:
             return np.asarray(rows, np.float32)[:, None] // 2, np.zeros(len(rows), np.int64)
 
-    select, other = (unlabelled_rows(Copies(), confirm=half) for half in (False, True))
+    select, other = (half_of(Copies(), confirm=half)[0][:, 0] for half in (False, True))
     assert len(select) == len(other) == 10
-    assert not set(select // 2) & set(other // 2)
+    assert not set(select) & set(other)
 
 
 def test_selecting_and_confirming_images_differ(pico_recipe: Write) -> None:
@@ -199,3 +199,13 @@ def test_descent_never_ends_worse_than_it_started(pico_recipe: Write, tmp_path: 
     before, after = (divergences(target, student.logits(1.0, weights)).mean() for weights in (start, found))
     assert found != start
     assert after < before
+
+
+def test_without_a_vector_only_lambda_0_is_tried(proposed: Callable[..., tuple[Choice, Plan]]) -> None:
+    choice, _ = proposed(vector=None, select={"by": "best", "methods": ["rtn", "mse"]})
+    assert [[point.lam for point in curve.points] for curve in choice.selection.curves] == [[0.0], [0.0]]
+
+
+def test_only_the_grid_that_was_asked_for_is_tried(proposed: Callable[..., tuple[Choice, Plan]]) -> None:
+    choice, _ = proposed(select={"lambdas": [-0.25, 0.25]})
+    assert all(-0.25 <= point.lam <= 0.25 for point in choice.selection.curves[0].points)

@@ -120,7 +120,7 @@ def test_an_interruption_leaves_a_bundle_that_is_true(
 
     from qvec_deploy.bundle import compile as module
 
-    monkeypatch.setattr(module, "_check" if moment == "while building" else "hash_files", interrupt)
+    monkeypatch.setattr(module, "check_parity" if moment == "while building" else "hash_files", interrupt)
     with pytest.raises(KeyboardInterrupt):
         compile_bundle(bundle)
     engine = Bundle.open(bundle).manifest.engine
@@ -134,9 +134,8 @@ def test_an_interruption_leaves_a_bundle_that_is_true(
 def test_an_engine_that_computes_something_else_is_not_installed(
     setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qvec_deploy.bundle import compile as module
 
-    monkeypatch.setattr(module, "TOLERANCES", {"packed": 1e-9})
+    monkeypatch.setattr("qvec_deploy.bundle.parity.tolerance", lambda runtime, lowering: 1e-9)
     with pytest.raises(IncompatibleError, match="logits differ from PyTorch's by"):
         compile_bundle(bundle)
     assert _engines(bundle) == set()
