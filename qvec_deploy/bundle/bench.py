@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
+from qvec_deploy.bundle.answers import answers_of, measure_answers
 from qvec_deploy.bundle.manifest import Model
-from qvec_deploy.bundle.parity import check_parity, parity_images, read_reference
+from qvec_deploy.bundle.parity import check_parity, read_reference
 from qvec_deploy.bundle.progress import Progress
+from qvec_deploy.bundle.timing import measure_latencies
 from qvec_deploy.candidate import INPUT_SCALE
-from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, batches, open_dataset
+from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
 from qvec_deploy.lower.bits import runtime_bits_per_weight
-from qvec_deploy.measure.accuracy import Accuracy, compare, measure_accuracy
+from qvec_deploy.measure.accuracy import Accuracy, compare
 from qvec_deploy.measure.environment import capture_environment
-from qvec_deploy.measure.latency import LatencySamples, measure_latency
+from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.measure.probe import Footprint, probe
 from qvec_deploy.measure.warnings import (
     Finding,
@@ -29,9 +29,8 @@ from qvec_deploy.measure.warnings import (
 )
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.recipe import Evaluate, Measure, Recipe
-from qvec_deploy.report.values import Candidate, Donor, LayerError, Patch, Report, Role, Top1
+from qvec_deploy.report.values import Candidate, Donor, LayerError, Patch, Report, Role
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, Session, find_target
-from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.labels import short_names
 
 _PRELOAD = {
@@ -41,8 +40,6 @@ _PRELOAD = {
     "tensorrt": ["tensorrt"],
 }
 """What is in memory before an engine is loaded: the runtime itself is not the engine's."""
-
-_CACHE_BYTES = 1 << 30  # decoded images up to this size are kept for all engines
 
 
 @dataclass(frozen=True)
@@ -140,11 +137,13 @@ def measure_contenders(
             for contender in contenders:  # no latency of an engine that computes something else
                 reference = read_reference(contender.directory)
                 check_parity(sessions[contender.name], contender.recipe.target.runtime, contender.lowering, reference)
-        accuracies = _accuracies(sessions, images, bench, progress)
-        latencies = _latencies(sessions, images, bench, progress)
+        batch_size = bench.evaluate.batch_size if bench.evaluate is not None else 1
+        accuracies = measure_answers(sessions, images, batch_size, progress)
+        latencies = measure_latencies(sessions, images, bench.batch_sizes, bench.measure, progress)
     findings = _findings(accuracies, latencies, contenders, bench.baseline)
+    full = next((accuracies.get(c.name) for c in contenders if c.role == "float"), None)
     candidates = tuple(
-        _candidate(c, accuracies, [batch[c.name] for batch in latencies], footprints[c.name]) for c in contenders
+        _candidate(c, accuracies, [batch[c.name] for batch in latencies], footprints[c.name], full) for c in contenders
     )
     return Report(
         title=bench.title,
@@ -182,52 +181,6 @@ def _probe(contender: Contender, input_shape: tuple[int, int, int]) -> Footprint
     )
 
 
-def _accuracies(
-    sessions: Mapping[str, Session], images: Dataset | None, bench: Bench, progress: Progress
-) -> dict[str, Accuracy]:
-    if images is None or bench.evaluate is None:
-        return {}
-    batch_size = bench.evaluate.batch_size
-    decoded: Sequence[tuple[Float32, np.ndarray]] | None = None
-    if len(images) * int(np.prod(bench.model.input_shape)) * 4 <= _CACHE_BYTES:
-        decoded = list(batches(images, batch_size))
-    accuracies = {}
-    with progress.stage("accuracy") as advance:
-        for index, (name, session) in enumerate(sessions.items()):
-            done = index * len(images)
-            accuracies[name] = measure_accuracy(
-                session,
-                decoded if decoded is not None else batches(images, batch_size),
-                lambda seen, done=done: advance(done + seen, len(sessions) * len(images)),  # type: ignore[misc]
-            )
-    return accuracies
-
-
-def _latencies(
-    sessions: Mapping[str, Session], images: Dataset | None, bench: Bench, progress: Progress
-) -> list[dict[str, LatencySamples]]:
-    results = []
-    with progress.stage("latency") as advance:
-        for batch_size in sorted(set(bench.batch_sizes)):
-            results.append(
-                measure_latency(
-                    sessions,
-                    _batch(images, batch_size, bench.model.input_shape),
-                    blocks=bench.measure.blocks,
-                    warmup=bench.measure.warmup,
-                    seed=bench.measure.seed,
-                    progress=advance,
-                )
-            )
-    return results
-
-
-def _batch(images: Dataset | None, batch_size: int, input_shape: tuple[int, int, int]) -> Float32:
-    """Images to time with: real ones where there are some, repeated up to the batch size."""
-    pool = images.take(range(min(batch_size, len(images))))[0] if images is not None else parity_images(input_shape)
-    return np.resize(pool, (batch_size, *input_shape))
-
-
 def _findings(
     accuracies: Mapping[str, Accuracy],
     latencies: Iterable[Mapping[str, LatencySamples]],
@@ -251,6 +204,7 @@ def _candidate(
     accuracies: Mapping[str, Accuracy],
     latency: Sequence[LatencySamples],
     footprint: Footprint,
+    full: Accuracy | None,
 ) -> Candidate:
     weights = PackedFile.open(contender.directory / WEIGHTS_FILE)
     accuracy = accuracies.get(contender.name)
@@ -279,7 +233,7 @@ def _candidate(
     if accuracy is None:
         return candidate
     others = {name: compare(accuracy, other) for name, other in accuracies.items() if name != contender.name}
-    return replace(candidate, accuracy=Top1(accuracy.correct, accuracy.count), paired=others)
+    return replace(candidate, accuracy=answers_of(accuracy, full), paired=others)
 
 
 def stored_bits_per_weight(weights: PackedFile) -> float:

@@ -27,6 +27,37 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 @dataclass(frozen=True)
+class GpuState:
+    """The GPU that engines ran on, as NVML sees it; None where it does not say.
+
+    Attributes:
+        name: The model's name.
+        driver: Version of the driver.
+        memory_bytes: Of the GPU.
+        sm_clock_mhz: Of the multiprocessors, right after measuring.
+        max_sm_clock_mhz: What they may reach.
+        memory_clock_mhz: Of the memory.
+        clocks_locked: Whether somebody fixed the clocks.
+        power_w: Drawn right after measuring.
+        power_limit_w: Allowed.
+        temperature_c: Right after measuring.
+        throttling: NVML's reasons for lower clocks while measuring.
+    """
+
+    name: str
+    driver: str
+    memory_bytes: int
+    sm_clock_mhz: float | None = None
+    max_sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    clocks_locked: bool | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    temperature_c: float | None = None
+    throttling: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Environment:
     """What can change a number, as far as it can be seen from here.
 
@@ -42,6 +73,10 @@ class Environment:
         operating_system: Name, release and architecture.
         python: Version.
         packages: Version by name, for each of `PACKAGES` that is installed.
+        affinity: Cores the process was held to while latency was measured; None where nothing was asked.
+        frequency_mhz: Mean frequency of the usable cores right after measuring; None where it cannot be seen.
+        load_average_after: Of the last minute, after measuring; None where nothing was measured.
+        gpu: The GPU; None where no engine used one.
     """
 
     cpu: str
@@ -55,6 +90,10 @@ class Environment:
     operating_system: str
     python: str
     packages: dict[str, str]
+    affinity: tuple[int, ...] | None = None
+    frequency_mhz: float | None = None
+    load_average_after: float | None = None
+    gpu: GpuState | None = None
 
 
 def capture_environment(threads: int) -> Environment:

@@ -20,6 +20,23 @@ NANOSECONDS_PER_MS = 1e6
 
 
 @dataclass(frozen=True)
+class StageSamples:
+    """The parts of every run of a GPU engine, in milliseconds and in trtexec's words; one value per block.
+
+    Attributes:
+        enqueue_ms: Host time to put a run into the stream.
+        h2d_ms: Device time of the copy to the GPU.
+        compute_ms: Device time of the kernels ("GPU compute time").
+        d2h_ms: Device time of the copy back.
+    """
+
+    enqueue_ms: tuple[float, ...]
+    h2d_ms: tuple[float, ...]
+    compute_ms: tuple[float, ...]
+    d2h_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class LatencySamples:
     """Every host latency of one candidate at one batch size.
 
@@ -27,10 +44,14 @@ class LatencySamples:
         batch_size: Images in a run.
         samples_ms: Milliseconds of a run, one per block, in the order of the blocks. Sample i of every
             candidate of one measurement was taken in block i, which is what pairs them.
+        stages: Its parts; None for an engine that has none, such as one on the CPU.
+        warmup: Blocks that were run before and thrown away.
     """
 
     batch_size: int
     samples_ms: tuple[float, ...]
+    stages: StageSamples | None = None
+    warmup: int = 0
 
 
 def measure_latency(

@@ -10,10 +10,11 @@ from qvec_deploy.measure.environment import Environment
 from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.measure.probe import Footprint
 from qvec_deploy.measure.warnings import Finding
+from qvec_deploy.roofline.values import Device, Prediction
 from qvec_deploy.select.values import Selection
 from qvec_deploy.tensors import Scheme
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 ERROR_FEEDBACK = ("gptq", "gptaq")
 
@@ -52,11 +53,78 @@ class LayerError:
 
 
 @dataclass(frozen=True)
-class Top1:
-    """Images whose largest logit is their label's, of all images."""
+class LayerTime:
+    """What one layer of an engine takes in a run, in milliseconds, by the runtime's own profiler."""
+
+    layer: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """Right answers among the images of one class."""
+
+    label: int
+    correct: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose largest softmax probability lies in one of equally wide bins: of these, how many are right.
+
+    Attributes:
+        count: Images.
+        correct: Right ones.
+        confidence: Sum of their largest probabilities.
+    """
+
+    count: int
+    correct: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """Images for which the float receiver says `was` and this engine says `now`.
+
+    Attributes:
+        was: Class.
+        now: Another class.
+        count: Images.
+        gained: Of these, images whose label is `now`.
+        lost: Images whose label is `was`.
+    """
+
+    was: int
+    now: int
+    count: int
+    gained: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an engine answered to labelled images.
+
+    Attributes:
+        correct: Images whose largest logit is their label's.
+        count: All images.
+        top5: Images whose label is among the five largest logits; None with five classes or fewer.
+        classes: One entry per class that has images, by label.
+        bins: Of confidence, ascending; the calibration error follows from them.
+        changes: Differences to the float receiver, most frequent first; empty for the receiver itself and where it
+            was not measured.
+        waited: Share of the time that the engine waited for images, 0 to 1.
+    """
 
     correct: int
     count: int
+    top5: int | None = None
+    classes: tuple[ClassCount, ...] = ()
+    bins: tuple[Bin, ...] = ()
+    changes: tuple[Change, ...] = ()
+    waited: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +150,8 @@ class Candidate:
         footprint: Load time and memory in a process of its own; None where not measured.
         layer_errors: In network order, of the weights that were quantized (the patched ones in a patched
             candidate); empty for float. No mapping: canonical JSON would put block 10 before block 2.
+        layer_times: In network order, at the first batch size; empty where the runtime has no profiler.
+        predictions: What the roofline of the report's device predicts, one entry per batch size; empty without one.
     """
 
     name: str
@@ -95,11 +165,13 @@ class Candidate:
     runtime_bits_per_weight: float
     method: str = "rtn"
     skip: tuple[str, ...] = ()
-    accuracy: Top1 | None = None
+    accuracy: Answers | None = None
     paired: dict[str, Paired] = field(default_factory=dict)
     latency: tuple[LatencySamples, ...] = ()
     footprint: Footprint | None = None
     layer_errors: tuple[LayerError, ...] = ()
+    layer_times: tuple[LayerTime, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
 
     @property
     def levels(self) -> int | None:
@@ -151,6 +223,8 @@ class Report:
         created_by: Program and version.
         selection: How the shipped candidate was chosen; None where the recipe names it.
         gates: What the recipe asks of it.
+        class_names: By label; empty where the dataset has none.
+        device: What the roofline was drawn for; None without one.
         schema_version: Of this structure.
 
     Raises:
@@ -171,6 +245,8 @@ class Report:
     created_by: str
     selection: Selection | None = None
     gates: tuple[GateResult, ...] = ()
+    class_names: tuple[str, ...] = ()
+    device: Device | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from qvec_deploy.measure.probe import Footprint
 from qvec_deploy.measure.warnings import Finding, accuracy_findings, latency_findings, machine_findings
 from qvec_deploy.recipe import Gates
 from qvec_deploy.report.gates import judge
-from qvec_deploy.report.values import Candidate, Donor, LayerError, Patch, Report, Role, Top1
+from qvec_deploy.report.values import Answers, Candidate, Donor, LayerError, Patch, Report, Role
 from qvec_deploy.select.values import Confirmed, Curve, DonorScore, Point, Selection
 from qvec_deploy.tensors import Scheme
 
@@ -181,7 +181,7 @@ def _candidate(
         stored_bytes=8_571_904 if quantized else 86_743_296,
         stored_bits_per_weight=3.0417 if quantized else 32.0,
         runtime_bits_per_weight=4.0417 if quantized else 32.0,
-        accuracy=Top1(correct, IMAGES),
+        accuracy=Answers(correct, IMAGES),
         paired={
             other: _paired(correct, against)
             for other, against in (("float", RECEIVER_CORRECT), ("ptq", PLAIN_CORRECT))
