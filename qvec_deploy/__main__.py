@@ -2,4 +2,5 @@
 
 from qvec_deploy.cli import program
 
-program()
+if __name__ == "__main__":  # processes of jobs import this module under another name
+    program()

@@ -2,153 +2,79 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.bundle.bench import Bench, Contender, measure_contenders, open_images
 from qvec_deploy.bundle.bundle import Bundle, available_threads
 from qvec_deploy.bundle.engine import check_engine, engine_outputs
 from qvec_deploy.bundle.finish import Artifact, Finished, finish, model_of, unverified
-from qvec_deploy.bundle.progress import Advance, Progress
-from qvec_deploy.candidate import Weight, calibration_images, make_weights
-from qvec_deploy.checkpoint import Checkpoint
-from qvec_deploy.errors import IncompatibleError, QvecError
+from qvec_deploy.bundle.manifest import Parity
+from qvec_deploy.bundle.progress import Advance
+from qvec_deploy.candidate import Weight, make_weights
 from qvec_deploy.measure.latency import garbage_collector_off
 from qvec_deploy.measure.warnings import Finding, MeasurementWarning
-from qvec_deploy.models import head_name
 from qvec_deploy.packed import PackedFile, pack, write_packed
-from qvec_deploy.plan import Plan, make_plan
+from qvec_deploy.plan import Plan
 from qvec_deploy.recipe import FLOAT_BITS, Recipe
 from qvec_deploy.report.gates import judge
 from qvec_deploy.report.values import Report, Role
 from qvec_deploy.select.values import Selection
-from qvec_deploy.store import staging_directory, write_bytes
+from qvec_deploy.store import staging_directory, unlink_files, write_bytes
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.targets.torch_cuda import write_structure
 from qvec_deploy.tensors import Float32, PackedTensor, QuantizedTensor
-from qvec_deploy.vectors.sources import Source, open_sources
+from qvec_deploy.workshop import Workshop
 
 if TYPE_CHECKING:
     import onnx
 
+    from qvec_deploy.bundle.predictions import Predictions
     from qvec_deploy.select.choose import Choice
 
 
-@dataclass
-class Workshop:
-    """What the candidates of one run share: opened sources and exported structures.
-
-    Attributes:
-        offline: Use the Hub's local cache only.
-        progress: Shows and times the stages.
-    """
-
-    offline: bool = False
-    progress: Progress = field(default_factory=Progress)
-    _receivers: dict[str, Checkpoint] = field(default_factory=dict)
-    _skeletons: dict[str, onnx.ModelProto] = field(default_factory=dict)
-
-    def receiver(self, recipe: Recipe) -> Checkpoint:
-        """The opened receiver."""
-        source = recipe.locate(recipe.receiver.checkpoint)
-        if source not in self._receivers:
-            self._receivers[source] = Checkpoint.open(source, offline=self.offline)
-        return self._receivers[source]
-
-    def sources(self, recipe: Recipe) -> dict[str, Source]:
-        """The opened vectors by label."""
-        return open_sources(recipe, head_name(recipe.receiver.model), offline=self.offline)
-
-    def control(self, recipe: Recipe) -> str | None:
-        """What stands in for the vector in a patch, as the recipe or the vector's file says; None for a real one."""
-        if recipe.vector is None or recipe.lam == 0:
-            return None
-        if recipe.vector.control is not None:
-            return f"{recipe.vector.control.kind}, seed {recipe.vector.control.seed}"
-        found = dict.fromkeys(filter(None, (source.control() for source in self.sources(recipe).values())))
-        return "; ".join(found) or None
-
-    def plan(self, recipe: Recipe) -> Plan:
-        """Everything that headers decide."""
-        return make_plan(recipe, self.receiver(recipe), self.sources(recipe))
-
-    def compare_coordinates(self, plan: Plan) -> list[str]:
-        """Hold the receiver against the sketches of its vectors' donors.
-
-        Returns:
-            Vectors that bring no sketch, by label.
-
-        Raises:
-            IncompatibleError: The receiver is not in a donor's coordinates, or of another base.
-        """
-        from qvec_deploy.vectors.coordinates import require_same_coordinates
-        from qvec_deploy.vectors.geometry import find_geometry
-
-        recipe = plan.recipe
-        receiver, geometry = self.receiver(recipe), find_geometry(recipe.receiver.model, recipe.receiver.model_args)
-        unknown = []
-        for label, source in self.sources(recipe).items() if plan.sources else ():
-            sketch = source.sketch()
-            if sketch is None:
-                unknown.append(label)
-                continue
-            try:
-                require_same_coordinates(receiver.read, sketch, geometry, source.header.scheme)
-            except IncompatibleError as error:
-                raise IncompatibleError(f"{label}: {error.message}", hint=error.hint) from error
-        return unknown
-
-    def plans(self, recipe: Recipe) -> list[Plan]:
-        """The plans of all candidates, in the order of `Recipe.candidates`.
-
-        Raises:
-            QvecError: As `plan`; the message names the candidate.
-        """
-        made = []
-        for candidate in recipe.candidates():
-            try:
-                made.append(self.plan(candidate))
-            except QvecError as error:
-                if candidate.name == recipe.name:
-                    raise
-                raise type(error)(f"candidate {candidate.name}: {error.message}", hint=error.hint) from error
-        return made
-
-    def skeleton(self, plan: Plan) -> onnx.ModelProto:
-        """The exported structure; the same for every candidate of one model and skip list."""
-        model, skip = plan.recipe.receiver, plan.recipe.quantize.skip
-        key = f"{model.model} {sorted(model.model_args.items())} {plan.architecture.classes} {skip}"
-        if key not in self._skeletons:
-            from qvec_deploy.lower.export import export_skeleton
-
-            with self.progress.stage("export"), _collected():
-                self._skeletons[key] = export_skeleton(
-                    model.model, plan.architecture.classes, model.model_args, skip, plan.architecture.input_shape
-                )
-        return self._skeletons[key]
-
-
-def build(recipe: Recipe, directory: Path, workshop: Workshop) -> Artifact:
+def build(recipe: Recipe, directory: Path, workshop: Workshop, *, caches: Path | None = None) -> Artifact:
     """Build one candidate into a directory: plan, patch, quantize, pack, lower, compile.
+
+    Args:
+        recipe: What is wanted, without its baselines and variants.
+        directory: Where its files go.
+        workshop: What candidates share.
+        caches: Folder of what compilers have measured, for later builds; the one that holds `directory` by default.
 
     Raises:
         QvecError: The recipe, a file or the machine is not up to it; nothing is measured then.
     """
     with garbage_collector_off():  # a build allocates millions of small objects and leaves hardly any garbage
-        return _build(recipe, directory, workshop)
+        return _build(recipe, directory, workshop, caches or directory.resolve().parent)
 
 
-def _build(recipe: Recipe, directory: Path, workshop: Workshop) -> Artifact:
+def _build(recipe: Recipe, directory: Path, workshop: Workshop, caches: Path) -> Artifact:
     with workshop.progress.stage("plan", recipe.name):
         plan = workshop.plan(recipe)
+    made = workshop.make("engine", plan, directory, partial(_make_engine, plan, workshop, caches))
+    parity = Parity(**made["parity"]) if made["parity"] is not None else None
+    control = workshop.control(recipe)
+    return Artifact(plan, directory, made["missing"], parity, made["errors"], tuple(made["notes"]), control)
+
+
+def _make_engine(plan: Plan, workshop: Workshop, caches: Path, directory: Path) -> dict[str, Any]:
+    """The weights of a candidate, its graph, and its engine where it has one; what is known of them as JSON values."""
+    made = workshop.make("weights", plan, directory, partial(_make_weights, plan, workshop))
+    with workshop.progress.stage("check", plan.recipe.name):
+        missing, parity = check_engine(plan, directory, caches, workshop.progress)
+    return {**made, "missing": missing, "parity": parity.model_dump() if parity is not None else None}
+
+
+def _make_weights(plan: Plan, workshop: Workshop, directory: Path) -> dict[str, Any]:
+    """What every lowering of a candidate is made from."""
+    recipe = plan.recipe
     with workshop.progress.stage("quantize", recipe.name) as advance:
-        images = calibration_images(recipe, plan.architecture)
+        images = workshop.calibration_images(plan)
         weights = make_weights(plan, workshop.receiver(recipe), workshop.sources(recipe), images, advance)
         count = len(weights.layout)
         write_packed(directory / WEIGHTS_FILE, weights.layout, _packed(weights.tensors, count, advance))
@@ -156,10 +82,7 @@ def _build(recipe: Recipe, directory: Path, workshop: Workshop) -> Artifact:
     with workshop.progress.stage("lower", recipe.name):
         _write_graph(skeleton, directory)
         write_structure(directory, plan.architecture, recipe.receiver.model_args)
-    with workshop.progress.stage("check", recipe.name):
-        missing, parity = check_engine(plan, directory, workshop.progress)
-    control = workshop.control(recipe)
-    return Artifact(plan, directory, missing, parity, weights.errors, weights.notes, control)
+    return {"errors": dict(weights.errors), "notes": list(weights.notes)}
 
 
 def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Workshop | None = None) -> Bundle:
@@ -169,7 +92,7 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Works
         recipe: What is wanted.
         directory: The bundle; it appears whole or not at all.
         force: Replace an existing bundle.
-        workshop: Progress and offline switch.
+        workshop: Progress and offline switch, and what is shared with other builds.
 
     Raises:
         QvecError: Anything the user can act on; the directory is then as it was before.
@@ -187,20 +110,24 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Works
             unknown = workshop.compare_coordinates(plan)
         choice = _choose(recipe, plan, workshop)
         resolved, candidates = _candidates(recipe, choice)
-        artifacts = {}
+        artifacts, caches = {}, directory.resolve().parent
         for candidate in candidates:
             place = Path(scratch) / candidate.name
             place.mkdir()
-            artifacts[candidate.name] = build(candidate, place, workshop)
+            artifacts[candidate.name] = build(candidate, place, workshop, caches=caches)
         selection = _confirm(choice, artifacts, plan, workshop)
         shipped = artifacts[selection.shipped if selection is not None else recipe.name]
-        report = None
+        report = predictions = None
         if not any(artifact.missing for artifact in artifacts.values()):  # one runtime may lack a single lowering
             contenders = [_contender(artifact, resolved, shipped) for artifact in artifacts.values()]
-            bench = replace(bench, selected=shipped.plan.recipe.name)
-            report = measure_contenders(contenders, bench, images, workshop.progress)
-            report = _judged(report, resolved, shipped, selection, artifacts, unknown)
-        finish(staging, _finished(resolved, shipped, artifacts, report, selection, workshop))
+            bench = replace(bench, selected=shipped.plan.recipe.name, alone=workshop.alone)
+            measured = measure_contenders(contenders, bench, images, workshop.progress)
+            predictions = measured.predictions
+            report = _judged(measured.report, resolved, shipped, selection, artifacts, unknown)
+        done = _finished(resolved, shipped, artifacts, report, predictions, selection, workshop)
+        for kept in filter(None, (done.shipped, done.plain)):
+            unlink_files(kept.directory)  # onnx refuses weights that have a second name, such as on a sweep's shelf
+        finish(staging, done)
     return Bundle.open(directory)
 
 
@@ -266,27 +193,15 @@ def _finished(
     shipped: Artifact,
     artifacts: Mapping[str, Artifact],
     report: Report | None,
+    predictions: Predictions | None,
     selection: Selection | None,
     workshop: Workshop,
 ) -> Finished:
     candidate = shipped.plan.recipe
-    sources = {recipe.receiver.checkpoint: workshop.receiver(recipe).fingerprint()}
-    for source in workshop.sources(recipe).values():
-        sources |= source.fingerprints()
+    sources = workshop.fingerprints(recipe)
     unknown = unverified(recipe, candidate, selection)
     plain = next((a for a in artifacts.values() if _is_plain(a.plan.recipe, candidate)), None) if unknown else None
-    return Finished(recipe, shipped, plain, sources, report, selection, workshop.progress.timings_s)
-
-
-@contextlib.contextmanager
-def _collected() -> Iterator[None]:
-    """Collect the garbage that the block makes, without walking the millions of objects that were there before."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.collect()
-        gc.unfreeze()
+    return Finished(recipe, shipped, plain, sources, report, predictions, selection, workshop.progress.timings_s)
 
 
 def _packed(

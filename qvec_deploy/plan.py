@@ -23,14 +23,20 @@ class Lowering:
     Attributes:
         bits: Widths it takes.
         granularities: Granularities it takes.
-        power_of_two_groups: Whether groups must be a power of two of at least 16.
         summary: What it is, in a phrase.
+        group_multiple: What group sizes must be a multiple of.
+        power_of_two_groups: Whether they must be powers of two, too.
     """
 
     bits: tuple[int, ...]
     granularities: tuple[str, ...]
     summary: str
+    group_multiple: int = 1
     power_of_two_groups: bool = False
+
+    def takes_groups(self, size: int) -> bool:
+        """Whether it takes groups of so many weights; 0 is one scale a row."""
+        return size % self.group_multiple == 0 and not (self.power_of_two_groups and size & (size - 1))
 
 
 _ANY = ("tensor", "channel", "group")
@@ -40,22 +46,20 @@ LOWERINGS: Mapping[tuple[str, str], Lowering] = {
         tuple(range(2, 9)), _ANY, "the file as it is: any ONNX Runtime opens it, unpacked to float32 once at load"
     ),
     ("onnxruntime", "int4"): Lowering(
-        (2, 3, 4), _ANY, "the exact codes in 4-bit containers (MatMulNBits): least memory", power_of_two_groups=True
+        (2, 3, 4), _ANY, "the exact codes in 4-bit containers (MatMulNBits): least memory", 16, power_of_two_groups=True
     ),
     ("onnxruntime", "int8"): Lowering(
         tuple(range(2, 9)), ("tensor", "channel"), "the exact codes as int8, activations quantized per run: fastest"
     ),
     ("torch-cuda", "float"): Lowering((16,), _ANY, "float16 weights and arithmetic, CUDA graphs: the baseline"),
-    ("torch-cuda", "packed"): Lowering((2, 3, 4), _ANY, "our kernel: weights stay packed in the GPU's memory"),
+    ("torch-cuda", "packed"): Lowering((2, 3, 4), _ANY, "our kernel: weights stay packed in the GPU's memory", 16),
     ("onnxruntime-cuda", "float"): Lowering((16,), _ANY, "float16 weights and arithmetic: the baseline"),
     ("onnxruntime-cuda", "int4"): Lowering(
-        (2, 3, 4), _ANY, "the exact codes in 4-bit containers (MatMulNBits), float16", power_of_two_groups=True
+        (2, 3, 4), _ANY, "the exact codes in 4-bit containers (MatMulNBits), float16", 16, power_of_two_groups=True
     ),
     ("tensorrt", "float"): Lowering((16,), _ANY, "float16 weights and arithmetic: the baseline"),
-    ("tensorrt", "packed"): Lowering((2, 3, 4), _ANY, "our plugin: weights stay packed"),
-    ("tensorrt", "int4"): Lowering(
-        (2, 3, 4), _ANY, "the exact codes as blocks of INT4, TensorRT's own kernels", power_of_two_groups=True
-    ),
+    ("tensorrt", "packed"): Lowering((2, 3, 4), _ANY, "our plugin: weights stay packed", 16),
+    ("tensorrt", "int4"): Lowering((2, 3, 4), _ANY, "the exact codes as blocks of INT4, TensorRT's own kernels", 64),
     ("tensorrt", "w8a8"): Lowering(
         tuple(range(2, 9)), ("tensor", "channel"), "the exact codes as INT8, activations on calibrated grids"
     ),
@@ -242,8 +246,10 @@ def check_lowering(runtime: str, lowering: str, bits: int, granularity: str, gro
         raise IncompatibleError(
             f"{what} cannot take granularity `{granularity}`", hint=f"it takes {', '.join(entry.granularities)}"
         )
-    if entry.power_of_two_groups and group_size and (group_size < 16 or group_size & (group_size - 1)):
-        raise IncompatibleError(f"{what} cannot take groups of {group_size}", hint="use a power of two of at least 16")
+    if not entry.takes_groups(group_size):
+        least = entry.group_multiple
+        hint = f"use a power of two of at least {least}" if entry.power_of_two_groups else f"use a multiple of {least}"
+        raise IncompatibleError(f"{what} cannot take groups of {group_size}", hint=hint)
 
 
 def _check_skip(skip: tuple[str, ...], architecture: Architecture) -> None:

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: canonical JSON, hashes, atomic writes, staged directories."""
+"""Files that are either whole or not there: canonical JSON, hashes, locks, atomic writes, staged directories."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -88,8 +89,87 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
+def file_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock on a file or folder among processes; a process that dies leaves none behind.
+
+    Args:
+        path: What is locked; made, as a file, where it is missing and waited for. It is never removed: others may be
+            waiting for it.
+        shared: Together with other holders that share it.
+        wait: Until it is free.
+
+    Yields:
+        Whether it is held; always, unless it was not to be waited for.
+
+    Raises:
+        StorageError: The file cannot be made, or the file system has no locks.
+    """
+    import fcntl
+
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = os.O_CREAT if wait and not path.is_dir() else 0
+        handle = os.open(path, os.O_RDONLY | made, 0o644)
+    try:
+        held = True
+        with storage_errors(path):
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            except OSError:  # somebody has it, or the file system has no locks
+                if wait:
+                    raise
+                held = False
+        yield held
+    finally:
+        os.close(handle)
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Give a folder the files of another one: as hard links where the file system has them, else as copies.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    with storage_errors(target):
+        for path in sorted(source.iterdir()):
+            try:
+                os.link(path, target / path.name)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+                    raise
+                shutil.copyfile(path, target / path.name)
+
+
+def unlink_files(folder: Path) -> None:
+    """Make copies of a folder's hard links, so that its files are nobody else's.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    with storage_errors(folder):
+        for path in sorted(folder.iterdir()):
+            if path.stat().st_nlink > 1:
+                with atomic_path(path) as copy:
+                    shutil.copyfile(path, copy)
+
+
+def remove_stale(final: Path) -> None:
+    """Remove what killed builds of `final` left beside it; those that live hold a lock."""
+    stale = re.compile(rf"\.{re.escape(final.name)}\.[a-z0-9_]{{8}}\.(tmp|old)")
+    for path in final.parent.iterdir():
+        kept = path.suffix == ".old" and not final.exists()  # the only whole one there is
+        if kept or not stale.fullmatch(path.name) or not path.is_dir():
+            continue
+        with contextlib.suppress(StorageError), file_lock(path, wait=False) as held:
+            if held:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
     """A temporary sibling directory that becomes `final` when the block ends well and vanishes otherwise.
+
+    What killed processes left of theirs is removed.
 
     Args:
         final: Where the directory ends up.
@@ -108,14 +188,16 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
                 f"{final} is not a bundle", hint="--force replaces bundles only; choose another directory"
             )
         final.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(final)
         staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
         try:
             staging.chmod(0o755)
-            yield staging
-            if final.exists():
-                _exchange(staging, final)
-            else:
-                staging.replace(final)
+            with file_lock(staging, wait=False):
+                yield staging
+                if final.exists():
+                    _exchange(staging, final)
+                else:
+                    staging.replace(final)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 

@@ -147,7 +147,7 @@ def measure(folder: Path, threads: int, blocks: int) -> dict[str, dict[str, floa
 def int8_cost(folder: Path) -> dict[str, float]:
     """Top-1 of the demo's exact 3-bit engine and of `int8` on the same weights and 5,000 generated images."""
     from qvec_deploy.build import run
-    from qvec_deploy.bundle.compare import bench_bundles
+    from qvec_deploy.bundle.side_by_side import bench_bundles
     from qvec_deploy.recipe import load_recipe
 
     run(load_recipe(ROOT / "recipes" / "demo_3bit.yaml", ["variants=[]", "name=demo"]), folder / "demo", force=True)

@@ -13,13 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 from qvec_deploy.kernels.layouts import choose_layout
 from qvec_deploy.kernels.plugin_config import CONFIG, DEQUANTIZE, NAMESPACE, VERSION, PluginConfig
 from qvec_deploy.lower import DOMAIN, INPUT, OUTPUT
-from qvec_deploy.lower.tensorrt_graph import TensorrtGraph
+from qvec_deploy.lower.tensorrt_graph import TensorrtGraph, allowed_bytes
 from qvec_deploy.lower.tensorrt_linear import CONVERTERS, device_function
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 ROWS = COLUMNS = 768
+DENSE_BYTES = 2 * ROWS * COLUMNS
 BATCH, BITS = 197, 3
 SCHEME = Scheme(BITS, "channel", method="mse")
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +67,8 @@ def layer_graph(
         namespace: Whether the nodes carry `plugin_namespace`.
     """
     quantized, bias = _weight()
-    nodes, tensors, packed_bytes = [], [numpy_helper.from_array(bias, "bias")], 0
+    nodes, tensors = [], [numpy_helper.from_array(bias, "bias")]
+    packed = []
     for index in range(layers):
         stub = helper.make_node(
             "QvecLinear", [f"x{index}", f"w{index}.weight", "", "bias"], [f"x{index + 1}"], name=f"linear{index}"
@@ -75,7 +77,7 @@ def layer_graph(
         made = CONVERTERS["packed"](stub, QuantizedTensor(codes, quantized.scale, SCHEME), None)
         nodes += made.nodes
         tensors += made.tensors
-        packed_bytes += sum(len(tensor.raw_data) for tensor in made.tensors)
+        packed.append(sum(len(tensor.raw_data) for tensor in made.tensors))
     for node in nodes if not namespace else ():
         kept = [attribute for attribute in node.attribute if attribute.name != "plugin_namespace"]
         node.ClearField("attribute")
@@ -85,7 +87,7 @@ def layer_graph(
         functions = [device_function(choose_layout(ROWS, COLUMNS, BITS).id, BITS)]
         for node in nodes:
             node.overload = functions[0].overload
-    return _graph(nodes, tensors, batch, f"x{layers}", layers, packed_bytes, functions)
+    return _graph(nodes, tensors, batch, f"x{layers}", packed, functions)
 
 
 def dequantize_graph(*, constant: bool) -> TensorrtGraph:
@@ -107,7 +109,7 @@ def dequantize_graph(*, constant: bool) -> TensorrtGraph:
         helper.make_node("Transpose", ["dense"], ["turned"], perm=[1, 0]),
         helper.make_node("MatMul", ["x0", "turned"], ["x1"]),
     ]
-    return _graph(nodes, tensors, BATCH, "x1", 1, packed_bytes, [])
+    return _graph(nodes, tensors, BATCH, "x1", [packed_bytes], [])
 
 
 def _graph(
@@ -115,8 +117,7 @@ def _graph(
     tensors: list[TensorProto],
     batch: int | None,
     last: str,
-    plugins: int,
-    packed_bytes: int,
+    packed: list[int],
     functions: list[onnx.FunctionProto],
 ) -> TensorrtGraph:
     size = batch if batch is not None else "batch"
@@ -136,7 +137,9 @@ def _graph(
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=functions)
-    return TensorrtGraph(model, plugins, packed_bytes, sum(len(tensor.raw_data) for tensor in tensors))
+    given = sum(len(tensor.raw_data) for tensor in tensors)
+    allowed = allowed_bytes(given, packed, [DENSE_BYTES] * len(packed))
+    return TensorrtGraph(model, len(packed), sum(packed), given, allowed)
 
 
 def write_model(name: str, folder: Path) -> Path:

@@ -13,7 +13,6 @@ MODELS = ("demo", "vit_b")
 SWITCHES = 10_000
 BATCHES = (1, 8)
 LAYER_TOLERANCE = 5e-3
-STORED_SLACK = 1.1
 
 Status = Literal["pass", "fail", "skip", "noted"]
 
@@ -36,7 +35,8 @@ class Backend(Protocol):
                 `shared` (more than 48 KiB of shared memory).
 
         Returns:
-            `error` (relative, against numpy), `weights_bytes`, `given_bytes`, `plan_bytes`.
+            `error` (relative, against numpy), `weights_bytes`, `given_bytes`, `packed_bytes`, `allowed_bytes` (as
+            `lower.tensorrt_graph.allowed_bytes` says), `plan_bytes`.
         """
 
     def trtexec(self) -> dict[str, Any]:
@@ -49,10 +49,18 @@ class Backend(Protocol):
         """Build QvecDequantize; all its inputs constant or not: `weights_bytes`, `packed_bytes`, `dense_bytes`."""
 
     def precedence(self, namespace: bool) -> dict[str, Any]:
-        """Parse a node that also has a function body, with `plugin_namespace` or without: `plugin_layers`."""
+        """Parse a node that also has a function body, with `plugin_namespace` or without.
+
+        Returns:
+            `parsed`, `errors` of the parser, `plugin_layers`.
+        """
 
     def flag(self, name: str) -> dict[str, Any]:
-        """Build the one-layer engine with a builder flag or compatibility level: `error`, `plan_bytes`."""
+        """Build the one-layer engine with a builder flag or compatibility level, and try to run it.
+
+        Returns:
+            `plan_bytes`; `error`, or `does_not_run` with the reason.
+        """
 
     def copies(self) -> dict[str, Any]:
         """Build 1 and 8 equal layers: `overhead_bytes` a further layer beyond its weights, `ptx_bytes`."""
@@ -61,7 +69,7 @@ class Backend(Protocol):
         """Switch the batch size so often: `lost_bytes` of GPU memory."""
 
     def model(self, name: str, lowering: str) -> dict[str, Any]:
-        """Build a model's engine: `error`, `tolerance`, `captured`, `weights_bytes`, `given_bytes`, `plugin_layers`."""
+        """Build a model's engine: `error`, `tolerance`, `captured`, `plugin_layers`, and the bytes as `layer`."""
 
     def latency(self, name: str, lowerings: Sequence[str], batch_size: int) -> dict[str, list[float]]:
         """Milliseconds of interleaved runs, by lowering."""
@@ -145,8 +153,8 @@ def _judge_stored(data: Mapping[str, Any]) -> Outcome:
     stored, given = data["weights_bytes"], data["given_bytes"]
     if stored is None:
         raise Skip("this TensorRT does not say what it stores")
-    low, high = data.get("packed_bytes", given * 0.9), STORED_SLACK * given + (1 << 20)
-    detail = f"{stored:,} bytes stored of {given:,} given"
+    low, high = data["packed_bytes"], data["allowed_bytes"]
+    detail = f"{stored:,} bytes stored of {given:,} given, {high:,} at most if nothing is unpacked"
     if stored < low:
         return Outcome("fail", f"{detail}: it does not count all of them, so it shows nothing", dict(data))
     return Outcome("pass" if stored <= high else "fail", detail, dict(data))
@@ -171,6 +179,9 @@ def _constant(backend: Backend) -> Outcome:
 def _precedence(namespace: bool) -> Callable[[Backend], Outcome]:
     def check(backend: Backend) -> Outcome:
         data = backend.precedence(namespace)
+        if not data["parsed"]:
+            reason = data["errors"][0].strip().splitlines()[0] if data["errors"] else "TensorRT does not say why"
+            return Outcome("fail" if namespace else "noted", f"cannot be parsed: {reason}", data)
         won = "the plugin" if data["plugin_layers"] else "the function body"
         if not namespace:
             return Outcome("noted", f"{won} wins", data)
@@ -187,7 +198,9 @@ def _flag(name: str) -> Callable[[Backend], Outcome]:
             raise
         except Exception as error:  # noqa: BLE001 - that it fails is the answer
             return Outcome("noted", f"does not build: {_first_line(error)}")
-        return Outcome("noted", f"builds, {data['plan_bytes']:,} bytes, relative error {data['error']:.1e}", data)
+        reason = data.get("does_not_run")
+        result = f"relative error {data['error']:.1e}" if reason is None else f"but does not run: {reason}"
+        return Outcome("noted", f"builds, {data['plan_bytes']:,} bytes, {result}", data)
 
     return check
 
@@ -212,7 +225,7 @@ def _model(name: str, lowering: str) -> Callable[[Backend], Outcome]:
             return parity
         if not data["captured"]:
             return Outcome("fail", "it does not run as a CUDA graph", data)
-        if lowering in ("packed", "int4"):
+        if data["allowed_bytes"] is not None:
             try:
                 stored = _judge_stored(data)
             except Skip as reason:  # the rest was shown, this was not: say so

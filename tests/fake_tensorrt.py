@@ -37,12 +37,14 @@ class Faults:
     """What goes wrong.
 
     `out_of_memory_at`: the batch size from which on building, or, with `at_load`, loading fails. `unpacks`: factor on
-    the stored bytes it reports. `unregistered`: our plugin's nodes become something else.
+    the stored bytes it reports; `stores`: what it reports instead. `unregistered`: our plugin's nodes become something
+    else.
     """
 
     out_of_memory_at: int | None = None
     at_load: bool = False
     unpacks: float = 1.0
+    stores: int | None = None
     unregistered: bool = False
     refuses_build: str | None = None
     refuses_plan: bool = False
@@ -53,7 +55,7 @@ class Faults:
 
 @dataclass
 class FakeCuda:
-    """Device memory as a dictionary, streams as queues that are always empty."""
+    """Device memory as a dictionary, streams as queues that are always empty, a clock that ticks at every event."""
 
     gpu: Gpu = GPU
     memory: dict[int, np.ndarray] = field(default_factory=dict)
@@ -61,14 +63,14 @@ class FakeCuda:
     streams: int = 0
     captured: list[Any] | None = None
     launches: int = 0
+    events: int = 0
+    recorded: int = 0
+    times: dict[int, int] = field(default_factory=dict)
     current: bool = False
     refuses_capture: bool = False
 
     def enter(self) -> None:
         self.current = True
-
-    def close(self) -> None:
-        self.current = False
 
     def free_bytes(self) -> int:
         return (1 << 30) - sum(array.nbytes for array in self.memory.values())
@@ -103,6 +105,20 @@ class FakeCuda:
 
     def end_stream(self, stream: int) -> None:
         self.streams -= 1
+
+    def new_event(self) -> int:
+        self.events += 1
+        return self.events
+
+    def record(self, event: int, stream: int) -> None:
+        self.recorded += 1
+        self.times[event] = self.recorded
+
+    def elapsed_ms(self, start: int, end: int) -> float:
+        return float(self.times[end] - self.times[start])
+
+    def end_event(self, event: int) -> None:
+        del self.times[event]
 
     def wait(self, stream: int) -> None:
         assert self.captured is None, "synchronizing a stream that is being captured"
@@ -319,8 +335,9 @@ class _Engine:
         return [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim]
 
     def get_engine_stat(self, what: Any) -> int:
+        faults = self.runtime.faults
         stored = sum(len(tensor.raw_data) for tensor in self.model.graph.initializer)
-        return int(stored * self.runtime.faults.unpacks)
+        return int(stored * faults.unpacks) if faults.stores is None else faults.stores
 
     def create_execution_context(self) -> _Context | None:
         faults = self.runtime.faults

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from qvec_deploy.bundle.answers import answers_of, measure_answers
+from qvec_deploy.bundle.journal import Journal, describe_engine
+from qvec_deploy.bundle.layers import NO_LAYERS, measure_layers
 from qvec_deploy.bundle.manifest import Model
 from qvec_deploy.bundle.parity import check_parity, read_reference
+from qvec_deploy.bundle.predictions import Predictions, describe_images, predictions_of
 from qvec_deploy.bundle.progress import Progress
 from qvec_deploy.bundle.timing import measure_latencies
 from qvec_deploy.candidate import INPUT_SCALE
-from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
+from qvec_deploy.datasets import DataConfig, DatasetSpec, OpenedDataset, open_dataset
 from qvec_deploy.lower.bits import runtime_bits_per_weight
 from qvec_deploy.measure.accuracy import Accuracy, compare
-from qvec_deploy.measure.environment import capture_environment
-from qvec_deploy.measure.latency import LatencySamples
+from qvec_deploy.measure.affinity import held_to
+from qvec_deploy.measure.environment import Environment, capture_environment, complete_environment
+from qvec_deploy.measure.gpu import watch_gpu
+from qvec_deploy.measure.latency import LatencySamples, require_flushable
 from qvec_deploy.measure.probe import Footprint, probe
 from qvec_deploy.measure.warnings import (
     Finding,
@@ -83,6 +90,8 @@ class Bench:
         batch_sizes: Batch sizes whose latency is measured.
         selected: The contender that ships, if any.
         baseline: The contender that speed-ups refer to.
+        alone: Held while load times and latencies are measured: nothing else of a sweep runs then.
+        profile: Measure load times, memory and times by layer too.
     """
 
     title: str
@@ -94,9 +103,24 @@ class Bench:
     batch_sizes: tuple[int, ...]
     selected: str | None
     baseline: str
+    alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    profile: bool = True
 
 
-def open_images(bench: Bench) -> Dataset | None:
+@dataclass(frozen=True)
+class Measured:
+    """What measuring gives.
+
+    Attributes:
+        report: The measurements.
+        predictions: Every engine's classes; None without labelled images.
+    """
+
+    report: Report
+    predictions: Predictions | None
+
+
+def open_images(bench: Bench) -> OpenedDataset | None:
     """The labelled images of a bench; None without any.
 
     Raises:
@@ -111,8 +135,8 @@ def open_images(bench: Bench) -> Dataset | None:
 
 
 def measure_contenders(
-    contenders: Sequence[Contender], bench: Bench, images: Dataset | None, progress: Progress
-) -> Report:
+    contenders: Sequence[Contender], bench: Bench, images: OpenedDataset | None, progress: Progress
+) -> Measured:
     """Measure all contenders: each alone in a fresh process for its footprint, then interleaved.
 
     Args:
@@ -125,27 +149,35 @@ def measure_contenders(
         QvecError: An engine cannot be opened or gives nonsense.
     """
     threads = max(contender.threads for contender in contenders)
-    environment = capture_environment(threads)
-    with progress.stage("footprint") as advance:
-        footprints = {}
-        for index, contender in enumerate(contenders):
-            footprints[contender.name] = _probe(contender, bench.model.input_shape)
-            advance(index + 1, len(contenders))
+    on_cpu = [c.threads for c in contenders if c.recipe.target.runtime == "onnxruntime"]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(held_to(bench.measure.cores, max(on_cpu, default=1)))
+        environment = capture_environment(threads, bench.measure.cores)
+        footprints = _footprints(contenders, bench, progress) if bench.profile else {}
+        watch = stack.enter_context(watch_gpu()) if len(on_cpu) < len(contenders) else None
         with progress.stage("load"):
             sessions = {c.name: stack.enter_context(_open(c)) for c in contenders}
+            if bench.measure.l2 == "cold":
+                require_flushable(sessions)
             for contender in contenders:  # no latency of an engine that computes something else
                 reference = read_reference(contender.directory)
                 check_parity(sessions[contender.name], contender.recipe.target.runtime, contender.lowering, reference)
         batch_size = bench.evaluate.batch_size if bench.evaluate is not None else 1
-        accuracies = measure_answers(sessions, images, batch_size, progress)
-        latencies = measure_latencies(sessions, images, bench.batch_sizes, bench.measure, progress)
-    findings = _findings(accuracies, latencies, contenders, bench.baseline)
+        journal = None
+        if images is not None:
+            journal = Journal(partial(_described, contenders, bench, images, batch_size, environment))
+        accuracies = measure_answers(sessions, images, batch_size, progress, journal)
+        with bench.alone():
+            latencies = measure_latencies(sessions, images, bench.batch_sizes, bench.measure, progress, watch)
+            environment = complete_environment(environment, watch.state() if watch is not None else None)
+            layers = measure_layers(contenders, bench, threads, progress) if bench.profile else NO_LAYERS
+    findings = _findings(accuracies, latencies, contenders, bench)
     full = next((accuracies.get(c.name) for c in contenders if c.role == "float"), None)
     candidates = tuple(
-        _candidate(c, accuracies, [batch[c.name] for batch in latencies], footprints[c.name], full) for c in contenders
+        layers.fill(_candidate(c, accuracies, [batch[c.name] for batch in latencies], footprints.get(c.name), full))
+        for c in contenders
     )
-    return Report(
+    report = Report(
         title=bench.title,
         recipe=bench.recipe,
         dataset=bench.evaluate.dataset if bench.evaluate else "none",
@@ -158,12 +190,41 @@ def measure_contenders(
         environment=environment,
         warnings=(*machine_findings(environment), *findings),
         created_by=f"qvec-deploy {version('qvec-deploy')}",
+        class_names=images.class_names if images is not None else (),
+        device=layers.device,
     )
+    config = DataConfig.from_mapping(bench.model.data_config)
+    return Measured(report, predictions_of(accuracies, images, config) if images is not None else None)
+
+
+def _described(
+    contenders: Sequence[Contender], bench: Bench, images: OpenedDataset, batch_size: int, environment: Environment
+) -> dict[str, Any]:
+    """What the answers of a run depend on."""
+    return {
+        "engines": {
+            c.name: describe_engine(c.directory, c.recipe.target.runtime, c.lowering, c.threads) for c in contenders
+        },
+        "images": describe_images(images, DataConfig.from_mapping(bench.model.data_config)),
+        "batch_size": batch_size,
+        "cpu": environment.cpu,
+        "packages": environment.packages,
+    }
 
 
 def _open(contender: Contender) -> contextlib.AbstractContextManager[Session]:
     target = find_target(contender.recipe.target.runtime)
     return target.open(contender.directory, contender.lowering, contender.threads)
+
+
+def _footprints(contenders: Sequence[Contender], bench: Bench, progress: Progress) -> dict[str, Footprint]:
+    """Each alone in a fresh process."""
+    footprints = {}
+    with bench.alone(), progress.stage("footprint") as advance:
+        for index, contender in enumerate(contenders):
+            footprints[contender.name] = _probe(contender, bench.model.input_shape)
+            advance(index + 1, len(contenders))
+    return footprints
 
 
 def _probe(contender: Contender, input_shape: tuple[int, int, int]) -> Footprint:
@@ -185,9 +246,11 @@ def _findings(
     accuracies: Mapping[str, Accuracy],
     latencies: Iterable[Mapping[str, LatencySamples]],
     contenders: Sequence[Contender],
-    baseline: str,
+    bench: Bench,
 ) -> list[Finding]:
-    findings = [finding for batch in latencies for finding in latency_findings(batch, baseline)]
+    findings = [
+        finding for batch in latencies for finding in latency_findings(batch, bench.baseline, bench.measure.blocks)
+    ]
     plain = next((c.name for c in contenders if c.role == "ptq"), None)
     for contender in contenders:
         if contender.role == "patched" and plain is not None and plain in accuracies:
@@ -203,7 +266,7 @@ def _candidate(
     contender: Contender,
     accuracies: Mapping[str, Accuracy],
     latency: Sequence[LatencySamples],
-    footprint: Footprint,
+    footprint: Footprint | None,
     full: Accuracy | None,
 ) -> Candidate:
     weights = PackedFile.open(contender.directory / WEIGHTS_FILE)

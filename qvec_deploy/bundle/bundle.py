@@ -16,6 +16,9 @@ from qvec_deploy.recipe import Recipe, load_recipe
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, Session, find_target
 
 RECIPE_FILE = "recipe.yaml"
+COMPILED = "tensorrt"
+"""The runtime whose engines are built for a machine and kept; the others make theirs when a bundle is opened."""
+
 _NEEDED = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, RECIPE_FILE)
 
 
@@ -73,6 +76,16 @@ class Bundle:
         with target.open(self.directory, chosen, self.threads(threads)) as session:
             yield session
 
+    def engine_missing(self) -> str | None:
+        """What stands in the way of the engine, where something did when the bundle was built; None if nothing does.
+
+        A machine may have what the building machine lacked; only what is compiled has to be built first.
+        """
+        engine = self.manifest.engine
+        if engine.missing is None or engine.runtime == COMPILED:
+            return engine.missing
+        return find_target(engine.runtime).missing(engine.lowering)
+
     def check_lowering(self, lowering: str | None) -> str:
         """The lowering to use, the recipe's by default.
 
@@ -105,9 +118,9 @@ class Bundle:
 
         results = {"files": f"{len(self.manifest.files)} as built", "weights": check_weights(self.directory)}
         results["graph"] = check_graph(self.directory)
-        engine = self.manifest.engine
-        if engine.missing is not None:
-            results["engine"] = f"not built: {engine.missing}"
+        engine, missing = self.manifest.engine, self.engine_missing()
+        if missing is not None:
+            results["engine"] = f"not {'built' if engine.runtime == COMPILED else 'opened'}: {missing}"
             return results
         with self.session() as session:
             parity = check_parity(session, engine.runtime, engine.lowering, read_reference(self.directory))

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.bundle import COMPILED, Bundle
 from qvec_deploy.bundle.manifest import LAMBDA0, Manifest, Parity, hash_files, write_manifest
 from qvec_deploy.bundle.parity import PARITY_FILE, check_parity, read_reference
 from qvec_deploy.bundle.progress import Progress
@@ -21,7 +21,6 @@ from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.targets.tensorrt import TensorRT, describe
 from qvec_deploy.targets.tensorrt_build import EngineOptions
 
-RUNTIME = "tensorrt"
 _SOURCES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, ACTIVATIONS_FILE)
 
 
@@ -50,12 +49,13 @@ def engine_options(target: Target, batch_sizes: Sequence[int] = ()) -> EngineOpt
     return EngineOptions(batch_sizes=tuple(batch_sizes) or target.batch_sizes, **target.engine.model_dump())
 
 
-def compile_engines(target: Target, directory: Path, progress: Progress) -> list[str]:
-    """Build the engines of a candidate beside its weights; the timing cache lies beside the bundle.
+def compile_engines(target: Target, directory: Path, caches: Path, progress: Progress) -> list[str]:
+    """Build the engines of a candidate beside its weights.
 
     Args:
         target: The recipe's block.
         directory: Holds graph and weights.
+        caches: Folder of the measured tactics, which outlasts the build: the one that holds the bundle.
         progress: Shows the stages.
 
     Returns:
@@ -65,7 +65,7 @@ def compile_engines(target: Target, directory: Path, progress: Progress) -> list
         IncompatibleError: TensorRT refuses.
     """
     stage = partial(progress.stage, "compile")
-    return TensorRT().compile(directory, target.lowering, engine_options(target), stage=stage)
+    return TensorRT().compile(directory, target.lowering, engine_options(target), caches=caches, stage=stage)
 
 
 def compile_bundle(
@@ -90,19 +90,25 @@ def compile_bundle(
         What was built, by lowering.
 
     Raises:
-        IncompatibleError: The bundle is for another runtime; TensorRT or the GPU is missing or refuses; an engine
-            computes something else than PyTorch.
+        IncompatibleError: The bundle is for another runtime, or lacks what a lowering needs; TensorRT or the GPU is
+            missing or refuses; an engine computes something else than PyTorch.
         IntegrityError: The bundle is damaged.
         StorageError: The disk refuses.
     """
     bundle, progress = Bundle.open(directory), progress or Progress()
     own = bundle.manifest.engine
-    if own.runtime != RUNTIME:
+    if own.runtime != COMPILED:
         raise IncompatibleError(
             f"{directory} is for runtime `{own.runtime}`, which compiles nothing",
-            hint="build it with target.runtime: tensorrt",
+            hint=f"it can be used as it is where {own.runtime} runs: try `qvec-deploy verify`; for TensorRT, build it "
+            "with target.runtime: tensorrt",
         )
     chosen = tuple(dict.fromkeys(bundle.check_lowering(lowering) for lowering in lowerings or (own.lowering,)))
+    if "w8a8" in chosen and ACTIVATIONS_FILE not in bundle.manifest.files:
+        raise IncompatibleError(
+            f"{directory} knows nothing about activations, which lowering `w8a8` quantizes",
+            hint="build it with target.lowering: w8a8, which measures them",
+        )
     options = engine_options(bundle.recipe.target, batch_sizes)
     plain = [LAMBDA0] if (directory / LAMBDA0).is_dir() else []
     compiled: list[Compiled] = []
@@ -134,7 +140,7 @@ def _compile(
     target = TensorRT()
     names = target.compile(place, lowering, options, caches=caches, stage=partial(progress.stage, "compile"))
     with progress.stage("check", lowering), target.open(place, lowering, 1) as session:
-        return names, check_parity(session, RUNTIME, lowering, read_reference(place))
+        return names, check_parity(session, COMPILED, lowering, read_reference(place))
 
 
 def _install(bundle: Bundle, made: dict[str, Path], lowerings: Sequence[str], compiled: Sequence[Compiled]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qvec_deploy.bundle.bundle import available_threads
+from qvec_deploy.bundle.bundle import COMPILED, available_threads
 from qvec_deploy.bundle.compile import compile_engines
 from qvec_deploy.bundle.finish import Artifact
 from qvec_deploy.bundle.manifest import Parity
@@ -20,12 +20,13 @@ from qvec_deploy.targets import WEIGHTS_FILE, find_target
 from qvec_deploy.tensors import Float32
 
 
-def check_engine(plan: Plan, directory: Path, progress: Progress) -> tuple[str | None, Parity | None]:
+def check_engine(plan: Plan, directory: Path, caches: Path, progress: Progress) -> tuple[str | None, Parity | None]:
     """Reference logits from PyTorch into the directory, then the engine against them, where it can be opened.
 
     Args:
         plan: The candidate's plan.
         directory: Holds its graph and weights.
+        caches: Folder of what compilers have measured; later builds read it.
         progress: Shows what takes long.
 
     Returns:
@@ -43,8 +44,8 @@ def check_engine(plan: Plan, directory: Path, progress: Progress) -> tuple[str |
     missing = target.missing(lowering)
     if missing is not None:
         return missing, None
-    if runtime == "tensorrt":
-        compile_engines(recipe.target, directory, progress)
+    if runtime == COMPILED:
+        compile_engines(recipe.target, directory, caches, progress)
     with target.open(directory, lowering, recipe.target.threads or available_threads()) as session:
         return None, check_parity(session, runtime, lowering, logits)
 

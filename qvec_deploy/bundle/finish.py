@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qvec_deploy.bundle.bench import stored_bits_per_weight
-from qvec_deploy.bundle.bundle import RECIPE_FILE, Bundle, available_threads
+from qvec_deploy.bundle.bundle import COMPILED, RECIPE_FILE, Bundle, available_threads
 from qvec_deploy.bundle.manifest import (
     LAMBDA0,
     Engine,
@@ -22,6 +22,7 @@ from qvec_deploy.bundle.manifest import (
     hash_files,
     write_manifest,
 )
+from qvec_deploy.bundle.predictions import PREDICTIONS_FILE, Predictions, write_predictions
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import GateError, IncompatibleError
 from qvec_deploy.lower.bits import runtime_bits_per_weight
@@ -72,6 +73,7 @@ class Finished:
         plain: The same without a patch, kept beside a patch that nobody has verified; else None.
         sources: SHA-256 of every file it was made from.
         report: The measurements; None where the engine cannot be opened here.
+        predictions: Every engine's classes for the labelled images; None without any.
         selection: How it was chosen; None where the recipe names it.
         timings_s: Seconds by stage.
     """
@@ -81,6 +83,7 @@ class Finished:
     plain: Artifact | None
     sources: Mapping[str, str]
     report: Report | None
+    predictions: Predictions | None
     selection: Selection | None
     timings_s: Mapping[str, float]
 
@@ -100,6 +103,9 @@ def finish(staging: Path, done: Finished) -> None:
     names.append(RECIPE_FILE)
     if done.report is not None:
         names += [path.name for path in write_report(done.report, staging)]
+    if done.predictions is not None:
+        write_predictions(staging / PREDICTIONS_FILE, done.predictions)
+        names.append(PREDICTIONS_FILE)
     weights = PackedFile.open(staging / WEIGHTS_FILE)
     manifest = Manifest(
         name=done.recipe.name,
@@ -168,14 +174,18 @@ def require_engine(bundle: Bundle) -> None:
     """Refuse a bundle without engine, after it was written.
 
     Raises:
-        IncompatibleError: Its engine could not be built here.
+        IncompatibleError: Its engine could not be opened when it was built, and cannot be opened here.
     """
-    missing = bundle.manifest.engine.missing
+    missing = bundle.engine_missing()
     if missing is not None:
+        there = (
+            f"`qvec-deploy compile {bundle.directory}` builds it"
+            if bundle.manifest.engine.runtime == COMPILED
+            else f"`qvec-deploy verify {bundle.directory}` checks it and `bench` measures it"
+        )
         raise IncompatibleError(
             f"{bundle.directory} is complete but for its engine: {missing}",
-            hint="where it can be built: qvec-deploy compile BUNDLE (tensorrt); for a CPU engine set "
-            "target.runtime=onnxruntime and target.lowering=int4",
+            hint=f"where the GPU is, {there}; for a CPU engine set target.runtime=onnxruntime and target.lowering=int4",
         )
 
 

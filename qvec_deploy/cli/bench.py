@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from qvec_deploy.cli.options import json_option, progress_shown, quiet_option
 from qvec_deploy.cli.tables import print_report
+
+
+def _cores(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """`0,1` as numbers."""
+    if text is None:
+        return None
+    try:
+        cores = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        cores = [-1]
+    if cores[0] < 0:
+        raise click.BadParameter(f"{text} is no list of cores such as 0,1")
+    return tuple(cores)
 
 
 @click.command()
@@ -16,6 +30,16 @@ from qvec_deploy.cli.tables import print_report
 @click.option("--threads", type=click.IntRange(1), help="Threads of every engine.")
 @click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Batch size; repeatable.")
 @click.option("--blocks", type=click.IntRange(2), help="Latency samples of every engine.")
+@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), help="Time for all latency samples.")
+@click.option("--cores", callback=_cores, metavar="0,1", help="Measure on these cores only.")
+@click.option("--l2", type=click.Choice(("warm", "cold")), help="Empty the GPU's L2 cache before every run, or do not.")
+@click.option(
+    "--scenario",
+    "scenarios",
+    type=click.Choice(("single_stream", "offline")),
+    multiple=True,
+    help="MLPerf's scenario; repeatable.",
+)
 @click.option("--data", type=click.Path(path_type=Path), help="The images' folder, if it is not where the recipe says.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report into this directory.")
 @quiet_option
@@ -26,19 +50,29 @@ def bench(
     threads: int | None,
     batch_sizes: tuple[int, ...],
     blocks: int | None,
+    max_seconds: float | None,
+    cores: tuple[int, ...] | None,
+    l2: str | None,
+    scenarios: tuple[str, ...],
     data: Path | None,
     output: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Measure bundles side by side, interleaved; the first is the baseline."""
-    from qvec_deploy.bundle.compare import bench_bundles
+    from qvec_deploy.bundle.side_by_side import bench_bundles
     from qvec_deploy.report.document import to_json
-    from qvec_deploy.report.write import write_report
+    from qvec_deploy.report.write import write_report, write_tables
     from qvec_deploy.store import require_report_folder
 
     if output is not None:
         require_report_folder(output)
+    asked: dict[str, Any] = {
+        "max_seconds": max_seconds,
+        "cores": cores,
+        "l2": l2,
+        "scenarios": tuple(dict.fromkeys(scenarios)) or None,
+    }
     report = bench_bundles(
         bundles,
         lowerings=lowerings,
@@ -46,10 +80,12 @@ def bench(
         batch_sizes=batch_sizes,
         blocks=blocks,
         data_root=data,
+        measure={name: value for name, value in asked.items() if value is not None},
         progress=progress_shown(quiet or as_json),
     )
     if output is not None:
         write_report(report, output)
+        write_tables({report.title: report}, output)
     if as_json:
         click.echo(to_json(report).decode())
         return

@@ -1,4 +1,4 @@
-"""`build`: a recipe becomes a measured bundle."""
+"""`build`: a recipe becomes a measured bundle, or many recipes many."""
 
 from __future__ import annotations
 
@@ -6,40 +6,59 @@ from pathlib import Path
 
 import click
 
-from qvec_deploy.cli.options import (
-    json_option,
-    offline_option,
-    progress_shown,
-    quiet_option,
-    recipe_option,
-    set_option,
-)
+from qvec_deploy.cli.options import json_option, offline_option, progress_shown, quiet_option, set_option
 from qvec_deploy.cli.tables import print_report
 
 
 @click.command()
-@recipe_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's directory; out/NAME by default.")
+@click.option(
+    "--recipe",
+    "recipe_paths",
+    type=click.Path(path_type=Path),
+    required=True,
+    multiple=True,
+    help="The recipe, a YAML file; repeatable.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The bundle's directory, out/NAME by default; of several builds the folder with all of them, out by default.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--jobs", type=click.IntRange(1), help="Of several builds: so many at a time.")
 @set_option
 @offline_option
 @quiet_option
 @json_option
 def build(
-    recipe_path: Path,
+    recipe_paths: tuple[Path, ...],
     output: Path | None,
     force: bool,
+    jobs: int | None,
     overrides: tuple[str, ...],
     offline: bool,
     quiet: bool,
     as_json: bool,
-) -> None:
-    """Build a recipe and its baselines, measure them, and leave a bundle."""
-    from qvec_deploy.build import Workshop, run
-    from qvec_deploy.bundle.finish import require_engine, require_gates
-    from qvec_deploy.recipe import load_recipe
+) -> int:
+    """Build a recipe and its baselines, measure them, and leave a bundle.
 
-    recipe = load_recipe(recipe_path, overrides)
+    Several recipes, or one with a `matrix`, are built side by side: one table at the end, and the exit code of the
+    worst outcome. The same command again builds what is missing.
+    """
+    from qvec_deploy.build import run
+    from qvec_deploy.bundle.finish import require_engine, require_gates
+    from qvec_deploy.recipe import load_recipes
+    from qvec_deploy.workshop import Workshop
+
+    loaded = [load_recipes(path, overrides) for path in recipe_paths]
+    if len(loaded) > 1 or len(loaded[0]) > 1:
+        from qvec_deploy.cli.sweep import run_sweep
+
+        recipes = [recipe for recipes in loaded for recipe in recipes]
+        folder = output or Path("out")
+        return run_sweep(recipes, folder, jobs=jobs, force=force, offline=offline, quiet=quiet, as_json=as_json)
+    recipe = loaded[0][0]
     directory = output or Path("out") / recipe.name
     bundle = run(recipe, directory, force=force, workshop=Workshop(offline, progress_shown(quiet or as_json)))
     _show_report(directory / "report.json", as_json)
@@ -47,6 +66,7 @@ def build(
         click.echo(f"\nbundle  {directory}\n" + (f"report  {directory}/report.html" if _has_report(directory) else ""))
     require_engine(bundle)
     require_gates(bundle)
+    return 0
 
 
 def _has_report(directory: Path) -> bool:

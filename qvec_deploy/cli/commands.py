@@ -13,10 +13,13 @@ import click
 from qvec_deploy.cli.analyze import analyze
 from qvec_deploy.cli.bench import bench
 from qvec_deploy.cli.build import build
+from qvec_deploy.cli.compare import compare
 from qvec_deploy.cli.compile import compile_command
 from qvec_deploy.cli.donor import donor
 from qvec_deploy.cli.options import echo_json, json_option
 from qvec_deploy.cli.plan import plan
+from qvec_deploy.cli.release import release
+from qvec_deploy.cli.report import report
 from qvec_deploy.cli.vector import vector
 from qvec_deploy.cli.verify import verify
 from qvec_deploy.errors import QvecError
@@ -97,12 +100,18 @@ def doctor(as_json: bool) -> None:
 
 
 @commands.command()
-def schema() -> None:
-    """Print the JSON schema of recipes."""
+@click.option("--of", "of", type=click.Choice(["recipe", "report"]), default="recipe", help="What it describes.")
+def schema(of: str) -> None:
+    """Print the JSON schema of recipes, or of report.json."""
+    if of == "report":
+        from qvec_deploy.report.document import report_schema
+
+        echo_json(report_schema())
+        return
     from qvec_deploy.recipe import recipe_schema
 
     echo_json(recipe_schema())
 
 
-for command in (analyze, bench, build, compile_command, donor, plan, vector, verify):
+for command in (analyze, bench, build, compare, compile_command, donor, plan, release, report, vector, verify):
     commands.add_command(command)

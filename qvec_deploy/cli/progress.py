@@ -13,7 +13,7 @@ from rich.progress import Progress as Bars
 from qvec_deploy.bundle.progress import Advance, Progress
 
 WORTH_A_LINE_S = 0.2  # nine small candidates would fill the screen with zeros
-_TITLES = {
+TITLES = {
     "plan": "plan",
     "coordinates": "compare coordinates",
     "select": "try lambdas",
@@ -27,6 +27,7 @@ _TITLES = {
     "load": "load all engines",
     "accuracy": "accuracy",
     "latency": "latency",
+    "wait": "wait for the machine",
 }
 
 
@@ -40,7 +41,7 @@ class TerminalProgress(Progress):
     @contextlib.contextmanager
     def show(self, name: str, detail: str) -> Iterator[Advance]:
         """A bar while the stage runs, a line when it is done and took a while."""
-        title = f"{_TITLES.get(name, name)}  {detail}".rstrip()
+        title = f"{TITLES.get(name, name)}  {detail}".rstrip()
         start = time.monotonic()
         columns = (
             SpinnerColumn(),

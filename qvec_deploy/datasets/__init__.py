@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from qvec_deploy.datasets.spec import SPLITS, DataConfig, Dataset, DatasetSpec, Split, batches
+from qvec_deploy.datasets.spec import SPLITS, DataConfig, Dataset, DatasetSpec, OpenedDataset, Split, batches
 from qvec_deploy.datasets.tiny import PREFIX
 from qvec_deploy.errors import RecipeError
 
-__all__ = ["SPLITS", "DataConfig", "Dataset", "DatasetSpec", "Split", "batches", "open_dataset"]
+__all__ = ["SPLITS", "DataConfig", "Dataset", "DatasetSpec", "OpenedDataset", "Split", "batches", "open_dataset"]
 
 
-def open_dataset(spec: DatasetSpec, config: DataConfig, *, expected_classes: int | None = None) -> Dataset:
+def open_dataset(spec: DatasetSpec, config: DataConfig, *, expected_classes: int | None = None) -> OpenedDataset:
     """Open the images of a spec, preprocessed as the model wants them.
 
     Args:
@@ -22,7 +22,7 @@ def open_dataset(spec: DatasetSpec, config: DataConfig, *, expected_classes: int
         StorageError: The folder is missing, lacks the split, or holds no images.
         IncompatibleError: A package that the dataset needs is not installed.
     """
-    dataset: Dataset
+    dataset: OpenedDataset
     if spec.name.startswith(PREFIX):
         from qvec_deploy.datasets.tiny import open_tiny
 

@@ -39,6 +39,8 @@ class GeneratedDataset:
         self.name = spec.name
         self.split = spec.split
         self.classes = 0
+        self.class_names: tuple[str, ...] = ()
+        self.parallel = False
         self._count = spec.limit or _COUNT
         self._shape = config.input_size
         self._mean = np.asarray(config.mean, np.float32)[:, None, None]
@@ -46,6 +48,11 @@ class GeneratedDataset:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def identity(self) -> str:
+        """Nothing but the name, the split and the number decides what is drawn."""
+        return "drawn"
 
     @functools.cached_property
     def pixels(self) -> Images:

@@ -99,6 +99,23 @@ class Dataset(Protocol):
         ...
 
 
+class OpenedDataset(Dataset, Protocol):
+    """What `open_dataset` gives.
+
+    Attributes:
+        class_names: By label; empty where the dataset has none.
+        parallel: Whether several threads may `take` at once and gain by it.
+    """
+
+    class_names: tuple[str, ...]
+    parallel: bool
+
+    @property
+    def identity(self) -> str:
+        """What tells these images from others of the same name, split and count, as far as it is known unread."""
+        ...
+
+
 def batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Float32, Int64]]:
     """All images in order, `batch_size` at a time; the last batch may be smaller."""
     for start in range(0, len(dataset), batch_size):

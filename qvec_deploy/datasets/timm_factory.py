@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from qvec_deploy.datasets.spec import DataConfig, DatasetSpec, Float32, Int64, Split
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
+from qvec_deploy.store import canonical_json, sha256_bytes
 
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -30,6 +31,9 @@ class TimmDataset:
         self.name = spec.name or "folder"
         self.split = spec.split
         self.classes = classes
+        self.class_names = _names(inner)
+        # A reader opens a file for each image; what torchvision's datasets do is up to each of them.
+        self.parallel = getattr(inner, "reader", None) is not None
         self._inner = inner
         self._transform = transform
         count = len(inner)
@@ -38,6 +42,14 @@ class TimmDataset:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the files' names below the root; of a dataset without files, how many images it has."""
+        reader = getattr(self._inner, "reader", None)
+        if reader is None or not hasattr(reader, "samples"):
+            return f"of {len(self._inner)}"
+        return sha256_bytes(canonical_json([Path(reader.filename(int(row))).as_posix() for row in self._rows]))
 
     def take(self, rows: Sequence[int] | Int64) -> tuple[Float32, Int64]:
         """Images (B, C, H, W) float32, normalised, and labels (B,) int64, of the given rows.
@@ -159,11 +171,19 @@ def _transform(config: DataConfig) -> Any:
 
 
 def _classes(spec: DatasetSpec, inner: Any) -> int:
-    """Number of classes: of timm's reader, or of a torchvision dataset.
+    """Number of classes.
 
     Raises:
         RecipeError: It names none.
     """
+    named = _named(inner)
+    if not named:
+        raise RecipeError(f"{spec.name} does not say which classes it has", hint="convert it to an image folder")
+    return len(set(named.values()) if isinstance(named, Mapping) else named)
+
+
+def _named(inner: Any) -> Any:
+    """Classes as timm's reader or a torchvision dataset has them: name to label, or names by label; None without."""
     for holder, attribute in (
         (getattr(inner, "reader", None), "class_to_idx"),
         (inner, "class_to_idx"),
@@ -171,8 +191,19 @@ def _classes(spec: DatasetSpec, inner: Any) -> int:
     ):
         named = getattr(holder, attribute, None)
         if named:
-            return len(named)
-    raise RecipeError(f"{spec.name} does not say which classes it has", hint="convert it to an image folder")
+            return named
+    return None
+
+
+def _names(inner: Any) -> tuple[str, ...]:
+    """Names by label; empty where labels are not 0, 1, 2, ...; the first of several names."""
+    named = _named(inner)
+    if not isinstance(named, Mapping):
+        return tuple(map(str, named or ()))
+    by_label: dict[int, str] = {}
+    for name, label in named.items():
+        by_label.setdefault(label, str(name))
+    return tuple(by_label[label] for label in sorted(by_label)) if set(by_label) == set(range(len(by_label))) else ()
 
 
 def _spread(count: int, limit: int) -> Int64:

@@ -26,6 +26,7 @@ _LOWER = tuple("abcdefghijklmnopqrstuvwxyz")
 _UPPER = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _SYMBOLS = tuple("!#$%&()*+/<=>?@[]^{}~")
 _PAIRS = tuple(first + second for first in "AEKS" for second in "2579")
+_DIGITS = tuple("0123456789")
 
 Draw = Callable[[Int64, Split, np.random.Generator], tuple[Images, Int64]]
 
@@ -37,12 +38,14 @@ class TinyTask:
     Attributes:
         classes: Number of labels.
         sizes: Usual number of images of each split.
+        names: Of the classes, by label; empty for the mix, whose classes have none.
         draw: From image numbers (N,), split and generator to images (N, 32, 32, 3) and labels (N,).
         bounded: Splits that hold no more than their usual number of distinct originals.
     """
 
     classes: int
     sizes: dict[Split, int]
+    names: tuple[str, ...]
     draw: Draw
     bounded: tuple[Split, ...] = ()
 
@@ -101,13 +104,13 @@ _DIGIT_SIZES: dict[Split, int] = {"train": 4000, "val": DIGIT_VAL, "test": DIGIT
 _MIX_SIZES: dict[Split, int] = {"train": 60_000, "val": 1000, "test": 2000}
 
 TASKS: dict[str, TinyTask] = {
-    "lower": TinyTask(len(_LOWER), _SIZES, functools.partial(_draw_glyphs, _LOWER)),
-    "upper": TinyTask(len(_UPPER), _SIZES, functools.partial(_draw_glyphs, _UPPER)),
-    "symbols": TinyTask(len(_SYMBOLS), _SIZES, functools.partial(_draw_glyphs, _SYMBOLS)),
-    "realdigits": TinyTask(10, _DIGIT_SIZES, _draw_digits, bounded=("val", "test")),
-    "pairs": TinyTask(len(_PAIRS), _SIZES, functools.partial(_draw_glyphs, _PAIRS)),
-    "outline": TinyTask(len(strokes.OUTLINES), _SIZES, _draw_outlines),
-    "mix": TinyTask(mix.CLASSES, _MIX_SIZES, _draw_mix),
+    "lower": TinyTask(len(_LOWER), _SIZES, _LOWER, functools.partial(_draw_glyphs, _LOWER)),
+    "upper": TinyTask(len(_UPPER), _SIZES, _UPPER, functools.partial(_draw_glyphs, _UPPER)),
+    "symbols": TinyTask(len(_SYMBOLS), _SIZES, _SYMBOLS, functools.partial(_draw_glyphs, _SYMBOLS)),
+    "realdigits": TinyTask(10, _DIGIT_SIZES, _DIGITS, _draw_digits, bounded=("val", "test")),
+    "pairs": TinyTask(len(_PAIRS), _SIZES, _PAIRS, functools.partial(_draw_glyphs, _PAIRS)),
+    "outline": TinyTask(len(strokes.OUTLINES), _SIZES, strokes.OUTLINES, _draw_outlines),
+    "mix": TinyTask(mix.CLASSES, _MIX_SIZES, (), _draw_mix),
 }
 
 
@@ -119,6 +122,8 @@ class TinyDataset:
         self.name = PREFIX + name
         self.split = split
         self.classes = task.classes
+        self.class_names = task.names
+        self.parallel = False
         self._task = task
         self._key = name
         self._count = count
@@ -127,6 +132,11 @@ class TinyDataset:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def identity(self) -> str:
+        """Nothing but the name, the split and the number decides what is drawn."""
+        return "drawn"
 
     @functools.cached_property
     def pixels(self) -> tuple[Images, Int64]:

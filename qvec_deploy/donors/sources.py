@@ -89,7 +89,7 @@ def open_task(recipe: DonorRecipe) -> Task:
     def spec(split: Split, limit: int | None) -> DatasetSpec:
         return DatasetSpec(task.dataset, split, root, limit)
 
-    train = open_dataset(spec(task.train, task.limit), config)
+    train: Dataset = open_dataset(spec(task.train, task.limit), config)
     if train.classes < 2:
         raise RecipeError(
             f"{train.name} has {'one class' if train.classes else 'no classes'} to train on",

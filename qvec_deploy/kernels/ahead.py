@@ -113,7 +113,6 @@ def compile_ahead(
     dtype: Float = "float16",
     tile: Tile = TILES[2],
     sm: int = BASELINE_SM,
-    gelu: bool = False,
     asm: bool = True,
 ) -> Compiled:
     """Compile a kernel for a weight.
@@ -130,7 +129,6 @@ def compile_ahead(
         dtype: Type of x, bias and the output. Scales are float32.
         tile: What a block of `linear` computes.
         sm: Compute capability, without the dot.
-        gelu: Whether `linear` ends with GELU.
         asm: Whether codes are unpacked by inline assembly.
 
     Raises:
@@ -152,7 +150,7 @@ def compile_ahead(
     constants: dict[str, Any] = {"BITS": bits, "GROUP": group_size}
     block_rows, warps, stages = 0, 4, 1
     if kind == "linear":
-        constants |= {"GELU": gelu, "ASM": asm, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "SPLIT": 1}
+        constants |= {"ASM": asm, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "SPLIT": 1}
         block_rows, warps, stages = tile.rows, tile.warps, tile.stages
         grid_fixed: tuple[int, ...] = (-(-rows // tile.columns),)
     else:

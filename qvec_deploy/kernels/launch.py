@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.kernels.ahead import BASELINE_SM
 from qvec_deploy.kernels.layouts import DeviceLayout
 from qvec_deploy.kernels.tiles import DEEP_TILES, TILES, Tile
 
-MIN_CAPABILITY = {"linear": (8, 0), "dequantize": (7, 5)}
-"""Compute capability from which a GPU runs a kernel."""
+OLDEST_SM = {"linear": BASELINE_SM, "dequantize": 75}
+"""Compute capability, without the dot, from which a GPU runs a kernel."""
 
 _TYPES = (torch.float16, torch.bfloat16)
 _COMBINE_BLOCK = 256
+_REDUCED = (
+    "allow_fp16_accumulation",
+    "allow_fp16_reduced_precision_reduction",
+    "allow_bf16_reduced_precision_reduction",
+)
 _FUSED = {"enable_fp_fusion": True}  # said, because Triton's default changes with 3.10
 
 Way = Tile | None
@@ -36,7 +43,6 @@ def linear(
     bits: int,
     columns: int,
     group_size: int,
-    gelu: bool = False,
 ) -> Tensor:
     """Return x @ dequant(words).T + bias, calculated on a GPU.
 
@@ -52,7 +58,6 @@ def linear(
         bits: Width of a code.
         columns: Columns of the weight.
         group_size: Columns that share a scale; 0 for one scale a row.
-        gelu: Whether to end with the exact GELU.
 
     Returns:
         (..., rows) of the type of x.
@@ -67,16 +72,11 @@ def linear(
         return x.new_empty((*x.shape[:-1], rows))
 
     def how(way: Way) -> Tensor:
-        return run(x, words, scale, bias, way, layout=layout, bits=bits, group_size=group_size, gelu=gelu)
+        return run(x, words, scale, bias, way, layout=layout, bits=bits, group_size=group_size)
 
     with torch.cuda.device(x.device):
-        key = (x.device, x.dtype, layout.id, bits, group_size, gelu, rows, columns, (m - 1).bit_length())
-        if key in _ways:
-            return how(_ways[key])
-        if torch.cuda.is_current_stream_capturing():
-            return how(usual_way(m))
-        _ways[key] = _fastest(how, m)
-        return how(_ways[key])
+        key = (x.device, x.dtype, layout.id, bits, group_size, rows, columns, (m - 1).bit_length())
+        return how(_way_for(key, how, m))
 
 
 def dequantize(
@@ -189,7 +189,6 @@ def run(
     layout: DeviceLayout,
     bits: int,
     group_size: int,
-    gelu: bool = False,
     asm: bool = True,
 ) -> Tensor:
     """`linear` in a given way, its arguments taken as checked."""
@@ -199,18 +198,18 @@ def run(
     m = x.numel() // k
     if way is None:
         weight = run_dequantize(words, scale, layout=layout, bits=bits, columns=k, group_size=group_size, dtype=x.dtype)
-        dense = torch.nn.functional.linear(x, weight, bias)
-        return torch.nn.functional.gelu(dense) if gelu else dense
+        with _sums_in_float32():
+            return torch.nn.functional.linear(x, weight, bias)
     y = x.new_empty((*x.shape[:-1], n))
     parts = y if way.split == 1 else x.new_empty((way.split, m, n), dtype=torch.float32)
     triton_kernels.LINEAR[layout.id][(-(-m // way.rows), -(-n // way.columns), way.split)](
         x, words, scale, bias, m, n, k, parts,
-        BITS=bits, GROUP=group_size, GELU=gelu, ASM=asm, BLOCK_M=way.rows, BLOCK_N=way.columns, SPLIT=way.split,
+        BITS=bits, GROUP=group_size, ASM=asm, BLOCK_M=way.rows, BLOCK_N=way.columns, SPLIT=way.split,
         num_warps=way.warps, num_stages=way.stages, **_FUSED,
     )  # fmt: skip
     if way.split > 1:
         triton_kernels.combine[(m, -(-n // _COMBINE_BLOCK))](
-            parts, scale, bias, m, n, y, GROUP=group_size, GELU=gelu, SPLIT=way.split, BLOCK=_COMBINE_BLOCK, **_FUSED
+            parts, scale, bias, m, n, y, GROUP=group_size, SPLIT=way.split, BLOCK=_COMBINE_BLOCK, **_FUSED
         )
     return y
 
@@ -237,8 +236,18 @@ def run_dequantize(
     return weight
 
 
-def _fastest(how: Callable[[Way], Tensor], m: int) -> Way:
-    """Time every way: median of some runs, each with a cold cache."""
+def _way_for(key: tuple[Any, ...], how: Callable[[Way], Tensor], m: int) -> Way:
+    """The way to go for a shape: kept from its first call, timed now, or the usual one where nothing can be timed."""
+    if key not in _ways:
+        times = {} if torch.cuda.is_current_stream_capturing() else _time_ways(how, m)
+        if not times:
+            return usual_way(m)  # and not kept: another call may be able to time
+        _ways[key] = min(times, key=lambda way: times[way])
+    return _ways[key]
+
+
+def _time_ways(how: Callable[[Way], Tensor], m: int) -> dict[Way, float]:
+    """Milliseconds of every way that runs: median of some runs, each with a cold cache."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 
@@ -246,18 +255,31 @@ def _fastest(how: Callable[[Way], Tensor], m: int) -> Way:
     for way in ways(m):
         try:
             times[way] = do_bench(functools.partial(how, way), warmup=2, rep=10, return_mode="median")
-        except OutOfResources:  # shared memory or registers: this GPU has less than the tile wants
+        except (OutOfResources, torch.OutOfMemoryError):  # more shared memory, or more memory, than this GPU has
             continue
-    return min(times, key=lambda way: times[way])
+    return times
+
+
+@contextlib.contextmanager
+def _sums_in_float32() -> Iterator[None]:
+    """Within the block cuBLAS adds in float32 to the end, as the kernels do; by default it may add parts in 16 bits."""
+    settings = torch.backends.cuda.matmul
+    allowed = [name for name in _REDUCED if getattr(settings, name)]
+    for name in allowed:
+        setattr(settings, name, False)
+    try:
+        yield
+    finally:
+        for name in allowed:
+            setattr(settings, name, True)
 
 
 def _require_gpu(x: Tensor, kind: str) -> None:
     if not x.is_cuda:
         raise IncompatibleError(f"the kernels run on an NVIDIA GPU and the tensors are on {x.device}", hint="move them")
-    capability = torch.cuda.get_device_capability(x.device)
-    if capability < MIN_CAPABILITY[kind]:
-        needed = "{}.{}".format(*MIN_CAPABILITY[kind])
+    major, minor = torch.cuda.get_device_capability(x.device)
+    if 10 * major + minor < OLDEST_SM[kind]:
         raise IncompatibleError(
-            f"{kind} needs compute capability {needed} and {x.device} has {capability[0]}.{capability[1]}",
+            f"{kind} needs compute capability {OLDEST_SM[kind] / 10:.1f} and {x.device} has {major}.{minor}",
             hint="use the lowering `float` or `int4` on this GPU",
         )

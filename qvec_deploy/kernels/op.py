@@ -20,7 +20,6 @@ def linear(
     bits: int,
     columns: int,
     group_size: int,
-    gelu: bool = False,
 ) -> Tensor:
     """Return x @ dequant(words).T + bias. On the CPU in float32, to say what is meant rather than to be fast.
 
@@ -33,7 +32,6 @@ def linear(
         bits: Width of a code.
         columns: Columns of the weight.
         group_size: Columns that share a scale; 0 for one scale a row.
-        gelu: Whether to end with the exact GELU.
 
     Returns:
         (..., rows) of the type of x.
@@ -47,7 +45,7 @@ def linear(
     codes = torch.from_numpy(layout.unpack(words.numpy(), bits, (rows, columns)))
     weight = (codes.float().view(rows, groups, -1) * scale[:, :, None]).view(rows, columns)
     y = torch.nn.functional.linear(x.float(), weight, None if bias is None else bias.float())
-    return (torch.nn.functional.gelu(y) if gelu else y).to(x.dtype)
+    return y.to(x.dtype)
 
 
 @linear.register_kernel("cuda")
@@ -60,12 +58,9 @@ def _on_gpu(
     bits: int,
     columns: int,
     group_size: int,
-    gelu: bool = False,
 ) -> Tensor:
     layout = layout_named(layout_id)
-    return launch_linear(
-        x, words, scale, bias, layout=layout, bits=bits, columns=columns, group_size=group_size, gelu=gelu
-    )
+    return launch_linear(x, words, scale, bias, layout=layout, bits=bits, columns=columns, group_size=group_size)
 
 
 @linear.register_fake
@@ -78,6 +73,5 @@ def _shape(
     bits: int,
     columns: int,
     group_size: int,
-    gelu: bool = False,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], scale.shape[0]))

@@ -130,13 +130,11 @@ def _number(code, BITS: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def _finish(
-    acc, scale, bias, y, rows, columns, m, n, GROUP: tl.constexpr, GELU: tl.constexpr, SPLIT: tl.constexpr
-):  # fmt: skip
-    """Scale, bias, GELU, store; or store the part of a sum that has several, for `combine`."""
+def _finish(acc, scale, bias, y, rows, columns, m, n, GROUP: tl.constexpr, SPLIT: tl.constexpr):
+    """Scale, bias, store; or store the part of a sum that has several, for `combine`."""
     inside = columns < n
     if SPLIT == 1:
-        acc = _epilogue(acc, scale, bias, columns, inside, GROUP, GELU)
+        acc = _epilogue(acc, scale, bias, columns, inside, GROUP)
     else:
         rows += tl.program_id(2) * m
         m *= tl.program_id(2) + 1
@@ -145,20 +143,16 @@ def _finish(
 
 
 @triton.jit
-def _epilogue(acc, scale, bias, columns, inside, GROUP: tl.constexpr, GELU: tl.constexpr):
+def _epilogue(acc, scale, bias, columns, inside, GROUP: tl.constexpr):
     if GROUP == 0:
         acc *= tl.load(scale + columns, mask=inside, other=0.0)[None, :]
     if bias is not None:
         acc += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if GELU:  # the exact one, as torch.nn.GELU
-        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
     return acc
 
 
 @triton.jit(do_not_specialize=["m"])
-def combine(
-    parts, scale, bias, m, n, y, GROUP: tl.constexpr, GELU: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def combine(parts, scale, bias, m, n, y, GROUP: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr):
     """Add the parts (SPLIT, m, n) float32 that a `linear` kernel left. Grid: (m, ceil(n / BLOCK))."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -166,14 +160,14 @@ def combine(
     acc = tl.zeros((1, BLOCK), tl.float32)
     for part in tl.static_range(SPLIT):
         acc += tl.load(parts + (row + part * m) * n + columns, mask=inside, other=0.0)[None, :]
-    acc = _epilogue(acc, scale, bias, columns, inside, GROUP, GELU)
+    acc = _epilogue(acc, scale, bias, columns, inside, GROUP)
     tl.store(y + row * n + columns[None, :], acc.to(y.dtype.element_ty), mask=inside[None, :])
 
 
 @triton.jit(do_not_specialize=["m"])
 def linear_p32(
     x, words, scale, bias, m, n, k, y,
-    BITS: tl.constexpr, GROUP: tl.constexpr, GELU: tl.constexpr, ASM: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, ASM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Grid: (ceil(m / BLOCK_M), ceil(n / BLOCK_N), SPLIT)."""
@@ -219,8 +213,8 @@ def linear_p32(
                     part_low = tl.zeros_like(low)
                     part_high = tl.zeros_like(high)
     columns = tl.where(pairs < half, pairs + pairs // 32 * 32, n)
-    _finish(low, scale, bias, y, rows, columns, m, n, GROUP, GELU, SPLIT)
-    _finish(high, scale, bias, y, rows, columns + 32, m, n, GROUP, GELU, SPLIT)
+    _finish(low, scale, bias, y, rows, columns, m, n, GROUP, SPLIT)
+    _finish(high, scale, bias, y, rows, columns + 32, m, n, GROUP, SPLIT)
 
 
 @triton.jit
@@ -244,7 +238,7 @@ def _row_codes(words, start, lane, columns, n, k, BITS: tl.constexpr):
 @triton.jit(do_not_specialize=["m"])
 def linear_rows(
     x, words, scale, bias, m, n, k, y,
-    BITS: tl.constexpr, GROUP: tl.constexpr, GELU: tl.constexpr, ASM: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, ASM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Grid: (ceil(m / BLOCK_M), ceil(n / BLOCK_N), SPLIT); `ASM` is for the other layout."""
@@ -266,7 +260,7 @@ def linear_rows(
         else:
             factor = tl.load(scale + columns * groups + start // GROUP, mask=columns < n, other=0.0)
             acc += _dot(a, b, tl.zeros_like(acc)) * factor[None, :]
-    _finish(acc, scale, bias, y, rows, columns, m, n, GROUP, GELU, SPLIT)
+    _finish(acc, scale, bias, y, rows, columns, m, n, GROUP, SPLIT)
 
 
 @triton.jit

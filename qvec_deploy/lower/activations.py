@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qvec_deploy.errors import IntegrityError
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.store import canonical_json, require_file, storage_errors, write_bytes
@@ -21,10 +23,11 @@ ACTIVATIONS_FILE = "activations.json"
 
 
 def calibrate_amax(model: nn.Module, weights: PackedFile, images: Sequence[Float32]) -> dict[str, float]:
-    """The largest magnitude that reaches each quantized Linear: ModelOpt's `max` calibration.
+    """The largest magnitude that reaches each quantized Linear, by ModelOpt's `max` calibration.
 
     Args:
-        model: The timm model of `weights`, in evaluation mode; its quantized weights are put in here.
+        model: The timm model of `weights`, in evaluation mode; its quantized weights and ModelOpt's quantizers are put
+            in here.
         weights: The packed file that will be deployed.
         images: Batches (B, C, H, W), normalised.
 
@@ -32,39 +35,24 @@ def calibrate_amax(model: nn.Module, weights: PackedFile, images: Sequence[Float
         Magnitude by Linear name, of what the engine's Linear reads: after the factors that AWQ put before it.
 
     Raises:
+        IncompatibleError: Activations are not finite.
         IntegrityError: The packed file is damaged.
-        ValueError: No image, or an input that is not finite.
+        ValueError: No image.
     """
     import torch
 
+    from qvec_deploy.quantize.activations import calibrate_inputs
+
+    if not images:
+        raise ValueError("calibration needs at least one image")
     names = [name.removesuffix(".weight") for name, info in weights.tensors.items() if info.scheme is not None]
-    found = dict.fromkeys(names, 0.0)
-
-    def look(name: str, factor: Any) -> Any:
-        def hook(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            x = inputs[0] if factor is None else inputs[0] * factor
-            found[name] = max(found[name], float(x.abs().amax()))
-            return (x, *inputs[1:])
-
-        return hook
-
-    handles = []
-    with torch.inference_mode():
+    scales = {name: f"{name}.input_scale" for name in names if f"{name}.input_scale" in weights.tensors}
+    factors = {name: weights.array(scale).astype(np.float32) for name, scale in scales.items()}
+    with torch.no_grad():
         for name in names:
             linear: Any = model.get_submodule(name)
             linear.weight.copy_(torch.from_numpy(unpack(weights.packed(f"{name}.weight")).dequantize()))
-            factor = f"{name}.input_scale"
-            scale = torch.from_numpy(weights.array(factor).copy()) if factor in weights.tensors else None
-            handles.append(linear.register_forward_pre_hook(look(name, scale)))
-        try:
-            for batch in images:
-                model(torch.from_numpy(batch))
-        finally:
-            for handle in handles:
-                handle.remove()
-    if not images or not all(map(math.isfinite, found.values())):
-        raise ValueError("calibration needs at least one image, and finite activations")
-    return found
+    return calibrate_inputs(model, names, factors, images)
 
 
 def write_amax(directory: Path, amax: Mapping[str, float]) -> None:

@@ -59,7 +59,7 @@ def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, lowering: str)
     model.graph.ClearField("node")
     model.graph.node.extend(nodes)
     model.graph.ClearField("initializer")
-    model.graph.initializer.extend([*kept, *(_external(name, array) for name, array in arrays.items())])
+    model.graph.initializer.extend([*kept, *(external_initializer(name, array) for name, array in arrays.items())])
     model.ClearField("functions")
     opsets = {entry.domain: entry.version for entry in model.opset_import if entry.domain != DOMAIN} | {CONTRIB: 1}
     model.ClearField("opset_import")
@@ -129,7 +129,7 @@ def _to_int8(node: onnx.NodeProto, tensor: QuantizedTensor) -> Converted:
 CONVERTERS: dict[str, Callable[[onnx.NodeProto, QuantizedTensor], Converted]] = {"int4": _to_int4, "int8": _to_int8}
 
 
-def _external(name: str, array: NDArray[Any]) -> TensorProto:
+def external_initializer(name: str, array: NDArray[Any]) -> TensorProto:
     """An initializer that the runtime is handed; ONNX wants a place for it all the same."""
     kind = helper.np_dtype_to_tensor_dtype(array.dtype)
     tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)

@@ -5,7 +5,7 @@ TensorRT builds strongly typed networks from it: what a tensor's type says is wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,15 @@ class TensorrtGraph:
         plugin_layers: Nodes that only our plugin can compute.
         packed_bytes: Constants of the quantized Linears: codes and scales.
         weight_bytes: All constants.
+        allowed_bytes: Most that an engine stores in which the quantized Linears stayed as they are here; None where
+            they are float16 here.
     """
 
     model: onnx.ModelProto
     plugin_layers: int
     packed_bytes: int
     weight_bytes: int
+    allowed_bytes: int | None
 
 
 def tensorrt_graph(
@@ -74,7 +77,9 @@ def tensorrt_graph(
         raise IncompatibleError(f"runtime `tensorrt` has no lowering `{lowering}`", hint=f"it has {', '.join(OPSETS)}")
     model = onnx.ModelProto()
     model.CopyFrom(stored)
-    graph, packed_bytes = model.graph, 0
+    graph = model.graph
+    packed: list[int] = []
+    unpacked: list[int] = []
     nodes: list[onnx.NodeProto] = []
     arrays: dict[str, TensorProto] = {}
     functions: dict[tuple[str, int], onnx.FunctionProto] = {}
@@ -83,7 +88,9 @@ def tensorrt_graph(
             nodes.append(halve_node(node))
             continue
         made = convert(node, unpack(weights.packed(node.input[1])), _amax_of(node, amax))
-        packed_bytes += sum(_size(tensor) for tensor in made.tensors)
+        packed.append(sum(_size(tensor) for tensor in made.tensors))
+        rows, columns = weights.tensors[node.input[1]].shape
+        unpacked.append(2 * rows * columns)
         nodes += made.nodes
         arrays |= {tensor.name: tensor for tensor in made.tensors}
         if portable and made.function is not None:
@@ -99,7 +106,30 @@ def tensorrt_graph(
     plugins = sum(node.domain == DOMAIN for node in nodes)
     if portable or not plugins:  # onnx cannot check nodes that nothing defines
         _check(model)
-    return TensorrtGraph(model, plugins, packed_bytes, sum(map(_size, graph.initializer)))
+    given = sum(map(_size, graph.initializer))
+    allowed = allowed_bytes(given, packed, unpacked, padding=_padding(graph))
+    return TensorrtGraph(model, plugins, sum(packed), given, allowed)
+
+
+def allowed_bytes(given: int, packed: Sequence[int], unpacked: Sequence[int], *, padding: int = 0) -> int | None:
+    """Most that an engine may store; with more, a Linear's weights were unpacked to float16.
+
+    Half of what unpacking the smallest Linear adds is put down to alignment and constants of TensorRT's own, and
+    `padding` to convolutions; but never more than half of what unpacking all Linears adds.
+
+    Args:
+        given: Bytes of all constants handed over.
+        packed: Bytes of the constants of each quantized Linear.
+        unpacked: Bytes of each of their weights in float16.
+        padding: Bytes that TensorRT may add to other weights.
+
+    Returns:
+        Bytes; None where unpacking adds nothing.
+    """
+    added = [dense - small for small, dense in zip(packed, unpacked, strict=True)]
+    if not added or min(added) <= 0:
+        return None
+    return given + min(sum(added) // 2, min(added) // 2 + padding)
 
 
 def runtime_bits_per_weight(weights: PackedFile, lowering: str) -> float:
@@ -140,6 +170,17 @@ def _floats(graph: onnx.GraphProto, weights: PackedFile, used: set[str]) -> dict
             array = numpy_helper.to_array(tensor)
         narrow = half(tensor.name, array) if array.dtype in (np.float32, np.float16) else array
         found[tensor.name] = numpy_helper.from_array(narrow.reshape(tensor.dims), tensor.name)
+    return found
+
+
+def _padding(graph: onnx.GraphProto) -> int:
+    """Bytes more of the convolutions' weights where a kernel wants their input channels, 3 of them, in eights."""
+    filters = {node.input[1] for node in graph.node if node.op_type == "Conv"}
+    found = 0
+    for tensor in graph.initializer:
+        if tensor.name in filters:
+            channels = tensor.dims[1]
+            found += _size(tensor) // channels * (-channels % 8)
     return found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,10 @@ PACKAGES = (
     "nvidia-modelopt",
     "numpy",
     "safetensors",
+    "triton",
+    "tensorrt",
+    "tensorrt-cu13-bindings",
+    "tensorrt-cu12-bindings",
 )
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")  # what picks integer kernels
 
@@ -37,7 +42,7 @@ class GpuState:
         sm_clock_mhz: Of the multiprocessors, right after measuring.
         max_sm_clock_mhz: What they may reach.
         memory_clock_mhz: Of the memory.
-        clocks_locked: Whether somebody fixed the clocks.
+        clocks_locked: Whether somebody fixed the clocks (see `gpu.GpuWatch`).
         power_w: Drawn right after measuring.
         power_limit_w: Allowed.
         temperature_c: Right after measuring.
@@ -96,11 +101,12 @@ class Environment:
     gpu: GpuState | None = None
 
 
-def capture_environment(threads: int) -> Environment:
+def capture_environment(threads: int, cores: Sequence[int] = ()) -> Environment:
     """The environment now. Capture it before measuring: the load average then shows what others do.
 
     Args:
         threads: That the sessions to be measured use.
+        cores: That the process is held to, if it is.
     """
     cpu, flags = _cpu()
     logical_cores = psutil.cpu_count() or 1
@@ -116,7 +122,19 @@ def capture_environment(threads: int) -> Environment:
         operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         packages=_versions(),
+        affinity=tuple(sorted(cores)) or None,
     )
+
+
+def complete_environment(environment: Environment, gpu: GpuState | None = None) -> Environment:
+    """Add what can only be seen right after measuring.
+
+    Args:
+        environment: As `capture_environment` saw it before.
+        gpu: As `gpu.GpuWatch` saw it, where an engine used one.
+    """
+    load_average = round(psutil.getloadavg()[0], 2)
+    return replace(environment, frequency_mhz=_frequency_mhz(), load_average_after=load_average, gpu=gpu)
 
 
 def _cpu() -> tuple[str, tuple[str, ...]]:
@@ -132,9 +150,23 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
 
 
 def _usable_cores(logical_cores: int) -> int:
+    return len(_affinity()) or logical_cores
+
+
+def _affinity() -> list[int]:
+    """Cores this process may run on; none where psutil cannot tell (it can on Linux, Windows and FreeBSD)."""
     process = psutil.Process()
-    # psutil offers the affinity on Linux, Windows and FreeBSD; elsewhere a process may run anywhere.
-    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else logical_cores
+    return list(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else []
+
+
+def _frequency_mhz() -> float | None:
+    """Mean of the usable cores, as the kernel reports it; virtual machines often report a constant, or nothing."""
+    if not hasattr(psutil, "cpu_freq"):
+        return None
+    cores = psutil.cpu_freq(percpu=True) or []
+    usable = [core for core in _affinity() if core < len(cores)]
+    seen = [cores[core].current for core in usable] or [core.current for core in cores]
+    return round(sum(seen) / len(seen), 1) if any(seen) else None
 
 
 def _versions() -> dict[str, str]:

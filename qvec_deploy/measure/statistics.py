@@ -22,7 +22,7 @@ BOOTSTRAP_SEED = 0  # a report computed twice from the same samples is the same 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % confidence interval."""
+    """A number and its confidence interval, at 95 % unless something else was asked for."""
 
     value: float
     low: float
@@ -48,16 +48,21 @@ def coefficient_of_variation(samples: Sequence[float]) -> float:
     return float(np.std(samples, ddof=1) / np.mean(samples)) if len(samples) > 1 else 0.0
 
 
-def samples_needed(quantile: float) -> int:
-    """Samples from which a distribution-free 95 % interval of a quantile exists at all.
+def samples_needed(quantile: float, confidence: float = CONFIDENCE) -> int:
+    """Samples from which a distribution-free interval of a quantile exists at all.
 
     The largest of n samples lies below the q-quantile with probability q^n, so only q^n <= 2.5 % (and
-    likewise for the smallest) leaves an order statistic to end the interval with: 6 for the median, 36 for
+    likewise for the smallest) leaves an order statistic to end the interval with: at 95 %, 6 for the median, 36 for
     p90, 368 for p99.
     Conover, Practical Nonparametric Statistics (1999), section 3.2.
     """
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     return math.ceil(math.log(tail) / math.log(max(quantile, 1 - quantile)))
+
+
+def samples_missing(count: int, quantile: float) -> int:
+    """How many more samples than `count` a quantile takes to be given; 0 where there are enough."""
+    return max(0, samples_needed(quantile) - count)
 
 
 def quantile(samples: Sequence[float], q: float) -> float | None:
@@ -75,15 +80,29 @@ def median_estimate(samples: Sequence[float]) -> Estimate | None:
     return Estimate(median(samples), float(interval.low), float(interval.high))
 
 
-def speed_up(baseline: Sequence[float], candidate: Sequence[float]) -> Estimate | None:
+def speed_up(
+    baseline: Sequence[float], candidate: Sequence[float], *, confidence: float = CONFIDENCE
+) -> Estimate | None:
     """How many times faster the candidate is: baseline median over candidate median, from paired samples.
 
-    The interval is a percentile bootstrap (Efron & Tibshirani 1993, chapter 13) over blocks: a resample draws
-    blocks and takes both samples of each, so what disturbed a whole block cancels. It takes blocks as
-    exchangeable; a drift within the measurement is what `warnings` looks for.
+    The interval is a percentile bootstrap over blocks (Efron & Tibshirani 1993, chapter 13): a resample draws blocks
+    and takes both samples of each, so what disturbed a whole block cancels. Blocks are drawn in runs of consecutive
+    ones, the last followed by the first (circular block bootstrap, Politis & Romano 1992), because a disturbance
+    often outlasts a block: samples are then alike in a row, and drawing them singly makes intervals too narrow.
+
+    A run is `run_length` blocks. In simulations in which either engine's noise has an autocorrelation of 0, 0.3 and
+    0.6 from block to block, 95 % intervals of 60 blocks cover the truth in 97, 92 and 87 %, drawn singly in 97, 89 and
+    77 %; of 200 blocks in 97, 96 and 89 %, singly in 97, 91 and 75 %. Measured, what one block shares with the next is
+    mostly common to all engines in it, and the correlation that is left is about 0. A drift that lasts as long as the
+    measurement is beyond any interval; that is what `warnings` looks for.
+
+    Args:
+        baseline: Host latencies of the baseline, milliseconds, one per block.
+        candidate: The candidate's, from the same blocks.
+        confidence: Of the interval, 0 to 1.
 
     Returns:
-        None below `samples_needed(0.5)` blocks, where neither median has an interval.
+        None below `samples_needed(0.5, confidence)` blocks, where neither median has an interval.
 
     Raises:
         ValueError: The samples are not from the same blocks.
@@ -91,18 +110,31 @@ def speed_up(baseline: Sequence[float], candidate: Sequence[float]) -> Estimate 
     if len(baseline) != len(candidate):
         raise ValueError(f"{len(baseline)} and {len(candidate)} samples cannot be paired")
     count = len(baseline)
-    if count < samples_needed(0.5):
+    if count < samples_needed(0.5, confidence):
         return None
     pairs, draw = np.array([baseline, candidate]), np.random.default_rng(BOOTSTRAP_SEED)
+    length = run_length(count)
+    resamples = math.ceil(RESAMPLES * (1 - CONFIDENCE) / (1 - confidence))  # as many beyond an end at any confidence
     ratios: list[Float64] = []
     at_once = max(1, VALUES_AT_ONCE // count)
-    for done in range(0, RESAMPLES, at_once):
-        blocks = draw.integers(0, count, (min(at_once, RESAMPLES - done), count))
+    for done in range(0, resamples, at_once):
+        starts = draw.integers(0, count, (min(at_once, resamples - done), math.ceil(count / length), 1))
+        blocks = ((starts + np.arange(length)) % count).reshape(len(starts), -1)[:, :count]
         medians = np.median(pairs[:, blocks], axis=2)
         ratios.append(medians[0] / medians[1])
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
     return Estimate(median(baseline) / median(candidate), float(low), float(high))
+
+
+def run_length(count: int) -> int:
+    """Consecutive blocks that the bootstrap of `speed_up` draws together.
+
+    The cube root of the number of blocks, the order at which the bootstrap's error is least (Kuensch, Annals of
+    Statistics 17, 1989; Hall, Horowitz & Jing, Biometrika 82, 1995). 1 below 27 blocks: there are then too few runs
+    for them to vary as samples do.
+    """
+    return math.ceil(count ** (1 / 3) - 1e-9) if count >= 27 else 1
 
 
 def wilson(correct: int, count: int) -> Estimate:
@@ -117,7 +149,7 @@ def wilson(correct: int, count: int) -> Estimate:
     return Estimate(correct / count, float(interval.low), float(interval.high))
 
 
-def paired_difference(gained: int, lost: int, count: int) -> Estimate:
+def paired_difference(gained: int, lost: int, count: int, *, confidence: float = CONFIDENCE) -> Estimate:
     """Difference of two accuracies on the same images, with the adjusted Wald interval for pairs.
 
     Bonett & Price, Statistics in Medicine 31 (2012): one observation is added to each kind of disagreement.
@@ -126,6 +158,7 @@ def paired_difference(gained: int, lost: int, count: int) -> Estimate:
         gained: Images that only the candidate gets right.
         lost: Images that only the baseline gets right.
         count: All images.
+        confidence: Of the interval.
 
     Returns:
         A fraction, (gained - lost) / count; the interval is cut to [-1, 1].
@@ -138,7 +171,7 @@ def paired_difference(gained: int, lost: int, count: int) -> Estimate:
     from scipy import stats
 
     up, down = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
-    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    z = float(stats.norm.ppf((1 + confidence) / 2))
     spread = z * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
     center = up - down
     return Estimate((gained - lost) / count, max(center - spread, -1.0), min(center + spread, 1.0))

@@ -1,4 +1,8 @@
-"""The closed list of doubts about a measurement, each with its remedy."""
+"""The closed list of doubts about a measurement, each with its remedy.
+
+A provider that falls back is none of them: sessions on a GPU refuse to load when any node would run elsewhere, so
+such an engine is never measured (IncompatibleError, exit 4).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from qvec_deploy.measure.environment import Environment
+from qvec_deploy.measure.environment import Environment, GpuState
 from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.measure.statistics import (
     coefficient_of_variation,
     median,
     paired_difference,
+    samples_missing,
     samples_needed,
     speed_up,
 )
@@ -28,10 +33,14 @@ class MeasurementWarning(StrEnum):
 
     BUSY_MACHINE = "busy machine"
     FREQUENCY_NOT_FIXED = "frequency not fixed"
+    CLOCKS_NOT_LOCKED = "clocks not locked"
+    THROTTLED = "throttled"
     NOISY_SAMPLES = "noisy samples"
     DRIFT = "drift"
     SLOW_FIRST_SAMPLE = "slow first sample"
+    WARM_UP_NOT_STABLE = "warm-up not stable"
     TOO_FEW_SAMPLES = "too few samples"
+    FEWER_SAMPLES = "fewer samples than asked"
     SPEED_UP_UNCLEAR = "speed-up unclear"
     ACCURACY_UNCLEAR = "accuracy difference unclear"
     NO_HEADROOM = "little to recover"
@@ -49,10 +58,14 @@ class MeasurementWarning(StrEnum):
 REMEDIES = {
     MeasurementWarning.BUSY_MACHINE: "Stop other work, wait a minute and measure again.",
     MeasurementWarning.FREQUENCY_NOT_FIXED: "Set the frequency governor to performance and measure again.",
+    MeasurementWarning.CLOCKS_NOT_LOCKED: "Lock them with `nvidia-smi --lock-gpu-clocks` and measure again.",
+    MeasurementWarning.THROTTLED: "Cool the GPU or raise its power limit, lock its clocks lower, and measure again.",
     MeasurementWarning.NOISY_SAMPLES: "Use a quiet machine, fewer threads than cores, or more blocks.",
     MeasurementWarning.DRIFT: "Warm up longer; if it stays, look for thermal throttling or other work.",
     MeasurementWarning.SLOW_FIRST_SAMPLE: "Increase the warm-up.",
+    MeasurementWarning.WARM_UP_NOT_STABLE: "Look for other work or a clock that wanders, or increase the warm-up.",
     MeasurementWarning.TOO_FEW_SAMPLES: "Increase the number of blocks.",
+    MeasurementWarning.FEWER_SAMPLES: "Increase measure.max_seconds, or measure fewer candidates at a time.",
     MeasurementWarning.SPEED_UP_UNCLEAR: "Do not claim a difference in speed, or measure more blocks.",
     MeasurementWarning.ACCURACY_UNCLEAR: "Do not claim a difference in accuracy, or evaluate on more images.",
     MeasurementWarning.NO_HEADROOM: "A vector is not needed here: ship lambda 0.",
@@ -82,26 +95,51 @@ class Finding:
 def machine_findings(environment: Environment) -> list[Finding]:
     """What the environment alone gives reason to doubt."""
     findings = []
-    if environment.load_average > environment.usable_cores:
-        load, cores = environment.load_average, environment.usable_cores
-        detail = f"The load average before measuring was {load:g} on {cores} usable cores."
+    # Held to some cores, a process does not know which ones the others load.
+    held = environment.affinity is not None
+    load, cores = environment.load_average, environment.logical_cores if held else environment.usable_cores
+    if load > cores:
+        detail = f"The load average before measuring was {load:g} on {cores} {'' if held else 'usable '}cores."
         findings.append(Finding(MeasurementWarning.BUSY_MACHINE, "machine", detail))
     if environment.governor not in (None, "performance"):
         detail = f"The frequency governor is {environment.governor}."
         findings.append(Finding(MeasurementWarning.FREQUENCY_NOT_FIXED, "machine", detail))
+    if environment.gpu is not None:
+        findings += _gpu_findings(environment.gpu)
     return findings
 
 
-def latency_findings(latency: Mapping[str, LatencySamples], baseline: str) -> list[Finding]:
+def _gpu_findings(gpu: GpuState) -> list[Finding]:
+    findings = []
+    if gpu.clocks_locked is False:
+        clock = f" ({gpu.sm_clock_mhz:g} MHz after measuring)" if gpu.sm_clock_mhz is not None else ""
+        detail = f"The clocks of the {gpu.name} are not locked{clock}."
+        findings.append(Finding(MeasurementWarning.CLOCKS_NOT_LOCKED, "machine", detail))
+    if gpu.throttling:
+        detail = f"The {gpu.name} lowered its clocks while measuring: {', '.join(gpu.throttling)}."
+        findings.append(Finding(MeasurementWarning.THROTTLED, "machine", detail))
+    return findings
+
+
+def latency_findings(
+    latency: Mapping[str, LatencySamples], baseline: str, asked_blocks: int | None = None
+) -> list[Finding]:
     """Doubts about samples that were taken together.
 
     Args:
         latency: What `measure_latency` returned.
         baseline: The candidate others are compared with.
+        asked_blocks: Samples that were asked for.
     """
     findings = []
     for name, measured in latency.items():
         samples, batch = measured.samples_ms, f"batch size {measured.batch_size}"
+        if not measured.settled:
+            detail = f"After {measured.warmup} blocks of warm-up its times were still changing ({batch})."
+            findings.append(Finding(MeasurementWarning.WARM_UP_NOT_STABLE, name, detail))
+        if asked_blocks is not None and len(samples) < asked_blocks:
+            detail = f"The time was up after {len(samples)} of {asked_blocks} samples ({batch})."
+            findings.append(Finding(MeasurementWarning.FEWER_SAMPLES, name, detail))
         for warning, detail in _sample_doubts(samples):
             findings.append(Finding(warning, name, f"{detail} ({batch})."))
         ratio = None if name == baseline else speed_up(latency[baseline].samples_ms, samples)
@@ -138,8 +176,8 @@ def headroom_finding(name: str, top1: float, float_top1: float) -> list[Finding]
 
 def _sample_doubts(samples: tuple[float, ...]) -> list[tuple[MeasurementWarning, str]]:
     doubts = []
-    missing = samples_needed(0.9) - len(samples)
-    if missing > 0:
+    missing = samples_missing(len(samples), 0.9)
+    if missing:
         detail = f"p90 needs {samples_needed(0.9)} samples and has {len(samples)}: {missing} more"
         doubts.append((MeasurementWarning.TOO_FEW_SAMPLES, detail))
     variation = coefficient_of_variation(samples)

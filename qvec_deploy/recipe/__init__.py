@@ -1,7 +1,7 @@
 """What the user wants: receiver, vector, lambda and bit width tied to one target."""
 
 from qvec_deploy.recipe.blocks import FLOAT_BITS, Evaluate, Gates, Images, Measure, Select
-from qvec_deploy.recipe.load import load_recipe, recipe_schema
+from qvec_deploy.recipe.load import load_recipe, load_recipes, recipe_schema
 from qvec_deploy.recipe.recipe import Recipe
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "Recipe",
     "Select",
     "load_recipe",
+    "load_recipes",
     "recipe_schema",
 ]

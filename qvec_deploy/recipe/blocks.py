@@ -307,8 +307,35 @@ class Measure(Block):
     """How latency is measured."""
 
     blocks: int = Field(default=60, ge=2, description="Random blocks; each runs every candidate once.")
-    warmup: int = Field(default=5, ge=0, description="Unmeasured runs of every candidate.")
+    warmup: int = Field(
+        default=5, ge=0, description="Least unmeasured blocks; more are run until times are stable. 0: none at all."
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the order and of the bootstrap.")
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="Time for all of it; fewer samples are taken when it is up."
+    )
+    cores: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(), description="Hold the process to these cores; wherever the system puts it if absent."
+    )
+    l2: Literal["warm", "cold"] = Field(
+        default="warm", description="`cold`: empty the GPU's L2 cache before every run."
+    )
+    scenarios: tuple[Literal["single_stream", "offline"], ...] = Field(
+        default=(), description="MLPerf's scenarios by name; `single_stream` adds batch size 1."
+    )
+    mlperf_rules: bool = Field(
+        default=False, description="Take as many samples, for as long, as MLPerf's rules ask of `scenarios`."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.cores)) != len(self.cores):
+            raise ValueError("a core is named twice")
+        if len(set(self.scenarios)) != len(self.scenarios):
+            raise ValueError("a scenario is named twice")
+        if self.mlperf_rules and not self.scenarios:
+            raise ValueError("`mlperf_rules` are those of `scenarios`: name some")
+        return self
 
 
 class Variant(Block):

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qvec_deploy.errors import RecipeError
+from qvec_deploy.recipe.matrix import expand
 from qvec_deploy.recipe.reading import read_values
 from qvec_deploy.recipe.recipe import Recipe, validate
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Read a recipe of one build.
 
     Args:
         path: The YAML file.
@@ -19,10 +21,43 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         StorageError: The file is missing or unreadable.
-        RecipeError: Not YAML, unknown keys, wrong types, impossible values; with field, line and nearest name.
+        RecipeError: Not YAML, unknown keys, wrong types, impossible values; with field, line and nearest name. Or it
+            has a `matrix` and stands for several builds.
+    """
+    recipes = load_recipes(path, overrides)
+    if len(recipes) > 1:
+        raise RecipeError(
+            f"{path}: its matrix makes {len(recipes)} recipes, and one is wanted here",
+            hint="`build` and `plan` take all of them; elsewhere use a recipe without `matrix`, or --set matrix={}",
+        )
+    return recipes[0]
+
+
+def load_recipes(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, ...]:
+    """Read a recipe, or all that its `matrix` makes.
+
+    Args:
+        path: The YAML file.
+        overrides: `a.b=value` strings; values are YAML.
+
+    Raises:
+        StorageError: The file is missing or unreadable.
+        RecipeError: As `load_recipe`; the message names the combination that cannot be.
     """
     values, places = read_values(path, overrides, what="recipe")
-    return validate(values, path.parent, str(path), places)
+    recipes = []
+    for differs, made in expand(values, str(path), places):
+        try:
+            recipes.append(validate(made, path.parent, str(path), places))
+        except RecipeError as error:
+            if differs is None:
+                raise
+            raise RecipeError(f"{error.message} (in the matrix: {differs})", hint=error.hint) from error
+    names = [recipe.name for recipe in recipes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RecipeError(f"{path}: its matrix makes two recipes called {twice}", hint="use other values")
+    return tuple(recipes)
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -29,6 +29,7 @@ from qvec_deploy.recipe.blocks import (
     Variant,
     Vector,
 )
+from qvec_deploy.recipe.matrix import Matrix
 from qvec_deploy.recipe.reading import Places, assign, parse
 from qvec_deploy.store import storage_errors
 
@@ -66,6 +67,11 @@ class Recipe(Block):
     gates: Gates = Field(default=Gates(), description="What must be reached.")
     measure: Measure = Field(default=Measure(), description="How latency is measured.")
     variants: tuple[Variant, ...] = Field(default=(), description="More candidates for the table.")
+    matrix: Matrix = Field(
+        default_factory=dict,
+        exclude=True,  # `load_recipes` has made recipes of it: the field is there for the schema
+        description="Fields by dotted name to lists of values: every combination is a build of its own.",
+    )
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -120,6 +126,11 @@ class Recipe(Block):
         for name in self.gates.beats:
             if name not in known:
                 raise ValueError(f"gates.beats: `{name}` is none of {', '.join(sorted(known))}")
+
+    @property
+    def folder(self) -> Path:
+        """Which relative paths start from."""
+        return self._folder
 
     def locate(self, path: str) -> str:
         """A path of this recipe, resolved against the recipe's folder; Hub addresses stay as they are."""

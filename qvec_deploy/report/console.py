@@ -7,6 +7,7 @@ from rich.text import Text
 
 from qvec_deploy.report import verdict
 from qvec_deploy.report.formatting import short
+from qvec_deploy.report.listing import Listing
 from qvec_deploy.report.summary import rows
 from qvec_deploy.report.table import columns
 from qvec_deploy.report.values import Report
@@ -31,6 +32,17 @@ def summary_table(report: Report) -> Table:
         cells = [name, short(row.candidate.stored_bits_per_weight)]
         cells += [str(column.cell(row)) for column in shown]
         table.add_row(*(Text(cell) for cell in cells), style="bold" if row.selected else "")
+    return table
+
+
+def listing_table(listing: Listing) -> Table:
+    """A small table; the row of what ships, or comes first, in bold with a star."""
+    table = Table(title=Text(listing.title), title_justify="left", box=None, pad_edge=False)
+    for title, side in zip(listing.columns, listing.alignment, strict=True):
+        table.add_column(Text(title), justify="right" if side == "r" else "left", overflow="fold")
+    for first, *others in listing.rows:
+        marked = first == listing.shipped
+        table.add_row(Text(first + MARK if marked else first), *map(Text, others), style="bold" if marked else "")
     return table
 
 

@@ -61,6 +61,11 @@ def times_interval(estimate: Estimate) -> str:
     return f"[{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
+def p_value(chance: float) -> str:
+    """Two significant digits, and no more zeros than anybody reads."""
+    return "< 0.0001" if chance < 1e-4 else f"{chance:.2g}"
+
+
 def with_error(value: float, error: float) -> tuple[str, str]:
     """A number and its standard error, both to the error's second significant digit: 0.0603, 0.0101 -> 0.060, 0.010."""
     if error <= 0:

@@ -53,7 +53,7 @@ def _beats(shipped: Candidate, rival: str, level: float, report: Report) -> Gate
             hint="give the recipe `evaluate`",
         )
     p = mcnemar(pair.gained, pair.lost)
-    chance = "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+    chance = "p < 0.0001" if p < 1e-4 else f"p = {formatting.p_value(p)}"
     found = f"{pair.gained} images gained, {pair.lost} lost of {pair.count:,}, {chance}"
     return GateResult(f"beats {rival}", wanted, found, pair.gained > pair.lost and p < level)
 

@@ -1,132 +1,100 @@
-"""Report -> one self-contained HTML page: no script, no network, light and dark, phone and paper."""
+"""Reports -> one self-contained HTML page: no script, no network, light and dark, phone and paper."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.report import formatting, prose, verdict
-from qvec_deploy.report.plots import figures
+from qvec_deploy.report import accuracy, overview, prose, timing, verdict
+from qvec_deploy.report.layer_plot import layer_errors
+from qvec_deploy.report.overview import Overview
+from qvec_deploy.report.plots import trade_offs
+from qvec_deploy.report.reliability_plot import reliability
 from qvec_deploy.report.selection_plot import selection_figures
-from qvec_deploy.report.summary import LatencyRow, Row, numbered_warnings, rows
-from qvec_deploy.report.table import batch_columns, columns, speed_up_cell
+from qvec_deploy.report.summary import numbered_warnings, rows
+from qvec_deploy.report.surroundings import environment_facts
+from qvec_deploy.report.table import batch_columns, columns
+from qvec_deploy.report.tiles import tiles
+from qvec_deploy.report.time_plot import distributions, layer_times
 from qvec_deploy.report.values import Report
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
     from markupsafe import Markup
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One of the numbers on top: what it is, the number, its unit, and what to hold it against."""
-
-    term: str
-    value: str
-    unit: str
-    notes: tuple[str, ...]
-
-
 def to_html(report: Report) -> str:
-    """The page. Every text from the report is escaped; figures are SVG that this package drew."""
+    """The page of one report. Every text from it is escaped; figures are SVG that this package drew."""
     computed = rows(report)
-    return _template().render(
+    return _render(
+        "report.html",
         report=report,
         rows=computed,
-        css=_resource("report.css"),
+        standing=verdict.standing(report),
         headline=prose.headline(report, computed),
         setup=prose.setup(report),
         tiles=tiles(report, computed),
         columns=columns(report),
-        batch_columns=batch_columns() if max(len(row.latency) for row in computed) > 1 else (),
+        batch_columns=batch_columns() if any(row.latency for row in computed) else (),
         method=prose.method(report, computed),
-        figures=figures(report, computed),
+        trade_offs=trade_offs(computed),
         gates=verdict.gates(report),
+        answers=accuracy.answers(report, computed),
+        reliability=[figure for figure in (reliability(report),) if figure],
+        closer=[listing for listing in (accuracy.by_class(report), accuracy.changes(report)) if listing],
+        distributions=distributions(report),
+        stages=timing.stages(report),
+        scenarios=timing.scenarios(report),
+        terms=timing.definitions(report),
+        predicted=timing.predicted(report, computed),
+        layers=[figure for figure in (layer_errors(report), layer_times(report)) if figure],
         chosen=verdict.chosen(report),
         remarks=verdict.remarks(report),
         listings=[listing for listing in (verdict.finalists(report), verdict.donors(report)) if listing],
         selection_figures=selection_figures(report),
         facts=prose.facts,
         warnings=numbered_warnings(report),
-        environment=prose.environment_facts(report),
+        environment=environment_facts(report),
     )
 
 
-def tiles(report: Report, computed: Sequence[Row]) -> tuple[Tile, ...]:
-    """The selected candidate at a glance; those that were measured."""
-    row = next((row for row in computed if row.selected), None)
-    if row is None:
-        return ()
-    made = (_top1(report, row), _size(report, row), _latency(report, row), _memory(row))
-    return tuple(tile for tile in made if tile is not None)
-
-
-def _top1(report: Report, row: Row) -> Tile | None:
-    if row.top1 is None:
-        return None
-    count = report.images
-    notes = [f"95 % interval {formatting.percent_interval(row.top1, count)}"]
-    for other in (report.first("ptq"), report.first("float")):
-        delta = row.deltas.get(other.name) if other else None
-        if other is not None and delta is not None:
-            interval = formatting.points_interval(delta, count)
-            notes.append(f"{formatting.points(delta.value, count)} points to {other.name} {interval}")
-    return Tile("Top-1 accuracy", formatting.percent(row.top1.value, count), "%", tuple(notes))
-
-
-def _size(report: Report, row: Row) -> Tile:
-    candidate, full = row.candidate, report.first("float")
-    notes = [f"{formatting.short(candidate.stored_bits_per_weight)} bits per quantized weight"]
-    if full is not None and full is not candidate:
-        share = candidate.stored_bytes / full.stored_bytes
-        notes.append(f"{100 * share:.0f} % of {full.name}, {formatting.megabytes(full.stored_bytes)} MB")
-    return Tile("Stored size", formatting.megabytes(candidate.stored_bytes), "MB", tuple(notes))
-
-
-def _latency(report: Report, row: Row) -> Tile | None:
-    entry = row.first_latency
-    if entry is None:
-        return None
-    notes = [f"median, batch {entry.batch_size}, {formatting.three(entry.images_per_s)} images/s"]
-    if not row.baseline:
-        notes.append(_speed(report, row, entry))
-    return Tile("Latency", formatting.three(entry.median_ms), "ms", tuple(notes))
-
-
-def _speed(report: Report, row: Row, entry: LatencyRow) -> str:
-    if entry.speed_up is None:
-        return f"too few samples to compare with {report.baseline}"
-    doubt = ": no clear difference" if entry.speed_up.contains(1.0) else ""
-    return f"{speed_up_cell(row, entry)} over {report.baseline}{doubt}"
-
-
-def _memory(row: Row) -> Tile | None:
-    footprint = row.candidate.footprint
-    if footprint is None or footprint.peak_rss_bytes is None:
-        return None
-    added = formatting.megabytes(footprint.peak_rss_bytes - footprint.baseline_rss_bytes)
-    notes = (
-        f"of which loading and running add {added} MB",
-        f"{formatting.short(row.candidate.runtime_bits_per_weight)} bits per weight at run time",
-        f"loads in {footprint.load_s:.2f} s",
+def overview_html(shown: Overview) -> str:
+    """The page of several reports: what they ship side by side, then each report's own tables, folded."""
+    return _render(
+        "overview.html",
+        shown=shown,
+        headline=overview.headline(shown),
+        table=overview.listing(shown),
+        trade_offs=overview.figures(shown),
+        rows=rows,
+        columns=columns,
+        gates=verdict.gates,
+        standing=verdict.standing,
+        report_headline=prose.headline,
+        warnings=numbered_warnings,
     )
-    return Tile("Peak memory", formatting.megabytes(footprint.peak_rss_bytes), "MB", notes)
+
+
+def _render(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(css=_resource("report.css"), **values)
 
 
 @cache
-def _template() -> Template:
+def _environment() -> Environment:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_resource),
     )
     environment.filters["unbroken"] = unbroken
     environment.filters["breakable"] = breakable
-    return environment.from_string(_resource("report.html"))
+    return environment
 
 
 def unbroken(text: str) -> str:

@@ -11,7 +11,7 @@ from qvec_deploy.report import svg
 from qvec_deploy.report.svg import WIDTH, Figure
 from qvec_deploy.report.values import Candidate, Report
 
-PANEL, GAP = 78.0, 20.0  # units
+PANEL, GAP = 50.0, 20.0  # units
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 12.0, 40.0, 38.0
 
 # Open and large below, filled and small above: two equal values are both seen.
@@ -25,11 +25,15 @@ def layer_errors(report: Report) -> Figure | None:
     shown = {entry.name: entry for entry in (plain, chosen) if entry is not None and entry.layer_errors}
     if not shown:
         return None
+    samples = tuple((name, entry.layer, entry.error) for name, one in shown.items() for entry in one.layer_errors)
     return Figure(
+        "layers",
         "Rounding error by layer",
         "Relative L2 error of the quantized weights. It hardly tells good candidates from bad ones: accuracy can move "
         "by tens of points while it stays. Nothing was selected by it.",
         _draw(tuple(shown.values())),
+        ("candidate", "layer", "relative error"),
+        samples,
     )
 
 
@@ -68,7 +72,7 @@ def _draw(candidates: tuple[Candidate, ...]) -> str:
             else:
                 axes.set_xlabel("block, in network order")
         canvas.axes[0].legend(
-            loc="lower left", bbox_to_anchor=(0, 1.22), ncols=2, frameon=False, borderpad=0, borderaxespad=0
+            loc="lower left", bbox_to_anchor=(0, 1.34), ncols=2, frameon=False, borderpad=0, borderaxespad=0
         )
         return svg.inline(canvas, "layers", _description(candidates))
 

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 
-from qvec_deploy.report import prose, verdict
+from qvec_deploy.report import accuracy, overview, prose, timing, verdict
+from qvec_deploy.report.listing import Listing
+from qvec_deploy.report.overview import Overview
 from qvec_deploy.report.summary import Row, numbered_warnings, rows
+from qvec_deploy.report.surroundings import environment_facts
 from qvec_deploy.report.table import batch_columns, columns
 from qvec_deploy.report.values import Report
-from qvec_deploy.report.verdict import Listing
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def to_markdown(report: Report) -> str:
-    """The report as GitHub-flavoured Markdown: paragraph, table, footnotes, candidates, environment."""
+    """The report as GitHub-flavoured Markdown: what a pull request needs in sight, the rest folded."""
     computed = rows(report)
     sections = [
         f"# {escape(report.title)}",
         escape(prose.headline(report, computed)),
         escape(prose.setup(report)),
-        _comparison(report, computed),
-        _batches(computed),
         _gates(report),
+        comparison(report, computed),
+        warnings(report),
+        _section("Accuracy", accuracy.answers(report, computed)),
+        _batches(computed),
+        _section("Parts of a run", timing.stages(report)),
+        _section("Roofline", timing.predicted(report, computed)),
         _selection(report),
-        _warnings(report),
-        "## How it was measured",
-        "\n".join(f"- **{term}.** {escape(text)}" for term, text in prose.method(report, computed)),
-        "## Candidates",
-        "\n".join(f"- **{escape(row.candidate.name)}**: {_facts(prose.facts(report, row))}" for row in computed),
-        "## Environment",
-        _table(["", ""], [[escape(term), escape(text)] for term, text in prose.environment_facts(report)], "ll"),
+        _folded("Classes", listing_text(accuracy.by_class(report))),
+        _folded("Changed answers", listing_text(accuracy.changes(report))),
+        _folded("How it was measured", _terms((*prose.method(report, computed), *timing.definitions(report)))),
+        _folded("Candidates", "\n".join(_candidate(report, row) for row in computed)),
+        _folded("Environment", _terms(environment_facts(report))),
         f"Recipe {escape(report.recipe)}, {escape(report.created_by)}.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -46,7 +51,24 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*|]|\](?=[(\[:])|(?<!\w)_|_(?!\w))", r"\\\1", flat)
 
 
-def _comparison(report: Report, computed: Sequence[Row]) -> str:
+def overview_markdown(shown: Overview) -> str:
+    """Several reports as Markdown: what they ship side by side, then each report's own table, folded."""
+    best = shown.best.report
+    sections = [
+        f"# {len(shown.standings)} bundles on {escape(best.dataset)}",
+        escape(overview.headline(shown)),
+        listing_text(overview.listing(shown)),
+    ]
+    for standing in shown.standings:
+        own = standing.report
+        computed = rows(own)
+        parts = (escape(prose.headline(own, computed)), comparison(own, computed), _gates(own), warnings(own))
+        sections.append(_folded(standing.name, "\n\n".join(part for part in parts if part)))
+    return "\n\n".join([*sections, f"{escape(best.created_by)}."]) + "\n"
+
+
+def comparison(report: Report, computed: Sequence[Row]) -> str:
+    """The main table: a row per candidate."""
     shown = columns(report)
     titles = ["Candidate", *(escape(f"{column.title} ({column.unit})") for column in shown)]
     body = [[_name(row), *(escape(str(column.cell(row))) for column in shown)] for row in computed]
@@ -54,15 +76,15 @@ def _comparison(report: Report, computed: Sequence[Row]) -> str:
 
 
 def _batches(computed: Sequence[Row]) -> str:
-    """All batch sizes, where there is more than the one in the comparison."""
-    if max(len(row.latency) for row in computed) < 2:
+    """A row per candidate and batch size; empty where nothing was timed."""
+    if not any(row.latency for row in computed):
         return ""
     shown = batch_columns()
     body = [
         [_name(row), *(escape(str(cell(row, entry))) for _, cell in shown)] for row in computed for entry in row.latency
     ]
     table = _table(["Candidate", *(title for title, _ in shown)], body, "l" + "r" * len(shown))
-    return f"## Latency by batch size\n\n{table}"
+    return f"## Latency\n\n{table}"
 
 
 def _name(row: Row) -> str:
@@ -77,8 +99,7 @@ def _table(titles: Sequence[str], body: Iterable[Sequence[str]], alignment: str)
 
 
 def _gates(report: Report) -> str:
-    listing = verdict.gates(report)
-    return f"## Gates\n\n{_listing(listing)}" if listing is not None else ""
+    return _section("Gates", verdict.gates(report))
 
 
 def _selection(report: Report) -> str:
@@ -88,19 +109,44 @@ def _selection(report: Report) -> str:
     parts = ["## Selection", escape(sentence)]
     for listing in (verdict.finalists(report), verdict.donors(report)):
         if listing is not None:
-            parts += [f"{escape(listing.title)}:", _listing(listing)]
+            parts += [f"{escape(listing.title)}:", listing_text(listing)]
     return "\n\n".join(parts)
 
 
-def _listing(listing: Listing) -> str:
+def _section(title: str, listing: Listing | None) -> str:
+    return f"## {title}\n\n{listing_text(listing)}" if listing is not None else ""
+
+
+def _folded(title: str, text: str) -> str:
+    """A section that GitHub shows when it is asked to; empty without text."""
+    if not text:
+        return ""
+    summary = html.escape(" ".join(title.split()))
+    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
+
+
+def _terms(entries: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"- **{escape(term)}.** {escape(text)}" for term, text in entries)
+
+
+def _candidate(report: Report, row: Row) -> str:
+    return f"- **{escape(row.candidate.name)}**: {_facts(prose.facts(report, row))}"
+
+
+def listing_text(listing: Listing | None) -> str:
+    """A small table with its note; empty without one."""
+    if listing is None:
+        return ""
     body = []
     for first, *others in listing.rows:
         name = f"**{escape(first)}**" if first == listing.shipped else escape(first)
         body.append([name, *(escape(cell) for cell in others)])
-    return _table([escape(title) for title in listing.columns], body, listing.alignment)
+    table = _table([escape(title) for title in listing.columns], body, listing.alignment)
+    return f"{table}\n\n{escape(listing.note)}" if listing.note else table
 
 
-def _warnings(report: Report) -> str:
+def warnings(report: Report) -> str:
+    """The doubts, numbered; empty without any."""
     entries = [
         f"{entry.number}. **{escape(entry.title.capitalize())}.** {escape(entry.remedy)}\n"
         + "\n".join(f"   - {escape(subject)}: {escape(detail)}" for subject, detail in entry.details)

@@ -1,4 +1,4 @@
-"""The report's figures: accuracy against latency and against size here, rounding error in `layer_plot`."""
+"""Accuracy against latency and against size, with intervals and the Pareto front."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 
 from qvec_deploy.report import svg
 from qvec_deploy.report.formatting import BYTES_PER_MB
-from qvec_deploy.report.layer_plot import layer_errors
 from qvec_deploy.report.summary import Row
 from qvec_deploy.report.svg import WIDTH, Figure
-from qvec_deploy.report.values import Report, Role
+from qvec_deploy.report.values import Role
 
 HEIGHT = 270.0
 LABEL_PITCH = 13.0  # units between two labels
@@ -21,23 +20,34 @@ CHARACTER = 5.6  # units a character takes at font size 9, on the safe side
 LOG_FROM = 10.0  # ratio of largest to smallest from which a logarithmic axis shows more
 
 ORDER: tuple[Role, ...] = ("variant", "float", "ptq", "patched")  # later ones are drawn over earlier ones
+FRONT = "The line is the front of what could ship."
 MARKERS = {"float": "s", "ptq": "D", "patched": "o", "variant": "^"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate in a plane: values with their intervals (low, value, high), x as plotted, y in percent."""
+    """A candidate in a plane.
+
+    Attributes:
+        name: Beside it.
+        role: Its colour and mark.
+        selected: Drawn larger.
+        x: As plotted, with its interval: low, value, high.
+        y: In percent, likewise.
+        ships: Whether it could be shipped; a control cannot, and is no part of the front.
+    """
 
     name: str
     role: Role
     selected: bool
     x: tuple[float, float, float]
     y: tuple[float, float, float]
+    ships: bool = True
 
 
-def figures(report: Report, rows: Sequence[Row]) -> tuple[Figure, ...]:
-    """Those figures that the report has data for."""
-    drawn = (_against_latency(rows), _against_size(rows), layer_errors(report))
+def trade_offs(rows: Sequence[Row]) -> tuple[Figure, ...]:
+    """Accuracy against latency and against size, as far as they were measured."""
+    drawn = (_against_latency(rows), _against_size(rows))
     return tuple(figure for figure in drawn if figure is not None)
 
 
@@ -50,23 +60,24 @@ def _against_latency(rows: Sequence[Row]) -> Figure | None:
         median = entry.median_interval
         x = (median.low, median.value, median.high) if median else (entry.median_ms,) * 3
         points.append(_point(row, x))
-    if not points:
-        return None
-    return Figure(
+    batch = next((row.first_latency.batch_size for row in rows if row.first_latency), 1)
+    return scatter(
+        "latency",
         "Accuracy and latency",
-        "Up and to the left is better. Bars are 95 % intervals.",
-        _scatter("latency", points, "median host latency, ms"),
+        f"Up and to the left is better; batch {batch}. {FRONT} Bars are 95 % intervals.",
+        points,
+        "median host latency, ms",
     )
 
 
 def _against_size(rows: Sequence[Row]) -> Figure | None:
     points = [_point(row, (row.candidate.stored_bytes / BYTES_PER_MB,) * 3) for row in rows if row.top1 is not None]
-    if not points:
-        return None
-    return Figure(
+    return scatter(
+        "size",
         "Accuracy and size",
-        "Up and to the left is better. Size is of everything a device needs to store.",
-        _scatter("size", points, "stored size, MB"),
+        f"Up and to the left is better. Size is of everything a device needs to store. {FRONT}",
+        points,
+        "stored size, MB",
     )
 
 
@@ -74,7 +85,35 @@ def _point(row: Row, x: tuple[float, float, float]) -> Point:
     top1 = row.top1
     y = (top1.low, top1.value, top1.high) if top1 else (0.0, 0.0, 0.0)
     low, value, high = (100 * share for share in y)
-    return Point(row.candidate.name, row.candidate.role, row.selected, x, (low, value, high))
+    control = row.candidate.patch is not None and row.candidate.patch.control is not None
+    return Point(row.candidate.name, row.candidate.role, row.selected, x, (low, value, high), ships=not control)
+
+
+def scatter(name: str, title: str, caption: str, points: Sequence[Point], x_label: str) -> Figure | None:
+    """Accuracy against something of which less is better; None without points.
+
+    Args:
+        name: Unique in the page.
+        title: Of the figure.
+        caption: Of the figure.
+        points: The candidates.
+        x_label: What is on the horizontal axis, with its unit.
+    """
+    if not points:
+        return None
+    ahead = {point.name for point in front(points)}
+    ends = tuple(f"{axis}{end}" for axis in (x_label, "top-1, %") for end in (", low", "", ", high"))
+    samples = tuple((point.name, *point.x, *point.y, point.name in ahead) for point in points)
+    return Figure(name, title, caption, _scatter(name, points, x_label), ("candidate", *ends, "on the front"), samples)
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The Pareto front by ascending x: of what could be shipped, all that nothing else beats on both axes."""
+    ahead: list[Point] = []
+    for point in sorted((point for point in points if point.ships), key=lambda point: (point.x[1], -point.y[1])):
+        if not ahead or point.y[1] > ahead[-1].y[1]:
+            ahead.append(point)
+    return ahead
 
 
 def _scatter(name: str, points: Sequence[Point], x_label: str) -> str:
@@ -88,6 +127,7 @@ def _scatter(name: str, points: Sequence[Point], x_label: str) -> str:
             (left / WIDTH, bottom / HEIGHT, (WIDTH - left - labels_width) / WIDTH, (HEIGHT - bottom - 10) / HEIGHT)
         )
         _scale(axes, points, log_allowed=name == "size")
+        _draw_front(axes, front(points))
         for point in points:
             _draw(axes, point)
         _label(axes, points)
@@ -115,6 +155,15 @@ def _scale(axes: Any, points: Sequence[Point], *, log_allowed: bool) -> None:
     margin = max(0.06 * (high - low), 0.5)
     axes.set_ylim(max(low - margin, -1), min(high + margin, 101))
     axes.yaxis.set_major_locator(MaxNLocator(6))
+
+
+def _draw_front(axes: Any, ahead: Sequence[Point]) -> None:
+    """Steps from the bottom of the plot to its right side: what is reached at up to so many milliseconds or bytes."""
+    if not ahead:
+        return
+    places = [ahead[0].x[1], *(point.x[1] for point in ahead), axes.get_xlim()[1]]
+    heights = [axes.get_ylim()[0], *(point.y[1] for point in ahead), ahead[-1].y[1]]
+    axes.plot(places, heights, drawstyle="steps-post", color=svg.COLORS["ink"], linewidth=1, alpha=0.45, zorder=2)
 
 
 def _draw(axes: Any, point: Point) -> None:

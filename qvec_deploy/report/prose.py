@@ -9,6 +9,8 @@ from qvec_deploy.report import formatting, verdict
 from qvec_deploy.report.summary import Row
 from qvec_deploy.report.values import Candidate, Report
 
+CHANCE = 0.05  # of calling any rival better that is not: divided by their number (Bonferroni)
+
 ROLE_TEXT = {
     "float": "the receiver, not quantized",
     "ptq": "quantized without a patch",
@@ -28,6 +30,7 @@ def headline(report: Report, rows: Sequence[Row]) -> str:
         _kept(report, row),
         _compared(report, row),
         _timed(report, row),
+        _surpassed(report, row),
         *verdict.remarks(report),
     )
     return " ".join(part for part in parts if part)
@@ -80,6 +83,28 @@ def _timed(report: Report, row: Row) -> str:
     return f"{sentence}: {formatting.times(ratio.value)} the speed of {report.baseline} {interval}."
 
 
+def _surpassed(report: Report, row: Row) -> str:
+    """What else takes no more room and is clearly more accurate: the reader may want to ship that."""
+    shipped = row.candidate
+    rivals = [
+        other
+        for other in report.candidates
+        if other.name in shipped.paired
+        and (other.patch is None or other.patch.control is None)
+        and other.stored_bytes <= shipped.stored_bytes
+    ]
+    better = [
+        other
+        for other in rivals
+        if row.deltas[other.name].value < 0 and row.p_values[other.name] * len(rivals) < CHANCE
+    ]
+    if not better:
+        return ""
+    best = min(better, key=lambda other: row.deltas[other.name].value)
+    points = formatting.points(-row.deltas[best.name].value, report.images).lstrip("+")
+    return f"{best.name} is {points} points above it in no more room."
+
+
 def setup(report: Report) -> str:
     """What was built and what it was tried on: quantizer, levels, skip list, lambda, donors, images."""
     shown = _described(report)
@@ -93,11 +118,7 @@ def setup(report: Report) -> str:
 def method(report: Report, rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
     """How the numbers came about: pairs of a term and its sentences."""
     entries = [
-        (
-            "Accuracy",
-            "Measured on the built engine, every candidate on the same images. Intervals are 95 % Wilson intervals; "
-            "differences are paired by image, with Bonett and Price's interval.",
-        ),
+        ("Accuracy", _accuracy_method(report)),
         ("Latency", _latency_method(report, rows)),
         ("Memory", _memory_method(report)),
         ("Selection", _selection_method(report)),
@@ -120,17 +141,32 @@ def _skipped(candidate: Candidate) -> str:
     return f" Left in float: {', '.join(candidate.skip)}." if candidate.skip else " No Linear layer was left out."
 
 
+def _accuracy_method(report: Report) -> str:
+    if not report.images:
+        return "Not measured."
+    text = (
+        "Measured on the built engine, every candidate on the same images. Intervals are 95 % Wilson intervals; "
+        "differences are paired by image, with Bonett and Price's interval. The calibration error is the expected one, "
+        "of Guo et al."
+    )
+    waited = [c.accuracy.waited for c in report.candidates if c.accuracy and c.accuracy.waited is not None]
+    return f"{text} Engines waited for images up to {100 * max(waited):.0f} % of the time." if waited else text
+
+
 def _latency_method(report: Report, rows: Sequence[Row]) -> str:
     entries = next((row.latency for row in rows if row.baseline), ())
     if not entries:
         return "Not measured."
     batches = ", ".join(str(entry.batch_size) for entry in entries)
     threads = report.environment.threads
+    taken = report[report.baseline].latency
+    cold = "; the GPU's L2 cache was emptied before every run" if any(entry.cold_l2 for entry in taken) else ""
+    warmup = max(entry.warmup for entry in taken) or report.warmup
     return (
         f"Host latency, from images in host memory to logits in host memory; batch size {batches}; "
-        f"{entries[0].samples} samples of each candidate in blocks of random order, after {report.warmup} blocks of "
-        f"warm-up; {threads} thread{'' if threads == 1 else 's'}. Speed-up is the median of {report.baseline} over "
-        "the candidate's, with a 95 % bootstrap interval over blocks. Throughput is that of one caller who waits."
+        f"{entries[0].samples} samples of each candidate in blocks of random order, after {warmup} blocks of "
+        f"warm-up; {threads} thread{'' if threads == 1 else 's'}{cold}. Speed-up is the median of {report.baseline} "
+        "over the candidate's, with a 95 % bootstrap interval over blocks. Throughput is that of one caller who waits."
     )
 
 
@@ -199,6 +235,7 @@ def _agreements(report: Report, candidate: Candidate) -> str:
     shares = (
         f"{name} on {formatting.percent(pair.agreeing / pair.count, report.images)} % of the images"
         for name, pair in sorted(candidate.paired.items())
+        if report[name].role in ("float", "ptq")
     )
     return "; ".join(shares)
 
@@ -212,20 +249,3 @@ def _added_memory(candidate: Candidate) -> str:
         return f"{resident} MB resident"
     peak = formatting.megabytes(footprint.peak_rss_bytes - footprint.baseline_rss_bytes)
     return f"{resident} MB resident, {peak} MB at the peak"
-
-
-def environment_facts(report: Report) -> tuple[tuple[str, str], ...]:
-    """The machine and the software: pairs of a term and its value."""
-    machine = report.environment
-    entries = [
-        ("CPU", machine.cpu),
-        ("CPU flags", ", ".join(machine.cpu_flags)),
-        ("Cores", f"{machine.logical_cores} logical, {machine.usable_cores} usable, {machine.threads} threads used"),
-        ("Load average", f"{machine.load_average:g} before measuring"),
-        ("Frequency governor", machine.governor or "not visible"),
-        ("Memory", f"{machine.memory_bytes / 2**30:.1f} GiB"),
-        ("System", machine.operating_system),
-        ("Python", machine.python),
-        *sorted(machine.packages.items()),
-    ]
-    return tuple((term, text) for term, text in entries if text)

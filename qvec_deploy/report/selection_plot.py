@@ -43,7 +43,13 @@ def _curves(selection: Selection) -> Figure:
         f"Each λ that was tried, on {images_of(selection)}, which selected. Less is better. Large mark: the best λ of "
         "its method. Ring: λ = 0, no patch."
     )
-    return Figure("Score over λ", caption, _draw_curves(selection))
+    samples = tuple(
+        (curve.method, point.lam, factor(selection) * point.score, point.lam == curve.best)
+        for curve in selection.curves
+        for point in curve.points
+    )
+    columns = ("method", "lambda", ", ".join(quantity(selection)), "best")
+    return Figure("curves", "Score over λ", caption, _draw_curves(selection), columns, samples)
 
 
 def _draw_curves(selection: Selection) -> str:
@@ -147,7 +153,9 @@ def _donors(selection: Selection) -> Figure:
         f"Left: {what} with each donor alone at λ = 1, on {images_of(selection)}, which selected; less is "
         f"better.{plain} Right: its weight in the mix."
     )
-    return Figure("Donors", caption, _draw_donors(selection))
+    samples = tuple((donor.name, factor(selection) * donor.score, donor.weight) for donor in selection.donors)
+    columns = ("donor", ", ".join(quantity(selection)), "weight")
+    return Figure("donors", "Donors", caption, _draw_donors(selection), columns, samples)
 
 
 def _draw_donors(selection: Selection) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qvec_deploy.measure.calibration import calibration_error
 from qvec_deploy.measure.statistics import (
     Estimate,
     coefficient_of_variation,
+    mcnemar,
     median,
     median_estimate,
     paired_difference,
     quantile,
+    samples_needed,
     speed_up,
     throughput,
     wilson,
@@ -28,6 +31,8 @@ class LatencyRow:
         median_ms: Host latency.
         median_interval: The median with its interval; None where the samples support none.
         p90_ms: None where the samples support none.
+        p99_ms: Likewise.
+        missing_p99: How many more samples p99 takes; 0 where it is supported.
         images_per_s: Throughput of one caller who waits for each batch.
         variation: Standard deviation over mean.
         speed_up: Over the report's baseline; None where the samples support no interval. 1 exactly for the
@@ -39,6 +44,8 @@ class LatencyRow:
     median_ms: float
     median_interval: Estimate | None
     p90_ms: float | None
+    p99_ms: float | None
+    missing_p99: int
     images_per_s: float
     variation: float
     speed_up: Estimate | None
@@ -53,7 +60,12 @@ class Row:
         selected: Whether it is what the bundle ships.
         baseline: Whether it is what speed-ups are relative to.
         top1: A fraction, with its Wilson interval.
+        top5: Likewise; None where it was not counted.
+        calibration_error: Expected calibration error, a fraction; None without bins.
         deltas: By another candidate's name, this accuracy minus that one's on the same images, a fraction.
+        p_values: By another candidate's name, McNemar's p-value for these two.
+        agreement: Share of images on which it answers as the float receiver does, with its Wilson interval; None for
+            the receiver itself.
         latency: Per batch size, ascending.
         marks: Numbers of the warnings that concern it (see `numbered_warnings`).
     """
@@ -62,7 +74,11 @@ class Row:
     selected: bool
     baseline: bool
     top1: Estimate | None
+    top5: Estimate | None
+    calibration_error: float | None
     deltas: dict[str, Estimate]
+    p_values: dict[str, float]
+    agreement: Estimate | None
     latency: tuple[LatencyRow, ...]
     marks: tuple[int, ...]
 
@@ -85,21 +101,26 @@ class NumberedWarning:
 def rows(report: Report) -> tuple[Row, ...]:
     """A row per candidate, in the report's order."""
     warnings = numbered_warnings(report)
-    return tuple(
-        Row(
-            candidate=candidate,
-            selected=candidate.name == report.selected,
-            baseline=candidate.name == report.baseline,
-            top1=wilson(candidate.accuracy.correct, candidate.accuracy.count) if candidate.accuracy else None,
-            deltas={
-                other: paired_difference(pair.gained, pair.lost, pair.count) for other, pair in candidate.paired.items()
-            },
-            latency=_latency_rows(candidate, report[report.baseline]),
-            marks=tuple(
-                entry.number for entry in warnings if any(subject == candidate.name for subject, _ in entry.details)
-            ),
-        )
-        for candidate in report.candidates
+    return tuple(_row(report, candidate, warnings) for candidate in report.candidates)
+
+
+def _row(report: Report, candidate: Candidate, warnings: tuple[NumberedWarning, ...]) -> Row:
+    answers, pairs, full = candidate.accuracy, candidate.paired, report.first("float")
+    same = pairs.get(full.name) if full is not None else None
+    return Row(
+        candidate=candidate,
+        selected=candidate.name == report.selected,
+        baseline=candidate.name == report.baseline,
+        top1=wilson(answers.correct, answers.count) if answers else None,
+        top5=wilson(answers.top5, answers.count) if answers and answers.top5 is not None else None,
+        calibration_error=calibration_error(answers.bins) if answers and answers.bins else None,
+        deltas={other: paired_difference(pair.gained, pair.lost, pair.count) for other, pair in pairs.items()},
+        p_values={other: mcnemar(pair.gained, pair.lost) for other, pair in pairs.items()},
+        agreement=wilson(same.agreeing, same.count) if same is not None else None,
+        latency=_latency_rows(candidate, report[report.baseline]),
+        marks=tuple(
+            entry.number for entry in warnings if any(subject == candidate.name for subject, _ in entry.details)
+        ),
     )
 
 
@@ -112,6 +133,8 @@ def _latency_rows(candidate: Candidate, baseline: Candidate) -> tuple[LatencyRow
             median_ms=median(entry.samples_ms),
             median_interval=median_estimate(entry.samples_ms),
             p90_ms=quantile(entry.samples_ms, 0.9),
+            p99_ms=quantile(entry.samples_ms, 0.99),
+            missing_p99=max(0, samples_needed(0.99) - len(entry.samples_ms)),
             images_per_s=throughput(entry.batch_size, entry.samples_ms),
             variation=coefficient_of_variation(entry.samples_ms),
             speed_up=speed_up(by_batch[entry.batch_size], entry.samples_ms),

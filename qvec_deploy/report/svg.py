@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from qvec_deploy.report.spreadsheet import data_uri, to_csv
+
 # Colours that stand for the page's CSS variables: matplotlib draws with them, `inline` puts the variables in.
 COLORS = {
     "ink": "#010101",
@@ -22,7 +24,7 @@ COLORS = {
     "variant": "#010108",
 }
 
-WIDTH = 400.0  # figure units; a phone shows them about 1:1, a desktop a third larger
+WIDTH = 360.0  # figure units; a phone shows them about 1:1, a desktop a quarter larger
 LABEL_LENGTH = 20
 
 STYLE = {
@@ -51,11 +53,28 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure for the page: inline SVG with its caption."""
+    """A figure for the page.
 
+    Attributes:
+        name: Unique in the page: its anchor, and the name of the file of its numbers.
+        title: Above it.
+        caption: What it shows, in a sentence or two.
+        svg: Inline.
+        columns: Of its numbers.
+        samples: The numbers that it draws, a tuple per line.
+    """
+
+    name: str
     title: str
     caption: str
     svg: str
+    columns: tuple[str, ...]
+    samples: tuple[tuple[str | float | int | bool | None, ...], ...]
+
+    @property
+    def csv(self) -> str:
+        """Its numbers as a `data:` address."""
+        return data_uri(to_csv(self.columns, self.samples))
 
 
 @contextlib.contextmanager

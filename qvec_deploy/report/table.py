@@ -75,10 +75,11 @@ def batch_columns() -> tuple[tuple[str, Callable[[Row, LatencyRow], Cell]], ...]
     return (
         ("Batch", lambda row, entry: Cell(str(entry.batch_size))),
         ("Samples", lambda row, entry: Cell(str(entry.samples))),
-        ("Median ms", lambda row, entry: _median(entry)),
+        ("Median ms", _median_interval),
         ("p90 ms", lambda row, entry: _p90(entry)),
+        ("p99 ms", lambda row, entry: _p99(entry)),
+        ("CoV %", lambda row, entry: Cell(f"{100 * entry.variation:.1f}")),
         ("Images/s", lambda row, entry: Cell(formatting.three(entry.images_per_s))),
-        ("Variation %", lambda row, entry: Cell(f"{100 * entry.variation:.1f}")),
         ("Speed-up", speed_up_cell),
     )
 
@@ -100,8 +101,20 @@ def _median(entry: LatencyRow) -> Cell:
     return Cell(formatting.three(entry.median_ms))
 
 
+def _median_interval(row: Row, entry: LatencyRow) -> Cell:
+    interval = entry.median_interval
+    aside = f"[{formatting.three(interval.low)}, {formatting.three(interval.high)}]" if interval else ""
+    return Cell(formatting.three(entry.median_ms), aside)
+
+
 def _p90(entry: LatencyRow) -> Cell:
     return Cell(NONE if entry.p90_ms is None else formatting.three(entry.p90_ms))
+
+
+def _p99(entry: LatencyRow) -> Cell:
+    if entry.p99_ms is None:
+        return Cell(NONE, f"+{entry.missing_p99:,} samples")
+    return Cell(formatting.three(entry.p99_ms))
 
 
 def _speed_up(row: Row) -> Cell:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.report import formatting
+from qvec_deploy.report.listing import Listing
 from qvec_deploy.report.values import GateResult, Report
 from qvec_deploy.select.values import Confirmed, Selection
 from qvec_deploy.vectors.labels import short_names
@@ -16,25 +15,6 @@ MIXING = {
     "ridge": "mixed by ridge regression of the logits",
     "descent": "mixed by gradient descent on the divergence",
 }
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A small table of text.
-
-    Attributes:
-        title: Above it.
-        columns: Headings; the first column names what a row is about.
-        rows: Their cells.
-        alignment: `l` or `r` for every column.
-        shipped: The row of this name is what the bundle ships; None where rows are no candidates.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    alignment: str
-    shipped: str | None = None
 
 
 def quantity(selection: Selection) -> tuple[str, str]:
@@ -105,6 +85,16 @@ def missed(report: Report) -> str:
         return ""
     total = len(report.gates)
     return f"misses {len(names)} of {total} gate{'s' if total > 1 else ''}: {', '.join(names)}"
+
+
+def standing(report: Report) -> tuple[str, str]:
+    """Whether the shipped candidate is within the gates, in a few words, and `passed`, `missed` or `none` for it."""
+    if not report.gates:
+        return "no gates", "none"
+    total, names = len(report.gates), [gate.name for gate in report.gates if not gate.passed]
+    if names:
+        return f"misses {len(names)} of {total} gate{'s' if total > 1 else ''}", "missed"
+    return f"within all {total} gates" if total > 1 else "within its gate", "passed"
 
 
 def verdict_of(gate: GateResult) -> str:

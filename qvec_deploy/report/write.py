@@ -1,18 +1,21 @@
-"""The three files of a report, each whole or not there."""
+"""The files of a report, each whole or not there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from qvec_deploy.report.document import to_json
-from qvec_deploy.report.html import to_html
-from qvec_deploy.report.markdown import to_markdown
+from qvec_deploy.report.document import overview_json, to_json
+from qvec_deploy.report.html import overview_html, to_html
+from qvec_deploy.report.markdown import overview_markdown, to_markdown
+from qvec_deploy.report.overview import Overview
+from qvec_deploy.report.spreadsheet import candidates_csv, samples_csv
 from qvec_deploy.report.values import Report
 from qvec_deploy.store import write_bytes
 
 
 def write_report(report: Report, directory: Path) -> tuple[Path, ...]:
-    """Write report.json, report.md and report.html.
+    """Write report.json, report.md and report.html, as a bundle has them.
 
     Returns:
         Their paths, in this order.
@@ -26,6 +29,45 @@ def write_report(report: Report, directory: Path) -> tuple[Path, ...]:
         "report.md": to_markdown(report).encode(),
         "report.html": to_html(report).encode(),
     }
+    return _write(files, directory)
+
+
+def write_overview(shown: Overview, directory: Path) -> tuple[Path, ...]:
+    """Write the same files for several reports.
+
+    Returns:
+        Their paths, in this order.
+
+    Raises:
+        StorageError: The directory cannot be written or is full.
+        ValueError: A measurement is NaN or infinite.
+    """
+    files = {
+        "report.json": overview_json(shown),
+        "report.md": overview_markdown(shown).encode(),
+        "report.html": overview_html(shown).encode(),
+    }
+    return _write(files, directory)
+
+
+def write_tables(reports: Mapping[str, Report], directory: Path) -> tuple[Path, ...]:
+    """Write report.csv, a row per candidate and batch size, and samples.csv, a row per latency sample.
+
+    Args:
+        reports: By the name in the first column.
+        directory: Where to.
+
+    Returns:
+        Their paths, in this order.
+
+    Raises:
+        StorageError: The directory cannot be written or is full.
+    """
+    files = {"report.csv": candidates_csv(reports).encode(), "samples.csv": samples_csv(reports).encode()}
+    return _write(files, directory)
+
+
+def _write(files: Mapping[str, bytes], directory: Path) -> tuple[Path, ...]:
     for name, data in files.items():
         write_bytes(directory / name, data)
     return tuple(directory / name for name in files)

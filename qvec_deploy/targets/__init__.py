@@ -65,6 +65,23 @@ def find_target(runtime: str) -> Target:
     return target
 
 
+def require_images(images: Float32, shape: tuple[int, int, int]) -> None:
+    """Refuse what is no batch of an engine's images.
+
+    Args:
+        images: What was given.
+        shape: (C, H, W) of an image that the engine takes.
+
+    Raises:
+        IncompatibleError: Another shape or type, or no image.
+    """
+    if images.shape[1:] != shape or images.dtype != "float32" or not len(images):
+        raise IncompatibleError(
+            f"the engine takes float32 images (batch, {', '.join(map(str, shape))}), got {images.dtype} {images.shape}",
+            hint="preprocess images as the manifest's data_config says",
+        )
+
+
 def open_engine(runtime: str, directory: str, lowering: str, threads: int) -> AbstractContextManager[Session]:
     """`Target.open` with plain arguments, for a fresh process."""
     return find_target(runtime).open(Path(directory), lowering, threads)

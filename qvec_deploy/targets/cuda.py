@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Iterator, Mapping
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -26,8 +26,8 @@ FUNCTIONS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "cuDeviceGet": (POINTER(c_int), c_int),
         "cuDeviceGetName": (c_void_p, c_int, c_int),
         "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+        "cuDeviceGetPCIBusId": (c_void_p, c_int, c_int),
         "cuDevicePrimaryCtxRetain": (_Out, c_int),
-        "cuDevicePrimaryCtxRelease_v2": (c_int,),
         "cuCtxSetCurrent": (c_void_p,),
         "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
         "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
@@ -45,6 +45,11 @@ FUNCTIONS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "cuGraphLaunch": (c_void_p, c_void_p),
         "cuGraphExecDestroy": (c_void_p,),
         "cuGraphDestroy": (c_void_p,),
+        "cuMemsetD8Async": (c_uint64, c_ubyte, c_size_t, c_void_p),
+        "cuEventCreate": (_Out, c_uint),
+        "cuEventRecord": (c_void_p, c_void_p),
+        "cuEventElapsedTime": (POINTER(c_float), c_void_p, c_void_p),
+        "cuEventDestroy_v2": (c_void_p,),
         "cuGetErrorName": (c_int, POINTER(c_char_p)),
     }
 )
@@ -53,7 +58,7 @@ FUNCTIONS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 _OUT_OF_MEMORY = 2
 _NON_BLOCKING = 1
 _CAPTURE_THIS_THREAD = 1
-_SM_MAJOR, _SM_MINOR = 75, 76
+_L2_BYTES, _SM_MAJOR, _SM_MINOR = 38, 75, 76
 _NAME_BYTES = 256
 
 
@@ -79,6 +84,8 @@ class Gpu:
 class Cuda:
     """The first visible GPU's primary context, which TensorRT uses too.
 
+    Once entered it is kept until the process ends: objects of TensorRT that live on when it goes would fail as they go.
+
     Raises:
         IncompatibleError: No driver, no GPU, or the driver refuses.
     """
@@ -103,6 +110,16 @@ class Cuda:
         driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
         return Gpu(name.value.decode("utf-8", "replace"), 10 * major + minor, driver)
 
+    def bus_id(self) -> str:
+        """Its place on the PCI bus, by which NVML finds it too."""
+        text = ctypes.create_string_buffer(_NAME_BYTES)
+        self._call("cuDeviceGetPCIBusId", text, _NAME_BYTES, self._device)
+        return text.value.decode("ascii", "replace")
+
+    def l2_bytes(self) -> int:
+        """Size of its L2 cache."""
+        return self._attribute(_L2_BYTES)
+
     def _attribute(self, code: int) -> int:
         value = c_int(0)
         self._call("cuDeviceGetAttribute", ctypes.byref(value), code, self._device)
@@ -113,12 +130,6 @@ class Cuda:
         if not self._context:
             self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
         self._call("cuCtxSetCurrent", self._context)
-
-    def close(self) -> None:
-        """Let go of the context."""
-        if self._context:
-            self._call("cuDevicePrimaryCtxRelease_v2", self._device)
-            self._context = c_void_p()
 
     def free_bytes(self) -> int:
         """Device memory that nobody uses now."""
@@ -160,6 +171,30 @@ class Cuda:
     def download(self, array: NDArray[np.float32], address: int, stream: int) -> None:
         """Copy from the device to a pinned array; it has arrived when the stream comes to that."""
         self._call("cuMemcpyDtoHAsync_v2", array.ctypes.data, address, array.nbytes, stream)
+
+    def fill(self, address: int, size: int, stream: int) -> None:
+        """Set so many bytes of device memory to zero; done when the stream comes to that."""
+        self._call("cuMemsetD8Async", address, 0, size, stream)
+
+    def new_event(self) -> int:
+        """Handle of an event that notes the GPU's time."""
+        event = c_void_p()
+        self._call("cuEventCreate", ctypes.byref(event), 0)
+        return event.value or 0
+
+    def record(self, event: int, stream: int) -> None:
+        """Have an event note the time when the stream comes to it."""
+        self._call("cuEventRecord", event, stream)
+
+    def elapsed_ms(self, start: int, end: int) -> float:
+        """Milliseconds between two events that have come to pass; half a microsecond is the driver's resolution."""
+        elapsed = c_float(0)
+        self._call("cuEventElapsedTime", ctypes.byref(elapsed), start, end)
+        return elapsed.value
+
+    def end_event(self, event: int) -> None:
+        """Destroy an event."""
+        self._call("cuEventDestroy_v2", event)
 
     def new_stream(self) -> int:
         """Handle of a stream of its own."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from numpy.typing import NDArray
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.store import require_file
+from qvec_deploy.targets import require_images
+from qvec_deploy.targets.cuda import Cuda
 from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
@@ -51,13 +52,16 @@ class OnnxRuntimeCuda:
             return f"onnxruntime {onnxruntime.__version__} has no {self._provider}: it is not onnxruntime-gpu"
         if self._provider == CPU:
             return None
-        reason = _missing_device()
-        if reason is None and not _provider_loads():
-            reason = (
-                f"onnxruntime {onnxruntime.__version__} cannot load {CUDA}: "
-                f"the libraries of CUDA {onnxruntime.cuda_version} or cuDNN are missing"
-            )
-        return reason
+        try:
+            Cuda()  # asked without torch, which an engine here does not need
+        except IncompatibleError as error:
+            return error.message
+        if _provider_loads():
+            return None
+        return (
+            f"onnxruntime {onnxruntime.__version__} cannot load {CUDA}: "
+            f"the libraries of CUDA {onnxruntime.cuda_version} or cuDNN are missing"
+        )
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:
@@ -112,19 +116,40 @@ class CudaSession:
         Raises:
             IncompatibleError: Images of another shape or dtype, or more than the GPU takes.
         """
-        if images.shape[1:] != self._shape or images.dtype != np.float32 or not len(images):
-            raise IncompatibleError(
-                f"the engine takes float32 images (batch, {', '.join(map(str, self._shape))}), "
-                f"got {images.dtype} {images.shape}",
-                hint="preprocess images as the manifest's data_config says",
-            )
+        require_images(images, self._shape)
+        try:
+            return self._run(np.ascontiguousarray(images))
+        except IncompatibleError as error:
+            if not _out_of_memory(error.message):
+                raise
+            refused = error.message
+        fits = self._largest_batch(len(images))
+        hint = f"batch {fits} fits" if fits else "free GPU memory, or use a smaller batch"
+        raise IncompatibleError(refused, hint=hint)
+
+    def _run(self, images: Float32) -> Float32:
         session = self.load(len(images))
         try:
-            logits: Float32 = session.run([self._output], {self._input: np.ascontiguousarray(images)})[0]
+            logits: Float32 = session.run([self._output], {self._input: images})[0]
         except Exception as error:
             self._sessions.pop(len(images))
             raise self._refused(f"fails at batch {len(images)}", error) from error
         return logits
+
+    def _largest_batch(self, failed: int) -> int:
+        """The first half, quarter, ... of a batch that runs with no other loaded; 0 if none does."""
+        batch = failed // 2
+        while batch:
+            self.close()
+            try:
+                self._run(np.zeros((batch, *self._shape), np.float32))
+            except IncompatibleError as error:
+                if not _out_of_memory(error.message):
+                    raise
+                batch //= 2
+            else:
+                break
+        return batch
 
     def load(self, batch: int) -> Any:
         """ONNX Runtime's session for one batch size.
@@ -159,12 +184,13 @@ class CudaSession:
 
     def _refused(self, what: str, error: Exception) -> IncompatibleError:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        memory = any(word in str(error).lower() for word in ("out of memory", "failed to allocate", "bfcarena"))
-        fits = max(self._sessions, default=0)
-        hint = "`qvec-deploy verify` checks the bundle"
-        if memory:
-            hint = f"batch {fits} fits" if fits else "free GPU memory, or use a smaller batch"
-        return IncompatibleError(f"lowering `{self._lowering}` on {self._provider} {what}: {lines[0]}", hint=hint)
+        reason = next(filter(_out_of_memory, lines), lines[0])
+        hint = "free GPU memory" if _out_of_memory(reason) else "`qvec-deploy verify` checks the bundle"
+        return IncompatibleError(f"lowering `{self._lowering}` on {self._provider} {what}: {reason}", hint=hint)
+
+
+def _out_of_memory(said: str) -> bool:
+    return any(words in said.lower() for words in ("out of memory", "failed to allocate", "bfcarena"))
 
 
 def session_options(threads: int, batch: int, *, strict: bool) -> Any:
@@ -255,9 +281,10 @@ def _fit_kernels(graph: onnx.GraphProto, arrays: Arrays) -> None:
 
 def _halve(graph: onnx.GraphProto, weights: PackedFile, arrays: Arrays) -> Arrays:
     """Make a graph's arithmetic float16, in place, and return all its external initializers, the float ones halved."""
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, numpy_helper
 
     from qvec_deploy.lower.float16 import cast_at_the_ends, half, halve_node
+    from qvec_deploy.lower.inmemory import external_initializer
 
     halved: Arrays = {}
     initializers = []
@@ -273,11 +300,7 @@ def _halve(graph: onnx.GraphProto, weights: PackedFile, arrays: Arrays) -> Array
             initializers.append(numpy_helper.from_array(array, name))
             continue
         halved[name] = array
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        new = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", "in-memory"), ("offset", 0), ("length", array.nbytes)):
-            new.external_data.add(key=key, value=str(value))
-        initializers.append(new)
+        initializers.append(external_initializer(name, array))
     nodes = [halve_node(node) for node in graph.node]
     for field, values in (("node", nodes), ("initializer", initializers), ("value_info", [])):
         graph.ClearField(field)
@@ -286,16 +309,14 @@ def _halve(graph: onnx.GraphProto, weights: PackedFile, arrays: Arrays) -> Array
     return halved
 
 
-def _missing_device() -> str | None:
-    """What the CUDA driver says about GPUs; asked without torch, which an engine here does not need."""
+def providers() -> list[str]:
+    """What the installed ONNX Runtime was built with; none where it cannot be imported."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver is installed (libcuda.so.1)"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the NVIDIA driver finds no GPU"
-    return None
+        import onnxruntime
+    except ImportError:
+        return []
+    found: list[str] = onnxruntime.get_available_providers()
+    return found
 
 
 def _provider_loads() -> bool:

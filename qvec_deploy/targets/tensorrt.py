@@ -16,6 +16,7 @@ from qvec_deploy.targets.tensorrt_build import (
     EngineOptions,
     build_engine,
     check_stored_bytes,
+    keep_timings,
     timing_cache_path,
 )
 from qvec_deploy.targets.tensorrt_library import Machine, machine, require
@@ -67,7 +68,7 @@ class TensorRT:
         lowering: str,
         options: EngineOptions,
         *,
-        caches: Path | None = None,
+        caches: Path,
         stage: Stage | None = None,
     ) -> list[str]:
         """Build a lowering's engines beside the model and weights they are built from, in place of earlier ones.
@@ -76,8 +77,7 @@ class TensorRT:
             directory: Holds model.onnx and the packed weights, and for `w8a8` the calibrated activations.
             lowering: `packed`, `int4`, `w8a8` or `float`.
             options: How they are built.
-            caches: Folder of the measured tactics, a file per TensorRT and GPU; the folder above `directory` by
-                default.
+            caches: Folder of the measured tactics, a file per TensorRT and GPU; one for many bundles saves most time.
             stage: Shows the work.
 
         Returns:
@@ -90,7 +90,7 @@ class TensorRT:
         """
         trt, cuda = require(lowering, building=True)
         here = machine(trt, cuda.gpu)
-        cache = timing_cache_path(caches or directory.resolve().parent, here)
+        cache = timing_cache_path(caches, here)
         stored, weights, hashes = _sources(directory)
         shape = _input_shape(stored)
         for engine in find_engines(directory, lowering):
@@ -116,6 +116,7 @@ class TensorRT:
                 plugin_layers=graph.plugin_layers,
                 packed_bytes=graph.packed_bytes,
                 given_bytes=graph.weight_bytes,
+                allowed_bytes=graph.allowed_bytes,
                 weights_bytes=built.weights_bytes,
                 device_bytes=built.device_bytes,
                 sha256=sha256_bytes(built.plan),
@@ -125,6 +126,7 @@ class TensorRT:
             )
             write_bytes(path, built.plan)
             write_sidecar(path, sidecar)
+            keep_timings(cache, built.timings)
             done.append(batches)
         paths = [engine_path(directory, lowering, batches) for batches in done]
         return [name for path in paths for name in (path.name, sidecar_path(path).name)]
@@ -223,6 +225,7 @@ def describe(directory: Path, lowering: str) -> list[dict[str, Any]]:
             "plan_bytes": engine.stat().st_size,
             "weights_bytes": sidecar.weights_bytes,
             "given_bytes": sidecar.given_bytes,
+            "allowed_bytes": sidecar.allowed_bytes,
             "packed_bytes": sidecar.packed_bytes,
             "plugin_layers": sidecar.plugin_layers,
             "device_bytes": sidecar.device_bytes,

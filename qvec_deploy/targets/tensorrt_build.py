@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.errors import IncompatibleError, RecipeError
+from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.lower import INPUT
 from qvec_deploy.store import storage_errors, write_bytes
 from qvec_deploy.targets.cuda import OutOfDeviceMemory
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from qvec_deploy.lower.tensorrt_graph import TensorrtGraph
 
 Advance = Callable[[int, int], None]
-
-STORED_SLACK, STORED_SLACK_BYTES = 1.1, 1 << 20
-"""TensorRT may store this much more than it was given: padding, and constants it made itself."""
 
 _INLINE_BYTES = 1 << 30  # larger graphs keep their constants outside: protobuf ends at 2 GB
 _MIB = 1 << 20
@@ -78,12 +76,14 @@ class Built:
 
     Attributes:
         plan: Its bytes.
+        timings: The tactics measured, with those known before; empty where they are not kept.
         weights_bytes: What TensorRT says it stores; None where it does not say.
         device_bytes: Memory that running it takes beyond its weights.
         seconds: That building took.
     """
 
     plan: bytes
+    timings: bytes
     weights_bytes: int | None
     device_bytes: int
     seconds: float
@@ -108,7 +108,7 @@ def build_engine(
         batches: What the engine takes.
         input_shape: (C, H, W) of an image.
         options: How it is built.
-        timing_cache: Measured tactics of earlier builds; read if it is there, written anew.
+        timing_cache: Measured tactics of earlier builds; read if it is there, and not written here.
         advance: Told how many steps are done, of how many.
         flags: Names of builder flags to set beyond what `options` says, for experiments.
 
@@ -134,27 +134,34 @@ def build_engine(
         if logger.out_of_memory():
             raise OutOfDeviceMemory("TensorRT ran out of GPU memory", hint="free some, or use smaller batch sizes")
         raise IncompatibleError(f"TensorRT cannot build the engine: {logger.last_error()}", hint=_REPORT)
-    if timing_cache is not None:
-        write_bytes(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+    timings = b"" if timing_cache is None else bytes(memoryview(config.get_timing_cache().serialize()))
     data = bytes(memoryview(plan))
     weights_bytes, device_bytes = _weigh(trt, logger, data, options)
-    return Built(data, weights_bytes, device_bytes, time.monotonic() - start)
+    return Built(data, timings, weights_bytes, device_bytes, time.monotonic() - start)
 
 
 def check_stored_bytes(built: Built, graph: TensorrtGraph, lowering: str) -> None:
     """Refuse an engine in which packed weights did not stay packed.
 
     Raises:
-        IncompatibleError: It stores noticeably more than it was given.
+        IncompatibleError: It stores more than padding explains.
     """
-    if lowering not in ("packed", "int4") or built.weights_bytes is None:
+    if graph.allowed_bytes is None or built.weights_bytes is None:
         return
-    if built.weights_bytes > STORED_SLACK * graph.weight_bytes + STORED_SLACK_BYTES:
+    if built.weights_bytes > graph.allowed_bytes:
         raise IncompatibleError(
             f"TensorRT stores {built.weights_bytes:,} bytes of weights where `{lowering}` gave it "
-            f"{graph.weight_bytes:,}: it has unpacked them",
+            f"{graph.weight_bytes:,}, and packed weights take {graph.allowed_bytes:,} at most: it has unpacked them",
             hint="this engine is of no use; report it with your TensorRT version, and try another lowering",
         )
+
+
+def keep_timings(path: Path, timings: bytes) -> None:
+    """Write a timing cache. One that cannot be written costs time in the next build and no engine: a warning."""
+    try:
+        write_bytes(path, timings)
+    except StorageError as error:
+        warnings.warn(f"the next build will measure again, for {error.message}", stacklevel=2)
 
 
 def timing_cache_path(folder: Path, here: Machine) -> Path:

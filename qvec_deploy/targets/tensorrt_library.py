@@ -11,15 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.kernels.ahead import BASELINE_SM
 from qvec_deploy.targets.cuda import Cuda, Gpu
 
 SINCE, PLUGIN_SINCE, BEFORE = (10, 3), (10, 9), (12, 0)
 """Releases that can be used at all; that can take our plugin; and the first that nobody has looked at."""
 
-PLUGIN_SM = 80
-"""Lowest architecture that the plugin's kernel runs on."""
-
-HINT = "`qvec-deploy doctor` says what is there; README, section TensorRT, where it comes from"
+HINT = "`qvec-deploy doctor` says what is there; the README's section on GPUs and TensorRT, where it comes from"
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,19 @@ def load_tensorrt() -> Any:
         wanted = f"{_dotted(SINCE)} and later, below {_dotted(BEFORE)}"
         raise IncompatibleError(f"TensorRT {trt.__version__} is installed; {wanted}, can be used", hint=HINT)
     return trt
+
+
+def describe_tensorrt() -> dict[str, Any]:
+    """TensorRT as it is installed: `version`, `aot` (it takes compiled plugins), `missing` (why it is of no use)."""
+    try:
+        trt = load_tensorrt()
+    except IncompatibleError as error:
+        return {"version": None, "aot": False, "missing": error.message}
+    try:
+        takes = hasattr(importlib.import_module("tensorrt.plugin"), "aot_impl")
+    except ImportError:
+        takes = False
+    return {"version": str(trt.__version__), "aot": takes, "missing": None}
 
 
 def release(version: str) -> tuple[int, int]:
@@ -100,9 +111,10 @@ def require(lowering: str | None, *, building: bool) -> tuple[Any, Cuda]:
             "lowering `packed` compiles its kernel with Triton, which is not installed", hint="pip install triton"
         )
     cuda = open_cuda()
-    if lowering == "packed" and cuda.gpu.sm < PLUGIN_SM:
+    if lowering == "packed" and cuda.gpu.sm < BASELINE_SM:
         raise IncompatibleError(
-            f"the kernel of lowering `packed` needs compute capability 8.0; {cuda.gpu.name} has {cuda.gpu.sm / 10:.1f}",
+            f"the kernel of lowering `packed` needs compute capability {BASELINE_SM / 10:.1f}; "
+            f"{cuda.gpu.name} has {cuda.gpu.sm / 10:.1f}",
             hint="use the lowering `w8a8` or `float`",
         )
     return trt, cuda

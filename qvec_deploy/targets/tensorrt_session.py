@@ -10,12 +10,14 @@ import numpy as np
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.lower import INPUT, OUTPUT
+from qvec_deploy.targets import require_images
 from qvec_deploy.targets.cuda import Cuda, Graph, OutOfDeviceMemory
 from qvec_deploy.targets.tensorrt_library import make_logger, starting
 from qvec_deploy.targets.tensorrt_sidecar import REBUILD, Sidecar
 from qvec_deploy.tensors import Float32
 
 _FLOAT_BYTES = 4
+_FLUSH = "flush"  # beside the names of input and output
 
 
 class TensorrtSession:
@@ -38,6 +40,15 @@ class TensorrtSession:
         """Whether every engine runs as a CUDA graph."""
         return all(engine.captured for engine in self._engines)
 
+    def stages(self, batch: int) -> LoadedEngine | None:
+        """The engine that runs a batch in one piece, part by part (`measure.runnable.Stages`); None if none does."""
+        engine = self._engine_for(batch)
+        return engine if batch <= engine.sidecar.batches.largest else None
+
+    def flush_l2(self) -> None:
+        """Overwrite the GPU's L2 cache."""
+        self._engines[0].flush_l2()
+
     def run(self, images: Float32) -> Float32:
         """Logits (batch, classes) float32 of images (batch, C, H, W) float32.
 
@@ -46,25 +57,24 @@ class TensorrtSession:
         Raises:
             IncompatibleError: Images of another shape or dtype, or TensorRT refuses.
         """
-        if images.shape[1:] != self.input_shape or images.dtype != "float32" or not len(images):
-            raise IncompatibleError(
-                f"the engine takes float32 images (batch, {', '.join(map(str, self.input_shape))}), "
-                f"got {images.dtype} {images.shape}",
-                hint="preprocess images as the manifest's data_config says",
-            )
+        require_images(images, self.input_shape)
         pieces, start = [], 0
         while start < len(images):
             left = len(images) - start
-            fitting = [engine for engine in self._engines if engine.sidecar.batches.smallest <= left]
-            engine = fitting[-1] if fitting else self._engines[0]
+            engine = self._engine_for(left)
             count = min(left, engine.sidecar.batches.largest)
             pieces.append(engine.run(images[start : start + count]))
             start += count
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
+    def _engine_for(self, left: int) -> LoadedEngine:
+        """The engine that takes the most of so many images."""
+        fitting = [engine for engine in self._engines if engine.sidecar.batches.smallest <= left]
+        return fitting[-1] if fitting else self._engines[0]
+
 
 class LoadedEngine:
-    """One engine with its context, buffers and graph; made by `load_engine`.
+    """One engine with its context, buffers and graph; ready to run after `prepare`.
 
     Attributes:
         sidecar: What it is.
@@ -81,6 +91,9 @@ class LoadedEngine:
         self._stream = 0
         self._graph: Graph | None = None
         self._batch = 0
+        self._count = 0
+        self._events: list[int] = []
+        self._marks = 0
 
     @property
     def captured(self) -> bool:
@@ -118,21 +131,64 @@ class LoadedEngine:
 
     def run(self, images: Float32) -> Float32:
         """Logits of at most as many images as the engine takes; fewer are filled up to the least it takes."""
+        self.bring(images)
+        self.put()
+        self.enqueue()
+        self.get()
+        return self.finish()
+
+    def bring(self, images: Float32) -> None:
+        """Bring the images into pinned memory, filled up with zeros to the least the engine takes."""
         self._cuda.enter()
-        count = len(images)
+        self._count = count = len(images)
         batch = max(count, self.sidecar.batches.smallest)
-        inputs, outputs = self._host[INPUT][:batch], self._host[OUTPUT][:batch]
+        inputs = self._host[INPUT][:batch]
         inputs[:count] = images
         inputs[count:] = 0
         self._set_batch(batch)
-        self._cuda.upload(self._device[INPUT], inputs, self._stream)
+        self._marks = 0
+
+    def put(self) -> None:
+        """Start the copy to the GPU."""
+        self._cuda.upload(self._device[INPUT], self._host[INPUT][: self._batch], self._stream)
+
+    def enqueue(self) -> None:
+        """Put the engine's work into the stream."""
         if self._graph is not None:
             self._graph.launch(self._stream)
         else:
             self._enqueue()
-        self._cuda.download(outputs, self._device[OUTPUT], self._stream)
+
+    def get(self) -> None:
+        """Start the copy back."""
+        self._cuda.download(self._host[OUTPUT][: self._batch], self._device[OUTPUT], self._stream)
+
+    def finish(self) -> Float32:
+        """Wait for the stream; the logits."""
         self._cuda.wait(self._stream)
-        return outputs[:count].copy()
+        return self._host[OUTPUT][: self._count].copy()
+
+    def mark(self) -> int:
+        """An event that the stream is to pass next."""
+        if self._marks == len(self._events):
+            self._events.append(self._cuda.new_event())
+        event = self._events[self._marks]
+        self._marks += 1
+        self._cuda.record(event, self._stream)
+        return event
+
+    def elapsed_ms(self, start: int, end: int) -> float:
+        """Milliseconds between two marks."""
+        return self._cuda.elapsed_ms(start, end)
+
+    def flush_l2(self) -> None:
+        """Overwrite twice as much memory as the L2 cache holds, and wait for that."""
+        self._cuda.enter()
+        size = 2 * self._cuda.l2_bytes()
+        if _FLUSH not in self._device:
+            self._device[_FLUSH] = self._cuda.allocate(size)
+        self._cuda.fill(self._device[_FLUSH], size, self._stream)
+        self._cuda.wait(self._stream)
 
     def _set_batch(self, batch: int) -> None:
         if batch == self._batch:
@@ -149,10 +205,13 @@ class LoadedEngine:
         """Give everything back."""
         if self._graph is not None:
             self._graph.destroy()
+        self._graph = self._context = None  # TensorRT's own, gone before the buffers that it points to
         for address in self._device.values():
             self._cuda.free(address)
         for array in self._host.values():
             self._cuda.free_pinned(array)
+        for event in self._events:
+            self._cuda.end_event(event)
         if self._stream:
             self._cuda.end_stream(self._stream)
 
@@ -177,7 +236,6 @@ def load_engines(trt: Any, cuda: Cuda, plans: Sequence[tuple[Sidecar, bytes]]) -
     runtime.engine_host_code_allowed = any(sidecar.version_compatible for sidecar, _ in plans)
     cuda.enter()
     with contextlib.ExitStack() as stack:
-        stack.callback(cuda.close)
         loaded: list[LoadedEngine] = []
         for sidecar, plan in sorted(plans, key=lambda each: each[0].batches.largest):
             try:

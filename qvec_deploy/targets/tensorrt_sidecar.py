@@ -58,6 +58,7 @@ class Sidecar:
         plugin_layers: Layers that our plugin computes.
         packed_bytes: Codes and scales of its quantized Linears, as handed to TensorRT.
         given_bytes: All constants handed to TensorRT.
+        allowed_bytes: Most that it stores if its quantized Linears stayed packed; None where they are float16.
         weights_bytes: What TensorRT says it stores; None where it does not say.
         device_bytes: Memory that running it takes beyond its weights.
         sha256: Of the engine.
@@ -76,6 +77,7 @@ class Sidecar:
     plugin_layers: int
     packed_bytes: int
     given_bytes: int
+    allowed_bytes: int | None
     weights_bytes: int | None
     device_bytes: int
     sha256: str

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.kernels.ahead import BASELINE_SM
 from qvec_deploy.models import Architecture, ModelArgs
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.store import canonical_json, require_file, write_bytes
+from qvec_deploy.targets import require_images
 from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 STRUCTURE_FILE = "structure.json"
 """The model's structure, beside the weights: what a weight file alone does not say."""
 
-OLDEST_SM = (8, 0)
+_FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED")
 GRAPHS = 8  # batch sizes kept captured; the least recently used goes first
 _HINT_DEVICE = "`qvec-deploy doctor` says what each runtime needs; the runtime `onnxruntime` runs on the CPU"
 
@@ -93,7 +95,11 @@ class TorchCuda:
         self._device = device
 
     def missing(self, lowering: str | None = None) -> str | None:
-        """Why the GPU cannot be used here; None if it can."""
+        """Why the GPU cannot be used here; None if it can.
+
+        Args:
+            lowering: For this lowering; without one, for at least one of them: `float` needs nothing but PyTorch.
+        """
         try:
             import torch
         except ImportError as error:
@@ -104,12 +110,14 @@ class TorchCuda:
             return f"torch {torch.__version__} is built without CUDA"
         if not torch.cuda.is_available():
             return f"torch {torch.__version__} finds no NVIDIA GPU with a driver for CUDA {torch.version.cuda}"
+        if lowering != "packed":
+            return None
         if importlib.util.find_spec("triton") is None:
             return "triton, which compiles the kernels, is not installed"
-        capability = torch.cuda.get_device_capability()
-        if capability < OLDEST_SM:
-            major, minor = capability
-            return f"{torch.cuda.get_device_name()} is sm_{major}{minor}; the kernels need sm_80 (Ampere) or later"
+        major, minor = torch.cuda.get_device_capability()
+        if 10 * major + minor < BASELINE_SM:
+            name = torch.cuda.get_device_name()
+            return f"{name} is sm_{major}{minor}; the kernels need sm_{BASELINE_SM} (Ampere) or later"
         return None
 
     @contextlib.contextmanager
@@ -130,14 +138,16 @@ class TorchCuda:
         from qvec_deploy.targets import WEIGHTS_FILE
         from qvec_deploy.targets.torch_module import load_engine
 
-        reason = self.missing()
+        reason = self.missing(lowering)
         if reason is not None:
             raise IncompatibleError(reason, hint=_HINT_DEVICE)
         structure = read_structure(directory)
         weights = PackedFile.open(require_file(directory / WEIGHTS_FILE, what="weights"))
         try:
             engine = load_engine(structure, weights, lowering, torch.device(self._device))
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             raise IncompatibleError(
                 f"lowering `{lowering}` of `{structure.name}` does not fit the GPU's memory at any batch size",
                 hint="free GPU memory" + ("; `packed` needs a fifth of it" if lowering == "float" else ""),
@@ -158,6 +168,7 @@ class TorchSession:
         self._engine, self._shape = engine, input_shape
         self._lowering, self._device = lowering, device
         self._graphs: OrderedDict[int, _Graph] = OrderedDict()
+        self._flushed: torch.Tensor | None = None  # what is overwritten to empty the L2 cache
         self._pool: Any = None  # one memory pool for all graphs: they never run at the same time
 
     @property
@@ -176,34 +187,63 @@ class TorchSession:
         Raises:
             IncompatibleError: Images of another shape or dtype, or more of them than the GPU's memory takes.
         """
+        require_images(images, self._shape)
+        logits = self._try(np.ascontiguousarray(images))
+        if logits is not None:
+            return logits
+        fits = self._largest_batch(len(images))
+        raise IncompatibleError(
+            f"lowering `{self._lowering}` does not fit the GPU's memory at batch {len(images)}"
+            + (f"; batch {fits} does" if fits else ", and at no smaller batch either"),
+            hint=f"use batches of {fits}" if fits else "free GPU memory, or use a smaller model",
+        )
+
+    def stages(self, batch: int) -> _Graph | None:
+        """A run of so many images, part by part (`measure.runnable.Stages`); None on the CPU, which has no parts.
+
+        Raises:
+            IncompatibleError: More images than the GPU's memory takes.
+        """
+        if self._device.type != "cuda":
+            return None
+        self.run(np.zeros((batch, *self._shape), np.float32))  # refuses what does not fit, and says what does
+        return self._graphs[batch]
+
+    def flush_l2(self) -> None:
+        """Overwrite twice as much memory as the GPU's L2 cache holds, and wait for that.
+
+        Raises:
+            IncompatibleError: The session runs on the CPU.
+        """
         import torch
 
-        if images.shape[1:] != self._shape or images.dtype != np.float32 or not len(images):
-            raise IncompatibleError(
-                f"the engine takes float32 images (batch, {', '.join(map(str, self._shape))}), "
-                f"got {images.dtype} {images.shape}",
-                hint="preprocess images as the manifest's data_config says",
-            )
-        try:
-            return self._run(np.ascontiguousarray(images))
-        except torch.OutOfMemoryError as error:
-            self.close()
-            fits = self._largest_batch(len(images))
-            raise IncompatibleError(
-                f"lowering `{self._lowering}` does not fit the GPU's memory at batch {len(images)}"
-                + (f"; batch {fits} does" if fits else ", and at no smaller batch either"),
-                hint=f"use batches of {fits}" if fits else "free GPU memory, or use a smaller model",
-            ) from error
+        if self._device.type != "cuda":
+            raise IncompatibleError("there is no L2 cache to empty on the CPU", hint="set measure.l2 to warm")
+        if self._flushed is None:
+            size = 2 * torch.cuda.get_device_properties(self._device).L2_cache_size
+            self._flushed = torch.empty(size, dtype=torch.uint8, device=self._device)
+        self._flushed.zero_()
+        torch.cuda.current_stream(self._device).synchronize()
 
     def close(self) -> None:
         """Let the graphs and their memory go."""
         import torch
 
         self._graphs.clear()
-        self._pool = None
+        self._pool = self._flushed = None
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             torch.cuda.empty_cache()
+
+    def _try(self, images: Float32) -> Float32 | None:
+        """Logits; None where the memory does not suffice. Then nothing of the run is left, nor of any before it."""
+        try:
+            return self._run(images)
+        except RuntimeError as error:  # its traceback holds the run's tensors, and goes with this block
+            if not out_of_memory(error):
+                raise
+        self.close()
+        return None
 
     def _run(self, images: Float32) -> Float32:
         import torch
@@ -224,18 +264,21 @@ class TorchSession:
 
     def _largest_batch(self, failed: int) -> int:
         """The first half, quarter, ... of a batch that runs; 0 if none does."""
-        import torch
-
         batch = failed // 2
-        while batch:
-            try:
-                self._run(np.zeros((batch, *self._shape), np.float32))
-            except torch.OutOfMemoryError:
-                self.close()
-                batch //= 2
-            else:
-                return batch
-        return 0
+        while batch and self._try(np.zeros((batch, *self._shape), np.float32)) is None:
+            batch //= 2
+        return batch
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says that the GPU's memory is full: PyTorch's, or a library's."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _FULL):
+            return True
+        error = error.__context__  # a recording that is broken off raises an error of its own
+    return False
 
 
 class _Graph:
@@ -246,26 +289,64 @@ class _Graph:
 
         self._sent = torch.zeros(shape, pin_memory=True)
         self._images = torch.zeros(shape, device=device)
+        # cuBLAS keeps a workspace for every stream. One that this recording found would lie in another recording's
+        # memory, and one that it left would be found by the next: each has its own, which goes when it goes.
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.inference_mode(), torch.cuda.stream(stream):
-            for _ in range(3):  # compiles and tunes kernels, and makes cuBLAS take its workspace, before the recording
+            for _ in range(3):  # compiles and tunes kernels before the recording
                 engine(self._images)
         torch.cuda.current_stream(device).wait_stream(stream)
+        torch._C._cuda_clearCublasWorkspaces()
         self._graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.graph(self._graph, pool=pool):
             self._logits = engine(self._images)
+        torch._C._cuda_clearCublasWorkspaces()
         self._received = torch.empty(self._logits.shape, pin_memory=True)
         self._device = device
 
     def run(self, images: Float32) -> Float32:
         """Copy in, replay, copy out; the arrays are the caller's own."""
+        self.bring(images)
+        self.put()
+        self.enqueue()
+        self.get()
+        return self.finish()
+
+    def bring(self, images: Float32) -> None:
+        """Copy the images into pinned memory."""
         import torch
 
-        with torch.inference_mode():
-            self._sent.copy_(torch.from_numpy(images))
-            self._images.copy_(self._sent, non_blocking=True)
-            self._graph.replay()
-            self._received.copy_(self._logits, non_blocking=True)
+        self._sent.copy_(torch.from_numpy(images))
+
+    def put(self) -> None:
+        """Start the copy to the GPU."""
+        self._images.copy_(self._sent, non_blocking=True)
+
+    def enqueue(self) -> None:
+        """Launch the graph."""
+        self._graph.replay()
+
+    def get(self) -> None:
+        """Start the copy back."""
+        self._received.copy_(self._logits, non_blocking=True)
+
+    def finish(self) -> Float32:
+        """Wait for the stream; the logits."""
+        import torch
+
         torch.cuda.current_stream(self._device).synchronize()
         return self._received.numpy().copy()
+
+    def mark(self) -> Any:
+        """An event that the stream is to pass next."""
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Milliseconds between two marks."""
+        elapsed: float = start.elapsed_time(end)
+        return elapsed

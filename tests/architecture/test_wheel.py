@@ -23,7 +23,8 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("qvec_deploy-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "qvec_deploy").rglob("*.py")}
-    data = {"py.typed", "recipe.schema.json", "packed/FORMAT.md", "report/report.html", "report/report.css"}
+    pages = {f"report/{name}" for name in ("report.html", "macros.html", "overview.html", "report.css")}
+    data = {"py.typed", "recipe.schema.json", "report.schema.json", "packed/FORMAT.md", *pages}
     assert package <= names
     assert {f"qvec_deploy/{name}" for name in data} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / f"kernels_{triton.__version__}.json"
 WEIGHTS = {"p32": (768, 3072), "rows": (1152, 384)}
 NATIVE = (86, 89, 90, 100, 120)
+NATIVE_TILES = (TILES[3], TILES[4])
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,30 @@ def test_interpreted_kernels_are_within_rounding(case: Case, interpreted: dict[s
     result = interpreted[str(case)]
     assert result["excess"] <= 1.0
     assert result["dequantized"], "not the codes times the scales"
+    assert result["fallback"] <= 1.0
+
+
+def test_the_fallback_rounds_weights_and_is_judged_so(interpreted: dict[str, dict[str, Any]]) -> None:
+    """Held to exact weights it fails, which is why whoever times the ways must know which one was kept."""
+    assert max(result["fallback_held_to_exact_weights"] for result in interpreted.values()) > 1.0
+
+
+def test_the_fallback_adds_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, seen = torch.backends.cuda.matmul, []
+    monkeypatch.setattr(launch, "run_dequantize", lambda *_, **__: torch.zeros(2, 32, dtype=torch.float16))
+
+    def dense(*_: Any) -> None:
+        seen.append([getattr(settings, name) for name in launch._REDUCED])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(torch.nn.functional, "linear", dense)
+    before = [getattr(settings, name) for name in launch._REDUCED]
+    with pytest.raises(ZeroDivisionError):
+        x, words, scale = torch.zeros(1, 32), torch.zeros(3, 2, dtype=torch.int32), torch.ones(2, 1)
+        launch.run(x, words, scale, None, None, layout=LAYOUTS["rows"], bits=3, group_size=0)
+    assert seen == [[False, False, False]]
+    assert [getattr(settings, name) for name in launch._REDUCED] == before
+    assert any(before), "PyTorch's defaults allow less precision: nothing was shown otherwise"
 
 
 def test_the_cases_are_different() -> None:
@@ -162,9 +187,9 @@ def _entries(full: bool) -> dict[str, dict[str, Any]]:
         weight: dict[str, Any] = {"layout": layout, "bits": 3, "rows": rows, "columns": columns}
         for tile in TILES if full else TILES[3:4]:
             table[f"linear {layout} {tile}"] = _entry(compile_ahead("linear", **weight, tile=tile), ARCHITECTURES)
-        for sm in NATIVE if full else (90, 120):
-            native = compile_ahead("linear", **weight, tile=TILES[3], sm=sm)
-            table[f"linear {layout} {TILES[3]} for sm_{sm}"] = _entry(native, (sm,))
+        for tile, sm in [(tile, sm) for tile in NATIVE_TILES for sm in (NATIVE if full else (90, 120))]:
+            native = compile_ahead("linear", **weight, tile=tile, sm=sm)
+            table[f"linear {layout} {tile} for sm_{sm}"] = _entry(native, (sm,))
         table[f"dequantize {layout}"] = _entry(compile_ahead("dequantize", **weight), ARCHITECTURES)
         table[f"dequantize {layout} for sm_75"] = _entry(compile_ahead("dequantize", **weight, sm=75), (75,))
         if full:
@@ -173,7 +198,7 @@ def _entries(full: bool) -> dict[str, dict[str, Any]]:
 
 
 def _variants(weight: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    changes = [{"bits": 2}, {"bits": 4}, {"group_size": 64}, {"dtype": "bfloat16"}, {"gelu": True}, {"asm": False}]
+    changes = [{"bits": 2}, {"bits": 4}, {"group_size": 64}, {"dtype": "bfloat16"}, {"asm": False}]
     return {
         f"linear {weight['layout']} {TILES[3]} " + " ".join(f"{key}={value}" for key, value in change.items()): _entry(
             compile_ahead("linear", **{**weight, **change}, tile=TILES[3]), (BASELINE_SM,)
@@ -235,7 +260,7 @@ def test_what_is_compiled_only_for_the_gpu_at_hand_compiles() -> None:
     types = {"x": "*fp16", "words": "*i32", "scale": "*fp32", "y": "*fp32", "parts": "*fp32"}
     types |= dict.fromkeys(("m", "n", "k"), "i32")
     tile = next(tile for tile in DEEP_TILES if tile.split > 1)
-    shape = {"GROUP": 0, "GELU": True, "SPLIT": tile.split, "bias": None}
+    shape = {"GROUP": 0, "SPLIT": tile.split, "bias": None}
     block = {"BITS": 3, "ASM": True, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
     kernels = [(triton_kernels.linear_p32, shape | block), (triton_kernels.combine, shape | {"BLOCK": 256})]
     for kernel, constants in kernels:
@@ -246,6 +271,17 @@ def test_what_is_compiled_only_for_the_gpu_at_hand_compiles() -> None:
             options={"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
         )
         assert built.asm["cubin"]
+
+
+@pytest.mark.parametrize(("sm", "instruction"), [(90, "wgmma.mma_async"), (100, "tcgen05.mma")])
+@pytest.mark.parametrize("layout", list(WEIGHTS))
+def test_large_tiles_reach_the_tensor_cores_of_their_own_gpu(layout: str, sm: int, instruction: str) -> None:
+    """What is taken for many rows of x where nothing was timed; a Hopper or Blackwell would compile this."""
+    rows, columns = WEIGHTS[layout]
+    weight: dict[str, Any] = {"layout": layout, "bits": 3, "rows": rows, "columns": columns}
+    compiled = compile_ahead("linear", **weight, tile=launch.usual_way(197), sm=sm)
+    assert instruction in compiled.ptx.decode()
+    assert compiled.spill_bytes == 0
 
 
 def test_weights_of_all_sizes_share_their_ptx() -> None:
@@ -335,12 +371,12 @@ def _arguments(n: int, k: int, bits: int = 3, group: int = 0, dtype: torch.dtype
     }
 
 
-@pytest.mark.parametrize(("bias", "gelu"), [(False, False), (True, True)])
-def test_the_operator_is_one_for_pytorch(bias: bool, gelu: bool) -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_operator_is_one_for_pytorch(bias: bool) -> None:
     arguments = _arguments(64, 256)
     if not bias:
         arguments["bias"] = None
-    checks = torch.library.opcheck(torch.ops.qvec.linear, (*arguments.values(), gelu))
+    checks = torch.library.opcheck(torch.ops.qvec.linear, tuple(arguments.values()))
     assert set(checks.values()) == {"SUCCESS"}
     assert torch.ops.qvec.linear(**arguments).shape == (2, 5, 64)
 
@@ -351,7 +387,7 @@ def test_the_operator_on_a_cpu_is_within_rounding(case: Case) -> None:
 
     values = tensors(case, "cpu")
     inputs = [values[name] for name in ("x", "words", "scale", "bias")]
-    y = torch.ops.qvec.linear(*inputs, case.layout, case.bits, case.k, case.group, case.gelu)
+    y = torch.ops.qvec.linear(*inputs, case.layout, case.bits, case.k, case.group)
     assert excess(case, values, y) <= 1.0
 
 
@@ -397,7 +433,17 @@ def test_tensors_on_a_cpu_are_refused_by_the_kernels() -> None:
         launch.dequantize(**weight, layout=layout)
 
 
-def test_the_fastest_way_is_kept_and_one_that_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> dict[Any, launch.Way]:
+    """What is kept of timings, empty, on a GPU that captures nothing."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(launch, "_ways", {})
+    return launch._ways
+
+
+def test_the_fastest_way_is_kept_and_one_that_does_not_fit_is_left_out(
+    ways: dict[Any, launch.Way], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from triton.runtime.errors import OutOfResources
 
     seen: list[launch.Way] = []
@@ -410,11 +456,36 @@ def test_the_fastest_way_is_kept_and_one_that_does_not_fit_is_left_out(monkeypat
         seen.append(way)
         if way == TILES[0]:
             raise OutOfResources(1, 0, "shared memory")
+        if way == TILES[2]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return torch.zeros(1)
 
     monkeypatch.setattr("triton.testing.do_bench", bench)
-    assert launch._fastest(how, 5) == TILES[1]
-    assert seen == launch.ways(5)
+    assert launch._way_for(("shape",), how, 17) == TILES[1]
+    assert seen == launch.ways(17)
+    assert launch._way_for(("shape",), how, 17) == TILES[1]
+    assert seen == launch.ways(17), "timed once"
+    assert ways == {("shape",): TILES[1]}
+
+
+def test_a_gpu_too_full_to_time_anything_goes_the_usual_way_and_keeps_nothing(
+    ways: dict[Any, launch.Way], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("triton.testing.do_bench", full)
+    assert launch._way_for(("shape",), lambda way: torch.zeros(1), 197) == launch.usual_way(197)
+    assert not ways
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(
+    ways: dict[Any, launch.Way], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr("triton.testing.do_bench", lambda *_, **__: pytest.fail("timed"))
+    assert launch._way_for(("shape",), lambda way: torch.zeros(1), 5) == launch.usual_way(5)
+    assert not ways
 
 
 @pytest.mark.parametrize("m", [1, 16, 17, 50, 64, 65, 197, 1576])

@@ -62,11 +62,10 @@ def test_every_other_command(own_folder: Path, pico_recipe: Callable[..., Path])
     commands = [command for command in _commands() if command not in ("./scripts/demo", RECURSIVE)]
     assert commands[0] == "cp recipes/cpu_3bit.yaml recipes/my_model.yaml"
     assert _run(shlex.split(commands[0]), own_folder).returncode == 0
-    shutil.copy(
-        pico_recipe(name="NAME"), own_folder / "recipes" / "my_model.yaml"
-    )  # the newcomer names their own model
+    own = pico_recipe(name="NAME", evaluate={"dataset": "tiny/realdigits", "limit": 50})
+    shutil.copy(own, own_folder / "recipes" / "my_model.yaml")  # the newcomer names their own model and images
     for command in commands[1:]:
-        words = shlex.split(command.replace("FILE_OR_BUNDLE", "out/NAME"))
+        words = shlex.split(command.replace("FILE_OR_BUNDLE", "out/NAME").replace("OLD NEW", "out/NAME out/NAME"))
         assert words[0] == ".venv/bin/qvec-deploy", command
         done = _run([sys.executable, "-m", "qvec_deploy", *words[1:]], own_folder)
         assert done.returncode == 0, f"{command}\n{done.stderr}"

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from qvec_deploy.bundle.bench import Measured
 from qvec_deploy.errors import StorageError
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.report.document import from_json
@@ -349,7 +350,7 @@ def quick(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return _skeletons[key]
 
     monkeypatch.setattr(export, "export_skeleton", export_skeleton)
-    monkeypatch.setattr("qvec_deploy.build.measure_contenders", lambda *_: report)
+    monkeypatch.setattr("qvec_deploy.build.measure_contenders", lambda *_: Measured(report, None))
 
 
 @pytest.mark.parametrize(
@@ -383,7 +384,7 @@ def test_an_unwritable_output(refused: Refused, pico_recipe: Callable[..., Path]
 
 def test_an_unwritable_report(refused: Refused, finished: Path, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = from_json((finished / "report.json").read_bytes())
-    monkeypatch.setattr("qvec_deploy.bundle.compare.bench_bundles", lambda *_, **__: report)
+    monkeypatch.setattr("qvec_deploy.bundle.side_by_side.bench_bundles", lambda *_, **__: report)
     (shop / "file").write_text("mine")
     error, _ = refused(6, "bench", finished, "-o", shop / "file" / "report", "--quiet")
     assert str(shop / "file") in error

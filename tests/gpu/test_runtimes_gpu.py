@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,22 @@ def test_memory_is_given_back(tmp_path: Path) -> None:
     assert torch.cuda.memory_allocated() <= before
 
 
+def test_a_session_outlives_the_one_that_was_captured_first(tmp_path: Path) -> None:
+    """Recordings share a stream, and cuBLAS keeps a workspace for a stream: each must have its own."""
+    write_engine(tmp_path, args=WIDE_ARGS)
+    target = TorchCuda()
+    with contextlib.ExitStack() as stack:
+        with target.open(tmp_path, "float", 1) as first:
+            first.run(IMAGES)
+            second = stack.enter_context(target.open(tmp_path, "float", 1))
+            expected = second.run(IMAGES)
+        del first
+        torch.cuda.empty_cache()
+        poison = [torch.full((1 << 20,), torch.nan, device="cuda") for _ in range(64)]  # where the first one's was
+        np.testing.assert_array_equal(second.run(IMAGES), expected)
+        del poison
+
+
 def test_out_of_memory_names_the_batch_that_fits(tmp_path: Path) -> None:
     write_engine(tmp_path)
     with TorchCuda().open(tmp_path, "packed", 1) as session:
@@ -98,6 +115,20 @@ def test_packed_and_float_are_measured_side_by_side(tmp_path: Path) -> None:
     with target.open(tmp_path, "packed", 1) as packed, target.open(tmp_path, "float", 1) as half:
         samples = measure_latency({"packed": packed, "float": half}, IMAGES, blocks=20, warmup=3, seed=0)
     assert all(0 < sample < 100 for taken in samples.values() for sample in taken.samples_ms)
+
+
+def test_parts_of_a_run_add_up_and_a_cold_cache_is_slower_or_equal(tmp_path: Path) -> None:
+    write_engine(tmp_path, args=WIDE_ARGS)
+    images = np.resize(IMAGES, (8, *SHAPE))
+    with TorchCuda().open(tmp_path, "packed", 1) as session:
+        warm = measure_latency({"packed": session}, images, blocks=50, warmup=5, seed=0)["packed"]
+        cold = measure_latency({"packed": session}, images, blocks=50, warmup=5, seed=0, cold_l2=True)["packed"]
+    for taken in (warm, cold):
+        assert taken.stages is not None
+        parts = [np.median(part) for part in (taken.stages.h2d_ms, taken.stages.compute_ms, taken.stages.d2h_ms)]
+        assert all(part > 0 for part in parts)
+        assert sum(parts) < 1.2 * np.median(taken.samples_ms), "device time lies within what the host waits for"
+    assert np.median(cold.stages.compute_ms) > 0.95 * np.median(warm.stages.compute_ms)
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,64 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qvec_deploy.measure.accuracy import Paired
-from qvec_deploy.measure.environment import Environment
-from qvec_deploy.measure.latency import LatencySamples
+from qvec_deploy.measure.environment import Environment, GpuState
+from qvec_deploy.measure.latency import LatencySamples, StageSamples
 from qvec_deploy.measure.probe import Footprint
 from qvec_deploy.measure.warnings import Finding, accuracy_findings, latency_findings, machine_findings
 from qvec_deploy.recipe import Gates
 from qvec_deploy.report.gates import judge
-from qvec_deploy.report.values import Answers, Candidate, Donor, LayerError, Patch, Report, Role
+from qvec_deploy.report.values import (
+    Answers,
+    Bin,
+    Candidate,
+    Change,
+    ClassCount,
+    Donor,
+    LayerError,
+    LayerTime,
+    Patch,
+    Report,
+    Role,
+)
+from qvec_deploy.roofline.values import Device, LayerPrediction, Prediction
 from qvec_deploy.select.values import Confirmed, Curve, DonorScore, Point, Selection
 from qvec_deploy.tensors import Scheme
 
 IMAGES = 2700
 BLOCKS = 40
 LAYERS = [f"blocks.{i}.{part}" for i in range(12) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+
+KINDS_MS = {"attn.qkv": (0.24, 0.16), "attn.proj": (0.09, 0.05), "mlp.fc1": (0.33, 0.21), "mlp.fc2": (0.30, 0.20)}
+"""Of one layer, measured in float and predicted at batch 1."""
+
+CLASSES = (
+    "AnnualCrop",
+    "Forest",
+    "HerbaceousVegetation",
+    "Highway",
+    "Industrial",
+    "Pasture",
+    "PermanentCrop",
+    "Residential",
+    "River",
+    "SeaLake",
+)
+
+DEVICE = Device("AMD EPYC 9575F", "measured", 38.4, {"fp32": 412.0, "int8": 1310.0}, threads=4)
+
+GPU = GpuState(
+    name="NVIDIA L4",
+    driver="570.86",
+    memory_bytes=24 * 2**30,
+    sm_clock_mhz=1950.0,
+    max_sm_clock_mhz=2040.0,
+    memory_clock_mhz=6251.0,
+    clocks_locked=False,
+    power_w=61.3,
+    power_limit_w=72.0,
+    temperature_c=58.0,
+    throttling=("power cap",),
+)
 
 ENVIRONMENT = Environment(
     cpu="AMD EPYC 9575F",
@@ -31,7 +76,21 @@ ENVIRONMENT = Environment(
     operating_system="Linux 6.8.0 x86_64",
     python="3.11.7",
     packages={"qvec-deploy": "0.1.0", "torch": "2.11.0", "timm": "1.0.27", "onnx": "1.22.0", "numpy": "2.3.1"},
+    affinity=(0, 1, 2, 3),
+    frequency_mhz=3280.0,
+    load_average_after=3.87,
 )
+
+# of the float receiver's class, now another; images, gained, lost
+CHANGES = [
+    (6, 0, 61, 9, 47),
+    (2, 6, 38, 4, 29),
+    (3, 8, 22, 3, 17),
+    (2, 5, 15, 2, 10),
+    (0, 6, 9, 1, 6),
+    (8, 3, 7, 0, 5),
+    (5, 2, 4, 1, 2),
+]
 
 RTN, MSE = Scheme(3, "channel"), Scheme(3, "channel", method="mse")
 RECEIVER_CORRECT, PLAIN_CORRECT = 2612, 2011
@@ -106,6 +165,26 @@ def selecting_report(*, batch_sizes: tuple[int, ...] = (1,)) -> Report:
     return replace(report, gates=judge(GATES, report))
 
 
+def gpu_report() -> Report:
+    """Two engines on a GPU, whose runs have parts; nothing else was measured."""
+    report = example_report(batch_sizes=(1, 8))
+    made = []
+    for name in ("float", "mean"):
+        candidate = report[name]
+        latency = tuple(replace(entry, stages=_stages(entry.samples_ms)) for entry in candidate.latency)
+        bare = {"accuracy": None, "paired": {}, "layer_times": (), "predictions": ()}
+        made.append(replace(candidate, runtime="tensorrt", latency=latency, **bare))
+    environment = replace(ENVIRONMENT, gpu=GPU)
+    return replace(
+        report, candidates=tuple(made), environment=environment, warnings=(), images=0, dataset="none", split="none"
+    )
+
+
+def _stages(samples_ms: tuple[float, ...]) -> StageSamples:
+    shares = (0.02, 0.05, 0.88, 0.01)
+    return StageSamples(*(tuple(round(share * sample, 4) for sample in samples_ms) for share in shares))
+
+
 def patched_report(*, by: str = "label_free", images: str = "eurosat") -> Report:
     """The same with a selection that the patch has won, and no gates."""
     (curve, *_), (plain, mean, *_) = SELECTION.curves, SELECTION.confirmed
@@ -138,6 +217,8 @@ def example_report(*, batch_sizes: tuple[int, ...] = (1,), selected: str | None 
         environment=ENVIRONMENT,
         warnings=_warnings(candidates, batch_sizes),
         created_by="qvec-deploy 0.1.0",
+        class_names=CLASSES,
+        device=DEVICE,
     )
 
 
@@ -181,14 +262,15 @@ def _candidate(
         stored_bytes=8_571_904 if quantized else 86_743_296,
         stored_bits_per_weight=3.0417 if quantized else 32.0,
         runtime_bits_per_weight=4.0417 if quantized else 32.0,
-        accuracy=Answers(correct, IMAGES),
+        accuracy=_answers(correct, is_float=not quantized),
         paired={
             other: _paired(correct, against)
             for other, against in (("float", RECEIVER_CORRECT), ("ptq", PLAIN_CORRECT))
             if other != name
         },
         latency=tuple(
-            LatencySamples(batch, _samples_ms(7 * index + batch, median_ms * batch**0.9)) for batch in batch_sizes
+            LatencySamples(batch, _samples_ms(7 * index + batch, median_ms * batch**0.9), warmup=14)
+            for batch in batch_sizes
         ),
         footprint=Footprint(
             load_s=0.08 if quantized else 0.21,
@@ -197,7 +279,47 @@ def _candidate(
             peak_rss_bytes=131_000_000 if quantized else 278_000_000,
         ),
         layer_errors=errors if quantized else (),
+        layer_times=_layer_times(index, median_ms / 11.8) if batch_sizes else (),
+        predictions=tuple(_prediction(batch, 0.9 if quantized else 1.0) for batch in batch_sizes),
     )
+
+
+def _answers(correct: int, *, is_float: bool) -> Answers:
+    """Answers whose parts add up: classes and bins to all images, changes to gains and losses."""
+    per_class, wrong = IMAGES // len(CLASSES), IMAGES - correct
+    missed = [wrong * share // 24 for share in (3, 0, 5, 4, 1, 2, 6, 0, 2, 1)]
+    missed[6] += wrong - sum(missed)
+    counts = [ClassCount(label, per_class - count, per_class) for label, count in enumerate(missed)]
+    shares = (0, 0, 0.002, 0.008, 0.02, 0.03, 0.035, 0.04, 0.045, 0.05, 0.06, 0.07, 0.1, 0.14)
+    sizes = [round(share * IMAGES) for share in shares]
+    sizes.append(IMAGES - sum(sizes))
+    left, hits = correct, []
+    for size in reversed(sizes):  # from the surest images down, a few of each bin wrong
+        hits.insert(0, min(left, round(size * 0.96)))
+        left -= hits[0]
+    hits[-1] += left
+    confidences = [round(size * (place + 0.6) / 15, 4) for place, size in enumerate(sizes)]
+    bins = [Bin(*entry) for entry in zip(sizes, hits, confidences, strict=True)]
+    changes = () if is_float else tuple(Change(*entry) for entry in CHANGES)
+    top5 = correct + (IMAGES - correct) * 7 // 10
+    return Answers(correct, IMAGES, top5, tuple(counts), tuple(bins), changes, waited=0.04)
+
+
+def _layer_times(index: int, pace: float) -> tuple[LayerTime, ...]:
+    wobble = _wobble(index + 3, len(LAYERS))
+    times = [
+        LayerTime(layer, round(KINDS_MS[layer.split(".", 2)[2]][0] * pace * (0.9 + 0.2 * w), 4))
+        for layer, w in zip(LAYERS, wobble, strict=True)
+    ]
+    return (*times, LayerTime("rest", 0.61))
+
+
+def _prediction(batch: int, pace: float) -> Prediction:
+    scale = pace * batch**0.85
+    layers = [
+        LayerPrediction(layer, round(KINDS_MS[layer.split(".", 2)[2]][1] * scale, 4), "compute") for layer in LAYERS
+    ]
+    return Prediction(batch, (*layers, LayerPrediction("rest", round(0.18 * scale, 4), "memory")))
 
 
 def _paired(correct: int, against: int) -> Paired:

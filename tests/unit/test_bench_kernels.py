@@ -81,6 +81,43 @@ def test_cold_copies_overflow_the_cache(bench: ModuleType) -> None:
     assert bench.copies_for(1, True, 5e7) == bench.MOST_COPIES
 
 
+def test_the_engines_tile_is_chosen_with_the_cache_as_cold_as_the_row(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every copy of the weight is read in turn, however many there are; CUDA is played here."""
+    import kernel_candidates
+    import torch
+
+    from qvec_deploy.kernels.layouts import choose_layout
+
+    read: list[int] = []
+    graphs: list[int] = []
+
+    class Kernel:
+        def __init__(self, compiled: Any) -> None:
+            pass
+
+        def launch(self, values: dict[str, Any], m: int) -> None:
+            read.append(int(values["words"][0, 0]))
+
+    def record(launch: Any, launches: int) -> None:
+        read.clear()
+        for i in range(launches):
+            launch(i)
+        graphs.append(launches)
+
+    monkeypatch.setattr(kernel_candidates, "DriverKernel", Kernel)
+    monkeypatch.setattr(kernel_candidates, "record_graph", record)
+    monkeypatch.setattr(kernel_candidates, "replay_us", lambda graph: 1.0)
+    for copies, launches in ((1, 32), (100, 100)):
+        words = torch.arange(copies, dtype=torch.int32)[:, None, None].expand(copies, 48, 32)
+        x = torch.zeros((1, 256), dtype=torch.float16)
+        kernel_candidates.fastest_tile(choose_layout(64, 256, 3), (1, 64, 256), x, words, None, None)
+        assert set(graphs) == {launches}
+        assert set(read) == set(range(copies))
+        graphs.clear()
+
+
 def _row(shape: str, m: int, ratio: float, l2: str = "cold") -> dict[str, Any]:
     return {"shape": shape, "m": m, "l2": l2, "native": {"ratio": ratio}}
 

@@ -15,6 +15,8 @@ import onnx
 import pytest
 from fake_tensorrt import Setup, install, run_on_cpu
 
+from qvec_deploy.errors import IncompatibleError
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -36,6 +38,7 @@ LAYER = {
     "error": 1e-3,
     "weights_bytes": 230_000,
     "given_bytes": 225_000,
+    "allowed_bytes": 700_000,
     "packed_bytes": 221_184,
     "plan_bytes": 400_000,
 }
@@ -52,7 +55,7 @@ class Answers:
             "trtexec": {"returncode": 0, "output": ""},
             "fresh_process": {"error": 1e-3, "plugins_loaded": False},
             "dequantize": {"weights_bytes": 230_000, "packed_bytes": 221_184, "dense_bytes": 1_179_648},
-            "precedence": {"plugin_layers": 1},
+            "precedence": {"plugin_layers": 1, "parsed": True, "errors": []},
             "flag": LAYER,
             "copies": {"overhead_bytes": 1000, "ptx_bytes": 100_000},
             "switches": {"lost_bytes": 0},
@@ -133,7 +136,7 @@ def test_one_broken_item_does_not_hide_the_others() -> None:
     [
         ({"layer": {**LAYER, "error": 0.1}}, {"1 aot"}),
         ({"layer": {**LAYER, "error": float("nan")}}, {"1 aot"}),
-        ({"layer": {**LAYER, "weights_bytes": 2_000_000}}, {"2 stored"}),
+        ({"layer": {**LAYER, "weights_bytes": 225_000 - 221_184 + graphs.DENSE_BYTES}}, {"2 stored"}),
         ({"layer": {**LAYER, "weights_bytes": 5_000}}, {"2 stored"}),
         ({"trtexec": {"returncode": 1, "output": "x"}}, {"1 trtexec"}),
         ({"fresh_process": {"error": 1e-3, "plugins_loaded": True}}, {"1 fresh process"}),
@@ -142,7 +145,8 @@ def test_one_broken_item_does_not_hide_the_others() -> None:
             {"dequantize": {"weights_bytes": 1_300_000, "packed_bytes": 221_184, "dense_bytes": 1_179_648}},
             {"2 dequantize"},
         ),
-        ({"precedence": {"plugin_layers": 0}}, {"6 namespace"}),
+        ({"precedence": {"plugin_layers": 0, "parsed": True, "errors": []}}, {"6 namespace"}),
+        ({"precedence": {"plugin_layers": 1, "parsed": False, "errors": ["no importer\nmore"]}}, {"6 namespace"}),
     ],
 )
 def test_what_is_not_as_claimed_fails(answers: dict[str, Any], names: set[str]) -> None:
@@ -156,7 +160,8 @@ def test_what_is_not_as_claimed_fails(answers: dict[str, Any], names: set[str]) 
     [
         ({"error": 0.5}, items.LOWERINGS),
         ({"captured": False}, items.LOWERINGS),
-        ({"weights_bytes": 9_000_000}, ("packed", "int4")),
+        ({"weights_bytes": 9_000_000}, items.LOWERINGS),
+        ({"weights_bytes": 9_000_000, "allowed_bytes": None}, ()),
     ],
 )
 def test_every_lowering_is_judged(change: dict[str, Any], failing: Sequence[str]) -> None:
@@ -169,7 +174,7 @@ def test_unknown_stored_bytes_are_no_pass() -> None:
     record = _run(layer=LAYER | unknown, model=MODEL | unknown, dequantize={**unknown, "dense_bytes": 1})
     skipped = _only(record, "skip")
     expected = {"2 stored", "2 dequantize", "2 constant"}
-    assert set(skipped) == expected | {f"{m} {each}" for m in items.MODELS for each in ("packed", "int4")}
+    assert set(skipped) == expected | {f"{m} {each}" for m in items.MODELS for each in items.LOWERINGS}
     assert "stored bytes unknown" in skipped["demo packed"]
 
 
@@ -189,6 +194,20 @@ def test_answers_to_questions_are_noted_whatever_they_are() -> None:
     assert noted["7 REFIT"] == "does not build: RuntimeError: refit is not supported"
     assert noted["7 copies"].startswith("PTX is repeated")
     assert "5,368,709,120 bytes" in noted["5 switches"]
+
+
+def test_a_graph_that_is_not_parsed_says_nothing_about_precedence() -> None:
+    broken = {"plugin_layers": 0, "parsed": False, "errors": ["In node 0: no importer registered\nmore"]}
+    record = _run(precedence=broken)
+    said = "cannot be parsed: In node 0: no importer registered"
+    assert (_only(record, "fail"), _only(record, "noted")["6 no namespace"]) == ({"6 namespace": said}, said)
+    silent = _run(precedence={**broken, "errors": []})
+    assert "does not say why" in _only(silent, "fail")["6 namespace"]
+
+
+def test_an_engine_that_builds_and_does_not_run_is_said_to_build() -> None:
+    record = _run(flag={"plan_bytes": 1000, "does_not_run": "no weights"})
+    assert _only(record, "noted")["7 STRIP_PLAN"] == "builds, 1,000 bytes, but does not run: no weights"
 
 
 def test_a_variant_that_computes_something_else_does_not_work() -> None:
@@ -221,6 +240,22 @@ def test_one_layer(setup: Setup, here: Any) -> None:
     assert found["weights_bytes"] == found["given_bytes"]
     assert found["packed_bytes"] == 768 * 768 * 3 // 8 + 4 * 768
     assert found["captured"]
+    assert found["given_bytes"] < found["allowed_bytes"] < found["given_bytes"] - found["packed_bytes"] + 2 * 768 * 768
+
+
+def test_a_graph_that_tensorrt_cannot_read(setup: Setup, here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnx import helper
+
+    real = machine.layer_graph
+
+    def odd(**options: Any) -> Any:
+        graph = real(**options)
+        graph.model.graph.node.append(helper.make_node("Unsupported", ["logits"], ["odd"]))
+        return graph
+
+    monkeypatch.setattr(machine, "layer_graph", odd)
+    found = here.precedence(True)
+    assert not found["parsed"] and "no importer" in found["errors"][0]
 
 
 def test_the_layer_is_what_numpy_says() -> None:
@@ -239,6 +274,16 @@ def test_flags_reach_the_builder(setup: Setup, here: Any, flag: str) -> None:
         assert config.hardware_compatibility_level.name == flag
     else:
         assert config.flags == {flags[flag]}
+
+
+def test_a_flag_whose_engine_does_not_run(setup: Setup, here: Any) -> None:
+    setup.faults.refuses_run = True
+    found = here.flag("STRIP_PLAN")
+    assert found["plan_bytes"] > 0
+    assert "could not run the engine" in found["does_not_run"]
+    setup.faults.refuses_build = "no implementation"
+    with pytest.raises(IncompatibleError, match="cannot build"):
+        here.flag("STRIP_PLAN")
 
 
 def test_the_other_builds(setup: Setup, here: Any) -> None:

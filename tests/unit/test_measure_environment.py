@@ -3,12 +3,14 @@
 import getpass
 import json
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import psutil
+import pytest
 
 from qvec_deploy.measure import environment
-from qvec_deploy.measure.environment import capture_environment
+from qvec_deploy.measure.environment import GpuState, capture_environment, complete_environment
 
 CPUINFO = """\
 processor\t: 0
@@ -54,6 +56,36 @@ def test_the_governor_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "GOVERNOR", tmp_path / "governor")
     (tmp_path / "governor").write_text("powersave\n")
     assert capture_environment(threads=1).governor == "powersave"
+
+
+def test_cores_are_recorded_in_order():
+    assert capture_environment(threads=1, cores=(3, 1)).affinity == (1, 3)
+    assert capture_environment(threads=1).affinity is None
+
+
+def test_what_only_shows_afterwards(monkeypatch):
+    before = capture_environment(threads=1)
+    assert (before.frequency_mhz, before.load_average_after, before.gpu) == (None, None, None)
+    frequencies = [SimpleNamespace(current=1000.0), SimpleNamespace(current=3000.0), SimpleNamespace(current=2500.0)]
+    monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: frequencies)
+    monkeypatch.setattr(psutil, "getloadavg", lambda: (1.234, 0.0, 0.0))
+    monkeypatch.setattr(environment, "_affinity", lambda: [0, 1])
+    gpu = GpuState("NVIDIA Test", "580.65", 1)
+    assert complete_environment(before, gpu) == replace(before, frequency_mhz=2000.0, load_average_after=1.23, gpu=gpu)
+
+
+@pytest.mark.parametrize("told", [[], None, [SimpleNamespace(current=0.0)]])
+def test_a_frequency_that_cannot_be_seen(monkeypatch, told):
+    monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: told)
+    assert complete_environment(capture_environment(threads=1)).frequency_mhz is None
+
+
+def test_a_system_without_frequencies_or_affinity(monkeypatch):
+    monkeypatch.delattr(psutil, "cpu_freq")
+    monkeypatch.delattr(psutil.Process, "cpu_affinity")
+    captured = complete_environment(capture_environment(threads=1))
+    assert captured.frequency_mhz is None
+    assert captured.usable_cores == captured.logical_cores
 
 
 def test_nothing_says_who_or_where():

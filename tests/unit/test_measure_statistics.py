@@ -13,6 +13,8 @@ from qvec_deploy.measure.statistics import (
     median_estimate,
     paired_difference,
     quantile,
+    run_length,
+    samples_missing,
     samples_needed,
     speed_up,
     throughput,
@@ -121,6 +123,41 @@ def test_speed_up_interval_covers_the_truth(truth, monkeypatch):
         baseline, candidate = (np.exp(block + draw.normal(0.0, 0.05, 60)) for _ in range(2))
         covered += speed_up(truth * baseline, candidate).contains(truth)
     assert 184 <= covered <= 200
+
+
+def test_speed_up_interval_covers_the_truth_when_disturbances_outlast_a_block(monkeypatch):
+    """Noise of either engine that is alike from block to block (AR(1), 0.6): blocks drawn singly are much worse."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    draw = np.random.default_rng(8)
+    measured = []
+    for _ in range(200):
+        noise = draw.normal(0.0, 0.05, (2, 60))
+        for block in range(1, 60):
+            noise[:, block] = 0.6 * noise[:, block - 1] + 0.8 * noise[:, block]
+        measured.append(np.exp(noise))
+    covered = sum(speed_up(*samples).contains(1.0) for samples in measured)
+    monkeypatch.setattr(statistics, "run_length", lambda count: 1)
+    singly = sum(speed_up(*samples).contains(1.0) for samples in measured)
+    assert covered >= 168
+    assert singly <= covered - 15
+
+
+def test_as_many_blocks_are_drawn_together_as_the_cube_root_says():
+    assert [run_length(count) for count in (6, 26, 27, 60, 64, 65, 1000)] == [1, 1, 3, 4, 4, 5, 10]
+
+
+@pytest.mark.parametrize(("count", "more"), [(0, 368), (60, 308), (367, 1), (368, 0), (1000, 0)])
+def test_how_many_samples_p99_takes_yet(count, more):
+    assert samples_missing(count, 0.99) == more
+
+
+def test_a_stricter_interval_takes_more_samples_and_is_wider():
+    assert samples_needed(0.5, 0.99) == 8
+    assert speed_up([10.0] * 7, [5.0] * 7, confidence=0.99) is None
+    samples = np.exp(np.random.default_rng(9).normal(0.0, 0.2, (2, 40)))
+    strict, usual = speed_up(*samples, confidence=0.99), speed_up(*samples)
+    assert strict.value == usual.value
+    assert strict.low < usual.low < usual.high < strict.high
 
 
 def test_a_report_computed_twice_is_the_same():

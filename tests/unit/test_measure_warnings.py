@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qvec_deploy.measure.environment import Environment
+from qvec_deploy.measure.environment import Environment, GpuState
 from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.measure.warnings import (
     MeasurementWarning,
@@ -41,10 +41,53 @@ def test_a_busy_machine():
     assert finding.detail == "The load average before measuring was 4.5 on 4 usable cores."
 
 
+def test_a_busy_machine_while_held_to_a_core():
+    """The load is the whole machine's, which has eight."""
+    held = replace(QUIET, usable_cores=1, affinity=(3,))
+    assert machine_findings(replace(held, load_average=7.5)) == []
+    (finding,) = machine_findings(replace(held, load_average=8.5))
+    assert finding.detail == "The load average before measuring was 8.5 on 8 cores."
+
+
 def test_a_governor_that_is_seen_to_vary():
     (finding,) = machine_findings(replace(QUIET, governor="powersave"))
     assert finding.warning is MeasurementWarning.FREQUENCY_NOT_FIXED
     assert finding.detail == "The frequency governor is powersave."
+
+
+GPU = GpuState("NVIDIA Test", "580.65", 2**34, sm_clock_mhz=1410.0, clocks_locked=True)
+
+
+def test_a_gpu_with_locked_clocks_gives_no_finding():
+    assert machine_findings(replace(QUIET, gpu=GPU)) == []
+    assert machine_findings(replace(QUIET, gpu=replace(GPU, clocks_locked=None))) == []
+
+
+def test_clocks_that_are_not_locked():
+    (finding,) = machine_findings(replace(QUIET, gpu=replace(GPU, clocks_locked=False)))
+    assert finding.warning is MeasurementWarning.CLOCKS_NOT_LOCKED
+    assert finding.detail == "The clocks of the NVIDIA Test are not locked (1410 MHz after measuring)."
+    (finding,) = machine_findings(replace(QUIET, gpu=replace(GPU, clocks_locked=False, sm_clock_mhz=None)))
+    assert finding.detail == "The clocks of the NVIDIA Test are not locked."
+
+
+def test_a_throttled_gpu():
+    (finding,) = machine_findings(replace(QUIET, gpu=replace(GPU, throttling=("power cap", "power brake"))))
+    assert finding.warning is MeasurementWarning.THROTTLED
+    assert finding.detail == "The NVIDIA Test lowered its clocks while measuring: power cap, power brake."
+
+
+def test_a_warm_up_that_did_not_settle():
+    (finding,) = latency_findings({"float": LatencySamples(8, STEADY, warmup=50, settled=False)}, "float")
+    assert finding.warning is MeasurementWarning.WARM_UP_NOT_STABLE
+    assert finding.detail == "After 50 blocks of warm-up its times were still changing (batch size 8)."
+
+
+def test_fewer_samples_than_asked():
+    (finding,) = latency_findings({"float": LatencySamples(1, STEADY)}, "float", asked_blocks=60)
+    assert finding.warning is MeasurementWarning.FEWER_SAMPLES
+    assert finding.detail == "The time was up after 40 of 60 samples (batch size 1)."
+    assert latency_findings({"float": LatencySamples(1, STEADY)}, "float", asked_blocks=40) == []
 
 
 def test_steady_samples_give_no_finding():

@@ -13,7 +13,9 @@ from safetensors.numpy import save_file
 from qvec_deploy.build import Workshop
 from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError
-from qvec_deploy.plan import LOWERINGS, Plan
+from qvec_deploy.kernels.layouts import choose_layout
+from qvec_deploy.lower.tensorrt_linear import int4_block
+from qvec_deploy.plan import LOWERINGS, Plan, check_lowering
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector
@@ -132,6 +134,38 @@ def test_groups_must_divide_every_row(pico_recipe: Callable[..., Path]) -> None:
         _plan(pico_recipe(quantize=quantize, vector=None, **{"lambda": 0}))
 
 
+@pytest.mark.parametrize(
+    ("runtime", "lowering", "takes", "refuses", "says"),
+    [
+        ("torch-cuda", "packed", (16, 48, 128), (8, 24), "a multiple of 16"),
+        ("tensorrt", "packed", (16, 48, 128), (8, 24), "a multiple of 16"),
+        ("tensorrt", "int4", (64, 128, 192), (16, 32, 96), "a multiple of 64"),
+        ("onnxruntime", "int4", (16, 64), (8, 48), "a power of two of at least 16"),
+        ("onnxruntime-cuda", "int4", (16, 64), (8, 48), "a power of two of at least 16"),
+        ("onnxruntime", "packed", (8, 24, 64), (), ""),
+    ],
+)
+def test_groups_are_those_that_the_lowering_can_make(
+    runtime: str, lowering: str, takes: tuple[int, ...], refuses: tuple[int, ...], says: str
+) -> None:
+    for size in takes:
+        check_lowering(runtime, lowering, 3, "group", size)
+    for size in refuses:
+        with pytest.raises(IncompatibleError, match=f"cannot take groups of {size}") as caught:
+            check_lowering(runtime, lowering, 3, "group", size)
+        assert says in caught.value.hint
+
+
+@pytest.mark.parametrize("columns", [768, 192, 4304])
+def test_what_a_plan_takes_can_be_lowered(columns: int) -> None:
+    """The kernels' layouts and TensorRT's blocks agree with the table, for every group size that divides a row."""
+    for size in (size for size in range(1, columns + 1) if columns % size == 0):
+        if LOWERINGS["tensorrt", "packed"].takes_groups(size):
+            choose_layout(768, columns, 3, size)
+        if LOWERINGS["tensorrt", "int4"].takes_groups(size):
+            assert size % int4_block(columns, size) == 0
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
 def test_the_table_of_lowerings_is_what_a_plan_takes(pico_recipe: Callable[..., Path], runtime: str) -> None:
     for lowering, bits, granularity in product(
@@ -143,6 +177,7 @@ def test_the_table_of_lowerings_is_what_a_plan_takes(pico_recipe: Callable[..., 
         )
         entry = LOWERINGS.get((runtime, lowering))
         takes = entry is not None and bits in entry.bits and granularity in entry.granularities
+        takes = takes and entry.takes_groups(quantize["group_size"])
         try:
             _plan(path)
             planned = True

@@ -5,16 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
-from report_example import example_report, patched_report, selecting_report
+from report_example import example_report, gpu_report, patched_report, selecting_report
 
-from qvec_deploy.errors import IntegrityError
+from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.measure.latency import LatencySamples
-from qvec_deploy.report.document import from_json, to_json
+from qvec_deploy.report.document import from_json, overview_json, report_schema, to_json
 from qvec_deploy.report.html import to_html
 from qvec_deploy.report.markdown import to_markdown
+from qvec_deploy.report.overview import overview
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report_structure.json"
+PUBLISHED = json.loads((Path(__file__).parents[2] / "qvec_deploy" / "report.schema.json").read_text(encoding="utf-8"))
 
 
 def structure(value: Any) -> Any:
@@ -70,7 +73,7 @@ def test_every_sample_is_in_the_file():
 
 
 def test_the_structure_is_what_programs_were_promised(check_golden):
-    report = replace(patched_report(), gates=selecting_report().gates)
+    report = replace(patched_report(), gates=selecting_report().gates, environment=gpu_report().environment)
     candidates = (report["mean"], report["float"], report["ptq"])  # the first has every field filled
     report = replace(report, candidates=candidates)
     document = json.loads(to_json(report))
@@ -105,7 +108,7 @@ def without(key: str) -> bytes:
         (b"{", "not JSON"),
         (b"\xff", "not JSON"),
         (b"[]", "schema_version is None"),
-        (altered(schema_version=1), "schema_version is 1"),
+        (altered(schema_version=True), "schema_version is True"),
         (altered(schema_version=None), "schema_version is None"),
         (altered(extra=1), "never written"),
         (altered(images="2700"), "never written"),
@@ -118,6 +121,40 @@ def without(key: str) -> bytes:
 def test_what_was_never_written_is_refused(data, message):
     with pytest.raises(IntegrityError, match=message):
         from_json(data)
+
+
+@pytest.mark.parametrize(("version", "hint"), [(2, "build the bundle again"), (4, "upgrade qvec-deploy")])
+def test_another_schema_version_is_no_damage(version, hint):
+    with pytest.raises(IncompatibleError, match=f"schema_version is {version}") as caught:
+        from_json(altered(schema_version=version))
+    assert caught.value.exit_code == 4 and hint in caught.value.hint
+
+
+@pytest.mark.parametrize("make", [selecting_report, patched_report, gpu_report, example_report])
+def test_reports_are_as_the_published_schema_says(make):
+    jsonschema.validate(json.loads(to_json(make())), PUBLISHED)
+
+
+def test_several_reports_are_as_the_published_schema_says():
+    shown = overview({"a": example_report(), "b": selecting_report()})
+    document = json.loads(overview_json(shown))
+    jsonschema.validate(document, PUBLISHED)
+    assert document["ranking"] == ["a", "b"], "b misses a gate"
+    assert document["reports"]["b"] == json.loads(to_json(selecting_report()))
+
+
+def test_the_published_schema_is_current():
+    assert report_schema() == PUBLISHED, "qvec-deploy schema --of report > the file"
+    jsonschema.Draft202012Validator.check_schema(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"schema_version": 2}, {"extra": 1}, {"images": "many"}, {"candidates": [{}]}, {"derived": {"float": {}}}],
+)
+def test_the_schema_refuses_what_is_never_written(change):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(json.loads(altered(**change)), PUBLISHED)
 
 
 def test_an_impossible_scheme_is_refused():

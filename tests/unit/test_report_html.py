@@ -2,14 +2,30 @@
 
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
-from report_example import example_report, selecting_report
+from report_example import example_report, gpu_report, selecting_report
 
-from qvec_deploy.report.html import tiles, to_html, unbroken
+from qvec_deploy.report.html import to_html, unbroken
 from qvec_deploy.report.summary import rows
+from qvec_deploy.report.tiles import tiles
 
+SECTIONS = (
+    "gates",
+    "comparison",
+    "warnings",
+    "trade-offs",
+    "accuracy",
+    "latency",
+    "layers",
+    "selection",
+    "method",
+    "candidates",
+    "environment",
+)
 VOID = {"meta", "wbr", "link", "br", "hr", "img", "input"}
 
 
@@ -74,18 +90,27 @@ def test_nothing_is_loaded_from_anywhere(text, page):
 def test_every_reference_is_to_an_element_of_the_page(page):
     assert len(page.ids) == len(set(page.ids))
     assert page.references
-    for reference in page.references:
-        assert reference.startswith("#") and reference[1:] in page.ids
+    inside = [reference for reference in page.references if not reference.startswith("data:text/csv")]
+    assert all(reference.startswith("#") and reference[1:] in page.ids for reference in inside)
+    assert len(page.references) - len(inside) == 9, "one CSV for a figure"
 
 
 def test_it_has_every_section(page):
-    sections = {"comparison", "gates", "selection", "warnings", "figures", "batches", "method", "candidates"}
-    assert sections | {"environment"} <= set(page.ids)
+    assert set(SECTIONS) <= set(page.ids)
 
 
 def test_it_has_every_figure_as_text(text):
-    assert text.count('<svg role="img"') == 5
-    for words in ("median host latency, ms", "stored size, MB", "attn.qkv", "λ", "divergence, nats", "weight"):
+    assert text.count('<svg role="img"') == 9
+    for words in (
+        "mean confidence, %",
+        "ms a run, all blocks",
+        "median host latency, ms",
+        "stored size, MB",
+        "attn.qkv",
+        "λ",
+        "divergence, nats",
+        "weight",
+    ):
         assert f">{words}</text>" in text
 
 
@@ -114,9 +139,10 @@ def test_hostile_text_is_escaped():
 
 
 def test_sections_without_data_are_left_out(report):
-    bare = replace(report["float"], accuracy=None, paired={}, latency=(), footprint=None, layer_errors=())
+    nothing = {"accuracy": None, "paired": {}, "latency": (), "footprint": None, "layer_times": (), "predictions": ()}
+    bare = replace(report["float"], **nothing)
     text = to_html(replace(report, candidates=(bare,), selected=None, warnings=(), selection=None, gates=()))
-    assert not {"gates", "selection", "warnings", "figures", "batches"} & set(Page(text).ids)
+    assert set(SECTIONS) & set(Page(text).ids) == {"comparison", "method", "candidates", "environment"}
     assert "No candidate was selected." in text
 
 
@@ -155,3 +181,34 @@ def test_names_break_after_underscores_and_stay_escaped():
 
     assert str(breakable("a_b")) == "a_<wbr>b"
     assert str(breakable("<i>_x")) == "&lt;i&gt;_<wbr>x"
+
+
+def test_a_figure_downloads_its_numbers(report, text):
+    (found,) = re.findall(r'<a href="data:text/csv;charset=utf-8,([^"]*)" download="samples-8.csv">', text)
+    lines = unquote(unescape(found)).split("\r\n")
+    assert lines[0] == 'candidate,block,"host latency, ms"'
+    assert lines[1] == f"float,0,{report['float'].latency[1].samples_ms[0]}"
+    assert len(lines) == 1 + 9 * 40 + 1
+
+
+def test_parts_of_a_run_and_the_gpu_are_shown_where_there_are_some():
+    text = to_html(gpu_report())
+    for words in (
+        "GPU compute, ms",
+        "Parts of a run",
+        "NVIDIA L4",
+        "1950 MHz of 2040 MHz, memory 6251 MHz, not locked",
+    ):
+        assert words in text
+    assert "61 W of 72 W" in text and "power cap" in text
+    assert "Enqueue" in text and "<dt>H2D</dt>" in text
+
+
+def test_terms_of_parts_are_left_out_without_parts(text):
+    assert "<dt>Host latency</dt>" in text and "<dt>H2D</dt>" not in text
+
+
+def test_the_answer_is_on_top(text):
+    assert re.search(
+        r"<b>gptaq</b> ships for onnxruntime-cpu <span class=\"pill missed\">misses 1 of 4 gates</span>", text
+    )

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from report_example import example_report
 
-from qvec_deploy.report.layer_plot import panels
-from qvec_deploy.report.plots import figures, spread
+from qvec_deploy.report.layer_plot import layer_errors, panels
+from qvec_deploy.report.plots import Point, front, spread, trade_offs
+from qvec_deploy.report.reliability_plot import reliability
 from qvec_deploy.report.summary import rows
-from qvec_deploy.report.values import LayerError
+from qvec_deploy.report.svg import Figure
+from qvec_deploy.report.time_plot import distributions, kind, layer_times
+from qvec_deploy.report.values import Bin, LayerError, LayerTime, Report
 
 
 @pytest.mark.parametrize(
@@ -52,22 +55,27 @@ def test_layers_of_a_kind_are_ordered_by_number():
     assert list(panels(layers)) == ["mlp.fc1", "mlp.fc2"]
 
 
-def titles(report) -> list[str]:
-    return [figure.title for figure in figures(report, rows(report))]
+def figures(report: Report) -> list[Figure]:
+    some = (layer_errors(report), layer_times(report), reliability(report))
+    return [*trade_offs(rows(report)), *distributions(report), *(figure for figure in some if figure is not None)]
+
+
+def titles(report: Report) -> list[str]:
+    return [figure.title for figure in figures(report)]
 
 
 def test_figures_follow_the_data():
     report = example_report()
-    assert titles(report) == ["Accuracy and latency", "Accuracy and size", "Rounding error by layer"]
-    no_latency = example_report(batch_sizes=())
-    assert titles(no_latency) == ["Accuracy and size", "Rounding error by layer"]
-    nothing = replace(report["float"], accuracy=None, paired={})
+    layers = ["Rounding error by layer", "Time by layer", "Confidence and accuracy"]
+    assert titles(report) == ["Accuracy and latency", "Accuracy and size", "Latency samples, batch 1", *layers]
+    assert titles(example_report(batch_sizes=())) == ["Accuracy and size", layers[0], layers[2]]
+    nothing = replace(report["float"], accuracy=None, paired={}, latency=(), layer_times=(), predictions=())
     assert titles(replace(report, candidates=(nothing,), selected=None, warnings=())) == []
 
 
 def test_rounding_error_is_of_plain_ptq_and_the_selected_one_only():
     report = example_report(selected="ptq_mse")
-    svg = figures(report, rows(report))[2].svg
+    svg = layer_errors(report).svg
     assert ">ptq</text>" in svg and ">ptq_mse</text>" in svg
     assert ">mean</text>" not in svg
 
@@ -76,7 +84,7 @@ def test_a_long_name_is_shortened_in_the_figure():
     report = example_report()
     long = replace(report["mean"], name="a" * 60)
     report = replace(report, candidates=(report["float"], long), selected=None, warnings=())
-    svg = figures(report, rows(report))[0].svg
+    svg = figures(report)[0].svg
     assert f">{'a' * 19}…</text>" in svg
 
 
@@ -84,7 +92,7 @@ def test_dollar_signs_are_not_mathematics():
     report = example_report()
     odd = replace(report["mean"], name="$x^2$", layer_errors=(LayerError("blocks.0.$y$", 0.2),))
     report = replace(report, candidates=(report["float"], odd), selected="$x^2$", warnings=())
-    for figure in figures(report, rows(report)):
+    for figure in figures(report):
         assert ">$x^2$</text>" in figure.svg
 
 
@@ -93,4 +101,86 @@ def test_any_range_of_sizes_can_be_drawn(factor):
     report = example_report()
     large = replace(report["float"], stored_bytes=int(8_571_904 * factor))
     report = replace(report, candidates=(large, report["ptq"]), selected=None, warnings=())
-    assert "stored size, MB" in figures(report, rows(report))[1].svg
+    assert "stored size, MB" in figures(report)[1].svg
+
+
+def point(name: str, x: float, y: float, *, ships: bool = True) -> Point:
+    return Point(name, "variant", False, (x, x, x), (y, y, y), ships)
+
+
+def test_the_front_is_what_nothing_else_beats_on_both_axes():
+    points = [
+        point("slow and good", 3, 90),
+        point("fast and poor", 1, 60),
+        point("beaten", 2, 55),
+        point("middle", 2, 80),
+        point("twin", 2, 80),
+        point("control", 0.5, 99, ships=False),
+    ]
+    assert [entry.name for entry in front(points)] == ["fast and poor", "middle", "slow and good"]
+    assert front(points[-1:]) == []
+
+
+def test_a_front_of_controls_alone_is_not_drawn():
+    report = example_report()
+    report = replace(report, candidates=(report["random_1"], report["random_2"]), baseline="random_1", selected=None)
+    latency, _ = trade_offs(rows(replace(report, warnings=())))
+    assert [line[-1] for line in latency.samples] == [False, False]
+
+
+def test_a_figure_has_exactly_the_numbers_it_draws():
+    report = example_report(batch_sizes=(1, 8))
+    latency, size, one, eight, *_ = figures(report)
+    medians = {row.candidate.name: row.first_latency.median_ms for row in rows(report)}
+    assert {line[0]: line[2] for line in latency.samples} == medians
+    assert {line[0]: line[2] for line in size.samples} == {c.name: c.stored_bytes / 1e6 for c in report.candidates}
+    for index, figure in ((0, one), (1, eight)):
+        taken = {candidate.name: [] for candidate in report.candidates}
+        for name, block, value in figure.samples:
+            assert block == len(taken[name])
+            taken[name].append(value)
+        assert taken == {c.name: list(c.latency[index].samples_ms) for c in report.candidates}
+
+
+def test_times_of_layers_are_of_the_baseline_and_of_what_ships_beside_their_bounds():
+    report = example_report(batch_sizes=(1, 8))
+    samples = layer_times(report).samples
+    assert list(dict.fromkeys(line[0] for line in samples)) == ["float", "mean"]
+    first = report["mean"].predictions[0].layers[0]
+    (line,) = [line for line in samples if line[:2] == ("mean", first.layer)]
+    assert line[2:] == (report["mean"].layer_times[0].ms, first.ms)
+    bare = replace(report["float"], predictions=())
+    shown = replace(report, candidates=(bare,), selected=None, warnings=())
+    assert {line[3] for line in layer_times(shown).samples} == {None}
+    assert "roofline" not in layer_times(shown).caption
+
+
+def test_a_layer_without_a_bound_leaves_its_kind_without_one():
+    report = example_report()
+    odd = replace(report["float"], layer_times=(*report["float"].layer_times, LayerTime("blocks.12.mlp.fc1", 0.3)))
+    assert layer_times(replace(report, candidates=(odd,), selected=None, warnings=())).samples[-1][3] is None
+
+
+def test_kinds_of_layers():
+    assert [kind(name) for name in ("blocks.3.mlp.fc1", "layers.1.blocks.0.attn", "rest")] == [
+        "mlp.fc1",
+        "attn",
+        "rest",
+    ]
+
+
+@pytest.mark.parametrize("samples", [(2.0,) * 40, (0.5, 80.0) * 20, (0.0, 1.0) * 20])
+def test_any_spread_of_samples_can_be_drawn(samples):
+    report = example_report()
+    odd = replace(report["float"], latency=(replace(report["float"].latency[0], samples_ms=samples),))
+    (figure,) = distributions(replace(report, candidates=(odd,), selected=None, warnings=()))
+    assert "host latency, ms" in figure.svg and "nan" not in figure.svg
+
+
+def test_empty_bins_of_confidence_are_not_drawn():
+    report = example_report()
+    answers = replace(report["float"].accuracy, bins=(Bin(0, 0, 0.0), Bin(2700, 2612, 2650.0)))
+    one = replace(report, candidates=(replace(report["float"], accuracy=answers),), selected=None, warnings=())
+    figure = reliability(one)
+    assert "97 % right at 98 %" in figure.svg
+    assert figure.samples == (("float", 0, 0, 0, 0.0), ("float", 1, 2700, 2612, 2650.0))

@@ -4,13 +4,14 @@ import io
 from dataclasses import replace
 
 import pytest
-from report_example import example_report
+from report_example import example_report, selecting_report
 from rich.console import Console
 
 from qvec_deploy.errors import StorageError
-from qvec_deploy.report.console import summary_table
+from qvec_deploy.report.console import listing_table, summary_table
 from qvec_deploy.report.document import from_json
-from qvec_deploy.report.write import write_report
+from qvec_deploy.report.overview import listing, overview
+from qvec_deploy.report.write import write_overview, write_report, write_tables
 
 
 def printed(report, width: int = 120) -> str:
@@ -27,6 +28,28 @@ def test_three_files_and_nothing_else(tmp_path):
     assert from_json(paths[0].read_bytes()) == report
     assert paths[1].read_text(encoding="utf-8").startswith("# EuroSAT classifier at 3 bits\n")
     assert paths[2].read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_tables_are_two_files_more(tmp_path):
+    paths = write_tables({"a": example_report()}, tmp_path)
+    assert [path.name for path in paths] == ["report.csv", "samples.csv"]
+    assert paths[1].read_bytes().startswith(b"report,candidate,batch_size,block,host_latency_ms\r\na,float,1,0,")
+
+
+def test_several_reports_are_the_same_three_files(tmp_path):
+    shown = overview({"a": example_report(), "b": selecting_report()})
+    paths = write_overview(shown, tmp_path)
+    assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
+    assert paths[2].read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_an_overview_on_the_console_marks_the_first():
+    stream = io.StringIO()
+    table = listing_table(listing(overview({"[b]x[/b]": example_report(), "y": selecting_report()})))
+    Console(width=160, file=stream).print(table)
+    lines = stream.getvalue().splitlines()
+    assert any(line.startswith("[b]x[/b] *") for line in lines)
+    assert any(line.startswith("y ") and "misses 1 of 4" in line for line in lines)
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

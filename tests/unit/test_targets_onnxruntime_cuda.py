@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -171,54 +170,69 @@ def test_values_beyond_float16_are_refused(plain: tuple[Path, np.ndarray], tmp_p
         half_model(tmp_path, "float")
 
 
-def test_out_of_memory_names_lowering_and_batch(plain: tuple[Path, np.ndarray]) -> None:
+def test_out_of_memory_names_lowering_and_batch(
+    plain: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = _crowded(monkeypatch, plain[0], most=5)
+    session.run(IMAGES)
+    with pytest.raises(
+        IncompatibleError, match=r"`float`.* fails at batch 20: CUDA failure 2: out of memory"
+    ) as caught:
+        session.run(np.zeros((20, *SHAPE), np.float32))
+    assert caught.value.hint == "batch 5 fits", "not the 2 that was loaded"
+    assert len(session.run(np.zeros((5, *SHAPE), np.float32))) == 5, "the session can still be used"
+
+
+def test_out_of_memory_at_every_batch(plain: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    session = _crowded(monkeypatch, plain[0], most=0)
+    with pytest.raises(IncompatibleError, match="fails at batch 20") as caught:
+        session.run(np.zeros((20, *SHAPE), np.float32))
+    assert "smaller batch" in caught.value.hint
+
+
+def _crowded(monkeypatch: pytest.MonkeyPatch, folder: Path, most: int) -> CudaSession:
+    """A session on a GPU that is full beyond a batch size."""
+    session = CudaSession(*half_model(folder, "float"), "float", 1, CPU)
+    load = session.load
+
     class Full:
         def run(self, *_: object) -> None:
             raise RuntimeError("CUDA failure 2: out of memory ; GPU=0\n more")
 
-    session = CudaSession(*half_model(plain[0], "float"), "float", 1, CPU)
-    session.run(IMAGES)
-    session._sessions[9] = Full()
-    with pytest.raises(IncompatibleError, match=r"`float`.* fails at batch 9: CUDA failure 2: out of memory") as caught:
-        session.run(np.zeros((9, *SHAPE), np.float32))
-    assert caught.value.hint == "batch 2 fits"
+    def loaded(batch: int) -> Any:
+        found = load(batch)
+        return found if batch <= most else Full()
+
+    monkeypatch.setattr(session, "load", loaded)
+    return session
 
 
-class _Driver:
-    def __init__(self, devices: int) -> None:
-        self.devices = devices
+def _refusing(message: str) -> Any:
+    def refuse() -> None:
+        raise IncompatibleError(message, hint="none")
 
-    def cuInit(self, _: int) -> int:
-        return 0
-
-    def cuDeviceGetCount(self, found: Any) -> int:
-        found._obj.value = self.devices
-        return 0
-
-
-def _no_driver(_: str) -> None:
-    raise OSError
+    return refuse
 
 
 @pytest.mark.parametrize(
     ("patches", "said"),
     [
         ({"providers": [CPU]}, "it is not onnxruntime-gpu"),
-        ({"driver": _no_driver}, "no NVIDIA driver"),
-        ({"driver": lambda _: _Driver(0)}, "finds no GPU"),
+        ({"driver": _refusing("no NVIDIA driver is installed")}, "no NVIDIA driver"),
+        ({"driver": _refusing("the NVIDIA driver finds no GPU")}, "finds no GPU"),
         ({"loads": lambda: False}, "cannot load CUDAExecutionProvider: the libraries of CUDA 13.0 or cuDNN"),
         ({}, None),
     ],
     ids=["cpu-build", "no-driver", "no-gpu", "no-libraries", "works"],
 )
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, patches: dict[str, Any], said: str | None) -> None:
-    working = {"providers": [CUDA, CPU], "driver": lambda _: _Driver(1), "loads": lambda: True}
+    working = {"providers": [CUDA, CPU], "driver": lambda: None, "loads": lambda: True}
     chosen = {**working, **patches}
     fake = SimpleNamespace(
         __version__="1.2.3", cuda_version="13.0", get_available_providers=lambda: chosen["providers"]
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-    monkeypatch.setattr(ctypes, "CDLL", chosen["driver"])
+    monkeypatch.setattr(module, "Cuda", chosen["driver"])
     monkeypatch.setattr(module, "_provider_loads", chosen["loads"])
     reason = OnnxRuntimeCuda().missing()
     if said is None:
@@ -231,7 +245,7 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, patches: dict[
 def test_opening_without_a_gpu_says_what_is_missing(
     plain: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", _no_driver)
+    monkeypatch.setattr(module, "Cuda", _refusing("no NVIDIA driver is installed"))
     with (
         pytest.raises(IncompatibleError, match=r"no NVIDIA driver|not onnxruntime-gpu"),
         OnnxRuntimeCuda().open(plain[0], "float", 1),

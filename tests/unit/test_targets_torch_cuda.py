@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,14 @@ from qvec_deploy.bundle.parity import parity_images
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.targets import WEIGHTS_FILE
-from qvec_deploy.targets.torch_cuda import STRUCTURE_FILE, TorchCuda, TorchSession, read_structure
+from qvec_deploy.targets.torch_cuda import (
+    STRUCTURE_FILE,
+    TorchCuda,
+    TorchSession,
+    _Graph,
+    out_of_memory,
+    read_structure,
+)
 from qvec_deploy.targets.torch_module import HalfEngine, load_engine
 from qvec_deploy.tensors import Scheme
 
@@ -129,16 +138,25 @@ def test_a_directory_without_structure_is_refused(tmp_path: Path) -> None:
         read_structure(tmp_path)
 
 
-class _Crowded(torch.nn.Module):
-    """Stands for an engine on a GPU that is full beyond a batch size."""
+class _Held:
+    """Stands for memory of a run."""
 
-    def __init__(self, most: int) -> None:
+
+class _Crowded(torch.nn.Module):
+    """Stands for an engine on a GPU that is full beyond a batch size; a run that fails has taken memory by then."""
+
+    def __init__(self, most: int, error: Exception | None = None) -> None:
         super().__init__()
-        self.most = most
+        self.most, self.error = most, error or torch.OutOfMemoryError("CUDA out of memory")
+        self.taken: list[weakref.ref[_Held]] = []
+        self.still_held: list[int] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.still_held.append(sum(held() is not None for held in self.taken))
+        held = _Held()
+        self.taken.append(weakref.ref(held))
         if len(images) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise type(self.error)(*self.error.args)
         return images.float().flatten(1)[:, :2]
 
 
@@ -151,6 +169,78 @@ def test_out_of_memory_names_lowering_and_batch_that_fits(most: int, said: str) 
         session.run(np.zeros((20, *SHAPE), np.float32))
     if most:
         assert session.run(np.zeros((most, *SHAPE), np.float32)).shape == (most, 2), "the session can still be used"
+
+
+def test_nothing_of_a_failed_run_is_left_when_the_next_is_tried() -> None:
+    crowded = _Crowded(5)
+    session = TorchSession(HalfEngine(crowded), SHAPE, "packed", torch.device("cpu"))
+    with pytest.raises(IncompatibleError, match="batch 5 does"):
+        session.run(np.zeros((20, *SHAPE), np.float32))
+    assert crowded.still_held == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    ],
+)
+def test_libraries_run_out_of_memory_in_their_own_words(said: str) -> None:
+    session = TorchSession(HalfEngine(_Crowded(5, RuntimeError(said))), SHAPE, "packed", torch.device("cpu"))
+    with pytest.raises(IncompatibleError, match="batch 5 does"):
+        session.run(np.zeros((20, *SHAPE), np.float32))
+
+
+def test_an_error_that_came_of_a_full_memory_is_one() -> None:
+    broken_off = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    assert not out_of_memory(broken_off)
+    broken_off.__context__ = torch.OutOfMemoryError("CUDA out of memory")
+    assert out_of_memory(broken_off)
+
+
+def test_other_errors_are_not_taken_for_a_full_memory() -> None:
+    session = TorchSession(HalfEngine(_Crowded(5, RuntimeError("boom"))), SHAPE, "packed", torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="boom"):
+        session.run(np.zeros((20, *SHAPE), np.float32))
+
+
+def test_workspaces_of_cublas_are_a_recordings_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None that the warm-up took is recorded, and none that was recorded is left to the next; CUDA is played here."""
+    events: list[str] = []
+
+    class Recording(contextlib.AbstractContextManager[None]):
+        def __init__(self, graph: object, pool: object) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            events.append("record")
+
+        def __exit__(self, *_: object) -> None:
+            events.append("recorded")
+
+    class Stream:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def wait_stream(self, _: object) -> None:
+            pass
+
+    def engine(images: torch.Tensor) -> torch.Tensor:
+        events.append("run")
+        return images
+
+    for name in ("zeros", "empty"):
+        real = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda shape, real=real, **_: real(shape))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: events.append("clear"))
+    _Graph(engine, (1, *SHAPE), torch.device("cpu"), None)
+    assert events == ["run", "run", "run", "clear", "record", "run", "recorded", "clear"]
 
 
 def test_weights_that_do_not_fit_name_the_lowering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,12 +278,22 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, patches: dict[
     }
     for name, value in {**working, **patches}.items():
         monkeypatch.setattr(name, value)
-    reason = TorchCuda().missing()
+    reason = TorchCuda().missing("packed")
     if said is None:
         assert reason is None
     else:
         assert reason is not None
         assert said in reason
+
+
+@pytest.mark.parametrize("lowering", ["float", None])
+def test_float_needs_neither_triton_nor_a_recent_gpu(monkeypatch: pytest.MonkeyPatch, lowering: str | None) -> None:
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert TorchCuda().missing(lowering) is None
+    assert TorchCuda().missing("packed") is not None
 
 
 def test_opening_without_a_gpu_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,31 @@ def test_a_bundle_gets_its_engines(setup: Setup, bundle: Path) -> None:
     assert before.model_dump(exclude=changed) == after.model_dump(exclude=changed)
 
 
+def test_a_build_keeps_its_timing_cache_beside_the_bundle(
+    setup: Setup, pico_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates are built in a scratch folder that goes; what was measured for them stays, and is read again."""
+
+    class Built(Exception):
+        """Everything is built; engines of ours cannot be measured, which takes a process of its own."""
+
+    def stop(*_: Any) -> None:
+        raise Built
+
+    monkeypatch.setattr("qvec_deploy.build.measure_contenders", stop)
+    recipe = pico_recipe(
+        target={"runtime": "tensorrt", "lowering": "packed", "threads": 1}, vector=None, **{"lambda": 0.0}
+    )
+    out = tmp_path / "bundles" / "pico"
+    for _ in range(2):
+        with pytest.raises(Built):
+            run(load_recipe(recipe), out)
+        assert list(out.parent.rglob("*")) == [out.parent / "tensorrt-10.16.1.11-nvidia-test-sm89.timing"]
+    (cache,) = out.parent.iterdir()
+    builds = sum(not isinstance(each, str) for each in setup.trt.seen)
+    assert builds >= 2 and cache.read_bytes() == b"+" * builds, "every build went on from what the last one left"
+
+
 def test_it_is_compiled_again_on_another_machine(setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_bundle(bundle)
     install(monkeypatch, "11.4.0.106", Gpu("NVIDIA Other", 120, "13.3"))
@@ -142,6 +167,13 @@ def test_an_engine_that_computes_something_else_is_not_installed(
     assert Bundle.open(bundle).manifest.engine.missing is not None
 
 
+def test_what_a_lowering_lacks_is_refused_before_anything_is_built(setup: Setup, bundle: Path) -> None:
+    with pytest.raises(IncompatibleError, match="knows nothing about activations") as caught:
+        compile_bundle(bundle, lowerings=("packed", "w8a8"))
+    assert "target.lowering: w8a8" in caught.value.hint
+    assert setup.trt.seen == [] and _engines(bundle) == set()
+
+
 def test_a_damaged_bundle_is_refused(setup: Setup, bundle: Path) -> None:
     (bundle / "model.onnx").write_bytes(b"")
     with pytest.raises(IntegrityError, match="was changed after the build"):
@@ -151,8 +183,9 @@ def test_a_damaged_bundle_is_refused(setup: Setup, bundle: Path) -> None:
 def test_a_bundle_of_another_runtime_is_refused(tmp_path: Path, pico_recipe: Callable[..., Path]) -> None:
     path = pico_recipe(**{"quantize": {"bits": 32}, "target__lowering": "float", "lambda": 0.0})
     run(load_recipe(path), tmp_path / "cpu")
-    with pytest.raises(IncompatibleError, match="is for runtime `onnxruntime`, which compiles nothing"):
+    with pytest.raises(IncompatibleError, match="is for runtime `onnxruntime`, which compiles nothing") as caught:
         compile_bundle(tmp_path / "cpu")
+    assert "`qvec-deploy verify`" in caught.value.hint
 
 
 def _command(*arguments: object) -> Result:

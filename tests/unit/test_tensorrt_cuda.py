@@ -140,9 +140,6 @@ def test_data_goes_there_and_back(driver: Driver) -> None:
     gpu.free_pinned(there)
     gpu.free_pinned(back)
     gpu.end_stream(stream)
-    gpu.close()
-    gpu.close()
-    assert driver.calls.count("cuDevicePrimaryCtxRelease_v2") == 1
     assert driver.calls.count("cuMemFreeHost") == 2
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fake_tensorrt import GPU, Setup, install, write_sources
 
 from qvec_deploy.bundle.parity import parity_images
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, RecipeError, StorageError
+from qvec_deploy.packed import PackedFile
 from qvec_deploy.targets import tensorrt_library
 from qvec_deploy.targets.cuda import Gpu, OutOfDeviceMemory
 from qvec_deploy.targets.tensorrt import TOLERANCES, TensorRT, describe
@@ -48,6 +50,10 @@ def _images(count: int) -> np.ndarray:
     return np.random.default_rng(count).normal(size=(count, 3, 32, 32)).astype(np.float32)
 
 
+def _compile(folder: Path, lowering: str, options: EngineOptions, **keywords: Any) -> list[str]:
+    return TARGET.compile(folder, lowering, options, caches=folder.parent, **keywords)
+
+
 def _files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.name.startswith("engine.")}
 
@@ -56,7 +62,7 @@ def _files(folder: Path) -> set[str]:
 def test_an_engine_agrees_with_pytorch(
     setup: Setup, folder: Path, built_once: tuple[Path, np.ndarray], lowering: str
 ) -> None:
-    names = TARGET.compile(folder, lowering, EngineOptions(batch_sizes=(2,)))
+    names = _compile(folder, lowering, EngineOptions(batch_sizes=(2,)))
     assert names == [f"engine.{lowering}.b2.plan", f"engine.{lowering}.b2.plan.json"]
     reference = built_once[1]
     with TARGET.open(folder, lowering, 1) as session:
@@ -64,7 +70,7 @@ def test_an_engine_agrees_with_pytorch(
         logits = session.run(parity_images((3, 32, 32)))
     assert np.linalg.norm(logits - reference) / np.linalg.norm(reference) < TOLERANCES[lowering]
     assert setup.cuda.launches == 1, "it ran as a CUDA graph"
-    assert (setup.cuda.memory, setup.cuda.pinned_arrays, setup.cuda.streams, setup.cuda.current) == ({}, 0, 0, False)
+    assert (setup.cuda.memory, setup.cuda.pinned_arrays, setup.cuda.streams) == ({}, 0, 0)
     (engine,) = describe(folder, lowering)
     assert engine["machine"] == {"tensorrt": "10.16.1.11", "gpu": GPU.name, "sm": 89, "driver": "13.0"}
     assert engine["weights_bytes"] == engine["given_bytes"]
@@ -72,7 +78,7 @@ def test_an_engine_agrees_with_pytorch(
 
 
 def test_networks_are_strongly_typed_and_nothing_is_serialized_beside(setup: Setup, folder: Path) -> None:
-    TARGET.compile(folder, "packed", EngineOptions(workspace_mib=512, optimization_level=5))
+    _compile(folder, "packed", EngineOptions(workspace_mib=512, optimization_level=5))
     (network, config), flags = setup.trt.seen[0], setup.trt.NetworkDefinitionCreationFlag
     assert network.flags == 1 << int(flags.STRONGLY_TYPED) | 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
     assert (config.flags, config.profiles) == (set(), [])
@@ -84,13 +90,13 @@ def test_networks_are_strongly_typed_and_nothing_is_serialized_beside(setup: Set
 
 
 def test_only_the_plugin_asks_for_plugins(setup: Setup, folder: Path) -> None:
-    TARGET.compile(folder, "int4", EngineOptions())
+    _compile(folder, "int4", EngineOptions())
     assert setup.trt.seen[0][0].flags == 1 << int(setup.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 @pytest.mark.parametrize(("hardware", "level"), [("ampere_plus", "AMPERE_PLUS"), ("this", "NONE")])
 def test_compatibility_is_asked_for(setup: Setup, folder: Path, hardware: str, level: str) -> None:
-    TARGET.compile(folder, "float", EngineOptions(hardware=hardware, version_compatible=hardware != "this"))
+    _compile(folder, "float", EngineOptions(hardware=hardware, version_compatible=hardware != "this"))
     config = setup.trt.seen[0][1]
     assert config.hardware_compatibility_level.name == level
     assert config.flags == ({setup.trt.BuilderFlag.VERSION_COMPATIBLE} if hardware != "this" else set())
@@ -102,7 +108,7 @@ def test_compatibility_is_asked_for(setup: Setup, folder: Path, hardware: str, l
 def test_any_batch_is_cut_to_the_engines(
     setup: Setup, folder: Path, sizes: tuple[int, ...], count: int, launches: int
 ) -> None:
-    TARGET.compile(folder, "float", EngineOptions(batch_sizes=sizes))
+    _compile(folder, "float", EngineOptions(batch_sizes=sizes))
     images = _images(count)
     with TARGET.open(folder, "float", 1) as session:
         together = session.run(images)
@@ -113,7 +119,7 @@ def test_any_batch_is_cut_to_the_engines(
 
 
 def test_a_dynamic_engine_has_a_profile_and_no_graph(setup: Setup, folder: Path) -> None:
-    TARGET.compile(folder, "float", EngineOptions(batch_sizes=(8, 2), dynamic=True))
+    _compile(folder, "float", EngineOptions(batch_sizes=(8, 2), dynamic=True))
     assert _files(folder) == {"engine.float.b2-8.plan", "engine.float.b2-8.plan.json"}
     (profile,) = setup.trt.seen[0][1].profiles
     assert (profile.name, profile.shapes) == ("images", ((2, 3, 32, 32), (8, 3, 32, 32), (8, 3, 32, 32)))
@@ -123,7 +129,7 @@ def test_a_dynamic_engine_has_a_profile_and_no_graph(setup: Setup, folder: Path)
 
 
 def test_a_graph_can_be_left_out(setup: Setup, folder: Path) -> None:
-    TARGET.compile(folder, "float", EngineOptions(cuda_graph=False))
+    _compile(folder, "float", EngineOptions(cuda_graph=False))
     with TARGET.open(folder, "float", 1) as session:
         session.run(_images(1))
     assert setup.cuda.launches == 0
@@ -133,7 +139,7 @@ def test_a_graph_can_be_left_out(setup: Setup, folder: Path) -> None:
     "images", [_images(1)[:, :, :16], _images(1).astype(np.float64), _images(1)[:0], _images(1)[0]]
 )
 def test_other_images_are_refused(setup: Setup, folder: Path, images: np.ndarray) -> None:
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     with (
         TARGET.open(folder, "float", 1) as session,
         pytest.raises(IncompatibleError, match=r"takes float32 images \(batch, 3, 32, 32\), got"),
@@ -142,9 +148,9 @@ def test_other_images_are_refused(setup: Setup, folder: Path, images: np.ndarray
 
 
 def test_compiling_again_replaces(setup: Setup, folder: Path) -> None:
-    TARGET.compile(folder, "float", EngineOptions(batch_sizes=(1, 2)))
-    TARGET.compile(folder, "int4", EngineOptions())
-    TARGET.compile(folder, "float", EngineOptions(batch_sizes=(4,)))
+    _compile(folder, "float", EngineOptions(batch_sizes=(1, 2)))
+    _compile(folder, "int4", EngineOptions())
+    _compile(folder, "float", EngineOptions(batch_sizes=(4,)))
     engines = {"engine.float.b4.plan", "engine.int4.b1.plan"}
     assert _files(folder) == engines | {f"{name}.json" for name in engines}
 
@@ -157,7 +163,7 @@ def test_progress_is_shown(setup: Setup, folder: Path) -> None:
         seen.append(name)
         yield lambda done, total: seen.append((done, total))
 
-    TARGET.compile(folder, "float", EngineOptions(batch_sizes=(2, 1)), stage=stage)
+    _compile(folder, "float", EngineOptions(batch_sizes=(2, 1)), stage=stage)
     assert seen == ["float, batch 1", (1, 2), (2, 2), "float, batch 2", (1, 2), (2, 2)]
 
 
@@ -170,25 +176,34 @@ def test_an_interrupt_ends_the_build(setup: Setup, folder: Path) -> None:
         yield advance
 
     with pytest.raises(KeyboardInterrupt):
-        TARGET.compile(folder, "float", EngineOptions(), stage=stage)
+        _compile(folder, "float", EngineOptions(), stage=stage)
     assert _files(folder) == set()
 
 
-def test_the_timing_cache_lies_beside_the_bundle(setup: Setup, folder: Path, tmp_path: Path) -> None:
-    TARGET.compile(folder, "float", EngineOptions())
-    TARGET.compile(folder, "int4", EngineOptions())
+def test_the_timing_cache_is_read_and_written_where_asked(setup: Setup, folder: Path, tmp_path: Path) -> None:
+    _compile(folder, "float", EngineOptions())
+    _compile(folder, "int4", EngineOptions())
     (cache,) = tmp_path.glob("*.timing")
     assert cache.name == "tensorrt-10.16.1.11-nvidia-test-sm89.timing"
     assert cache.read_bytes() == b"++", "the second build started from what the first left"
     for useless in (b"damaged", b"other"):
         cache.write_bytes(useless)
-        TARGET.compile(folder, "float", EngineOptions())
+        _compile(folder, "float", EngineOptions())
         assert cache.read_bytes() == b"+"
+
+
+def test_a_timing_cache_that_cannot_be_written_costs_no_engine(setup: Setup, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.warns(UserWarning, match="the next build will measure again"):
+        names = TARGET.compile(folder, "float", EngineOptions(), caches=tmp_path / "file")
+    assert _files(folder) == set(names)
+    with _opened(folder) as session:
+        assert session.run(_images(1)).shape == (1, 10)
 
 
 def _refuses(error: type[QvecError], match: str, folder: Path, lowering: str = "packed", **options: Any) -> QvecError:
     with pytest.raises(error, match=match) as caught:
-        TARGET.compile(folder, lowering, EngineOptions(**options))
+        _compile(folder, lowering, EngineOptions(**options))
     assert caught.value.hint
     return caught.value
 
@@ -199,18 +214,30 @@ def test_a_plugin_that_was_not_found_is_refused(setup: Setup, folder: Path) -> N
     assert _files(folder) == set()
 
 
-def test_unpacked_weights_are_refused(setup: Setup, folder: Path) -> None:
+@pytest.mark.parametrize("lowering", ["packed", "int4", "w8a8"])
+def test_unpacked_weights_are_refused(setup: Setup, folder: Path, lowering: str) -> None:
+    """What it would store with every quantized weight in float16, and not a byte more."""
+    _compile(folder, lowering, EngineOptions())
+    (engine,) = describe(folder, lowering)
+    weights = PackedFile.open(folder / "weights.qvec.safetensors")
+    dense = sum(2 * info.shape[0] * info.shape[1] for info in weights.tensors.values() if info.scheme is not None)
+    setup.faults.stores = engine["given_bytes"] - engine["packed_bytes"] + dense
+    _refuses(IncompatibleError, "it has unpacked them", folder, lowering)
+    assert _files(folder) == set()
+    setup.faults.stores = engine["allowed_bytes"]
+    _compile(folder, lowering, EngineOptions())
+
+
+def test_float_weights_cannot_be_unpacked(setup: Setup, folder: Path) -> None:
     setup.faults.unpacks = 100
-    _refuses(IncompatibleError, "it has unpacked them", folder)
-    _refuses(IncompatibleError, "it has unpacked them", folder, "int4")
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     assert _files(folder) == {"engine.float.b1.plan", "engine.float.b1.plan.json"}
 
 
 def test_a_release_that_does_not_tell_stored_bytes(setup: Setup, folder: Path) -> None:
     del setup.trt.EngineStat
     setup.faults.unpacks = 100
-    TARGET.compile(folder, "packed", EngineOptions())
+    _compile(folder, "packed", EngineOptions())
     assert describe(folder, "packed")[0]["weights_bytes"] is None
 
 
@@ -231,7 +258,7 @@ def test_a_tensorrt_that_cannot_start(setup: Setup, folder: Path) -> None:
         logger.log(setup.trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     setup.trt.Builder = setup.trt.Runtime = nothing
     _refuses(IncompatibleError, "TensorRT cannot start: CUDA initialization failure", folder, "int4")
     with pytest.raises(IncompatibleError, match="TensorRT cannot start"), _opened(folder):
@@ -269,9 +296,26 @@ def test_memory_names_what_fits(setup: Setup, folder: Path) -> None:
     assert "smaller batch" in _refuses(OutOfDeviceMemory, "batch 8", folder, "float", batch_sizes=(8,)).hint
 
 
+def test_tensorrts_objects_go_before_the_memory_that_they_point_to(setup: Setup, folder: Path) -> None:
+    _compile(folder, "float", EngineOptions(batch_sizes=(1, 2)))
+    contexts: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    free = setup.cuda.free
+
+    def freeing(address: int) -> None:
+        alive.append(sum(context() is not None for context in contexts))
+        free(address)
+
+    setup.cuda.free = freeing  # type: ignore[method-assign]
+    with _opened(folder) as session:
+        contexts += [weakref.ref(engine._context) for engine in session._engines]
+        assert all(context() is not None for context in contexts)
+    assert alive == [1, 1, 0, 0], "the later engine's context goes first, then its two buffers"
+
+
 @pytest.mark.parametrize(("sizes", "hint"), [((1, 8), "batch 1 fits"), ((8,), "smaller batch")])
 def test_memory_at_load_names_what_fits(setup: Setup, folder: Path, sizes: tuple[int, ...], hint: str) -> None:
-    TARGET.compile(folder, "float", EngineOptions(batch_sizes=sizes))
+    _compile(folder, "float", EngineOptions(batch_sizes=sizes))
     setup.faults.out_of_memory_at, setup.faults.at_load = 8, True
     with pytest.raises(OutOfDeviceMemory, match="`float` at batch 8 does not fit") as caught, _opened(folder):
         pass
@@ -294,7 +338,7 @@ def _opened(folder: Path, lowering: str = "float") -> Iterator[Any]:
     ],
 )
 def test_what_fails_while_opening(setup: Setup, folder: Path, fault: str, message: str) -> None:
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     setattr(setup.faults, fault, True)
     with pytest.raises(IncompatibleError, match=message), _opened(folder):
         pass
@@ -302,7 +346,7 @@ def test_what_fails_while_opening(setup: Setup, folder: Path, fault: str, messag
 
 
 def test_a_driver_that_refuses_the_recording(setup: Setup, folder: Path) -> None:
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     setup.cuda.refuses_capture = True
     with pytest.raises(IncompatibleError, match="as a CUDA graph: the CUDA driver refuses"), _opened(folder):
         pass
@@ -340,7 +384,7 @@ def _change(folder: Path, **changes: Any) -> None:
 def test_engines_do_not_travel(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, folder: Path, version: str, gpu: Gpu, message: str
 ) -> None:
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     _refused(folder, install(monkeypatch, version, gpu), IncompatibleError, message)
 
 
@@ -356,7 +400,7 @@ def test_engines_do_not_travel(
 def test_engines_that_may_travel_do(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, folder: Path, options: dict[str, Any], version: str, gpu: Gpu
 ) -> None:
-    TARGET.compile(folder, "float", EngineOptions(**options))
+    _compile(folder, "float", EngineOptions(**options))
     install(monkeypatch, version, gpu)
     with _opened(folder) as session:
         assert session.run(_images(1)).shape == (1, 10)
@@ -373,12 +417,12 @@ def test_engines_that_may_travel_do(
 def test_compatibility_has_ends(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, folder: Path, options: dict[str, Any], version: str, gpu: Gpu
 ) -> None:
-    TARGET.compile(folder, "float", EngineOptions(**options))
+    _compile(folder, "float", EngineOptions(**options))
     _refused(folder, install(monkeypatch, version, gpu), IncompatibleError, "built")
 
 
 def test_an_engine_of_other_weights(setup: Setup, folder: Path) -> None:
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     for name in ("model.onnx", "weights.qvec.safetensors"):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data + b"x")
@@ -387,14 +431,14 @@ def test_an_engine_of_other_weights(setup: Setup, folder: Path) -> None:
 
 
 def test_a_changed_engine(setup: Setup, folder: Path) -> None:
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     engine = folder / "engine.float.b1.plan"
     engine.write_bytes(engine.read_bytes() + b"x")
     _refused(folder, setup, IntegrityError, "was changed after it was built")
 
 
 def test_an_engine_under_another_name(setup: Setup, folder: Path) -> None:
-    TARGET.compile(folder, "int4", EngineOptions())
+    _compile(folder, "int4", EngineOptions())
     for name in sorted(_files(folder)):
         (folder / name).rename(folder / name.replace("int4", "float"))
     _refused(folder, setup, IntegrityError, "is not what its sidecar says")
@@ -405,14 +449,14 @@ def test_no_engine(setup: Setup, folder: Path) -> None:
 
 
 def test_no_sidecar(setup: Setup, folder: Path) -> None:
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     (folder / "engine.float.b1.plan.json").unlink()
     _refused(folder, setup, IntegrityError, r"engine\.float\.b1\.plan\.json is missing")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "3", "null"])
 def test_a_damaged_sidecar(setup: Setup, folder: Path, text: str) -> None:
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     (folder / "engine.float.b1.plan.json").write_text(text)
     _refused(folder, setup, IntegrityError, "is damaged")
 
@@ -431,13 +475,13 @@ def test_a_damaged_sidecar(setup: Setup, folder: Path, text: str) -> None:
     ],
 )
 def test_an_impossible_sidecar(setup: Setup, folder: Path, changes: dict[str, Any]) -> None:
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     _change(folder, **changes)
     _refused(folder, setup, IntegrityError, "is damaged")
 
 
 def test_a_sidecar_of_another_version(setup: Setup, folder: Path) -> None:
-    TARGET.compile(folder, "float", EngineOptions())
+    _compile(folder, "float", EngineOptions())
     _change(folder, version=2)
     _refused(folder, setup, IncompatibleError, "has format qvec-plan 2, not qvec-plan 1")
 
@@ -465,7 +509,7 @@ def test_what_is_missing(
 ) -> None:
     install(monkeypatch, version, gpu)
     with pytest.raises(IncompatibleError, match=reason):
-        TARGET.compile(folder, lowering or "int4", EngineOptions())
+        _compile(folder, lowering or "int4", EngineOptions())
     missing = TARGET.missing(lowering)
     assert missing is not None
     with pytest.raises(IncompatibleError, match=reason), _opened(folder, lowering or "int4"):
@@ -483,7 +527,7 @@ def test_what_is_enough(monkeypatch: pytest.MonkeyPatch, version: str, lowering:
 def test_building_packed_takes_triton_and_running_it_does_not(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    TARGET.compile(folder, "packed", EngineOptions())
+    _compile(folder, "packed", EngineOptions())
     real = tensorrt_library.importlib.util.find_spec
     monkeypatch.setattr(
         tensorrt_library.importlib.util,

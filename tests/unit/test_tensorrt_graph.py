@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,9 +16,9 @@ from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
 from qvec_deploy.kernels.layouts import choose_layout
 from qvec_deploy.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
 from qvec_deploy.lower import DOMAIN
-from qvec_deploy.lower.activations import read_amax, write_amax
+from qvec_deploy.lower.activations import calibrate_amax, read_amax, write_amax
 from qvec_deploy.lower.float16 import half, halve_node
-from qvec_deploy.lower.tensorrt_graph import OPSETS, runtime_bits_per_weight, tensorrt_graph
+from qvec_deploy.lower.tensorrt_graph import OPSETS, _padding, allowed_bytes, runtime_bits_per_weight, tensorrt_graph
 from qvec_deploy.lower.tensorrt_linear import int4_block
 from qvec_deploy.packed import PackedFile, pack_codes
 from qvec_deploy.tensors import Scheme
@@ -125,6 +126,39 @@ def test_bytes_are_counted(stored: tuple[Path, np.ndarray]) -> None:
         assert expected <= 8 * graph.packed_bytes / count <= expected + few
 
 
+def _vit_b(packed_bits: float) -> tuple[list[int], list[int], int]:
+    """Bytes of a ViT-B/16's Linears, packed and in float16, and all that it hands over."""
+    shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12
+    packed = [int(rows * columns * packed_bits / 8) + 4 * rows for rows, columns in shapes]
+    return packed, [2 * rows * columns for rows, columns in shapes], sum(packed) + 3_400_000
+
+
+@pytest.mark.parametrize("bits", [3, 4.125, 8])
+def test_one_linear_that_is_unpacked_is_too_much(bits: float) -> None:
+    """Without a convolution any one; with the 3 channels of a ViT-B/16's first layer, all but a lone projection."""
+    packed, dense, given = _vit_b(bits)
+    added = [large - small for small, large in zip(packed, dense, strict=True)]
+    allowed = allowed_bytes(given, packed, dense)
+    assert allowed is not None and given < allowed < given + min(added)
+    padding = 2 * 768 * 256 * (8 - 3)
+    padded = allowed_bytes(given, packed, dense, padding=padding)
+    assert padded is not None and given + padding < padded < given + padding + min(added)
+    assert padded < given + 6 * min(added), "some of the twelve projections of one kind"
+
+
+def test_unpacking_everything_is_too_much_for_the_smallest_models() -> None:
+    assert allowed_bytes(1000, [384], [2048], padding=10**9) == 1000 + (2048 - 384) // 2
+    assert allowed_bytes(1000, [], []) is None
+    assert allowed_bytes(1000, [2048], [2048]) is None, "float16 is what it is"
+
+
+def test_padded_convolutions_are_allowed_for(stored: tuple[Path, np.ndarray]) -> None:
+    graph = tensorrt_graph(*_read(stored[0]), "packed")
+    (conv,) = [node for node in graph.model.graph.node if node.op_type == "Conv"]
+    (tensor,) = [each for each in graph.model.graph.initializer if each.name == conv.input[1]]
+    assert _padding(graph.model.graph) == len(tensor.raw_data) // 3 * 5
+
+
 def test_packed_takes_its_bits_and_no_more() -> None:
     layout = choose_layout(768, 768, 3)
     rows, columns = layout.words_shape(768, 768, 3)
@@ -221,6 +255,68 @@ def test_damaged_activations_are_refused(tmp_path: Path, text: str) -> None:
 def test_missing_activations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="does not exist"):
         read_amax(tmp_path)
+
+
+def test_activations_are_modelopts_ranges_after_awqs_factors(tmp_path: Path) -> None:
+    """ModelOpt's numbers are those that a plain look at every Linear's input gives, to the bit."""
+    import torch
+    from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
+    from small_engines import write_engine
+
+    from qvec_deploy.models import create
+    from qvec_deploy.packed import unpack
+
+    write_engine(tmp_path, factors=True)
+    weights = PackedFile.open(tmp_path / "weights.qvec.safetensors")
+
+    def model() -> torch.nn.Module:
+        made = create(PICO_MODEL, PICO_CLASSES, PICO_ARGS)
+        floats = {name: info for name, info in weights.tensors.items() if info.scheme is None and "input" not in name}
+        state = {name: torch.from_numpy(weights.array(name).copy()) for name in floats}
+        made.load_state_dict(state, strict=False)
+        return made.eval()
+
+    looked_at, seen = model(), {}
+    for name, info in weights.tensors.items():
+        if info.scheme is None:
+            continue
+        path = name.removesuffix(".weight")
+        linear = looked_at.get_submodule(path)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(unpack(weights.packed(name)).dequantize()))
+        factor = weights.array(f"{path}.input_scale").copy() if f"{path}.input_scale" in weights.tensors else 1.0
+
+        def look(module: Any, inputs: Any, path: str = path, factor: Any = factor) -> Any:
+            x = inputs[0] * torch.as_tensor(factor)
+            seen[path] = max(seen.get(path, 0.0), float(x.detach().abs().amax()))
+            return (x,)
+
+        linear.register_forward_pre_hook(look)
+    for image in IMAGES:
+        looked_at(torch.from_numpy(image[None]))
+    assert sum(f"{path}.input_scale" in weights.tensors for path in seen) == 4
+    assert calibrate_amax(model(), weights, [image[None] for image in IMAGES]) == seen
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "said"),
+    [
+        ([], ValueError, "at least one image"),
+        ([np.full((1, 3, 32, 32), np.nan, np.float32)], IncompatibleError, "not finite"),
+        ([np.full((1, 3, 32, 32), np.inf, np.float32)], IncompatibleError, "not finite"),
+    ],
+    ids=["none", "nan", "infinite"],
+)
+def test_calibration_needs_images(tmp_path: Path, images: list[np.ndarray], error: type[Exception], said: str) -> None:
+    from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
+    from small_engines import write_engine
+
+    from qvec_deploy.models import create
+
+    write_engine(tmp_path)
+    weights = PackedFile.open(tmp_path / "weights.qvec.safetensors")
+    with pytest.raises(error, match=said):
+        calibrate_amax(create(PICO_MODEL, PICO_CLASSES, PICO_ARGS), weights, images)
 
 
 def test_activations_are_what_reaches_the_linears(stored: tuple[Path, np.ndarray]) -> None:

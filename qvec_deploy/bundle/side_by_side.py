@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qvec_deploy.bundle.bench import Bench, Contender, measure_contenders, open_images
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.progress import Progress
 from qvec_deploy.errors import IncompatibleError, StorageError
-from qvec_deploy.recipe import FLOAT_BITS
+from qvec_deploy.recipe import FLOAT_BITS, Evaluate, Measure
 from qvec_deploy.report.values import Report, Role
 
 
@@ -22,6 +23,9 @@ def bench_bundles(
     batch_sizes: Sequence[int] = (),
     blocks: int | None = None,
     data_root: Path | None = None,
+    evaluate: bool = True,
+    profile: bool = True,
+    measure: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Measure bundles as `build` measures its candidates.
@@ -32,7 +36,10 @@ def bench_bundles(
         threads: Threads of every engine instead of the recipes'.
         batch_sizes: Instead of the first recipe's.
         blocks: Latency samples instead of the first recipe's.
-        data_root: Folder of the images instead of the first recipe's.
+        data_root: Folder of the images instead of the recipe's.
+        evaluate: Measure accuracy, on the images of the first recipe that names some.
+        profile: Measure load times, memory and times by layer too.
+        measure: Fields of the recipe's `measure` instead of the first recipe's, validated as there.
         progress: Shows the stages.
 
     Raises:
@@ -41,37 +48,55 @@ def bench_bundles(
     bundles = [Bundle.open(directory) for directory in directories]
     first = bundles[0]
     for bundle in bundles:
-        if bundle.manifest.engine.missing is not None:
-            raise IncompatibleError(
-                f"{bundle.directory} has no engine: {bundle.manifest.engine.missing}", hint="leave it out"
-            )
-        same = ("classes", "input_shape", "data_config")
-        odd = [f for f in same if getattr(bundle.manifest.model, f) != getattr(first.manifest.model, f)]
-        if odd:
-            raise IncompatibleError(
-                f"{bundle.directory} and {first.directory} differ in {', '.join(odd)}",
-                hint="bundles are compared on the same images; choose bundles of one task",
-            )
+        missing = bundle.engine_missing()
+        if missing is not None:
+            raise IncompatibleError(f"{bundle.directory} has no engine: {missing}", hint="leave it out")
+        require_same_images(first, bundle)
     contenders = [c for bundle in bundles for c in _contenders(bundle, lowerings, threads)]
     recipe = first.recipe
-    root = recipe.evaluate.root if recipe.evaluate is not None else None
-    measure = recipe.measure if blocks is None else recipe.measure.model_copy(update={"blocks": blocks})
+    judge, root = _judge(bundles) if evaluate else (None, None)
+    changed = {**recipe.measure.model_dump(), **(measure or {}), **({} if blocks is None else {"blocks": blocks})}
     bench = Bench(
         title=" and ".join(dict.fromkeys(bundle.manifest.name for bundle in bundles)),
         recipe=recipe.name,
         model=first.manifest.model,
-        evaluate=recipe.evaluate,
-        data_root=data_root or (Path(recipe.locate(root)) if root is not None else None),
-        measure=measure,
+        evaluate=judge,
+        data_root=data_root or root,
+        measure=Measure(**changed),
         batch_sizes=tuple(batch_sizes) or recipe.target.batch_sizes,
         selected=None,
         baseline="",
+        profile=profile,
     )
     if bench.data_root is not None and not bench.data_root.is_dir():
         raise StorageError(f"{bench.data_root}: no such folder", hint="name the images' folder with --data")
     contenders = _unique(contenders)
     bench = replace(bench, baseline=contenders[0].name)
-    return measure_contenders(contenders, bench, open_images(bench), progress or Progress())
+    return measure_contenders(contenders, bench, open_images(bench), progress or Progress()).report
+
+
+def require_same_images(first: Bundle, other: Bundle) -> None:
+    """Refuse bundles whose engines take other images or give other classes.
+
+    Raises:
+        IncompatibleError: They do.
+    """
+    same = ("classes", "input_shape", "data_config")
+    odd = [f for f in same if getattr(other.manifest.model, f) != getattr(first.manifest.model, f)]
+    if odd:
+        raise IncompatibleError(
+            f"{other.directory} and {first.directory} differ in {', '.join(odd)}",
+            hint="bundles are compared on the same images; choose bundles of one task",
+        )
+
+
+def _judge(bundles: Sequence[Bundle]) -> tuple[Evaluate | None, Path | None]:
+    """The first labelled images that a recipe names, and their folder."""
+    for bundle in bundles:
+        evaluate = bundle.recipe.evaluate
+        if evaluate is not None:
+            return evaluate, Path(bundle.recipe.locate(evaluate.root)) if evaluate.root is not None else None
+    return None, None
 
 
 def _contenders(bundle: Bundle, lowerings: Sequence[str], threads: int | None) -> list[Contender]:

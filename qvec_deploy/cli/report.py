@@ -1,0 +1,128 @@
+"""`report`: a bundle's measurements again, or several bundles beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qvec_deploy.cli.options import json_option, progress_shown, quiet_option
+from qvec_deploy.cli.tables import print_report
+from qvec_deploy.errors import IncompatibleError, StorageError
+
+if TYPE_CHECKING:
+    from qvec_deploy.bundle.bundle import Bundle
+    from qvec_deploy.bundle.progress import Progress
+    from qvec_deploy.report.values import Report
+
+REPORT_FILE = "report.json"
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Write into this directory.")
+@quiet_option
+@json_option
+def report(bundles: tuple[Path, ...], output: Path, quiet: bool, as_json: bool) -> None:
+    """Write bundles' measurements as one HTML page, Markdown, JSON and CSV; nothing is measured anew.
+
+    Several bundles of one task stand beside each other, the best first. Every bundle is verified before it is read.
+    """
+    from qvec_deploy.report.overview import overview
+    from qvec_deploy.report.write import write_overview, write_report, write_tables
+    from qvec_deploy.store import require_report_folder
+
+    _refuse_bundles(output)
+    progress = progress_shown(quiet or as_json)
+    reports = _reports(bundles, progress)
+    require_report_folder(output)
+    with progress.stage("report"):
+        if len(reports) == 1:
+            written = write_report(next(iter(reports.values())), output)
+        else:
+            shown = overview(reports)
+            written = write_overview(shown, output)
+        written += write_tables(reports, output)
+    if as_json:
+        click.echo(written[0].read_bytes().decode())
+        return
+    if len(reports) == 1:
+        print_report(next(iter(reports.values())))
+    else:
+        _print_overview(reports)
+    if not quiet:
+        click.echo("\n" + "\n".join(f"wrote  {path}" for path in written))
+
+
+def _refuse_bundles(output: Path) -> None:
+    """A bundle's files have hashes; a report is written beside it, not into it or one of its folders."""
+    for folder in (output.resolve(), *output.resolve().parents):
+        if (folder / "manifest.json").is_file():
+            raise StorageError(f"{output} is in the bundle {folder}", hint="write the report into another directory")
+
+
+def _reports(directories: tuple[Path, ...], progress: Progress) -> dict[str, Report]:
+    """Every bundle's own report, by a name that tells bundles apart."""
+    from qvec_deploy.bundle.bundle import Bundle
+
+    reports: dict[str, Report] = {}
+    opened: dict[str, Bundle] = {}
+    with progress.stage("verify") as advance:
+        for index, directory in enumerate(directories):
+            bundle = Bundle.open(directory)
+            _check_classes(bundle, opened)
+            name = _unlike(bundle.manifest.name, directory, opened)
+            opened[name] = bundle
+            reports[name] = _read(bundle)
+            advance(index + 1, len(directories))
+    return reports
+
+
+def _check_classes(bundle: Bundle, opened: Mapping[str, Bundle]) -> None:
+    for other in opened.values():
+        if bundle.manifest.model.classes != other.manifest.model.classes:
+            raise IncompatibleError(
+                f"{bundle.directory} has {bundle.manifest.model.classes} classes, {other.directory} has "
+                f"{other.manifest.model.classes}",
+                hint="report bundles of one task together",
+            )
+
+
+def _unlike(name: str, directory: Path, taken: Mapping[str, object]) -> str:
+    """The bundle's name; with its folder, and then a number, where that is taken."""
+    wanted = [name, f"{name} in {directory.resolve().name}"]
+    free = (candidate for candidate in wanted if candidate not in taken)
+    return next(free, f"{wanted[-1]} ({len(taken) + 1})")
+
+
+def _read(bundle: Bundle) -> Report:
+    from qvec_deploy.report.document import from_json
+
+    if REPORT_FILE not in bundle.manifest.files:
+        raise IncompatibleError(
+            f"{bundle.directory} has no report: its engine was not measured where it was built",
+            hint="measure it where it runs: qvec-deploy bench BUNDLE -o DIR",
+        )
+    path = bundle.directory / REPORT_FILE
+    try:
+        return from_json(path.read_bytes())
+    except IncompatibleError as error:
+        raise IncompatibleError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def _print_overview(reports: Mapping[str, Report]) -> None:
+    from rich.console import Console
+
+    from qvec_deploy.report.console import listing_table
+    from qvec_deploy.report.overview import headline, listing, overview
+
+    shown = overview(reports)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 140))
+    table = listing(shown)
+    console.print(listing_table(table))
+    console.print("\n" + headline(shown), highlight=False, markup=False)
+    console.print(table.note, style="dim", highlight=False, markup=False)

@@ -1,0 +1,256 @@
+"""Functions in processes of their own: one that crashes or is killed costs one job and nothing else.
+
+A job is plain values, so that other executors (another machine's, for one) can take the same jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from qvec_deploy.errors import IncompatibleError, QvecError
+
+Tell = Callable[[Any], None]
+"""Given to a job's function as its first argument: sends a JSON value to whoever watches."""
+
+_GRACE_S = 10.0
+"""What jobs get to clean up when they are ended."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call.
+
+    Attributes:
+        name: Unique among the jobs of an executor.
+        function: `module:function`; called with a `Tell` and the arguments, it returns a JSON value.
+        arguments: Keyword arguments, JSON values.
+    """
+
+    name: str
+    function: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job has no result.
+
+    Attributes:
+        kind: Name of the error's class.
+        message: What is wrong.
+        hint: What to do about it.
+        exit_code: Of the error's class; 1 for a bug.
+        details: The traceback of a bug; else empty.
+    """
+
+    kind: str
+    message: str
+    hint: str
+    exit_code: int
+    details: str = ""
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """An error as plain values."""
+        if isinstance(error, QvecError):
+            return cls(type(error).__name__, error.message, error.hint, error.exit_code)
+        if isinstance(error, MemoryError):
+            return cls("IncompatibleError", "out of memory", "run fewer jobs at a time", IncompatibleError.exit_code)
+        text = "".join(traceback.format_exception(error)).strip()
+        return cls(type(error).__name__, text.splitlines()[-1], "this is a bug: report it with its details", 1, text)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: with a result, a JSON value, or with a failure."""
+
+    job: Job
+    result: Any = None
+    failure: Failure | None = None
+
+
+class Executor(Protocol):
+    """Runs jobs somewhere."""
+
+    def submit(self, job: Job) -> None:
+        """Add a job; it starts while `outcomes` is read."""
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Every job as it ends, until none is left; more may be submitted meanwhile."""
+
+    def close(self) -> None:
+        """End what still runs."""
+
+
+def perform(function: str, arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    """Run a job here.
+
+    Returns:
+        Its `result`, or its `failure` as plain values.
+    """
+    try:
+        module, _, name = function.partition(":")
+        return {"result": getattr(import_module(module), name)(tell, **arguments)}
+    except Exception as error:  # noqa: BLE001 - every error becomes this job's own
+        return {"failure": asdict(Failure.of(error))}
+
+
+class LocalProcesses:
+    """Jobs in processes of this machine, so many at a time.
+
+    They are forked from a server that has the heavy modules in memory, and nothing of this process.
+
+    Args:
+        workers: Jobs at a time.
+        preload: Modules that the server imports once for all jobs.
+        logs: Folder for what jobs print, a file each; thrown away without one.
+        on_event: Called with a job's name and what it tells.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        *,
+        preload: Sequence[str] = (),
+        logs: Path | None = None,
+        on_event: Callable[[str, Any], None] | None = None,
+    ) -> None:
+        self._workers, self._logs, self._on_event = workers, logs, on_event
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([*preload])
+        self._waiting: deque[Job] = deque()
+        self._running: dict[Connection, tuple[Job, BaseProcess]] = {}
+
+    def __enter__(self) -> Self:
+        """Nothing is started yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what still runs."""
+        self.close()
+
+    def submit(self, job: Job) -> None:
+        """Add a job; it starts while `outcomes` is read."""
+        self._waiting.append(job)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Every job as it ends, until none is left; more may be submitted meanwhile."""
+        while self._waiting or self._running:
+            while self._waiting and len(self._running) < self._workers:
+                self._start(self._waiting.popleft())
+            for connection in wait(list(self._running)):
+                assert isinstance(connection, Connection)  # noqa: S101 - what was put in
+                message = _receive(connection)
+                if message is None or "event" not in message:
+                    yield self._finish(connection, message)
+                elif self._on_event is not None:
+                    self._on_event(self._running[connection][0].name, message["event"])
+
+    def close(self) -> None:
+        """End what still runs: jobs may clean up, for a while."""
+        self._waiting.clear()
+        processes = [process for _, process in self._running.values()]
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + _GRACE_S
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            _kill_group(process)
+            process.join()
+        for connection in self._running:
+            connection.close()
+        self._running.clear()
+
+    def _start(self, job: Job) -> None:
+        receiver, sender = self._context.Pipe(duplex=False)
+        log = None if self._logs is None else str(self._logs / f"{job.name}.log")
+        arguments = json.dumps(dict(job.arguments), allow_nan=False)
+        process = self._context.Process(target=_work, args=(sender, job.function, arguments, log), name=job.name)
+        process.start()
+        sender.close()
+        self._running[receiver] = (job, process)
+
+    def _finish(self, connection: Connection, message: dict[str, Any] | None) -> Outcome:
+        job, process = self._running[connection]
+        process.join()
+        del self._running[connection]
+        connection.close()
+        _kill_group(process)  # what a killed job had started itself
+        if message is None:
+            return Outcome(job, failure=_death(process.exitcode or 0))
+        failure = message.get("failure")
+        return Outcome(job, message.get("result"), Failure(**failure) if failure is not None else None)
+
+
+def _receive(connection: Connection) -> dict[str, Any] | None:
+    """The next message; None where the process is gone."""
+    try:
+        message: dict[str, Any] = json.loads(connection.recv_bytes())
+    except (EOFError, OSError):
+        return None
+    return message
+
+
+def _death(exit_code: int) -> Failure:
+    if exit_code == -signal.SIGKILL:
+        hint = "the machine may be out of memory: run fewer jobs at a time"
+        return Failure("IncompatibleError", "its process was killed (SIGKILL)", hint, IncompatibleError.exit_code)
+    how = f"was ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited with {exit_code}"
+    return Failure("Crash", f"its process {how}", "its log may say more; try it alone", 1)
+
+
+def _kill_group(process: BaseProcess) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid or 0, signal.SIGKILL)
+
+
+def _work(sender: Connection, function: str, arguments: str, log: str | None) -> None:
+    """The process's work."""
+    os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which ends the jobs
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with open(log or os.devnull, "ab", buffering=0) as file:  # noqa: PTH123 - os.devnull is no path of ours
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    lock = threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        data = json.dumps(message, allow_nan=False).encode()
+        with lock:
+            sender.send_bytes(data)
+
+    code = 0
+    try:
+        message = perform(function, json.loads(arguments), lambda value: send({"event": value}))
+        if "failure" in message:
+            sys.stderr.write(message["failure"]["details"])
+        send(message)
+    except KeyboardInterrupt:
+        code = 130
+    except (TypeError, ValueError) as error:  # the result is no JSON value
+        send({"failure": asdict(Failure.of(error))})
+    sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    """A killed parent ends no child by itself: they would go on building for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.killpg(0, signal.SIGKILL)

@@ -1,0 +1,193 @@
+"""What several bundles ship, beside each other: each as it was measured in its own run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.report import formatting, verdict
+from qvec_deploy.report.formatting import BYTES_PER_MB, NONE
+from qvec_deploy.report.listing import Listing
+from qvec_deploy.report.plots import Point, scatter
+from qvec_deploy.report.summary import Row, rows
+from qvec_deploy.report.svg import Figure
+from qvec_deploy.report.values import Candidate, Report
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One bundle in the overview.
+
+    Attributes:
+        name: Of the bundle, unique.
+        report: Its own.
+        row: Of the candidate that it ships.
+    """
+
+    name: str
+    report: Report
+    row: Row
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Bundles of one task, the best first."""
+
+    standings: tuple[Standing, ...]
+
+    @property
+    def best(self) -> Standing:
+        """The first."""
+        return self.standings[0]
+
+
+def overview(reports: Mapping[str, Report]) -> Overview:
+    """Order bundles: gates (all passed, none asked for, some missed), then accuracy, then size, then latency.
+
+    Args:
+        reports: By a name of the bundle; at least one.
+
+    Raises:
+        IncompatibleError: They are of different images or classes, or one ships nothing.
+    """
+    first_name, first = next(iter(reports.items()))
+    standings = []
+    for name, report in reports.items():
+        odd = [field for field in ("dataset", "split", "images") if getattr(report, field) != getattr(first, field)]
+        if report.class_names and first.class_names and report.class_names != first.class_names:
+            odd.append("classes")
+        if odd:
+            raise IncompatibleError(
+                f"{name} and {first_name} differ in {', '.join(odd)}",
+                hint="bundles stand beside each other on the same images; report those of one task together",
+            )
+        shipped = next((row for row in rows(report) if row.selected), None)
+        if shipped is None:
+            raise IncompatibleError(f"{name} ships no candidate", hint="report what `qvec-deploy build` has written")
+        standings.append(Standing(name, report, shipped))
+    return Overview(tuple(sorted(standings, key=_rank)))
+
+
+def _rank(standing: Standing) -> tuple[int, float, int, float]:
+    row = standing.row
+    accuracy = row.top1.value if row.top1 is not None else -1.0
+    latency = row.first_latency.median_ms if row.first_latency is not None else float("inf")
+    gates = ("passed", "none", "missed").index(verdict.standing(standing.report)[1])
+    return gates, -accuracy, row.candidate.stored_bytes, latency
+
+
+def headline(shown: Overview) -> str:
+    """Which is first, what it costs, and which others the accuracy alone does not tell apart from it."""
+    best, row = shown.best, shown.best.row
+    parts = [f"{formatting.megabytes(row.candidate.stored_bytes)} MB"]
+    if row.top1 is not None:
+        parts.insert(0, f"{formatting.percent(row.top1.value, best.report.images)} % top-1")
+    if row.first_latency is not None:
+        parts.append(f"{formatting.three(row.first_latency.median_ms)} ms at batch {row.first_latency.batch_size}")
+    sentence = f"{best.name} comes first: {', '.join(parts)}; {verdict.standing(best.report)[0]}."
+    near = [other.name for other in shown.standings[1:] if _overlap(best.row, other.row)]
+    if near:
+        sentence += f" By accuracy alone it is not clearly apart from {', '.join(near)}: their intervals overlap."
+    return sentence
+
+
+def _overlap(one: Row, other: Row) -> bool:
+    if one.top1 is None or other.top1 is None:
+        return False
+    return one.top1.low <= other.top1.high and other.top1.low <= one.top1.high
+
+
+def caveat(shown: Overview) -> str:
+    """What must not be read out of numbers of separate runs."""
+    first = shown.best.report.environment
+    places = {
+        (one.report.environment.cpu, one.report.environment.gpu.name if one.report.environment.gpu else None)
+        for one in shown.standings
+    }
+    threads = sorted({one.report.environment.threads for one in shown.standings})
+    where = "on different machines" if len(places) > 1 else f"on {first.cpu}"
+    used = " to ".join(str(count) for count in dict.fromkeys((threads[0], threads[-1])))
+    return (
+        f"Latencies come from separate runs, {where} with {used} thread{'' if used == '1' else 's'}, and are not "
+        "paired: a difference between two bundles may be one of the machine. A speed-up is over the baseline of the "
+        "bundle's own run. qvec-deploy compare and qvec-deploy bench measure bundles side by side."
+    )
+
+
+def listing(shown: Overview) -> Listing:
+    """A row per bundle, the best first."""
+    images = shown.best.report.images
+    columns = (
+        "Bundle",
+        f"Top-1, %, n = {images:,}",
+        "Size, MB",
+        "Latency, ms",
+        "Gates",
+        "Speed-up",
+        "Bits, stored / run time",
+        "Ships",
+        "Engine",
+    )
+    cells = tuple(_cells(standing) for standing in shown.standings)
+    return Listing("Bundles, the best first", columns, cells, "lrrrlrrll", shown.best.name, caveat(shown))
+
+
+def _cells(standing: Standing) -> tuple[str, ...]:
+    row, report = standing.row, standing.report
+    candidate, entry, top1 = row.candidate, row.first_latency, row.top1
+    interval = f" {formatting.percent_interval(top1, report.images)}" if top1 is not None else ""
+    ratio = entry.speed_up if entry is not None and not row.baseline else None
+    return (
+        standing.name,
+        formatting.percent(top1.value, report.images) + interval if top1 is not None else NONE,
+        formatting.megabytes(candidate.stored_bytes),
+        f"{formatting.three(entry.median_ms)} (batch {entry.batch_size})" if entry is not None else NONE,
+        verdict.standing(report)[0],
+        f"{formatting.times(ratio.value)} {formatting.times_interval(ratio)}" if ratio is not None else NONE,
+        formatting.bits(candidate),
+        candidate.name + _patch(candidate),
+        f"{candidate.runtime}, {candidate.lowering}",
+    )
+
+
+def _patch(candidate: Candidate) -> str:
+    patch = candidate.patch
+    if patch is None:
+        return ""
+    donors = f", {len(patch.donors)} donor{'' if len(patch.donors) == 1 else 's'}" if patch.donors else ""
+    return f", λ = {formatting.short(patch.lam)}{donors}"
+
+
+def figures(shown: Overview) -> tuple[Figure, ...]:
+    """Accuracy against size and against latency, a point per bundle."""
+    sizes, times = [], []
+    for standing in shown.standings:
+        row, entry = standing.row, standing.row.first_latency
+        if row.top1 is None:
+            continue
+        size = row.candidate.stored_bytes / BYTES_PER_MB
+        sizes.append(_point(shown, standing, (size, size, size)))
+        if entry is not None:
+            median = entry.median_interval
+            x = (median.low, median.value, median.high) if median else (entry.median_ms,) * 3
+            times.append(_point(shown, standing, x))
+    words = "A point per bundle. Up and to the left is better; the line is the front, bars are 95 % intervals."
+    drawn = (
+        scatter("size", "Accuracy and size", words, sizes, "stored size, MB"),
+        scatter(
+            "latency",
+            "Accuracy and latency",
+            f"{words} Latencies come from separate runs and are not paired.",
+            times,
+            "median host latency, ms",
+        ),
+    )
+    return tuple(figure for figure in drawn if figure is not None)
+
+
+def _point(shown: Overview, standing: Standing, x: tuple[float, float, float]) -> Point:
+    top1 = standing.row.top1
+    low, value, high = (top1.low, top1.value, top1.high) if top1 else (0.0, 0.0, 0.0)
+    y = (100 * low, 100 * value, 100 * high)
+    return Point(standing.name, standing.row.candidate.role, standing is shown.best, x, y)

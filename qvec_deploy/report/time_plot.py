@@ -1,0 +1,168 @@
+"""Where the time goes: by kind of layer, measured beside predicted; and how it is spread over the samples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from qvec_deploy.report import svg
+from qvec_deploy.report.accuracy import described
+from qvec_deploy.report.svg import WIDTH, Figure
+from qvec_deploy.report.values import Candidate, Report
+
+ROW, TOP, BOTTOM, RIGHT, GAP = 26.0, 30.0, 40.0, 14.0, 8.0  # units
+CHARACTER = 5.6  # units a character takes at font size 9, on the safe side
+LOG_FROM = 6.0  # ratio of largest to smallest sample from which a logarithmic axis shows more
+TICK = 0.11  # height of a sample's mark, in rows
+
+
+def layer_times(report: Report) -> Figure | None:
+    """Of the described candidate and of the baseline; None where neither was profiled."""
+    shown = [one for one in dict.fromkeys((report.baseline, _name(described(report)))) if one is not None]
+    candidates = [report[name] for name in shown if report[name].layer_times]
+    if not candidates:
+        return None
+    bounds = [_bounds(candidate) for candidate in candidates]
+    samples = tuple(
+        (candidate.name, entry.layer, entry.ms, bound.get(entry.layer))
+        for candidate, bound in zip(candidates, bounds, strict=True)
+        for entry in candidate.layer_times
+    )
+    tick = " Thin line: the roofline, which reads everything from memory." if any(bounds) else ""
+    caption = (
+        "One run by the runtime's own profiler, whose bookkeeping costs time too; a part of a bar is a layer, in "
+        f"network order.{tick}"
+    )
+    drawn = _draw_layers(candidates, bounds)
+    return Figure("layer-times", "Time by layer", caption, drawn, ("candidate", "layer", "ms", "predicted ms"), samples)
+
+
+def kind(layer: str) -> str:
+    """What follows the last number in a layer's name: `blocks.3.mlp.fc1` is an `mlp.fc1`."""
+    return re.split(r"\.\d+\.", layer)[-1]
+
+
+def _name(candidate: Candidate | None) -> str | None:
+    return candidate.name if candidate is not None else None
+
+
+def _bounds(candidate: Candidate) -> dict[str, float]:
+    """Predicted milliseconds by layer, at the batch size that was profiled."""
+    first = candidate.latency[0].batch_size if candidate.latency else None
+    entries = [entry for entry in candidate.predictions if first is None or entry.batch_size == first][:1]
+    return {layer.layer: layer.ms for entry in entries for layer in entry.layers}
+
+
+def _draw_layers(candidates: Sequence[Candidate], bounds: Sequence[dict[str, float]]) -> str:
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import MaxNLocator
+
+    kinds = list(dict.fromkeys(kind(entry.layer) for one in candidates for entry in one.layer_times))
+    height, left = TOP + ROW * len(kinds) + BOTTOM, CHARACTER * max(len(svg.shorten(entry)) for entry in kinds) + 12
+    thick = 0.8 / len(candidates)
+    with svg.page_style():
+        canvas = Canvas(figsize=(WIDTH / 72, height / 72))
+        box = (left / WIDTH, BOTTOM / height, (WIDTH - left - RIGHT) / WIDTH, ROW * len(kinds) / height)
+        axes = canvas.add_axes(box)
+        for index, (candidate, bound) in enumerate(zip(candidates, bounds, strict=True)):
+            offset = (index - (len(candidates) - 1) / 2) * thick
+            _bars(axes, candidate, bound, kinds, offset, 0.88 * thick)
+        axes.set_ylim(len(kinds) - 0.5, -0.5)
+        axes.set_yticks(range(len(kinds)), [svg.shorten(entry) for entry in kinds])
+        axes.tick_params(labelsize=9, length=0, axis="y")
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("ms a run, all blocks")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, frameon=False, borderpad=0, borderaxespad=0.2)
+        totals = (f"{one.name}: {sum(entry.ms for entry in one.layer_times):.3g} ms" for one in candidates)
+        return svg.inline(canvas, "layer-times", f"all layers: {'; '.join(totals)}")
+
+
+def _bars(
+    axes: Any, candidate: Candidate, bound: dict[str, float], kinds: list[str], offset: float, thick: float
+) -> None:
+    color, labelled = svg.COLORS[candidate.role], svg.shorten(candidate.name)
+    for place, group in enumerate(kinds):
+        start = 0.0
+        entries = [entry for entry in candidate.layer_times if kind(entry.layer) == group]
+        for entry in entries:
+            style = {"edgecolor": svg.COLORS["surface"], "linewidth": 0.6, "zorder": 3}
+            axes.barh(place + offset, entry.ms, thick, start, color=color, label=labelled, **style)
+            labelled, start = "_nolegend_", start + entry.ms
+        if entries and all(entry.layer in bound for entry in entries):
+            least, reach = sum(bound[entry.layer] for entry in entries), thick / 2 + 0.04
+            ends = [place + offset - reach, place + offset + reach]
+            axes.plot([least, least], ends, color=svg.COLORS["ink"], linewidth=1.6, zorder=5)
+
+
+def distributions(report: Report) -> tuple[Figure, ...]:
+    """Every latency sample, a figure per batch size."""
+    batches = [entry.batch_size for entry in report[report.baseline].latency]
+    return tuple(_distribution(report, batch) for batch in batches)
+
+
+def _distribution(report: Report, batch: int) -> Figure:
+    taken = {
+        candidate.name: entry.samples_ms
+        for candidate in report.candidates
+        for entry in candidate.latency
+        if entry.batch_size == batch
+    }
+    samples = tuple((name, block, value) for name, values in taken.items() for block, value in enumerate(values))
+    count = len(next(iter(taken.values())))
+    caption = f"All {count:,} samples of each; in a row the first block is on top. Long mark: the median."
+    name = f"samples-{batch}"
+    columns = ("candidate", "block", "host latency, ms")
+    drawn = _draw_distribution(name, report, taken)
+    return Figure(name, f"Latency samples, batch {batch}", caption, drawn, columns, samples)
+
+
+def _draw_distribution(name: str, report: Report, taken: dict[str, tuple[float, ...]]) -> str:
+    import numpy as np
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import MaxNLocator
+
+    row = ROW * 0.85
+    height = GAP + row * len(taken) + BOTTOM
+    left = CHARACTER * max(len(svg.shorten(entry)) for entry in taken) + 12
+    words = []
+    with svg.page_style():
+        canvas = Canvas(figsize=(WIDTH / 72, height / 72))
+        box = (left / WIDTH, BOTTOM / height, (WIDTH - left - RIGHT) / WIDTH, row * len(taken) / height)
+        axes = canvas.add_axes(box)
+        for place, (candidate, values) in enumerate(taken.items()):
+            color = svg.COLORS[report[candidate].role]
+            middle = place + np.linspace(-0.34, 0.34, len(values))
+            # One path for a candidate: every sample is a stroke, and not a number ends it.
+            across = np.repeat(np.asarray(values), 3)
+            down = np.stack([middle - TICK / 2, middle + TICK / 2, np.full(len(values), np.nan)], axis=1).ravel()
+            axes.plot(across, down, color=color, linewidth=1.3, alpha=0.7, zorder=3)
+            center = float(np.median(values))
+            axes.plot([center] * 2, [place - 0.42, place + 0.42], color=svg.COLORS["ink"], linewidth=1.4, zorder=4)
+            words.append(f"{candidate}: {min(values):.3g} to {max(values):.3g} ms, median {center:.3g}")
+        _scale(axes, [value for values in taken.values() for value in values])
+        axes.set_ylim(len(taken) - 0.5, -0.5)
+        axes.set_yticks(range(len(taken)), [svg.shorten(entry) for entry in taken])
+        axes.tick_params(labelsize=9, length=0, axis="y")
+        axes.grid(visible=False, axis="y")
+        if axes.get_xscale() == "linear":
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axes.set_xlabel("host latency, ms")
+        return svg.inline(canvas, name, "; ".join(words))
+
+
+def _scale(axes: Any, values: Sequence[float]) -> None:
+    """From the fastest sample to the slowest; logarithmic where a slow one would press the rest together."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    smallest, largest = min(values), max(values)
+    if smallest > 0 and largest > LOG_FROM * smallest:
+        axes.set_xscale("log")
+        axes.set_xlim(smallest / 1.1, largest * 1.1)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        margin = 0.04 * (largest - smallest) or 0.05 * largest or 1.0
+        axes.set_xlim(smallest - margin, largest + margin)

@@ -1,0 +1,369 @@
+"""Many builds at once: every recipe in a process of its own, what is equal made once, and one summary.
+
+A sweep has a folder: bundles in FOLDER/NAME, the summary in FOLDER/sweep.json, and in FOLDER/.store what its builds
+share and what is known of them, which may be deleted whenever no sweep runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qvec_deploy.build import run
+from qvec_deploy.bundle.bundle import Bundle, available_threads
+from qvec_deploy.bundle.finish import require_engine, require_gates
+from qvec_deploy.bundle.manifest import MANIFEST_FILE
+from qvec_deploy.bundle.progress import Advance, Progress
+from qvec_deploy.errors import QvecError, RecipeError
+from qvec_deploy.jobs import Failure, Job, LocalProcesses, Outcome, Tell
+from qvec_deploy.measure.statistics import Estimate, median, speed_up
+from qvec_deploy.recipe import Recipe
+from qvec_deploy.recipe.recipe import validate
+from qvec_deploy.report.document import from_json
+from qvec_deploy.shelf import Machine, Shelf
+from qvec_deploy.store import canonical_json, file_lock, sha256_bytes, sha256_file, storage_errors, write_bytes
+from qvec_deploy.workshop import Workshop
+
+STORE, SUMMARY = ".store", "sweep.json"
+SCHEMA_VERSION = 1
+SEVERITY = (1, 5, 6, 7, 4, 2, 3, 0)
+"""Exit codes, the worst first. A recipe that is refused is worse than a gate: 3 says that everything was built."""
+
+_PRELOAD = ("torch", "timm", "onnx", "qvec_deploy.sweep", "qvec_deploy.lower.export", "qvec_deploy.quantize.modelopt")
+_EVERY_S = 0.2  # between two messages about one stage
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of the shipped engine at its smallest batch size.
+
+    Attributes:
+        batch_size: Images in a run.
+        samples: That the median is of.
+        median_ms: Host latency.
+        speed_up: How many times faster than the float engine of the same build; None where the samples support no
+            interval, and for the float engine itself.
+    """
+
+    batch_size: int
+    samples: int
+    median_ms: float
+    speed_up: Estimate | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one build ended.
+
+    Attributes:
+        name: The recipe's.
+        verdict: `built`, `gate missed`, `no engine` or `failed`.
+        kept: Whether it is a bundle of an earlier run of the sweep.
+        exit_code: What `build` alone would have given.
+        reason: Why it is not just `built`; else empty.
+        hint: What to do about it.
+        bundle: Its directory; None where there is none.
+        shipped: The candidate in the bundle.
+        correct: Right answers of the shipped engine; None where accuracy was not measured.
+        images: Of how many.
+        stored_bytes: Of graph and weights.
+        latency: None where it was not measured.
+        gates: Gates passed.
+        gates_asked: Of how many.
+        seconds: That the build took.
+        details: The traceback of a bug.
+    """
+
+    name: str
+    verdict: str
+    kept: bool
+    exit_code: int
+    reason: str = ""
+    hint: str = ""
+    bundle: str | None = None
+    shipped: str | None = None
+    correct: int | None = None
+    images: int = 0
+    stored_bytes: int | None = None
+    latency: Latency | None = None
+    gates: int = 0
+    gates_asked: int = 0
+    seconds: float = 0.0
+    details: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A sweep's outcome: a row for every recipe, in their order."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """That of the worst outcome."""
+        return min((row.exit_code for row in self.rows), key=SEVERITY.index, default=0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "exit_code": self.exit_code,
+            "builds": [asdict(row) for row in self.rows],
+        }
+
+
+class Watcher:
+    """Told what happens in a sweep; shows nothing itself."""
+
+    def event(self, name: str, event: Any) -> None:
+        """A build entered a `stage`, or is `done` of `total` with it."""
+
+    def ended(self, row: Row) -> None:
+        """A build is over."""
+
+
+def default_jobs(recipes: Sequence[Recipe]) -> int:
+    """As many builds as the cores have room for, when each takes the threads of its engine."""
+    cores = available_threads()
+    return max(1, cores // max(recipe.target.threads or cores for recipe in recipes))
+
+
+def sweep(
+    recipes: Sequence[Recipe],
+    folder: Path,
+    *,
+    jobs: int | None = None,
+    force: bool = False,
+    offline: bool = False,
+    watcher: Watcher | None = None,
+) -> Summary:
+    """Build many recipes; one that fails costs itself.
+
+    Args:
+        recipes: What is wanted.
+        folder: Of the sweep.
+        jobs: Builds at a time.
+        force: Build again what is there.
+        offline: Use the Hub's local cache only.
+        watcher: Told what happens.
+
+    Returns:
+        A row for every recipe.
+
+    Raises:
+        RecipeError: A recipe that cannot be, or two of one name; nothing is built then.
+        StorageError: The folder cannot be written.
+    """
+    watcher = watcher or Watcher()
+    _check_names(recipes)
+    rows = {recipe.name: row for recipe in recipes if (row := _refused(recipe, offline)) is not None}
+    jobs = jobs or default_jobs(recipes)
+    logs = folder / STORE / "logs"
+    with storage_errors(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+    for row in rows.values():
+        watcher.ended(row)
+    with LocalProcesses(jobs, preload=_PRELOAD, logs=logs, on_event=watcher.event) as processes:
+        for recipe in recipes:
+            if recipe.name not in rows:
+                processes.submit(_job(recipe, folder, force=force, offline=offline, threads=jobs))
+        for outcome in processes.outcomes():
+            row = rows[outcome.job.name] = _row(outcome)
+            watcher.ended(row)
+            _write(Summary(tuple(rows[recipe.name] for recipe in recipes if recipe.name in rows)), folder)
+    summary = Summary(tuple(rows[recipe.name] for recipe in recipes))
+    _write(summary, folder)
+    return summary
+
+
+def _check_names(recipes: Sequence[Recipe]) -> None:
+    names = [recipe.name for recipe in recipes]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"two recipes are called {name}", hint="their bundles need names of their own")
+
+
+def _refused(recipe: Recipe, offline: bool) -> Row | None:
+    """A row for a recipe that its files already refuse.
+
+    Raises:
+        RecipeError: It cannot be, whatever the files.
+    """
+    try:
+        Workshop(offline).plans(recipe)
+    except RecipeError as error:
+        raise RecipeError(f"{recipe.name}: {error.message}", hint=error.hint) from error
+    except QvecError as error:
+        return _failed(recipe.name, Failure.of(error))
+    return None
+
+
+def _write(summary: Summary, folder: Path) -> None:
+    text = json.dumps(summary.as_dict(), indent=2, allow_nan=False)
+    write_bytes(folder / SUMMARY, f"{text}\n".encode())
+
+
+def _job(recipe: Recipe, folder: Path, *, force: bool, offline: bool, threads: int) -> Job:
+    arguments = {
+        "values": recipe.as_dict(),
+        "recipes": str(recipe.folder),
+        "folder": str(folder),
+        "force": force,
+        "offline": offline,
+        "threads": max(1, available_threads() // threads),
+    }
+    return Job(recipe.name, "qvec_deploy.sweep:build_job", arguments)
+
+
+def _row(outcome: Outcome) -> Row:
+    if outcome.failure is not None:
+        return _failed(outcome.job.name, outcome.failure)
+    values = outcome.result
+    if values["latency"] is not None:
+        ratio = values["latency"]["speed_up"]
+        values["latency"] = Latency(**{**values["latency"], "speed_up": Estimate(**ratio) if ratio else None})
+    return Row(**values)
+
+
+def _failed(name: str, failure: Failure) -> Row:
+    reason = " ".join(failure.message.split())
+    return Row(name, "failed", False, failure.exit_code, reason, failure.hint, details=failure.details)
+
+
+def build_job(
+    tell: Tell, *, values: dict[str, Any], recipes: str, folder: str, force: bool, offline: bool, threads: int
+) -> dict[str, Any]:
+    """Build one recipe of a sweep, or keep its bundle.
+
+    Args:
+        tell: Takes the stages.
+        values: The recipe's fields.
+        recipes: Which its relative paths start from.
+        folder: Of the sweep.
+        force: Build again what is there.
+        offline: Use the Hub's local cache only.
+        threads: Of PyTorch.
+
+    Returns:
+        The fields of its Row.
+
+    Raises:
+        QvecError: As `build`.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    recipe = validate(values, Path(recipes), "recipe", {})
+    store, directory = Path(folder) / STORE, Path(folder) / recipe.name
+    machine = Machine(store)
+    workshop = Workshop(offline, _Told(tell), Shelf(store), machine)
+    start = time.monotonic()
+    with file_lock(store / "locks" / f"{recipe.name}.bundle"):  # another sweep may be building the same
+        record = _Record(store / "bundles" / f"{recipe.name}.json", recipe, workshop.fingerprints(recipe))
+        bundle = None if force else record.finished(directory)
+        kept = bundle is not None
+        if bundle is None:
+            ours = force or record.path.is_file()
+            if ours or not directory.exists():  # else `run` refuses: somebody else's bundle must not become ours
+                record.begin(directory)
+            with machine.shared():
+                bundle = run(recipe, directory, force=ours, workshop=workshop)
+    return asdict(_row_of(bundle, kept, round(time.monotonic() - start, 1)))
+
+
+class _Record:
+    """What a sweep knows of one of its bundles, written before it is built.
+
+    A bundle that was not there then, or not the same, was made from what the record says: a kill at any moment
+    leaves a bundle that is known to be current, or one that is known not to be.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, sources: dict[str, str]) -> None:
+        self.path = path
+        self._wanted = {"recipe": sha256_bytes(canonical_json(recipe.as_dict())), "sources": sources}
+
+    def begin(self, directory: Path) -> None:
+        """Write it, for a bundle that is built now."""
+        write_bytes(self.path, json.dumps({**self._wanted, "replaces": _manifest(directory)}).encode())
+
+    def finished(self, directory: Path) -> Bundle | None:
+        """The bundle, if it is whole and made from this recipe and these files."""
+        try:
+            known = json.loads(self.path.read_bytes())
+            current = {key: known[key] for key in self._wanted} == self._wanted
+            if not current or known["replaces"] == _manifest(directory):
+                return None
+            bundle = Bundle.open(directory)
+        except (OSError, ValueError, KeyError, TypeError, QvecError):
+            return None
+        here_now = bundle.manifest.engine.missing is not None and bundle.engine_missing() is None
+        return None if here_now else bundle  # a runtime that came meanwhile makes it worth building again
+
+
+def _manifest(directory: Path) -> str | None:
+    path = directory / MANIFEST_FILE
+    return sha256_file(path) if path.is_file() else None
+
+
+def _row_of(bundle: Bundle, kept: bool, seconds: float) -> Row:
+    manifest = bundle.manifest
+    row: dict[str, Any] = {"verdict": "built", "exit_code": 0}
+    try:
+        require_engine(bundle)
+        require_gates(bundle)
+    except QvecError as error:
+        verdict = "gate missed" if bundle.engine_missing() is None else "no engine"
+        row = {"verdict": verdict, "exit_code": error.exit_code, "reason": error.message, "hint": error.hint}
+    return Row(
+        name=manifest.name,
+        kept=kept,
+        bundle=str(bundle.directory),
+        stored_bytes=manifest.stored_bytes,
+        gates=sum(gate.passed for gate in manifest.gates),
+        gates_asked=len(manifest.gates),
+        seconds=seconds,
+        **row,
+        **_measured(bundle.directory / "report.json"),
+    )
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    report = from_json(path.read_bytes())
+    shipped = report[report.selected or report.baseline]
+    found: dict[str, Any] = {"shipped": shipped.name}
+    if shipped.accuracy is not None:
+        found |= {"correct": shipped.accuracy.correct, "images": shipped.accuracy.count}
+    if shipped.latency:
+        own, baseline = shipped.latency[0], report[report.baseline].latency[0]
+        ratio = speed_up(baseline.samples_ms, own.samples_ms) if shipped.name != report.baseline else None
+        found["latency"] = Latency(own.batch_size, len(own.samples_ms), median(own.samples_ms), ratio)
+    return found
+
+
+class _Told(Progress):
+    """Tells the sweep what a build does."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__()
+        self._tell = tell
+
+    @contextlib.contextmanager
+    def show(self, name: str, detail: str) -> Iterator[Advance]:
+        """Tell the stage, and now and then how far it is."""
+        self._tell({"stage": name, "detail": detail})
+        told = 0.0
+
+        def advance(done: int, total: int) -> None:
+            nonlocal told
+            if time.monotonic() - told >= _EVERY_S or done == total:
+                told = time.monotonic()
+                self._tell({"done": done, "total": total})
+
+        yield advance

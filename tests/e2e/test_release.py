@@ -1,0 +1,354 @@
+"""`release` and `verify --key`, through the command line: what leaves the house, what must not, and tampering."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from qvec_deploy.bundle import bundle as bundle_module
+from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.errors import StorageError
+
+Run = Callable[..., tuple[int, str, str]]
+Write = Callable[..., Path]
+
+DIGITS = {"dataset": "tiny/realdigits", "limit": 40}
+GATES = {"max_stored_bits": 8.0}
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder, found = tmp_path_factory.mktemp("keys"), {}
+    for name in ("own", "other"):
+        private = ec.generate_private_key(ec.SECP256R1())
+        found[name] = folder / f"{name}.pem"
+        found[name].write_bytes(
+            private.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        found[f"{name} public"] = folder / f"{name}.pub.pem"
+        found[f"{name} public"].write_bytes(
+            private.public_key().public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        )
+    return found
+
+
+@pytest.fixture
+def gated(_shelf: Path, pico_recipe: Write, run: Run) -> Path:
+    """A bundle that may be released, built once a session; do not write to it."""
+    path = _shelf / "gated"
+    if not path.exists():
+        recipe = pico_recipe(evaluate=DIGITS, gates=GATES)
+        code, _, log = run("build", "--recipe", recipe, "-o", path, "--quiet")
+        assert code == 0, log
+    return path
+
+
+@pytest.fixture
+def signed(_shelf: Path, gated: Path, keys: dict[str, Path], run: Run, tmp_path: Path) -> Path:
+    """A copy of one signed release, this test's own."""
+    path = _shelf / "signed"
+    if not path.exists():
+        assert run("release", gated, "--to", path, "--key", keys["own"], "--quiet")[0] == 0
+    return Path(shutil.copytree(path, tmp_path / "signed"))
+
+
+@pytest.fixture
+def own(gated: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that may be released, this test's own."""
+    return Path(shutil.copytree(gated, tmp_path / "own"))
+
+
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    """Run a command that must be refused with `code`: one error line, one hint; the error."""
+
+    def call(code: int, *arguments: object) -> str:
+        actual, out, err = run(*arguments)
+        assert (actual, out) == (code, ""), err
+        lines = err.splitlines()
+        assert [line.partition(": ")[0] for line in lines] == ["error", "hint"], err
+        return lines[0]
+
+    return call
+
+
+def _edit(bundle: Path, **changes: Any) -> None:
+    """Change the manifest, as an editor would."""
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _rewrite(bundle: Path, name: str, data: bytes) -> None:
+    """Change a file, and its hash in the manifest with it."""
+    (bundle / name).write_bytes(data)
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    _edit(bundle, files=files)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# What a release is
+
+
+def test_a_release_is_a_bundle(gated: Path, tmp_path: Path, run: Run) -> None:
+    code, out, err = run("release", gated, "--to", tmp_path / "r", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["signed"], set(told["checks"])) == (False, {"files", "weights", "graph", "parity"})
+    bundle = Bundle.open(tmp_path / "r")
+    assert set(bundle.manifest.files) == {*Bundle.open(gated).manifest.files, "MODEL_CARD.md", "sbom.cdx.json"}
+    assert set(told["files"]) == set(bundle.manifest.files)
+    assert set(_contents(tmp_path / "r")) == {*bundle.manifest.files, "manifest.json"}
+    code, out, _ = run("verify", tmp_path / "r", "--release", "--json")
+    told = json.loads(out)
+    assert (code, told["release"], told["signed"], told["signature_checked"]) == (0, True, False, False)
+    code, out, _ = run("inspect", tmp_path / "r", "--json")
+    assert (code, json.loads(out)["name"]) == (0, "pico")
+    code, _, err = run("bench", tmp_path / "r", "--blocks", 2, "--quiet")
+    assert code == 0, err
+
+
+def test_what_it_says_is_what_was_measured(gated: Path, signed: Path) -> None:
+    card = (signed / "MODEL_CARD.md").read_text()
+    manifest = Bundle.open(gated).manifest
+    for digest in manifest.sources.values():
+        assert digest in card
+    assert "40 images" in card and "| max_stored_bits |" in card and "Unverified" not in card
+    text = (signed / "sbom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    hashes = {
+        entry["name"]: entry["hashes"][0]["content"] for entry in json.loads(text)["components"] if "hashes" in entry
+    }
+    for name, data in _contents(signed).items():
+        if name not in ("manifest.json", "model.sig", "sbom.cdx.json"):
+            assert hashes[name] == hashlib.sha256(data).hexdigest()
+
+
+def test_two_releases_differ_in_nothing_but_the_signature(
+    gated: Path, signed: Path, keys: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    for name, source in (("again", gated), ("of a release", signed)):
+        assert run("release", source, "--to", tmp_path / name, "--key", keys["own"], "--quiet")[0] == 0
+        first, second = _contents(signed), _contents(tmp_path / name)
+        assert first.pop("model.sig") != second.pop("model.sig")
+        assert first == second
+
+
+def test_only_what_the_manifest_lists_is_released(own: Path, tmp_path: Path, run: Run) -> None:
+    (own / "notes.txt").write_text("mine")
+    assert run("release", own, "--to", tmp_path / "r", "--quiet")[0] == 0
+    assert not (tmp_path / "r" / "notes.txt").exists()
+
+
+def test_files_are_readable_whatever_the_umask(gated: Path, tmp_path: Path, run: Run, keys: dict[str, Path]) -> None:
+    before = os.umask(0o077)
+    try:
+        assert run("release", gated, "--to", tmp_path / "r", "--key", keys["own"], "--quiet")[0] == 0
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "r").rglob("*") if path.is_file()}
+    assert modes == {0o644}
+
+
+def test_an_unverified_patch_needs_a_word_and_the_card_says_so(
+    finished: Path, tmp_path: Path, run: Run, refused: Callable[..., str]
+) -> None:
+    assert "is unverified" in refused(3, "release", finished, "--to", tmp_path / "r", "--quiet")
+    assert not (tmp_path / "r").exists()
+    assert run("release", finished, "--to", tmp_path / "r", "--accept-unverified", "--quiet")[0] == 0
+    body = (tmp_path / "r" / "MODEL_CARD.md").read_text().split("---\n", 2)[2]
+    assert body.split("\n\n")[1].startswith("**Unverified:** the patch was tried on no image")
+    assert (tmp_path / "r" / "lambda0" / "model.onnx").is_file()
+    assert run("verify", tmp_path / "r")[0] == 0
+
+
+# What must not leave the house
+
+
+def test_gates(own: Path, tmp_path: Path, refused: Callable[..., str], run: Run, pico_recipe: Write) -> None:
+    bundle = tmp_path / "missed"
+    recipe = pico_recipe(evaluate=DIGITS, gates={"max_stored_bits": 1.0})
+    assert run("build", "--recipe", recipe, "-o", bundle, "--quiet")[0] == 3
+    arguments = ("--to", tmp_path / "r", "--quiet")
+    assert "misses 1 of 1 gates" in refused(3, "release", bundle, *arguments)
+    gates = json.loads((bundle / "manifest.json").read_text())["gates"]
+    _edit(bundle, gates=[{**gate, "passed": True} for gate in gates])
+    assert "judged anew from its report" in refused(5, "release", bundle, *arguments)
+    assert "judged anew from its report" in refused(5, "verify", bundle, "--release")
+    _edit(own, gates=[])
+    assert "its gates were not judged" in refused(3, "release", own, *arguments)
+    assert not (tmp_path / "r").exists()
+
+
+def test_no_engine_and_no_report(
+    own: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((own / "manifest.json").read_text())
+    files = {name: entry for name, entry in manifest["files"].items() if name != "report.json"}
+    _edit(own, files=files)
+    assert "was never measured" in refused(3, "release", own, "--to", tmp_path / "r", "--quiet")
+    monkeypatch.setattr(bundle_module.Bundle, "engine_missing", lambda self: "no GPU here")
+    assert "but for its engine: no GPU here" in refused(4, "release", own, "--to", tmp_path / "r", "--quiet")
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_edited_bundle(own: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    arguments = ("release", own, "--to", tmp_path / "r", "--quiet")
+    report = (own / "report.json").read_bytes()
+    (own / "report.json").write_bytes(report + b" ")
+    assert "report.json was changed after the build" in refused(5, *arguments)
+    document = json.loads(report)
+    shipped = next(entry for entry in document["candidates"] if entry["name"] == document["selected"])
+    shipped["stored_bits_per_weight"] = 3.0
+    _rewrite(own, "report.json", json.dumps(document).encode())
+    assert "about another engine than its manifest" in refused(5, *arguments)
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_engine_that_computes_something_else(own: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(own / "parity.safetensors")
+    name = next(name for name in arrays if "logit" in name)
+    arrays[name] = arrays[name] + 1.0
+    save_file(arrays, tmp_path / "parity.safetensors")
+    _rewrite(own, "parity.safetensors", (tmp_path / "parity.safetensors").read_bytes())
+    refused(4, "release", own, "--to", tmp_path / "r", "--quiet")
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_place(own: Path, tmp_path: Path, refused: Callable[..., str], run: Run) -> None:
+    place = tmp_path / "r"
+    assert run("release", own, "--to", place, "--quiet")[0] == 0
+    assert f"{place} exists" in refused(6, "release", own, "--to", place, "--quiet")
+    assert run("release", own, "--to", place, "--force", "--quiet")[0] == 0
+    for inside in (own, own / "release"):
+        assert "is in the bundle" in refused(6, "release", own, "--to", inside, "--force", "--quiet")
+    assert "is not a bundle" in refused(6, "release", tmp_path / "absent", "--to", tmp_path / "s", "--quiet")
+    (place / "manifest.json").unlink()
+    assert "is not a bundle" in refused(6, "release", own, "--to", place, "--force", "--quiet")
+
+
+def test_whole_or_not_at_all(
+    gated: Path, keys: dict[str, Path], tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise StorageError("no space", hint="free some")
+
+    (tmp_path / "shop").mkdir()
+    monkeypatch.setattr("qvec_deploy.release.release.bill_of_materials", fail)
+    assert "no space" in refused(6, "release", gated, "--to", tmp_path / "shop" / "r", "--key", keys["own"], "--quiet")
+    assert list((tmp_path / "shop").iterdir()) == []
+
+
+def test_keys_and_the_library(
+    gated: Path,
+    signed: Path,
+    keys: dict[str, Path],
+    tmp_path: Path,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ("release", gated, "--to", tmp_path / "r", "--quiet", "--key")
+    assert "not a private key" in refused(2, *arguments, keys["own public"])
+    assert "No such file" in refused(6, *arguments, tmp_path / "absent.pem")
+    assert "not a public key" in refused(2, "verify", signed, "--key", keys["own"])
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    assert "need a library" in refused(4, *arguments, keys["own"])
+    assert "need a library" in refused(4, "verify", signed, "--key", keys["own public"])
+    assert not (tmp_path / "r").exists()
+
+
+# Tampering
+
+
+def test_a_signature_that_holds(signed: Path, keys: dict[str, Path], run: Run) -> None:
+    code, out, _ = run("verify", signed, "--key", keys["own public"], "--json")
+    told = json.loads(out)
+    assert (code, told["signed"], told["signature_checked"]) == (0, True, True)
+    assert next(iter(told["checks"])) == "signature"
+    code, out, _ = run("verify", signed)
+    assert code == 0
+    assert out.splitlines()[0] == "--  signature signed, not checked: give --key"
+
+
+def test_a_byte_of_any_file(signed: Path, keys: dict[str, Path], refused: Callable[..., str]) -> None:
+    names = sorted(_contents(signed))
+    assert {"manifest.json", "model.sig", "MODEL_CARD.md", "sbom.cdx.json", "weights.qvec.safetensors"} <= set(names)
+    for name in names:
+        path = signed / name
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        error = refused(5, "verify", signed, "--key", keys["own public"])
+        assert name == "model.sig" or f"{name} was changed" in error
+        if name not in ("manifest.json", "model.sig"):
+            assert f"{name} was changed" in refused(5, "verify", signed)
+        path.write_bytes(whole)
+
+
+def test_a_file_more_and_a_file_less(signed: Path, keys: dict[str, Path], refused: Callable[..., str]) -> None:
+    key = keys["own public"]
+    (signed / "extra").write_text("x")
+    assert "extra was added" in refused(5, "verify", signed, "--key", key)
+    assert "extra was added after the release" in refused(5, "verify", signed)
+    (signed / "extra").unlink()
+    (signed / "extra").symlink_to(signed.parent)
+    assert "holds a link" in refused(5, "verify", signed, "--key", key)
+    assert "extra was added after the release" in refused(5, "verify", signed)
+    (signed / "extra").unlink()
+    for name in sorted(_contents(signed)):
+        path = signed / name
+        whole = path.read_bytes()
+        path.unlink()
+        missing = "is not signed" if name == "model.sig" else f"{name} was removed"
+        assert missing in refused(5, "verify", signed, "--key", key)
+        path.write_bytes(whole)
+
+
+def test_a_forger_with_a_key_of_their_own(
+    signed: Path, keys: dict[str, Path], run: Run, refused: Callable[..., str]
+) -> None:
+    """Everything is consistent but the one thing a forger does not have."""
+    from qvec_deploy.release.signature import open_signer
+
+    _rewrite(signed, "MODEL_CARD.md", b"# Better than ever\n")
+    open_signer(keys["other"])(signed)
+    assert run("verify", signed)[0] == 0
+    assert run("verify", signed, "--key", keys["other public"])[0] == 0
+    assert "signed with another key" in refused(5, "verify", signed, "--key", keys["own public"])
+
+
+def test_nothing_is_parsed_before_the_signature_holds(
+    signed: Path, keys: dict[str, Path], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("the manifest was read")
+
+    monkeypatch.setattr(bundle_module, "read_manifest", fail)
+    (signed / "extra").write_text("x")
+    assert "extra was added" in refused(5, "verify", signed, "--key", keys["own public"])
+
+
+def test_an_unsigned_bundle_and_a_key(gated: Path, keys: dict[str, Path], refused: Callable[..., str]) -> None:
+    assert "is not signed" in refused(5, "verify", gated, "--key", keys["own public"])

@@ -1,0 +1,99 @@
+"""What jobs of tests run: importable by name in their processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from qvec_deploy.errors import FetchError
+from qvec_deploy.jobs import Tell
+from qvec_deploy.shelf import Machine, Shelf
+
+
+def add(tell: Tell, *, left: int, right: int) -> int:
+    tell({"adding": left})
+    return left + right
+
+
+def whoami(tell: Tell) -> dict[str, Any]:
+    return {"pid": os.getpid(), "colorsys": "colorsys" in sys.modules}
+
+
+def refuse(tell: Tell) -> None:
+    raise FetchError("nothing there", hint="look elsewhere")
+
+
+def stumble(tell: Tell) -> None:
+    print("words before the fall")
+    raise KeyError("a bug")
+
+
+def not_json(tell: Tell) -> object:
+    return object()
+
+
+def exhaust(tell: Tell) -> None:
+    raise MemoryError
+
+
+def die(tell: Tell, *, by: str) -> None:
+    os.kill(os.getpid(), getattr(signal, by))
+    time.sleep(60)
+
+
+def leave(tell: Tell) -> None:
+    os._exit(7)
+
+
+def linger(tell: Tell, *, folder: str) -> None:
+    """Starts a process of its own and waits; cleans up when it is ended."""
+    place = Path(folder)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (place / "pids").write_text(f"{os.getpid()} {child.pid}")
+    try:
+        tell("lingering")
+        time.sleep(600)
+    finally:
+        (place / "cleaned").touch()
+
+
+def obtain(tell: Tell, *, folder: str, target: str, die: bool = False) -> str:
+    """Takes from a shelf what is made by whoever comes first."""
+    place = Path(folder)
+    (place / target).mkdir()
+
+    def make(staging: Path) -> str:
+        (staging / "file").write_text("made")
+        if die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with (place / "made").open("a") as file:
+            file.write("x")
+        time.sleep(0.1)  # long enough for the other to come
+        return target
+
+    record: str = Shelf(place / "shelf").obtain("thing", 1, place / target, make)
+    return record
+
+
+def build_and_measure(tell: Tell, *, folder: str, name: str, rounds: int) -> None:
+    """Writes down when it builds and when it measures."""
+    machine, events = Machine(Path(folder)), Path(folder) / "events"
+
+    def note(event: str) -> None:
+        with events.open("a") as file:
+            file.write(f"{event}:{name}\n")
+
+    for _ in range(rounds):
+        with machine.shared():
+            note("build")
+            time.sleep(0.01)
+            note("built")
+            with machine.alone():
+                note("measure")
+                time.sleep(0.01)
+                note("measured")

@@ -1,0 +1,142 @@
+"""Several bundles beside each other: their order, what is said of them, what does not belong together."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from report_example import example_report, gpu_report, patched_report, selecting_report
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.report.html import overview_html
+from qvec_deploy.report.markdown import overview_markdown
+from qvec_deploy.report.overview import caveat, figures, headline, listing, overview
+from qvec_deploy.report.values import GateResult
+
+PASSED = (GateResult("max_stored_bits", "at most 4", "3.04", passed=True),)
+
+
+@pytest.fixture(scope="module")
+def shown():
+    return overview(
+        {
+            "misses": selecting_report(),
+            "plain": example_report(selected="ptq_mse"),
+            "float": example_report(selected="float"),
+            "passes": replace(patched_report(), gates=PASSED),
+        }
+    )
+
+
+def names(reports: dict) -> list[str]:
+    return [standing.name for standing in overview(reports).standings]
+
+
+def test_gates_come_before_accuracy(shown):
+    assert [standing.name for standing in shown.standings] == ["passes", "float", "plain", "misses"]
+    assert shown.best.name == "passes"
+
+
+def test_equal_accuracies_are_ordered_by_size_then_latency():
+    report = example_report()
+    small = replace(report["mean"], stored_bytes=1)
+    fast = replace(report["mean"], latency=(replace(report["mean"].latency[0], samples_ms=(1.0,) * 40),))
+
+    def having(candidate):
+        candidates = tuple(candidate if c.name == "mean" else c for c in report.candidates)
+        return replace(report, candidates=candidates)
+
+    assert names({"a": report, "fast": having(fast), "small": having(small)}) == ["small", "fast", "a"]
+
+
+def test_what_was_not_measured_comes_last():
+    report = example_report()
+    bare = tuple(replace(c, accuracy=None, paired={}) for c in report.candidates)
+    unmeasured = replace(report, candidates=bare, warnings=())
+    assert names({"a": unmeasured, "b": report}) == ["b", "a"]
+    assert "%" not in headline(overview({"a": unmeasured}))
+    untimed = example_report(batch_sizes=())
+    assert names({"a": untimed, "b": report}) == ["b", "a"]
+
+
+def test_the_headline_says_what_it_costs_and_whether_it_is_within_the_gates(shown):
+    assert headline(shown) == "passes comes first: 91.2 % top-1, 8.57 MB, 9.11 ms at batch 1; within its gate."
+
+
+def test_overlapping_intervals_are_told():
+    two = overview({"a": example_report(), "b": patched_report()})
+    assert headline(two).endswith("By accuracy alone it is not clearly apart from b: their intervals overlap.")
+
+
+def test_latencies_of_separate_runs_are_said_not_to_be_paired(shown):
+    assert "separate runs, on AMD EPYC 9575F with 4 threads, and are not paired" in caveat(shown)
+    report = example_report()
+    other = replace(report, environment=replace(report.environment, cpu="another", threads=1))
+    assert "on different machines with 1 to 4 threads" in caveat(overview({"a": report, "b": other}))
+    for text in (overview_html(shown), overview_markdown(shown)):
+        assert "are not paired" in text
+
+
+def test_a_row_for_every_bundle(shown):
+    first, *_, last = listing(shown).rows
+    assert first == (
+        "passes",
+        "91.2 [90.1, 92.2]",
+        "8.57",
+        "9.11 (batch 1)",
+        "within its gate",
+        "1.29× [1.29, 1.30]",
+        "3.04 / 4.04",
+        "mean, λ = 1, 2 donors",
+        "onnxruntime-cpu, int4",
+    )
+    assert (last[0], last[4]) == ("misses", "misses 1 of 4 gates")
+    assert listing(shown).rows[1][5] == "–", "the baseline of its own run"
+
+
+def test_figures_have_a_point_per_bundle(shown):
+    size, latency = figures(shown)
+    assert [line[0] for line in size.samples] == [standing.name for standing in shown.standings]
+    assert "not paired" in latency.caption
+    untimed = overview({"a": example_report(batch_sizes=()), "b": example_report(batch_sizes=())})
+    assert [figure.name for figure in figures(untimed)] == ["size"]
+
+
+def test_the_page_has_every_bundle_and_unique_ids(shown):
+    text = overview_html(shown)
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    assert {"run-1", "run-4", "run-4-warning-1"} <= set(ids)
+    for target in re.findall(r'href="#([^"]*)"', text):
+        assert target in ids
+    assert "http://" not in text and "https://" not in text and "<script" not in text
+
+
+def test_markdown_folds_every_run(shown):
+    text = overview_markdown(shown)
+    assert text.startswith("# 4 bundles on eurosat\n")
+    assert re.findall(r"<summary>(.*)</summary>", text) == ["passes", "float", "plain", "misses"]
+
+
+def test_hostile_names_stay_text():
+    name = "<img src=x>\n# y"
+    two = overview({name: example_report(), "b": patched_report()})
+    assert "<img" not in overview_html(two)
+    assert "<img" not in overview_markdown(two) and "\n# y" not in overview_markdown(two)
+
+
+@pytest.mark.parametrize("change", [{"dataset": "other"}, {"split": "train"}, {"class_names": ("a", "b")}])
+def test_other_images_or_classes_do_not_stand_beside_each_other(change):
+    field = {"class_names": "classes"}.get(*change, *change)
+    with pytest.raises(IncompatibleError, match=f"b and a differ in {field}") as caught:
+        overview({"a": example_report(), "b": replace(example_report(), **change)})
+    assert caught.value.exit_code == 4
+
+
+def test_another_number_of_images_is_other_images():
+    with pytest.raises(IncompatibleError, match="differ in dataset, split, images"):
+        overview({"a": example_report(), "b": gpu_report()})
+
+
+def test_what_ships_nothing_has_no_place():
+    with pytest.raises(IncompatibleError, match="a ships no candidate"):
+        overview({"a": example_report(selected=None)})
