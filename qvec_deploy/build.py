@@ -16,6 +16,7 @@ from qvec_deploy.bundle.finish import Artifact, Finished, finish, model_of, unve
 from qvec_deploy.bundle.manifest import Parity
 from qvec_deploy.bundle.progress import Advance
 from qvec_deploy.candidate import Weight, make_weights
+from qvec_deploy.measure.affinity import check_cores
 from qvec_deploy.measure.latency import garbage_collector_off
 from qvec_deploy.measure.warnings import Finding, MeasurementWarning
 from qvec_deploy.packed import PackedFile, pack, write_packed
@@ -105,6 +106,7 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, workshop: Works
         workshop.plans(recipe)
         plan = workshop.plan(recipe)
         bench = _bench(recipe, plan)
+        check_cores(recipe.measure.cores, _threads(recipe) if recipe.target.runtime == "onnxruntime" else 1)
         images = open_images(bench)  # a wrong folder is refused before anything is built
         with workshop.progress.stage("coordinates", recipe.name):
             unknown = workshop.compare_coordinates(plan)
@@ -229,11 +231,15 @@ def _contender(artifact: Artifact, recipe: Recipe, shipped: Artifact) -> Contend
         recipe=own,
         directory=artifact.directory,
         lowering=own.target.lowering,
-        threads=own.target.threads or available_threads(),
+        threads=_threads(own),
         sources=artifact.plan.sources,
         layer_errors=artifact.layer_errors,
         control=artifact.control,
     )
+
+
+def _threads(recipe: Recipe) -> int:
+    return recipe.target.threads or available_threads()
 
 
 def _role(candidate: Recipe, recipe: Recipe, shipped: Recipe) -> Role:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qvec_deploy.report.values import Report
 
+SHOWN = 2
+"""Details of a warning on the terminal; the report has all of them."""
+
 
 def print_report(report: Report) -> None:
     """The table, what was chosen, the gates and the warnings."""
@@ -25,5 +28,8 @@ def print_report(report: Report) -> None:
         console.print(line, highlight=False)
     for doubt in numbered_warnings(report):
         console.print(f"warning: {doubt.title}. {doubt.remedy}", style="yellow", highlight=False, markup=False)
-        for subject, detail in doubt.details:
+        for subject, detail in doubt.details[:SHOWN]:
             console.print(f"  {subject}: {detail}", highlight=False, markup=False)
+        more = [subject for subject, _ in doubt.details[SHOWN:]]
+        if more:
+            console.print(f"  and {', '.join(dict.fromkeys(more))}: see the report", highlight=False, markup=False)

@@ -88,6 +88,8 @@ class Recipe(Block):
             raise ValueError(f"names of variants must differ from each other and from {', '.join(sorted(taken))}")
         if self.quantize.calibrated and self.quantize.calibration.on == "images" and self.images is None:
             raise ValueError("quantize.calibration.on: images needs the block `images`")
+        if self.measure.l2 == "cold" and self.target.runtime == "onnxruntime":
+            raise ValueError("measure.l2: cold empties a GPU's cache; target.runtime: onnxruntime runs on the CPU")
         self._check_select()
         self._check_judges()
         self._check_gates()

@@ -158,6 +158,11 @@ def test_a_lowering_that_cannot_take_these_bits(build: Refused) -> None:
     assert "int8" in hint, "what does take 8 bits"
 
 
+def test_a_core_that_is_not_there_is_refused_before_anything_is_built(build: Refused) -> None:
+    error, hint = build(4, "measure.cores=[9999]")
+    assert "no core 9999" in error and "measure.cores" in hint
+
+
 def test_a_lowering_that_cannot_take_this_granularity(build: Refused) -> None:
     settings = ("quantize.granularity=group", "quantize.group_size=16", "target.lowering=int8", "lambda=0")
     error, hint = build(4, *settings)

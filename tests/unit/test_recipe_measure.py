@@ -23,7 +23,8 @@ def recipe(tmp_path: Path) -> Path:
 
 def test_all_of_it(recipe: Path) -> None:
     text = "{ cores: [0, 2], l2: cold, max_seconds: 90, scenarios: [offline], mlperf_rules: true }"
-    recipe.write_text(f"{MINIMAL}measure: {text}\n", encoding="utf-8")
+    target = "{ runtime: torch-cuda, lowering: packed }"
+    recipe.write_text(f"{MINIMAL}target: {target}\nmeasure: {text}\n", encoding="utf-8")
     measure = load_recipe(recipe).measure
     assert (measure.cores, measure.l2, measure.max_seconds) == ((0, 2), "cold", 90.0)
     assert (measure.scenarios, measure.mlperf_rules) == (("offline",), True)
@@ -35,6 +36,7 @@ def test_all_of_it(recipe: Path) -> None:
         ("measure.cores=[-1]", "measure.cores.0"),
         ("measure.cores=[1, 1]", "a core is named twice"),
         ("measure.l2=hot", "measure.l2"),
+        ("measure.l2=cold", "runs on the CPU"),
         ("measure.max_seconds=0", "measure.max_seconds"),
         ("measure.scenarios=[server]", "measure.scenarios"),
         ("measure.scenarios=[offline, offline]", "a scenario is named twice"),
