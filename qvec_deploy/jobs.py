@@ -40,11 +40,13 @@ class Job:
         name: Unique among the jobs of an executor.
         function: `module:function`; called with a `Tell` and the arguments, it returns a JSON value.
         arguments: Keyword arguments, JSON values.
+        gpus: GPUs that it needs, for executors that share them out.
     """
 
     name: str
     function: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    gpus: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,21 +181,25 @@ class LocalProcesses:
 
     def _start(self, job: Job) -> None:
         receiver, sender = self._context.Pipe(duplex=False)
-        log = None if self._logs is None else str(self._logs / f"{job.name}.log")
+        log = str(self._log(job) or os.devnull)
         arguments = json.dumps(dict(job.arguments), allow_nan=False)
         process = self._context.Process(target=_work, args=(sender, job.function, arguments, log), name=job.name)
         process.start()
         sender.close()
         self._running[receiver] = (job, process)
 
+    def _log(self, job: Job) -> Path | None:
+        return None if self._logs is None else self._logs / f"{job.name}.log"
+
     def _finish(self, connection: Connection, message: dict[str, Any] | None) -> Outcome:
         job, process = self._running[connection]
+        process.join(_GRACE_S)  # a thread of its own may keep it from ending
+        _kill_group(process)  # it, or what a killed job had started itself
         process.join()
         del self._running[connection]
         connection.close()
-        _kill_group(process)  # what a killed job had started itself
         if message is None:
-            return Outcome(job, failure=_death(process.exitcode or 0))
+            return Outcome(job, failure=_death(process.exitcode or 0, self._log(job)))
         failure = message.get("failure")
         return Outcome(job, message.get("result"), Failure(**failure) if failure is not None else None)
 
@@ -207,25 +213,35 @@ def _receive(connection: Connection) -> dict[str, Any] | None:
     return message
 
 
-def _death(exit_code: int) -> Failure:
+def _death(exit_code: int, log: Path | None) -> Failure:
     if exit_code == -signal.SIGKILL:
         hint = "the machine may be out of memory: run fewer jobs at a time"
         return Failure("IncompatibleError", "its process was killed (SIGKILL)", hint, IncompatibleError.exit_code)
-    how = f"was ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited with {exit_code}"
-    return Failure("Crash", f"its process {how}", "its log may say more; try it alone", 1)
+    how = f"was ended by {_signal_name(-exit_code)}" if exit_code < 0 else f"exited with {exit_code}"
+    hint = "try it alone" if log is None else f"{log} may say more; try it alone"
+    return Failure("Crash", f"its process {how}", hint, 1)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
 
 
 def _kill_group(process: BaseProcess) -> None:
+    if process.pid is None:  # never started
+        return
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid or 0, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
-def _work(sender: Connection, function: str, arguments: str, log: str | None) -> None:
+def _work(sender: Connection, function: str, arguments: str, log: str) -> None:
     """The process's work."""
     os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which ends the jobs
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with open(log or os.devnull, "ab", buffering=0) as file:  # noqa: PTH123 - os.devnull is no path of ours
+    with Path(log).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     lock = threading.Lock()

@@ -1,19 +1,23 @@
-"""What builds of one sweep share: everything made once is found by what it was made from, and one machine.
+"""What builds share: everything made once is found by what it was made from, and one machine.
 
-All of it lies in one folder, and works between processes that know nothing of each other.
+All of it lies in folders, and works between processes that know nothing of each other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from qvec_deploy.errors import StorageError
 from qvec_deploy.store import (
+    cache_folder,
     canonical_json,
     file_lock,
     link_files,
@@ -89,6 +93,73 @@ def _is_whole(entry: Path) -> bool:
         return False
 
 
+class Record:
+    """What a directory was made from, and which file in it tells it from others.
+
+    It is written before the directory is made, with what is to be replaced, and after it, with what was made: a kill
+    at any moment leaves a directory that is known to be current, or one that is known not to be.
+
+    Args:
+        path: The record.
+        mark: The file, of other bytes in every directory that was ever made.
+        wanted: What the directory is to be made from, as JSON values.
+    """
+
+    def __init__(self, path: Path, mark: Path, wanted: Any) -> None:
+        self._path, self._mark, self._wanted = path, mark, sha256_bytes(canonical_json(wanted))
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[None]:
+        """Keep it, for a directory that is made inside; where that fails, it stays as it was.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
+        with storage_errors(self._path):
+            before, replaced = self._path.read_bytes() if self._path.is_file() else None, self._marked()
+        self._write(replaces=replaced)
+        try:
+            yield
+        except BaseException:
+            if self._marked() == replaced:
+                self._put_back(before)
+            raise
+        self._write(made=self._marked())
+
+    def is_ours(self) -> bool:
+        """Whether nobody has put another directory in the place of ours."""
+        known, marked = self._known(), self._marked()
+        return known is not None and known.get("made", marked) == marked
+
+    def is_current(self) -> bool:
+        """Whether the directory is ours, and made from what is wanted."""
+        known, marked = self._known(), self._marked()
+        if known is None or marked is None or known.get("wanted") != self._wanted:
+            return False
+        # Only who was killed has left no word of what was made.
+        return bool(known["made"] == marked if "made" in known else known.get("replaces") != marked)
+
+    def _marked(self) -> str | None:
+        return sha256_file(self._mark) if self._mark.is_file() else None
+
+    def _known(self) -> dict[str, Any] | None:
+        try:
+            known = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return known if isinstance(known, dict) else None
+
+    def _write(self, **state: str | None) -> None:
+        write_bytes(self._path, json.dumps({"wanted": self._wanted, **state}).encode())
+
+    def _put_back(self, before: bytes | None) -> None:
+        if before is None:
+            with storage_errors(self._path):
+                self._path.unlink(missing_ok=True)
+        else:
+            write_bytes(self._path, before)
+
+
 class Machine:
     """Many may build at a time; who measures has the machine alone.
 
@@ -99,24 +170,50 @@ class Machine:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._door, self._floor = folder / "door.lock", folder / "floor.lock"
         self._sharing = contextlib.ExitStack()
 
+    @classmethod
+    def here(cls) -> Self:
+        """This machine, for all that its user builds and measures: its locks are in the user's cache folder.
+
+        Where that cannot be written, they are in the folder for temporary files.
+        """
+        with contextlib.suppress(OSError, RuntimeError):  # the last: there is no home folder
+            folder = cache_folder() / "machine" / (platform.node() or "unnamed")  # homes may be of many machines
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return cls(folder)
+        return cls(Path(tempfile.gettempdir()) / f"qvec-deploy-{os.getuid()}")
+
     @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        """Build beside others, but for what is done `alone` inside."""
-        self._enter()
+    def shared(self, waiting: contextlib.AbstractContextManager[object] | None = None) -> Iterator[None]:
+        """Build beside others, but for what is done `alone` inside.
+
+        Args:
+            waiting: Entered for as long as it has to wait.
+        """
+        with waiting or contextlib.nullcontext():
+            self._enter()
         try:
             yield
         finally:
             self._sharing.close()
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Measure while nobody builds or measures. Only inside `shared`, and holding nothing that others wait for."""
+    def alone(self, waiting: contextlib.AbstractContextManager[object] | None = None) -> Iterator[None]:
+        """Measure while nobody builds or measures. Only inside `shared`, and holding nothing that others wait for.
+
+        Args:
+            waiting: Entered for as long as it has to wait.
+        """
         self._sharing.close()
         try:
-            with file_lock(self._door), file_lock(self._floor):
+            with contextlib.ExitStack() as stack:
+                with waiting or contextlib.nullcontext():
+                    stack.enter_context(file_lock(self._door))
+                    stack.enter_context(file_lock(self._floor))
                 yield
         finally:
             self._enter()

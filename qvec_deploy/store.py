@@ -108,8 +108,9 @@ def file_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterato
 
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = os.O_CREAT if wait and not path.is_dir() else 0
-        handle = os.open(path, os.O_RDONLY | made, 0o644)
+        # NFS wants a descriptor for writing, which folders have none of.
+        mode = os.O_RDONLY if path.is_dir() else os.O_RDWR | (os.O_CREAT if wait else 0)
+        handle = os.open(path, mode, 0o644)
     try:
         held = True
         with storage_errors(path):
@@ -122,6 +123,16 @@ def file_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterato
         yield held
     finally:
         os.close(handle)
+
+
+def cache_folder() -> Path:
+    """What may be thrown away, for this user: qvec-deploy in $XDG_CACHE_HOME, or in ~/.cache.
+
+    Raises:
+        RuntimeError: There is no home folder.
+    """
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "qvec-deploy"
 
 
 def link_files(source: Path, target: Path) -> None:
@@ -153,23 +164,27 @@ def unlink_files(folder: Path) -> None:
                     shutil.copyfile(path, copy)
 
 
-def remove_stale(final: Path) -> None:
-    """Remove what killed builds of `final` left beside it; those that live hold a lock."""
-    stale = re.compile(rf"\.{re.escape(final.name)}\.[a-z0-9_]{{8}}\.(tmp|old)")
-    for path in final.parent.iterdir():
-        kept = path.suffix == ".old" and not final.exists()  # the only whole one there is
-        if kept or not stale.fullmatch(path.name) or not path.is_dir():
-            continue
-        with contextlib.suppress(StorageError), file_lock(path, wait=False) as held:
-            if held:
-                shutil.rmtree(path, ignore_errors=True)
+def restore(final: Path) -> None:
+    """Put back the directory that a process, killed while it replaced `final`, had moved aside.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    with storage_errors(final):
+        if final.is_symlink() or final.exists() or not final.parent.is_dir():
+            return
+        whole = [path for path in _aside(final) if path.suffix == ".old" and (path / "manifest.json").is_file()]
+        for path in sorted(whole, key=lambda path: (path / "manifest.json").stat().st_mtime_ns)[-1:]:
+            with file_lock(path, wait=False) as held:  # else it is being replaced right now
+                if held:
+                    path.replace(final)
 
 
 @contextlib.contextmanager
 def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
     """A temporary sibling directory that becomes `final` when the block ends well and vanishes otherwise.
 
-    What killed processes left of theirs is removed.
+    What killed processes left of theirs is removed, or put back where it is all there is.
 
     Args:
         final: Where the directory ends up.
@@ -179,6 +194,7 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
         StorageError: `final` exists and `force` is off, or the disk refuses.
     """
     with storage_errors(final):
+        restore(final)
         if final.exists() and not force:
             raise StorageError(f"{final} exists", hint="pass --force to replace it, or choose another directory")
         if final.is_symlink():
@@ -188,28 +204,27 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
                 f"{final} is not a bundle", hint="--force replaces bundles only; choose another directory"
             )
         final.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(final)
-        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
-        try:
+        with contextlib.ExitStack() as stack:
+            _remove_stale(final)
+            staging = _make_staging(final, stack)
             staging.chmod(0o755)
-            with file_lock(staging, wait=False):
-                yield staging
-                if final.exists():
-                    _exchange(staging, final)
-                else:
-                    staging.replace(final)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            yield staging
+            if final.exists():
+                _exchange(staging, final)
+            else:
+                staging.replace(final)
 
 
 def require_report_folder(path: Path) -> None:
     """Refuse a folder that a report must not be written into, before the measuring and not after it.
 
     Raises:
-        StorageError: It is a bundle, whose files have hashes, or it cannot be made.
+        StorageError: It is a bundle, whose files have hashes, or in one, or it cannot be made.
     """
-    if (path / "manifest.json").is_file():
-        raise StorageError(f"{path} is a bundle", hint="write the report into another directory")
+    for folder in (path.resolve(), *path.resolve().parents):
+        if (folder / "manifest.json").is_file():
+            where = "is a bundle" if folder == path.resolve() else f"is in the bundle {folder}"
+            raise StorageError(f"{path} {where}", hint="write the report into another directory")
     with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
 
@@ -225,14 +240,50 @@ def _is_replaceable(path: Path) -> bool:
 def _exchange(new: Path, final: Path) -> None:
     """Put `new` in the place of the directory `final`, which comes back if that fails."""
     old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
-    try:
-        final.replace(old)
-        new.replace(final)
-    finally:
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.replace(final)
+    with file_lock(final, wait=False):  # wherever it is moved: nobody puts it back meanwhile
+        try:
+            final.replace(old)
+            new.replace(final)
+        finally:
+            if final.exists():
+                _discard(old)
+            else:
+                old.replace(final)
+
+
+def _discard(path: Path) -> None:
+    """Remove a directory, its manifest first: what a kill leaves of it is taken for no bundle."""
+    with contextlib.suppress(OSError):
+        (path / "manifest.json").unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _make_staging(final: Path, stack: contextlib.ExitStack) -> Path:
+    """A new directory beside `final` and its lock; gone when the stack ends."""
+    while True:
+        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
+        with contextlib.suppress(StorageError):  # folders without locks: nobody finds them stale either
+            stack.enter_context(file_lock(staging))
+        if staging.is_dir():
+            return staging
+        staging.unlink(missing_ok=True)  # who cleans up was there before the lock, which has made a file
+
+
+def _aside(final: Path) -> list[Path]:
+    """What builds of `final`, living or killed, have beside it."""
+    name = re.compile(rf"\.{re.escape(final.name)}\.[a-z0-9_]{{8}}\.(tmp|old)")
+    return [path for path in final.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()]
+
+
+def _remove_stale(final: Path) -> None:
+    """Remove what killed builds of `final` left beside it; those that live hold a lock."""
+    for path in _aside(final):
+        if path.suffix == ".old" and not final.exists():  # the only one there is
+            continue
+        with contextlib.suppress(StorageError), file_lock(path, wait=False) as held:
+            if held:
+                _discard(path)
 
 
 def require_file(path: Path, *, what: str) -> Path:

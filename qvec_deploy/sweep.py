@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,24 @@ from qvec_deploy.bundle.bundle import Bundle, available_threads
 from qvec_deploy.bundle.finish import require_engine, require_gates
 from qvec_deploy.bundle.manifest import MANIFEST_FILE
 from qvec_deploy.bundle.progress import Advance, Progress
+from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.errors import QvecError, RecipeError
-from qvec_deploy.jobs import Failure, Job, LocalProcesses, Outcome, Tell
+from qvec_deploy.jobs import Executor, Failure, Job, LocalProcesses, Outcome, Tell
 from qvec_deploy.measure.statistics import Estimate, median, speed_up
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.recipe.recipe import validate
 from qvec_deploy.report.document import from_json
-from qvec_deploy.shelf import Machine, Shelf
-from qvec_deploy.store import canonical_json, file_lock, sha256_bytes, sha256_file, storage_errors, write_bytes
-from qvec_deploy.workshop import Workshop
+from qvec_deploy.shelf import Machine, Record, Shelf
+from qvec_deploy.store import file_lock, restore, storage_errors, write_bytes
+from qvec_deploy.workshop import Workshop, made_by
 
 STORE, SUMMARY = ".store", "sweep.json"
 SCHEMA_VERSION = 1
 SEVERITY = (1, 5, 6, 7, 4, 2, 3, 0)
 """Exit codes, the worst first. A recipe that is refused is worse than a gate: 3 says that everything was built."""
 
-_PRELOAD = ("torch", "timm", "onnx", "qvec_deploy.sweep", "qvec_deploy.lower.export", "qvec_deploy.quantize.modelopt")
+_PRELOAD = ("torch", "timm", "onnx", "qvec_deploy.sweep", "qvec_deploy.lower.export")
+"""Nothing that touches CUDA, as ModelOpt does: processes forked after that cannot use it."""
 _EVERY_S = 0.2  # between two messages about one stage
 
 
@@ -62,9 +64,9 @@ class Row:
 
     Attributes:
         name: The recipe's.
-        verdict: `built`, `gate missed`, `no engine` or `failed`.
+        verdict: `built`, `gate missed`, `no engine`, `failed`, or `pending` while it is not over.
         kept: Whether it is a bundle of an earlier run of the sweep.
-        exit_code: What `build` alone would have given.
+        exit_code: What `build` alone would have given; None while it is not over.
         reason: Why it is not just `built`; else empty.
         hint: What to do about it.
         bundle: Its directory; None where there is none.
@@ -82,7 +84,7 @@ class Row:
     name: str
     verdict: str
     kept: bool
-    exit_code: int
+    exit_code: int | None
     reason: str = ""
     hint: str = ""
     bundle: str | None = None
@@ -105,14 +107,15 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """That of the worst outcome."""
-        return min((row.exit_code for row in self.rows), key=SEVERITY.index, default=0)
+        """That of the worst outcome so far."""
+        return min((row.exit_code for row in self.rows if row.exit_code is not None), key=SEVERITY.index, default=0)
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values; without an exit code while anything is pending."""
+        over = all(row.exit_code is not None for row in self.rows)
         return {
             "schema_version": SCHEMA_VERSION,
-            "exit_code": self.exit_code,
+            "exit_code": self.exit_code if over else None,
             "builds": [asdict(row) for row in self.rows],
         }
 
@@ -141,6 +144,7 @@ def sweep(
     force: bool = False,
     offline: bool = False,
     watcher: Watcher | None = None,
+    start: Callable[..., Executor] = LocalProcesses,
 ) -> Summary:
     """Build many recipes; one that fails costs itself.
 
@@ -151,6 +155,7 @@ def sweep(
         force: Build again what is there.
         offline: Use the Hub's local cache only.
         watcher: Told what happens.
+        start: Makes the executor, called as LocalProcesses is.
 
     Returns:
         A row for every recipe.
@@ -168,16 +173,15 @@ def sweep(
         logs.mkdir(parents=True, exist_ok=True)
     for row in rows.values():
         watcher.ended(row)
-    with LocalProcesses(jobs, preload=_PRELOAD, logs=logs, on_event=watcher.event) as processes:
+    summary = _write(recipes, rows, folder)  # a sweep that is killed leaves no older one's
+    with contextlib.closing(start(jobs, preload=_PRELOAD, logs=logs, on_event=watcher.event)) as processes:
         for recipe in recipes:
             if recipe.name not in rows:
                 processes.submit(_job(recipe, folder, force=force, offline=offline, threads=jobs))
         for outcome in processes.outcomes():
             row = rows[outcome.job.name] = _row(outcome)
             watcher.ended(row)
-            _write(Summary(tuple(rows[recipe.name] for recipe in recipes if recipe.name in rows)), folder)
-    summary = Summary(tuple(rows[recipe.name] for recipe in recipes))
-    _write(summary, folder)
+            summary = _write(recipes, rows, folder)
     return summary
 
 
@@ -203,9 +207,12 @@ def _refused(recipe: Recipe, offline: bool) -> Row | None:
     return None
 
 
-def _write(summary: Summary, folder: Path) -> None:
+def _write(recipes: Sequence[Recipe], rows: Mapping[str, Row], folder: Path) -> Summary:
+    """Write the summary as it is now."""
+    summary = Summary(tuple(rows.get(recipe.name) or Row(recipe.name, "pending", False, None) for recipe in recipes))
     text = json.dumps(summary.as_dict(), indent=2, allow_nan=False)
     write_bytes(folder / SUMMARY, f"{text}\n".encode())
+    return summary
 
 
 def _job(recipe: Recipe, folder: Path, *, force: bool, offline: bool, threads: int) -> Job:
@@ -260,54 +267,43 @@ def build_job(
     torch.set_num_threads(threads)
     recipe = validate(values, Path(recipes), "recipe", {})
     store, directory = Path(folder) / STORE, Path(folder) / recipe.name
-    machine = Machine(store)
+    machine = Machine.here()
     workshop = Workshop(offline, _Told(tell), Shelf(store), machine)
     start = time.monotonic()
     with file_lock(store / "locks" / f"{recipe.name}.bundle"):  # another sweep may be building the same
-        record = _Record(store / "bundles" / f"{recipe.name}.json", recipe, workshop.fingerprints(recipe))
-        bundle = None if force else record.finished(directory)
+        restore(directory)  # before the record is held against what is there
+        record = Record(store / "bundles" / f"{recipe.name}.json", directory / MANIFEST_FILE, _wanted(recipe, workshop))
+        bundle = _whole(directory) if record.is_current() and not force else None
         kept = bundle is not None
         if bundle is None:
-            ours = force or record.path.is_file()
-            if ours or not directory.exists():  # else `run` refuses: somebody else's bundle must not become ours
-                record.begin(directory)
-            with machine.shared():
+            ours = force or record.is_ours()
+            mine = ours or not directory.exists()  # else `run` refuses: somebody else's must not become ours
+            with record.making() if mine else contextlib.nullcontext(), machine.shared(workshop.progress.stage("wait")):
                 bundle = run(recipe, directory, force=ours, workshop=workshop)
     return asdict(_row_of(bundle, kept, round(time.monotonic() - start, 1)))
 
 
-class _Record:
-    """What a sweep knows of one of its bundles, written before it is built.
-
-    A bundle that was not there then, or not the same, was made from what the record says: a kill at any moment
-    leaves a bundle that is known to be current, or one that is known not to be.
-    """
-
-    def __init__(self, path: Path, recipe: Recipe, sources: dict[str, str]) -> None:
-        self.path = path
-        self._wanted = {"recipe": sha256_bytes(canonical_json(recipe.as_dict())), "sources": sources}
-
-    def begin(self, directory: Path) -> None:
-        """Write it, for a bundle that is built now."""
-        write_bytes(self.path, json.dumps({**self._wanted, "replaces": _manifest(directory)}).encode())
-
-    def finished(self, directory: Path) -> Bundle | None:
-        """The bundle, if it is whole and made from this recipe and these files."""
-        try:
-            known = json.loads(self.path.read_bytes())
-            current = {key: known[key] for key in self._wanted} == self._wanted
-            if not current or known["replaces"] == _manifest(directory):
-                return None
-            bundle = Bundle.open(directory)
-        except (OSError, ValueError, KeyError, TypeError, QvecError):
-            return None
-        here_now = bundle.manifest.engine.missing is not None and bundle.engine_missing() is None
-        return None if here_now else bundle  # a runtime that came meanwhile makes it worth building again
+def _wanted(recipe: Recipe, workshop: Workshop) -> dict[str, Any]:
+    """Everything that a bundle is made from; of images what is seen without reading them."""
+    config = DataConfig.from_mapping(workshop.plan(recipe).architecture.data_config)
+    images = []
+    for named in (recipe.evaluate, recipe.images, recipe.quantize.calibration):
+        if named is not None and named.dataset is not None:
+            root = recipe.data_path(named.root) if named.root is not None else None
+            opened = open_dataset(DatasetSpec(named.dataset, named.split, root), config)
+            images.append([opened.identity, opened.modified()])
+    sources = workshop.fingerprints(recipe)
+    return {"recipe": recipe.as_dict(), "sources": sources, "images": images, "made_by": made_by()}
 
 
-def _manifest(directory: Path) -> str | None:
-    path = directory / MANIFEST_FILE
-    return sha256_file(path) if path.is_file() else None
+def _whole(directory: Path) -> Bundle | None:
+    """A bundle that is worth keeping."""
+    try:
+        bundle = Bundle.open(directory)
+    except QvecError:
+        return None
+    here_now = bundle.manifest.engine.missing is not None and bundle.engine_missing() is None
+    return None if here_now else bundle  # a runtime that came meanwhile makes it worth building again
 
 
 def _row_of(bundle: Bundle, kept: bool, seconds: float) -> Row:

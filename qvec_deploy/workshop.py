@@ -9,7 +9,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,15 +47,8 @@ _PACKAGES = (
     "tensorrt",
     "triton",
 )
-_MAKERS = (
-    "build.py",
-    "candidate.py",
-    "models.py",
-    "bundle/engine.py",
-    "bundle/parity.py",
-    *(f"{package}/*.py" for package in ("datasets", "kernels", "lower", "packed", "quantize", "targets", "vectors")),
-)
-"""Of this package, what decides the bytes of a candidate; its text changes within a version."""
+_NO_MAKERS = ("cli", "release", "report", "roofline", "study")
+"""Of this package, what decides no byte of a candidate. All other text does; it changes within a version."""
 
 
 @dataclass
@@ -66,7 +59,7 @@ class Workshop:
         offline: Use the Hub's local cache only.
         progress: Shows and times the stages.
         shelf: Where a sweep keeps what its builds have made; None makes everything here.
-        machine: What a sweep's builds take turns at; None for a build of its own.
+        machine: What builds take turns at; None for one that takes its turn without asking.
     """
 
     offline: bool = False
@@ -118,7 +111,7 @@ class Workshop:
         receiver, sources = self.receiver(plan.recipe), self.sources(plan.recipe)
         inputs = {
             **_structure(plan),
-            "code": _code(),
+            "code": made_by(),
             "receiver": self._hashes("", receiver),
             "vectors": {label: self._hashes(label, source) for label, source in sources.items()},
         }
@@ -193,7 +186,7 @@ class Workshop:
             write_bytes(folder / MODEL_FILE, self._export(plan).SerializeToString(deterministic=True))
 
         with TemporaryDirectory() as folder:
-            shelf.obtain("structure", {**inputs, "code": _code()}, Path(folder), make)
+            shelf.obtain("structure", {**inputs, "code": made_by()}, Path(folder), make)
             return onnx.load(Path(folder) / MODEL_FILE)
 
     def calibration_images(self, plan: Plan) -> list[Float32]:
@@ -236,7 +229,7 @@ class Workshop:
         control = recipe.vector.control if recipe.vector is not None and patch else None
         return {
             **_structure(plan),
-            "code": _code(),
+            "code": made_by(),
             "receiver": self._hashes("", self.receiver(recipe)),
             "lambda": recipe.lam if patch else 0.0,
             "patch": patch,
@@ -249,6 +242,7 @@ class Workshop:
     def _of_engine(self, plan: Plan) -> dict[str, Any]:
         """What decides an engine beyond its weights: the target, and what stands in its way on this machine."""
         target = plan.recipe.target
+        on_gpu = target.runtime != "onnxruntime"
         unused: set[str] = set() if target.runtime == "tensorrt" else {"batch_sizes"}
         images = self._decoded(plan, activation_images) if target.lowering == "w8a8" else []
         return {
@@ -257,7 +251,8 @@ class Workshop:
             "missing": find_target(target.runtime).missing(target.lowering),
             "activations": _hash(images),
             "cpu": capture_environment(1).cpu,
-            "machine": None if target.runtime == "onnxruntime" else platform.node(),
+            "machine": platform.node() if on_gpu else None,
+            "gpu": _gpu() if on_gpu else None,
         }
 
     def _hashes(self, label: str, source: Source | Checkpoint) -> list[str]:
@@ -277,11 +272,8 @@ class Workshop:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Measure while no other build of the sweep does anything."""
-        with contextlib.ExitStack() as stack:
-            if self.machine is not None:
-                with self.progress.stage("wait"):
-                    stack.enter_context(self.machine.alone())
+        """Measure while nobody else builds or measures here."""
+        with self.machine.alone(self.progress.stage("wait")) if self.machine is not None else contextlib.nullcontext():
             yield
 
 
@@ -304,15 +296,25 @@ def _hash(images: Sequence[Float32]) -> str:
     return digest.hexdigest()
 
 
+def _gpu() -> dict[str, Any] | None:
+    """The first visible GPU and its driver; None without one."""
+    from qvec_deploy.targets.cuda import Cuda
+
+    try:
+        return asdict(Cuda().gpu)
+    except IncompatibleError:
+        return None
+
+
 @functools.cache
-def _code() -> dict[str, str]:
+def made_by() -> dict[str, str]:
     """What makes things: the packages' versions, and this package's own text."""
     found = {}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     package = Path(__file__).parent
-    texts = sorted(text for maker in _MAKERS for text in package.glob(maker))
+    texts = sorted(t for t in package.rglob("*.py") if t.relative_to(package).parts[0] not in _NO_MAKERS)
     found["qvec-deploy"] = hashlib.sha256(b"".join(sha256_file(text).encode() for text in texts)).hexdigest()
     return found
 

@@ -46,7 +46,7 @@ def main() -> int:
                 print(row(seed, run), flush=True)
             runs.append(run)
     except QvecError as error:
-        print(f"{error.message}\n{error.hint}", file=sys.stderr)
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
     false_alarms = sum(run["verdict"] in FALSE_ALARMS for run in runs)
     environment = complete_environment(before)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,27 @@ def exhaust(tell: Tell) -> None:
     raise MemoryError
 
 
-def die(tell: Tell, *, by: str) -> None:
-    os.kill(os.getpid(), getattr(signal, by))
+def die(tell: Tell, *, by: str | int) -> None:
+    os.kill(os.getpid(), getattr(signal, by) if isinstance(by, str) else by)
     time.sleep(60)
 
 
 def leave(tell: Tell) -> None:
     os._exit(7)
+
+
+def outlast(tell: Tell) -> str:
+    """Has its result, and a thread that keeps its process from ending."""
+    threading.Thread(target=time.sleep, args=(30,)).start()
+    return "done"
+
+
+def look_at_cuda(tell: Tell) -> dict[str, bool]:
+    """Whether PyTorch was there before this job, and whether CUDA was used before the fork, which forbids it here."""
+    preloaded = {"torch", "timm"} <= sys.modules.keys()
+    import torch
+
+    return {"preloaded": preloaded, "bad_fork": torch.cuda._is_in_bad_fork()}
 
 
 def linger(tell: Tell, *, folder: str) -> None:

@@ -18,7 +18,7 @@ from qvec_deploy.report.values import Answers, Bin, Change, ClassCount
 from qvec_deploy.targets import Session
 
 CHANGES = 20
-"""Kinds of changes in a report: with a thousand classes most kinds are single images."""
+"""Kinds of changes that a report keeps, the most frequent: with a thousand classes most kinds are single images."""
 
 
 def measure_answers(

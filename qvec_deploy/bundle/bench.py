@@ -17,7 +17,7 @@ from qvec_deploy.bundle.manifest import Model
 from qvec_deploy.bundle.parity import check_parity, read_reference
 from qvec_deploy.bundle.predictions import Predictions, describe_images, predictions_of
 from qvec_deploy.bundle.progress import Progress
-from qvec_deploy.bundle.timing import measure_latencies
+from qvec_deploy.bundle.timing import blocks_asked, measure_latencies, timed_sizes
 from qvec_deploy.candidate import INPUT_SCALE
 from qvec_deploy.datasets import DataConfig, DatasetSpec, OpenedDataset, open_dataset
 from qvec_deploy.lower.bits import runtime_bits_per_weight
@@ -152,16 +152,12 @@ def measure_contenders(
     on_cpu = [c.threads for c in contenders if c.recipe.target.runtime == "onnxruntime"]
     with contextlib.ExitStack() as stack:
         stack.enter_context(held_to(bench.measure.cores, max(on_cpu, default=1)))
-        environment = capture_environment(threads, bench.measure.cores)
-        footprints = _footprints(contenders, bench, progress) if bench.profile else {}
+        with bench.alone():  # the machine's load is what others do, and not what the rest of a sweep does
+            environment = capture_environment(threads, bench.measure.cores)
+            footprints = _footprints(contenders, bench, progress) if bench.profile else {}
         watch = stack.enter_context(watch_gpu()) if len(on_cpu) < len(contenders) else None
         with progress.stage("load"):
-            sessions = {c.name: stack.enter_context(_open(c)) for c in contenders}
-            if bench.measure.l2 == "cold":
-                require_flushable(sessions)
-            for contender in contenders:  # no latency of an engine that computes something else
-                reference = read_reference(contender.directory)
-                check_parity(sessions[contender.name], contender.recipe.target.runtime, contender.lowering, reference)
+            sessions = _load(contenders, bench, stack)
         batch_size = bench.evaluate.batch_size if bench.evaluate is not None else 1
         journal = None
         if images is not None:
@@ -171,13 +167,32 @@ def measure_contenders(
             latencies = measure_latencies(sessions, images, bench.batch_sizes, bench.measure, progress, watch)
             environment = complete_environment(environment, watch.state() if watch is not None else None)
             layers = measure_layers(contenders, bench, threads, progress) if bench.profile else NO_LAYERS
-    findings = _findings(accuracies, latencies, contenders, bench)
     full = next((accuracies.get(c.name) for c in contenders if c.role == "float"), None)
     candidates = tuple(
         layers.fill(_candidate(c, accuracies, [batch[c.name] for batch in latencies], footprints.get(c.name), full))
         for c in contenders
     )
-    report = Report(
+    findings = (*machine_findings(environment), *_findings(accuracies, latencies, contenders, bench))
+    report = replace(_report(bench, images, environment, candidates), warnings=findings, device=layers.device)
+    config = DataConfig.from_mapping(bench.model.data_config)
+    return Measured(report, predictions_of(accuracies, images, config) if images is not None else None)
+
+
+def _load(contenders: Sequence[Contender], bench: Bench, stack: contextlib.ExitStack) -> dict[str, Session]:
+    """Every engine, open for as long as the stack; no latency of one that computes something else."""
+    sessions = {c.name: stack.enter_context(_open(c)) for c in contenders}
+    if bench.measure.l2 == "cold":
+        require_flushable(sessions)
+    for contender in contenders:
+        reference = read_reference(contender.directory)
+        check_parity(sessions[contender.name], contender.recipe.target.runtime, contender.lowering, reference)
+    return sessions
+
+
+def _report(
+    bench: Bench, images: OpenedDataset | None, environment: Environment, candidates: tuple[Candidate, ...]
+) -> Report:
+    return Report(
         title=bench.title,
         recipe=bench.recipe,
         dataset=bench.evaluate.dataset if bench.evaluate else "none",
@@ -188,13 +203,10 @@ def measure_contenders(
         selected=bench.selected,
         warmup=bench.measure.warmup,
         environment=environment,
-        warnings=(*machine_findings(environment), *findings),
+        warnings=(),
         created_by=f"qvec-deploy {version('qvec-deploy')}",
         class_names=images.class_names if images is not None else (),
-        device=layers.device,
     )
-    config = DataConfig.from_mapping(bench.model.data_config)
-    return Measured(report, predictions_of(accuracies, images, config) if images is not None else None)
 
 
 def _described(
@@ -206,6 +218,7 @@ def _described(
             c.name: describe_engine(c.directory, c.recipe.target.runtime, c.lowering, c.threads) for c in contenders
         },
         "images": describe_images(images, DataConfig.from_mapping(bench.model.data_config)),
+        "modified": images.modified(),
         "batch_size": batch_size,
         "cpu": environment.cpu,
         "packages": environment.packages,
@@ -220,7 +233,7 @@ def _open(contender: Contender) -> contextlib.AbstractContextManager[Session]:
 def _footprints(contenders: Sequence[Contender], bench: Bench, progress: Progress) -> dict[str, Footprint]:
     """Each alone in a fresh process."""
     footprints = {}
-    with bench.alone(), progress.stage("footprint") as advance:
+    with progress.stage("footprint") as advance:
         for index, contender in enumerate(contenders):
             footprints[contender.name] = _probe(contender, bench.model.input_shape)
             advance(index + 1, len(contenders))
@@ -248,9 +261,9 @@ def _findings(
     contenders: Sequence[Contender],
     bench: Bench,
 ) -> list[Finding]:
-    findings = [
-        finding for batch in latencies for finding in latency_findings(batch, bench.baseline, bench.measure.blocks)
-    ]
+    findings, sizes = [], timed_sizes(bench.batch_sizes, bench.measure)
+    for size, batch in zip(sizes, latencies, strict=True):
+        findings += latency_findings(batch, bench.baseline, *blocks_asked(size, sizes, bench.measure))
     plain = next((c.name for c in contenders if c.role == "ptq"), None)
     for contender in contenders:
         if contender.role == "patched" and plain is not None and plain in accuracies:

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from qvec_deploy.bundle.bundle import RECIPE_FILE, Bundle
-from qvec_deploy.bundle.parity import PARITY_FILE
-from qvec_deploy.bundle.predictions import PREDICTIONS_FILE
+from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.manifest import is_of_engine
 from qvec_deploy.measure.environment import Environment
 from qvec_deploy.report.comparison import Changed, GateChange, Group, Value
 from qvec_deploy.report.comparison_verdicts import gate_verdict
@@ -37,7 +36,7 @@ def all_changes(old: Bundle, new: Bundle, reports: tuple[Report | None, Report |
     """
     groups: list[tuple[Group, Mapping[str, Value], Mapping[str, Value]]] = [
         ("recipe", _flat(old.recipe.as_dict()), _flat(new.recipe.as_dict())),
-        ("sources", old.manifest.sources, new.manifest.sources),
+        ("sources", _sources(old, new), _sources(new, old)),
         ("versions", old.manifest.versions, new.manifest.versions),
         ("engine", _engine(old), _engine(new)),
         ("sizes", _sizes(old), _sizes(new)),
@@ -101,6 +100,18 @@ def machine_differences(old: Environment, new: Environment, runtimes: set[str]) 
     return odd + [name for name in packages if old.packages.get(name) != new.packages.get(name)]
 
 
+def _sources(bundle: Bundle, other: Bundle) -> Mapping[str, Value]:
+    """Hashes of the files that the other was not made from; by file name, for a path says nothing about content."""
+
+    def name_of(path: str) -> str:
+        return path.rpartition("/")[2]
+
+    theirs = {(name_of(path), digest) for path, digest in other.manifest.sources.items()}
+    own = {path: digest for path, digest in bundle.manifest.sources.items() if (name_of(path), digest) not in theirs}
+    by_name = {name_of(path): digest for path, digest in own.items()}
+    return by_name if len(by_name) == len(own) else own
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
     """Nested mappings under dotted names, lists whole; what is empty is left out, as if the block were not there."""
     return dict(_leaves(values, prefix))
@@ -117,13 +128,8 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Value
 
 
 def _engine_files(bundle: Bundle) -> dict[str, str]:
-    """Hashes of what runs: not what describes or checks it, nor the engine without a patch."""
-    described = (RECIPE_FILE, PREDICTIONS_FILE, PARITY_FILE, "report.")
-    return {
-        name: entry.sha256
-        for name, entry in bundle.manifest.files.items()
-        if not name.startswith(described) and "/" not in name
-    }
+    """Hashes of what runs."""
+    return {name: entry.sha256 for name, entry in bundle.manifest.files.items() if is_of_engine(name)}
 
 
 def _engine(bundle: Bundle) -> dict[str, Value]:

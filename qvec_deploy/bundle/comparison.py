@@ -13,7 +13,7 @@ from qvec_deploy.bundle.manifest import MANIFEST_FILE
 from qvec_deploy.bundle.progress import Progress
 from qvec_deploy.bundle.side_by_side import bench_bundles, require_same_images
 from qvec_deploy.errors import FetchError, GateError, IncompatibleError, IntegrityError, RecipeError, StorageError
-from qvec_deploy.measure.verdict import Verdict, latency_verdict
+from qvec_deploy.measure.verdict import Verdict, blocks_missing, latency_verdict
 from qvec_deploy.measure.warnings import Finding, MeasurementWarning
 from qvec_deploy.report.comparison import AccuracyChange, Comparison, LatencyChange, Side, SizeChange
 from qvec_deploy.report.comparison_verdicts import size_verdict
@@ -197,7 +197,8 @@ def _measured_latency(pair: Pair, report: Report) -> tuple[LatencyChange, ...]:
         verdict, ratio = latency_verdict(
             before.samples_ms, after.samples_ms, level=tolerances.level, tolerance=tolerances.latency
         )
-        reason = "" if ratio is not None else f"{len(before.samples_ms)} blocks are too few for an interval"
+        missing = blocks_missing(before.samples_ms, after.samples_ms)
+        reason = f"{missing} more blocks are needed for a verdict" if missing else ""
         found.append(LatencyChange(verdict, "measured", reason, before.batch_size, ratio, before, after))
     return tuple(found)
 

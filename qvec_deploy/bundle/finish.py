@@ -30,6 +30,7 @@ from qvec_deploy.measure.environment import capture_environment
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.plan import Plan
 from qvec_deploy.recipe import Recipe
+from qvec_deploy.report.summary import DISTURBED
 from qvec_deploy.report.write import write_report
 from qvec_deploy.store import sha256_file, storage_errors, write_bytes
 from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
@@ -200,7 +201,11 @@ def require_gates(bundle: Bundle) -> None:
         lines = "; ".join(f"{gate.name}: wanted {gate.wanted}, found {gate.found}" for gate in missed)
         raise GateError(
             f"{bundle.directory} misses {len(missed)} of {len(bundle.manifest.gates)} gates: {lines}",
-            hint="do not release it; the report shows every candidate. Change the recipe or its gates",
+            hint=(
+                "build it again on a quiet machine"
+                if all(DISTURBED in gate.found for gate in missed)
+                else "do not release it; the report shows every candidate. Change the recipe or its gates"
+            ),
         )
     if bundle.recipe.gates.asked and not bundle.manifest.gates:
         raise GateError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from qvec_deploy.bundle.manifest import is_of_engine
 from qvec_deploy.errors import StorageError
 from qvec_deploy.measure.accuracy import Accuracy, Answered
-from qvec_deploy.store import canonical_json, sha256_bytes, sha256_file, write_bytes
+from qvec_deploy.store import cache_folder, canonical_json, sha256_bytes, sha256_file, write_bytes
 
 _KEPT = 32
 """Files in the folder: journals of evaluations that nobody resumes go when newer ones come."""
 _DIGEST = 32
 _PARTS = ("predictions", "top5", "confidences")
-_NOT_THE_ENGINE = ("report.", "manifest.", "recipe.", "parity.", "predictions.")
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,7 @@ def journal_folder() -> Path:
     Raises:
         RuntimeError: There is no home folder.
     """
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (named if named.is_absolute() else Path.home() / ".cache") / "qvec-deploy" / "accuracy"
+    return cache_folder() / "accuracy"
 
 
 def describe_engine(directory: Path, runtime: str, lowering: str, threads: int) -> dict[str, Any]:
@@ -108,9 +106,9 @@ def describe_engine(directory: Path, runtime: str, lowering: str, threads: int) 
     Raises:
         StorageError: A file cannot be read.
     """
-    files = sorted(path for path in directory.iterdir() if path.is_file())
+    files = sorted(path for path in directory.iterdir() if path.is_file() and is_of_engine(path.name))
     return {
-        "files": {path.name: sha256_file(path) for path in files if not path.name.startswith(_NOT_THE_ENGINE)},
+        "files": {path.name: sha256_file(path) for path in files},
         "runtime": runtime,
         "lowering": lowering,
         "threads": threads,

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.changes import machine_differences
 from qvec_deploy.bundle.predictions import Predictions, bundle_predictions
 from qvec_deploy.measure.accuracy import Paired
-from qvec_deploy.measure.verdict import Verdict, judge
+from qvec_deploy.measure.accuracy import pair as pair_answers
+from qvec_deploy.measure.verdict import Verdict, blocks_missing, latency_verdict
 from qvec_deploy.report.comparison import AccuracyChange, LatencyChange, Source, Tolerances
-from qvec_deploy.report.comparison_verdicts import AccuracyVerdict, accuracy_verdict, unpaired_speed_up
+from qvec_deploy.report.comparison_verdicts import AccuracyVerdict, accuracy_verdict
 from qvec_deploy.report.values import Candidate, Report
 
 _CAVEAT = "separate runs, not paired: whatever differed between them counts as a difference"
@@ -83,15 +82,21 @@ def stored_accuracy(pair: Pair) -> AccuracyChange:
     if old.images != new.images:
         return AccuracyChange(AccuracyVerdict.UNSURE, None, "the bundles were evaluated on other images")
     before, after = old.predicted[shipped[0]], new.predicted[shipped[1]]
-    was_right, is_right = before == old.labels, after == new.labels
-    paired = Paired(
-        gained=int((is_right & ~was_right).sum()),
-        lost=int((was_right & ~is_right).sum()),
-        agreeing=int((before == after).sum()),
-        count=len(old.labels),
-    )
-    correct = int(np.sum(was_right)), int(np.sum(is_right))
-    return judged(pair, "stored", paired, correct, (old.dataset, old.split))
+    correct = int((before == old.labels).sum()), int((after == old.labels).sum())
+    return judged(pair, "stored", pair_answers(after, before, old.labels), correct, (old.dataset, old.split))
+
+
+def paired_answers(candidate: Bundle, baseline: Bundle) -> Paired | None:
+    """What two bundles ship against each other, image by image; None where not both keep answers to the same images.
+
+    Raises:
+        IntegrityError, IncompatibleError: As `bundle_predictions`.
+    """
+    one, other = bundle_predictions(candidate), bundle_predictions(baseline)
+    if one is None or other is None or one.images != other.images:
+        return None
+    after, before = one.predicted.get(_shipped(candidate)), other.predicted.get(_shipped(baseline))
+    return pair_answers(after, before, one.labels) if after is not None and before is not None else None
 
 
 def _identical_accuracy(kept: Sequence[Predictions | None], shipped: Sequence[str]) -> AccuracyChange:
@@ -161,8 +166,9 @@ def stored_latency(pair: Pair) -> tuple[LatencyChange, ...]:
     common = sorted(wanted & {*old} & {*new})
     tolerances, found = pair.asked.tolerances, []
     for size in common:
-        ratio = unpaired_speed_up(old[size].samples_ms, new[size].samples_ms, level=tolerances.level)
-        reason = _CAVEAT if ratio is not None else "too few samples for an interval"
-        verdict = judge(ratio, tolerances.latency)
+        samples = old[size].samples_ms, new[size].samples_ms
+        verdict, ratio = latency_verdict(*samples, level=tolerances.level, tolerance=tolerances.latency, paired=False)
+        missing = blocks_missing(*samples)
+        reason = f"{missing} more blocks are needed for a verdict" if missing else _CAVEAT
         found.append(LatencyChange(verdict, "stored", reason, size, ratio, old[size], new[size]))
     return tuple(found) or unsure("the reports have no batch size in common")

@@ -10,8 +10,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
+from qvec_deploy.lower.activations import ACTIVATIONS_FILE
 from qvec_deploy.select.values import Selection
 from qvec_deploy.store import sha256_file, storage_errors, write_bytes
+from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.targets.torch_cuda import STRUCTURE_FILE
 
 MANIFEST_FILE = "manifest.json"
 LAMBDA0 = "lambda0"
@@ -168,6 +171,11 @@ def read_manifest(directory: Path) -> Manifest:
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"])
         raise IntegrityError(f"{path}: {field}: {problem['msg']}", hint="build or copy the bundle again") from error
+
+
+def is_of_engine(name: str) -> bool:
+    """Whether a bundle's file is a part of what runs: not one that describes or checks it, nor of another engine."""
+    return name in (MODEL_FILE, WEIGHTS_FILE, STRUCTURE_FILE, ACTIVATIONS_FILE) or name.startswith("engine.")
 
 
 def check_files(directory: Path, manifest: Manifest) -> None:

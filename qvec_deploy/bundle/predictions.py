@@ -31,7 +31,7 @@ class Predictions:
     Attributes:
         labels: (count,) int32.
         predicted: By candidate name, (count,) int32 each.
-        images: What tells these images from others, hex SHA-256: predictions may be paired where it is equal.
+        images: What tells these images from all others, hex SHA-256: predictions may be paired where it is equal.
         dataset: Its name.
         split: Of the dataset.
     """
@@ -60,7 +60,7 @@ def describe_images(images: OpenedDataset, config: DataConfig) -> dict[str, Any]
 
 
 def predictions_of(accuracies: Mapping[str, Accuracy], images: OpenedDataset, config: DataConfig) -> Predictions:
-    """What the engines of one run said.
+    """What the engines of one run said. Files of images are read once more, so that other pixels are other images.
 
     Args:
         accuracies: By candidate name, at least one.
@@ -68,7 +68,8 @@ def predictions_of(accuracies: Mapping[str, Accuracy], images: OpenedDataset, co
         config: The preprocessing the images were opened with.
     """
     labels = next(iter(accuracies.values())).labels
-    described = {**describe_images(images, config), "labels": sha256_bytes(labels.astype("<i4").tobytes())}
+    described = describe_images(images, config)
+    described |= {"labels": sha256_bytes(labels.astype("<i4").tobytes()), "contents": images.contents()}
     return Predictions(
         labels=labels,
         predicted={name: accuracy.predictions for name, accuracy in accuracies.items()},

@@ -13,6 +13,7 @@ from qvec_deploy.bundle.progress import Progress
 from qvec_deploy.errors import IncompatibleError, StorageError
 from qvec_deploy.recipe import FLOAT_BITS, Evaluate, Measure
 from qvec_deploy.report.values import Report, Role
+from qvec_deploy.shelf import Machine
 
 
 def bench_bundles(
@@ -71,8 +72,11 @@ def bench_bundles(
     if bench.data_root is not None and not bench.data_root.is_dir():
         raise StorageError(f"{bench.data_root}: no such folder", hint="name the images' folder with --data")
     contenders = _unique(contenders)
-    bench = replace(bench, baseline=contenders[0].name)
-    return measure_contenders(contenders, bench, open_images(bench), progress or Progress()).report
+    machine, progress = Machine.here(), progress or Progress()
+    bench = replace(bench, baseline=contenders[0].name, alone=lambda: machine.alone(progress.stage("wait")))
+    images = open_images(bench)
+    with machine.shared(progress.stage("wait")):
+        return measure_contenders(contenders, bench, images, progress).report
 
 
 def require_same_images(first: Bundle, other: Bundle) -> None:

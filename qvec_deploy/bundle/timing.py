@@ -52,7 +52,7 @@ def measure_latencies(
             advance(done, total)
 
         for batch_size in sizes:
-            blocks, min_seconds = _asked(batch_size, sizes, measure)
+            blocks, min_seconds = blocks_asked(batch_size, sizes, measure)
             results.append(
                 measure_latency(
                     sessions,
@@ -75,8 +75,14 @@ def timed_sizes(batch_sizes: Sequence[int], measure: Measure) -> list[int]:
     return sorted({*batch_sizes, *single})
 
 
-def _asked(batch_size: int, sizes: Sequence[int], measure: Measure) -> tuple[int, float]:
-    """Blocks and seconds to measure a batch size for."""
+def blocks_asked(batch_size: int, sizes: Sequence[int], measure: Measure) -> tuple[int, float]:
+    """Blocks and seconds to measure a batch size for.
+
+    Args:
+        batch_size: One of `sizes`.
+        sizes: As `timed_sizes` gives them.
+        measure: How it is measured.
+    """
     if not measure.mlperf_rules:
         return measure.blocks, 0.0
     taking = {Scenario.SINGLE_STREAM: 1, Scenario.OFFLINE: sizes[-1]}

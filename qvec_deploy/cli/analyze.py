@@ -145,7 +145,7 @@ def _setting(analysis: Analysis) -> str:
     top1 = ", ".join(f"{name} {_percent(value.top1)} %" for name, value in measured.items())
     loss = ", ".join(f"{name} {value.loss:.3f}" for name, value in measured.items())
     lines = [
-        f"{request.model} on {analysis.images} images of {request.data.name} {request.data.split}; {analysis.scheme}",
+        f"{request.model} on {analysis.images:,} images of {request.data.name} {request.data.split}; {analysis.scheme}",
         f"loss: {_LOSSES[request.loss]}, nats: {loss}",
         f"top-1: {top1}" if analysis.labelled else "top-1: the labels are not those of the receiver's head",
         f"curvature at {_POINTS[request.at]}; predicted and measured on the same images",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qvec_deploy.cli.options import json_option, progress_shown, quiet_option
+from qvec_deploy.cli.options import echo_document, json_option, progress_shown, quiet_option
 from qvec_deploy.cli.tables import print_report
 
 
@@ -26,11 +26,25 @@ def _cores(context: click.Context, parameter: click.Parameter, text: str | None)
 
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--lowering", "lowerings", multiple=True, help="Run every bundle with this lowering; repeatable.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of every engine.")
-@click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Batch size; repeatable.")
-@click.option("--blocks", type=click.IntRange(2), help="Latency samples of every engine.")
-@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), help="Time for all latency samples.")
+@click.option(
+    "--lowering", "lowerings", multiple=True, help="Run every bundle with this lowering instead of its own; repeatable."
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of every engine.  [default: its recipe's]")
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Batch size; repeatable.  [default: the first recipe's]",
+)
+@click.option(
+    "--blocks", type=click.IntRange(2), help="Latency samples of every engine.  [default: the first recipe's]"
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(0, min_open=True),
+    help="Time for all latency samples.  [default: the first recipe's]",
+)
 @click.option("--cores", callback=_cores, metavar="0,1", help="Measure on these cores only.")
 @click.option("--l2", type=click.Choice(("warm", "cold")), help="Empty the GPU's L2 cache before every run, or do not.")
 @click.option(
@@ -87,8 +101,8 @@ def bench(
         write_report(report, output)
         write_tables({report.title: report}, output)
     if as_json:
-        click.echo(to_json(report).decode())
+        echo_document(to_json(report).decode())
         return
-    print_report(report)
+    print_report(report, scenarios)
     if output is not None:
         click.echo(f"\nreport  {output}/report.html")

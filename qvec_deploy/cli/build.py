@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from qvec_deploy.cli.options import json_option, offline_option, progress_shown, quiet_option, set_option
+from qvec_deploy.cli.options import echo_document, json_option, offline_option, progress_shown, quiet_option, set_option
 from qvec_deploy.cli.tables import print_report
+from qvec_deploy.errors import RecipeError
+
+if TYPE_CHECKING:
+    from qvec_deploy.study.executors import ExecutorName
 
 
 @click.command()
@@ -27,6 +33,14 @@ from qvec_deploy.cli.tables import print_report
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--jobs", type=click.IntRange(1), help="Of several builds: so many at a time.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Of several builds: where.",
+)
+@click.option("--address", help="Of a running Ray cluster that shares this file system.")
 @set_option
 @offline_option
 @quiet_option
@@ -36,6 +50,8 @@ def build(
     output: Path | None,
     force: bool,
     jobs: int | None,
+    executor: ExecutorName,
+    address: str | None,
     overrides: tuple[str, ...],
     offline: bool,
     quiet: bool,
@@ -49,18 +65,33 @@ def build(
     from qvec_deploy.build import run
     from qvec_deploy.bundle.finish import require_engine, require_gates
     from qvec_deploy.recipe import load_recipes
+    from qvec_deploy.shelf import Machine
     from qvec_deploy.workshop import Workshop
 
     loaded = [load_recipes(path, overrides) for path in recipe_paths]
     if len(loaded) > 1 or len(loaded[0]) > 1:
         from qvec_deploy.cli.sweep import run_sweep
+        from qvec_deploy.study.executors import start_executor
 
         recipes = [recipe for recipes in loaded for recipe in recipes]
-        folder = output or Path("out")
-        return run_sweep(recipes, folder, jobs=jobs, force=force, offline=offline, quiet=quiet, as_json=as_json)
+        return run_sweep(
+            recipes,
+            output or Path("out"),
+            jobs=jobs,
+            force=force,
+            offline=offline,
+            quiet=quiet,
+            as_json=as_json,
+            start=functools.partial(start_executor, executor, address=address),
+        )
+    if executor != "local":
+        raise RecipeError("--executor is for several builds", hint="leave it out, or give the recipe a `matrix`")
     recipe = loaded[0][0]
     directory = output or Path("out") / recipe.name
-    bundle = run(recipe, directory, force=force, workshop=Workshop(offline, progress_shown(quiet or as_json)))
+    machine = Machine.here()
+    workshop = Workshop(offline, progress_shown(quiet or as_json), machine=machine)
+    with machine.shared(workshop.progress.stage("wait")):
+        bundle = run(recipe, directory, force=force, workshop=workshop)
     _show_report(directory / "report.json", as_json)
     if not as_json:
         click.echo(f"\nbundle  {directory}\n" + (f"report  {directory}/report.html" if _has_report(directory) else ""))
@@ -80,6 +111,6 @@ def _show_report(path: Path, as_json: bool) -> None:
         return
     data = path.read_bytes()
     if as_json:
-        click.echo(data.decode())
+        echo_document(data.decode())
     else:
         print_report(from_json(data))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,13 +18,17 @@ from qvec_deploy.cli.build import build
 from qvec_deploy.cli.compare import compare
 from qvec_deploy.cli.compile import compile_command
 from qvec_deploy.cli.donor import donor
-from qvec_deploy.cli.options import echo_json, json_option
+from qvec_deploy.cli.options import Printed, echo_json, json_option
 from qvec_deploy.cli.plan import plan
 from qvec_deploy.cli.release import release
 from qvec_deploy.cli.report import report
+from qvec_deploy.cli.study import study
 from qvec_deploy.cli.vector import vector
 from qvec_deploy.cli.verify import verify
 from qvec_deploy.errors import QvecError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 EPILOG = (
     "Exit codes: 0 ok, 1 our bug, 2 usage or recipe, 3 gate missed, 4 incompatible, 5 integrity, 6 files and disk, "
@@ -31,25 +37,44 @@ EPILOG = (
 
 
 def main() -> None:
-    """Entry point: run the command, turn errors into one clear line and an exit code."""
+    """Entry point: run the command, turn errors into one clear line and an exit code; with --json a document too."""
+    printed = Printed()
     try:
-        code = commands.main(standalone_mode=False)
+        code = commands.main(standalone_mode=False, obj=printed)
     except QvecError as error:
         click.echo(f"error: {error.message}\nhint: {error.hint}", err=True)
-        code = error.exit_code
+        code = _document(printed, error.message, error.hint, error.exit_code)
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        code = _document(printed, error.format_message(), "see --help", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; nothing was left half written", err=True)
-        code = 130
+        code = _document(printed, "interrupted", "nothing was left half written; run it again", 130)
     except BrokenPipeError:
         code = 0
     except Exception:  # noqa: BLE001 - the last resort: a bug of ours, shown whole
         click.echo(traceback.format_exc(), err=True)
         click.echo("error: this is a bug in qvec-deploy\nhint: report it with the lines above", err=True)
-        code = 1
+        code = _document(printed, "this is a bug in qvec-deploy", "report it with the lines on standard error", 1)
     sys.exit(code or 0)
+
+
+def _document(printed: Printed, message: str, hint: str, exit_code: int) -> int:
+    """With --json, an error is the one document on standard output, unless the command's own is already there."""
+    if "--json" in sys.argv[1:] and not printed.document:
+        echo_json({"error": message, "hint": hint, "exit_code": exit_code})
+    return exit_code
+
+
+class _Output(io.FileIO):
+    """Standard output; where nobody reads on, as behind `| head`, the command still ends as it would have."""
+
+    def write(self, data: Buffer) -> int:
+        """Write, or act as if."""
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            return memoryview(data).nbytes
 
 
 def program() -> None:
@@ -58,6 +83,13 @@ def program() -> None:
     Everything is written and closed by then; tearing down torch and its kin would take another second or two.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    own = sys.stdout
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Output(own.fileno(), "w", closefd=False)),
+        encoding=own.encoding,
+        errors=own.errors,
+        line_buffering=own.isatty(),
+    )
     try:
         main()
     except SystemExit as stop:
@@ -100,18 +132,23 @@ def doctor(as_json: bool) -> None:
 
 
 @commands.command()
-@click.option("--of", "of", type=click.Choice(["recipe", "report"]), default="recipe", help="What it describes.")
+@click.option("--of", type=click.Choice(["recipe", "report", "study"]), default="recipe", help="What it describes.")
 def schema(of: str) -> None:
-    """Print the JSON schema of recipes, or of report.json."""
+    """Print the JSON schema of recipes, of report.json, or of study recipes."""
     if of == "report":
         from qvec_deploy.report.document import report_schema
 
         echo_json(report_schema())
+        return
+    if of == "study":
+        from qvec_deploy.study.recipe import study_schema
+
+        echo_json(study_schema())
         return
     from qvec_deploy.recipe import recipe_schema
 
     echo_json(recipe_schema())
 
 
-for command in (analyze, bench, build, compare, compile_command, donor, plan, release, report, vector, verify):
+for command in (analyze, bench, build, compare, compile_command, donor, plan, release, report, study, vector, verify):
     commands.add_command(command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qvec_deploy.cli.options import json_option, progress_shown, quiet_option
+from qvec_deploy.cli.options import echo_document, json_option, progress_shown, quiet_option
 
 if TYPE_CHECKING:
     from qvec_deploy.report.comparison import Comparison
@@ -44,7 +44,7 @@ _SHARE, _POINTS = _Finite(0, 100), _Finite(0, 100)
     metavar="POINTS",
     default=0.5,
     show_default=True,
-    help="Points of top-1 that do not matter.",
+    help="Points of top-1 that do not matter. A loss counts if a test finds it and it was measured to be more.",
 )
 @click.option(
     "--latency-tolerance",
@@ -62,7 +62,7 @@ _SHARE, _POINTS = _Finite(0, 100), _Finite(0, 100)
     show_default=True,
     help="Share of the bytes that does not matter.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of both engines.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of both engines.  [default: their recipes']")
 @click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Batch size; repeatable.")
 @click.option("--blocks", type=click.IntRange(2), help="Latency samples of each engine.")
 @click.option("--data", type=click.Path(path_type=Path), help="The images' folder, if it is not where the recipe says.")
@@ -107,7 +107,7 @@ def compare(
         write_bytes(output / "comparison.json", document)
         write_bytes(output / "comparison.md", comparison_markdown(comparison).encode())
     if as_json:
-        click.echo(document.decode())
+        echo_document(document.decode())
     else:
         _print(comparison, output)
     require_no_regression(comparison, strict=strict)

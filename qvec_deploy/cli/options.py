@@ -18,7 +18,7 @@ recipe_option = click.option(
     "--recipe", "recipe_path", type=click.Path(path_type=Path), required=True, help="The recipe, a YAML file."
 )
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe."
+    "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
 )
 offline_option = click.option("--offline", is_flag=True, help="Use the Hub's local cache only.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
@@ -35,9 +35,23 @@ def progress_shown(quiet: bool) -> Progress:
     return Progress() if quiet else TerminalProgress(Console(stderr=True))
 
 
+class Printed:
+    """Whether a command has printed its JSON document; `main` hands one to every command as click's `obj`."""
+
+    document = False
+
+
+def echo_document(text: str) -> None:
+    """Print the one JSON document of a command; an error after it, such as a missed gate, adds no second one."""
+    click.echo(text)
+    context = click.get_current_context(silent=True)
+    if context is not None and isinstance(context.obj, Printed):
+        context.obj.document = True
+
+
 def echo_json(value: Any) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
+    echo_document(json.dumps(value, indent=2, allow_nan=False))
 
 
 def model_arguments(texts: Sequence[str]) -> dict[str, Any]:

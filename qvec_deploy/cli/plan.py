@@ -39,7 +39,7 @@ def plan(
     batch_sizes: tuple[int, ...],
     as_json: bool,
 ) -> None:
-    """Print every decision of a recipe; no weights are read."""
+    """Print every decision of a recipe, or what it can gain at best; no weights are read."""
     from qvec_deploy.cli.show import plan_document, print_plan
     from qvec_deploy.recipe import load_recipes
     from qvec_deploy.workshop import Workshop
@@ -62,7 +62,7 @@ def plan(
         document = plan_document(plans[-1]) | {"candidates": [made.recipe.name for made in plans]}
         echo_json(document | ({"roofline": roofline_document(*found)} if found is not None else {}))
         return
-    print_plan(plans[-1])
+    print_plan(plans[-1], tensors=found is None)
     click.echo(f"candidates: {', '.join(made.recipe.name for made in plans)}")
     if found is not None:
         from qvec_deploy.cli.roofline import print_roofline

@@ -36,9 +36,11 @@ def release(
         progress=progress_shown(quiet or as_json),
     )
     if as_json:
-        echo_json({"release": str(to), "signed": done.signed, "checks": done.checks, "files": done.files})
+        document = {"release": str(to), "signed": done.signed, "checks": done.checks, "gates": done.gates}
+        echo_json(document | {"files": done.files})
         return
     for check, result in done.checks.items():
         click.echo(f"ok  {check:8} {result}")
+    click.echo(f"ok  gates    {done.gates} passed" if done.gates else "--  gates    none asked")
     click.echo(f"\nrelease  {to}\ncard     {to}/MODEL_CARD.md")
     click.echo(f"signed   {to}/model.sig" if done.signed else "signed   no: give --key")

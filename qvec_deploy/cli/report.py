@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qvec_deploy.cli.options import json_option, progress_shown, quiet_option
+from qvec_deploy.cli.options import echo_document, json_option, progress_shown, quiet_option
 from qvec_deploy.cli.tables import print_report
-from qvec_deploy.errors import IncompatibleError, StorageError
+from qvec_deploy.errors import IncompatibleError, RecipeError
 
 if TYPE_CHECKING:
     from qvec_deploy.bundle.bundle import Bundle
     from qvec_deploy.bundle.progress import Progress
+    from qvec_deploy.measure.accuracy import Paired
+    from qvec_deploy.report.overview import Overview
     from qvec_deploy.report.values import Report
 
 REPORT_FILE = "report.json"
@@ -30,54 +32,55 @@ def report(bundles: tuple[Path, ...], output: Path, quiet: bool, as_json: bool) 
 
     Several bundles of one task stand beside each other, the best first. Every bundle is verified before it is read.
     """
+    from qvec_deploy.bundle.kept import paired_answers
     from qvec_deploy.report.overview import overview
-    from qvec_deploy.report.write import write_overview, write_report, write_tables
+    from qvec_deploy.report.write import write_report, write_tables
     from qvec_deploy.store import require_report_folder
 
-    _refuse_bundles(output)
     progress = progress_shown(quiet or as_json)
-    reports = _reports(bundles, progress)
+    opened = _opened(bundles, progress)
+    reports = {name: _read(bundle) for name, bundle in opened.items()}
+
+    def paired(name: str, other: str) -> Paired | None:
+        return paired_answers(opened[name], opened[other])
+
+    shown = overview(reports, paired) if len(reports) > 1 else None  # refused before anything is written
     require_report_folder(output)
     with progress.stage("report"):
-        if len(reports) == 1:
-            written = write_report(next(iter(reports.values())), output)
-        else:
-            shown = overview(reports)
-            written = write_overview(shown, output)
+        written = write_report(shown or next(iter(reports.values())), output)
         written += write_tables(reports, output)
     if as_json:
-        click.echo(written[0].read_bytes().decode())
+        echo_document(written[0].read_bytes().decode())
         return
-    if len(reports) == 1:
+    if shown is None:
         print_report(next(iter(reports.values())))
     else:
-        _print_overview(reports)
+        _print_overview(shown)
     if not quiet:
         click.echo("\n" + "\n".join(f"wrote  {path}" for path in written))
 
 
-def _refuse_bundles(output: Path) -> None:
-    """A bundle's files have hashes; a report is written beside it, not into it or one of its folders."""
-    for folder in (output.resolve(), *output.resolve().parents):
-        if (folder / "manifest.json").is_file():
-            raise StorageError(f"{output} is in the bundle {folder}", hint="write the report into another directory")
-
-
-def _reports(directories: tuple[Path, ...], progress: Progress) -> dict[str, Report]:
-    """Every bundle's own report, by a name that tells bundles apart."""
+def _opened(directories: tuple[Path, ...], progress: Progress) -> dict[str, Bundle]:
+    """Every bundle, by a name that tells them apart."""
     from qvec_deploy.bundle.bundle import Bundle
 
-    reports: dict[str, Report] = {}
     opened: dict[str, Bundle] = {}
+    _refuse_twice(directories)
     with progress.stage("verify") as advance:
         for index, directory in enumerate(directories):
             bundle = Bundle.open(directory)
             _check_classes(bundle, opened)
-            name = _unlike(bundle.manifest.name, directory, opened)
-            opened[name] = bundle
-            reports[name] = _read(bundle)
+            opened[_unlike(bundle.manifest.name, directory, opened)] = bundle
             advance(index + 1, len(directories))
-    return reports
+    return opened
+
+
+def _refuse_twice(directories: tuple[Path, ...]) -> None:
+    seen: set[Path] = set()
+    for directory in directories:
+        if directory.resolve() in seen:
+            raise RecipeError(f"{directory} is given twice", hint="name every bundle once")
+        seen.add(directory.resolve())
 
 
 def _check_classes(bundle: Bundle, opened: Mapping[str, Bundle]) -> None:
@@ -112,13 +115,12 @@ def _read(bundle: Bundle) -> Report:
         raise IncompatibleError(f"{path}: {error.message}", hint=error.hint) from error
 
 
-def _print_overview(reports: Mapping[str, Report]) -> None:
+def _print_overview(shown: Overview) -> None:
     from rich.console import Console
 
     from qvec_deploy.report.console import listing_table
-    from qvec_deploy.report.overview import headline, listing, overview
+    from qvec_deploy.report.overview import headline, listing
 
-    shown = overview(reports)
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 140))

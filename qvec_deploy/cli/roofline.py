@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qvec_deploy.report.formatting import three
 from qvec_deploy.roofline.operations import layer_kind
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from qvec_deploy.roofline.values import Device, Prediction
 
 _ASSUMED = (
-    "Shortest times: no launch cost, no overhead, weights and activations from main memory in every run. Only what "
-    "stays in a cache can be faster."
+    "Shortest times: no launch cost, no overhead, weights and activations from main memory in every run; activation "
+    "functions, residuals and copies fused with their neighbours, at no cost. Only what stays in a cache can be faster."
 )
 
 
@@ -73,7 +74,7 @@ def print_roofline(device: Device, source: str, outlooks: Sequence[Outlook]) -> 
 
 def _describe(column: Column, device: Device) -> str:
     mode = column.mode
-    how = f"lowering {column.lowering}" if column.lowering is not None else "no lowering of this runtime does that"
+    how = f"{column.runtime}: {'no lowering does that' if column.lowering is None else f'lowering {column.lowering}'}"
     rate = "" if mode.arithmetic in device.gflops else f" (at the rate of {mode.floats}: its own is not known)"
     return f"{column.title}: {mode.weight_bits:.3g} bits per weight, {mode.arithmetic} arithmetic{rate}; {how}"
 
@@ -108,8 +109,8 @@ def _by_kind(prediction: Prediction) -> dict[str, tuple[str, str]]:
 
 
 def _ms(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return three(value) if value < 100 else f"{value:.0f}"
 
 
 def _tera(gflops: float) -> str:
-    return f"{gflops / 1e3:.3g} T/s" if gflops >= 1e3 else f"{gflops:.0f} G/s"
+    return f"{three(gflops / 1e3)} T/s" if gflops >= 1e3 else f"{gflops:.0f} G/s"

@@ -43,8 +43,26 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def print_plan(plan: Plan) -> None:
-    """Every tensor's decision, then the sums."""
+def print_plan(plan: Plan, *, tensors: bool = True) -> None:
+    """Every tensor's decision, if they are wanted, then the sums."""
+    console = _console()
+    if tensors:
+        console.print(_tensor_table(plan))
+        console.print()
+    vectors = ", ".join(f"{weight:g} x {name}" for name, weight in plan.sources) or "none"
+    console.print(
+        f"{plan.architecture.name}, {plan.architecture.classes} classes, "
+        f"input {' x '.join(map(str, plan.architecture.input_shape))}\n"
+        f"lambda {'selected when built' if plan.recipe.lam is None else f'{plan.recipe.lam:g}'}, vectors: {vectors}\n"
+        f"{plan.recipe.target.runtime}, lowering {plan.recipe.target.lowering}\n"
+        f"{_count(plan.quantized)} quantized, {plan.stored_bits_per_weight:.3f} bits each with their scales; "
+        f"{plan.stored_bytes / 1e6:.1f} MB in all",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _tensor_table(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("Tensor", "Shape", "Patched", "Grid"):
         table.add_column(title)
@@ -54,19 +72,7 @@ def print_plan(plan: Plan) -> None:
         grid = str(tensor.scheme) if tensor.scheme is not None else "float32"
         patched = "yes" if tensor.patched else "no"
         table.add_row(Text(tensor.name), shape, patched, grid, f"{tensor.stored_bytes:,}")
-    console = _console()
-    console.print(table)
-    vectors = ", ".join(f"{weight:g} x {name}" for name, weight in plan.sources) or "none"
-    console.print(
-        f"\n{plan.architecture.name}, {plan.architecture.classes} classes, "
-        f"input {' x '.join(map(str, plan.architecture.input_shape))}\n"
-        f"lambda {'selected when built' if plan.recipe.lam is None else f'{plan.recipe.lam:g}'}, vectors: {vectors}\n"
-        f"{plan.recipe.target.runtime}, lowering {plan.recipe.target.lowering}\n"
-        f"{_count(plan.quantized)} quantized, {plan.stored_bits_per_weight:.3f} bits each with their scales; "
-        f"{plan.stored_bytes / 1e6:.1f} MB in all",
-        highlight=False,
-        markup=False,
-    )
+    return table
 
 
 def inspect_path(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ from rich.text import Text
 from qvec_deploy.cli.options import echo_json
 from qvec_deploy.cli.progress import TITLES
 from qvec_deploy.errors import QvecError, RecipeError
+from qvec_deploy.jobs import Executor, LocalProcesses
 from qvec_deploy.measure.statistics import wilson
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.report import formatting
@@ -80,17 +81,28 @@ def run_sweep(
     offline: bool,
     quiet: bool,
     as_json: bool,
+    start: Callable[..., Executor] = LocalProcesses,
 ) -> int:
     """Build all recipes and show how they ended.
+
+    Args:
+        recipes: What is wanted.
+        folder: Of the sweep.
+        jobs: Builds at a time.
+        force: Build again what is there.
+        offline: Use the Hub's local cache only.
+        quiet: Show no progress.
+        as_json: Print the summary as JSON.
+        start: Makes the executor.
 
     Returns:
         The exit code of the worst outcome.
     """
     if quiet or as_json:
-        summary = sweep(recipes, folder, jobs=jobs, force=force, offline=offline)
+        summary = sweep(recipes, folder, jobs=jobs, force=force, offline=offline, start=start)
     else:
         with SweepDisplay(Console(stderr=True), len(recipes)) as display:
-            summary = sweep(recipes, folder, jobs=jobs, force=force, offline=offline, watcher=display)
+            summary = sweep(recipes, folder, jobs=jobs, force=force, offline=offline, watcher=display, start=start)
     if as_json:
         echo_json(summary.as_dict())
     else:

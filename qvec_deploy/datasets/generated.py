@@ -54,6 +54,14 @@ class GeneratedDataset:
         """Nothing but the name, the split and the number decides what is drawn."""
         return "drawn"
 
+    def modified(self) -> str:
+        """There are no files."""
+        return self.identity
+
+    def contents(self) -> str:
+        """What is drawn is the same everywhere."""
+        return self.identity
+
     @functools.cached_property
     def pixels(self) -> Images:
         """All images (N, C, H, W) uint8. Each has a seed of its own: it does not depend on how many there are."""

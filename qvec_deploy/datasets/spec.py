@@ -115,6 +115,14 @@ class OpenedDataset(Dataset, Protocol):
         """What tells these images from others of the same name, split and count, as far as it is known unread."""
         ...
 
+    def modified(self) -> str:
+        """Another one after a file was written: good for as long as the images stay where they are."""
+        ...
+
+    def contents(self) -> str:
+        """What tells these images from all others wherever they lie; files are read for it, and not decoded."""
+        ...
+
 
 def batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Float32, Int64]]:
     """All images in order, `batch_size` at a time; the last batch may be smaller."""

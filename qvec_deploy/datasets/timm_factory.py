@@ -12,7 +12,7 @@ import numpy as np
 
 from qvec_deploy.datasets.spec import DataConfig, DatasetSpec, Float32, Int64, Split
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
-from qvec_deploy.store import canonical_json, sha256_bytes
+from qvec_deploy.store import canonical_json, sha256_bytes, sha256_file, storage_errors
 
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -34,7 +34,7 @@ class TimmDataset:
         self.class_names = _names(inner)
         # A reader opens a file for each image; what torchvision's datasets do is up to each of them.
         self.parallel = getattr(inner, "reader", None) is not None
-        self._inner = inner
+        self._inner, self._root = inner, spec.root or Path()
         self._transform = transform
         count = len(inner)
         # A folder is sorted by class, so its first images would be one class.
@@ -45,11 +45,31 @@ class TimmDataset:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the files' names below the root; of a dataset without files, how many images it has."""
+        """SHA-256 of the files' names below the root and their sizes; without files, how many images there are."""
+        files = self._files()
+        if not files:
+            return f"of {len(self._inner)}"
+        with storage_errors(self._root):
+            return _hash([[name, path.stat().st_size] for name, path in files])
+
+    def modified(self) -> str:
+        """SHA-256 of when each file was written last."""
+        with storage_errors(self._root):
+            return _hash([path.stat().st_mtime_ns for _, path in self._files()])
+
+    def contents(self) -> str:
+        """SHA-256 of each file's own; of a dataset without files, nothing more than `identity`."""
+        files = self._files()
+        with storage_errors(self._root):
+            return _hash([sha256_file(path) for _, path in files]) if files else self.identity
+
+    def _files(self) -> list[tuple[str, Path]]:
+        """Names below the root and where they are; empty where the images are no files."""
         reader = getattr(self._inner, "reader", None)
         if reader is None or not hasattr(reader, "samples"):
-            return f"of {len(self._inner)}"
-        return sha256_bytes(canonical_json([Path(reader.filename(int(row))).as_posix() for row in self._rows]))
+            return []
+        rows = [int(row) for row in self._rows]
+        return [(Path(reader.filename(row)).as_posix(), Path(reader.filename(row, absolute=True))) for row in rows]
 
     def take(self, rows: Sequence[int] | Int64) -> tuple[Float32, Int64]:
         """Images (B, C, H, W) float32, normalised, and labels (B,) int64, of the given rows.
@@ -204,6 +224,10 @@ def _names(inner: Any) -> tuple[str, ...]:
     for name, label in named.items():
         by_label.setdefault(label, str(name))
     return tuple(by_label[label] for label in sorted(by_label)) if set(by_label) == set(range(len(by_label))) else ()
+
+
+def _hash(facts: Sequence[object]) -> str:
+    return sha256_bytes(canonical_json(facts))
 
 
 def _spread(count: int, limit: int) -> Int64:

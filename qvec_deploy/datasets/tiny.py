@@ -138,6 +138,14 @@ class TinyDataset:
         """Nothing but the name, the split and the number decides what is drawn."""
         return "drawn"
 
+    def modified(self) -> str:
+        """There are no files."""
+        return self.identity
+
+    def contents(self) -> str:
+        """What is drawn is the same everywhere."""
+        return self.identity
+
     @functools.cached_property
     def pixels(self) -> tuple[Images, Int64]:
         """All images (N, 32, 32, 3) uint8 as drawn, and labels (N,)."""

@@ -1,4 +1,4 @@
-"""What NVML says of the GPU while engines run on it. Written against NVML's documentation; not yet run on a GPU."""
+"""What NVML says of the GPU while engines run on it."""
 
 from __future__ import annotations
 

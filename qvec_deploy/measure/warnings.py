@@ -65,7 +65,7 @@ REMEDIES = {
     MeasurementWarning.SLOW_FIRST_SAMPLE: "Increase the warm-up.",
     MeasurementWarning.WARM_UP_NOT_STABLE: "Look for other work or a clock that wanders, or increase the warm-up.",
     MeasurementWarning.TOO_FEW_SAMPLES: "Increase the number of blocks.",
-    MeasurementWarning.FEWER_SAMPLES: "Increase measure.max_seconds, or measure fewer candidates at a time.",
+    MeasurementWarning.FEWER_SAMPLES: "Allow more time, or measure fewer candidates at a time.",
     MeasurementWarning.SPEED_UP_UNCLEAR: "Do not claim a difference in speed, or measure more blocks.",
     MeasurementWarning.ACCURACY_UNCLEAR: "Do not claim a difference in accuracy, or evaluate on more images.",
     MeasurementWarning.NO_HEADROOM: "A vector is not needed here: ship lambda 0.",
@@ -122,7 +122,7 @@ def _gpu_findings(gpu: GpuState) -> list[Finding]:
 
 
 def latency_findings(
-    latency: Mapping[str, LatencySamples], baseline: str, asked_blocks: int | None = None
+    latency: Mapping[str, LatencySamples], baseline: str, asked_blocks: int = 0, asked_s: float = 0.0
 ) -> list[Finding]:
     """Doubts about samples that were taken together.
 
@@ -130,6 +130,7 @@ def latency_findings(
         latency: What `measure_latency` returned.
         baseline: The candidate others are compared with.
         asked_blocks: Samples that were asked for.
+        asked_s: Seconds that they were to add up to.
     """
     findings = []
     for name, measured in latency.items():
@@ -137,8 +138,10 @@ def latency_findings(
         if not measured.settled:
             detail = f"After {measured.warmup} blocks of warm-up its times were still changing ({batch})."
             findings.append(Finding(MeasurementWarning.WARM_UP_NOT_STABLE, name, detail))
-        if asked_blocks is not None and len(samples) < asked_blocks:
-            detail = f"The time was up after {len(samples)} of {asked_blocks} samples ({batch})."
+        taken_s = sum(samples) / 1e3
+        if len(samples) < asked_blocks or taken_s < asked_s:
+            seconds = f", {taken_s:.3g} of {asked_s:g} s" if asked_s else ""
+            detail = f"The time was up after {len(samples):,} of {asked_blocks:,} samples{seconds} ({batch})."
             findings.append(Finding(MeasurementWarning.FEWER_SAMPLES, name, detail))
         for warning, detail in _sample_doubts(samples):
             findings.append(Finding(warning, name, f"{detail} ({batch})."))
@@ -182,12 +185,13 @@ def _sample_doubts(samples: tuple[float, ...]) -> list[tuple[MeasurementWarning,
         doubts.append((MeasurementWarning.TOO_FEW_SAMPLES, detail))
     variation = coefficient_of_variation(samples)
     if variation > NOISE_LIMIT:
-        doubts.append((MeasurementWarning.NOISY_SAMPLES, f"The standard deviation is {variation:.0%} of the mean"))
+        detail = f"The standard deviation is {100 * variation:.0f} % of the mean"
+        doubts.append((MeasurementWarning.NOISY_SAMPLES, detail))
     half = len(samples) // 2
     if half >= samples_needed(0.5):  # below that a median of half the samples says little
         drift = median(samples[half:]) / median(samples[:half]) - 1
         if abs(drift) > DRIFT_LIMIT:
-            detail = f"The second half's median differs from the first half's by {drift:+.1%}"
+            detail = f"The second half's median differs from the first half's by {100 * drift:+.1f} %"
             doubts.append((MeasurementWarning.DRIFT, detail))
     if samples[0] > FIRST_SAMPLE_LIMIT * median(samples):
         detail = f"The first sample took {samples[0] / median(samples):.1f} times the median"

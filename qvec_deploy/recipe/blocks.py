@@ -310,7 +310,7 @@ class Measure(Block):
     warmup: int = Field(
         default=5, ge=0, description="Least unmeasured blocks; more are run until times are stable. 0: none at all."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the order and of the bootstrap.")
+    seed: int = Field(default=0, ge=0, description="Seed of the order in which engines run.")
     max_seconds: float | None = Field(
         default=None, gt=0, description="Time for all of it; fewer samples are taken when it is up."
     )

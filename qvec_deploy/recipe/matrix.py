@@ -23,6 +23,8 @@ WHOLE = ("version", "name", "matrix", "variants")
 _MAX_BUILDS = 1000
 _MAX_NAME = 200  # a folder's name ends at 255 bytes, and staging folders add to it
 
+_WHOLE_BELOW = 1e16  # where Python itself turns to exponents
+
 Matrix = dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]
 
 
@@ -88,7 +90,7 @@ def _labels(field: str, fields: Sequence[str], choices: Sequence[Any], at: str) 
     key = last if sum(other.rsplit(".", 1)[-1] == last for other in fields) == 1 else field
     labels = [_label(key, choice) for choice in choices]
     if None in labels or len(set(labels)) != len(labels):
-        return [f"{key}{number}" for number in range(1, len(choices) + 1)]
+        return [f"{key}_no{number}" for number in range(1, len(choices) + 1)]
     return [str(label) for label in labels]
 
 
@@ -97,7 +99,7 @@ def _label(key: str, choice: Any) -> str | None:
         case None | bool():
             return f"{key}_{_word(choice)}"
         case int() | float():
-            return f"{key}{choice:g}"
+            return f"{key}{_number(choice)}"
         case str() if re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", choice):
             return choice
         case str():
@@ -106,6 +108,13 @@ def _label(key: str, choice: Any) -> str | None:
         case [str(only)]:
             return _label(key, only)
     return None
+
+
+def _number(choice: float) -> str:
+    """All its digits, without what a name cannot have; 1.0 is 1."""
+    if isinstance(choice, float) and choice.is_integer() and abs(choice) < _WHOLE_BELOW:
+        choice = int(choice)
+    return repr(choice).replace("+", "")
 
 
 def _word(choice: Any) -> str:

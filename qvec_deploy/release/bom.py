@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from qvec_deploy.bundle.changes import RUNS_ON
 from qvec_deploy.bundle.manifest import FileEntry
 from qvec_deploy.measure.statistics import Estimate
 from qvec_deploy.release.subject import Subject
@@ -44,14 +45,15 @@ def bill_of_materials(subject: Subject, files: dict[str, FileEntry]) -> bytes:
 
 def _bom(subject: Subject, files: dict[str, FileEntry]) -> Bom:
     from cyclonedx.model.bom import Bom, BomMetaData
-    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.model.component import Component, ComponentScope, ComponentType
     from cyclonedx.model.tool import ToolRepository
 
     manifest = subject.manifest
     version = manifest.versions.get("qvec-deploy")
     tool = Component(name="qvec-deploy", version=version, type=ComponentType.APPLICATION, bom_ref="tool:qvec-deploy")
     model = _model(subject)
-    libraries = [_library(name, version) for name, version in sorted(manifest.versions.items())]
+    runs_on = RUNS_ON[manifest.engine.runtime]
+    libraries = [_library(name, version, name in runs_on) for name, version in sorted(manifest.versions.items())]
     sources = [_source(role, name, digest) for role, name, digest in subject.sources() if role != "receiver"]
     metadata = BomMetaData(
         component=model,
@@ -60,7 +62,7 @@ def _bom(subject: Subject, files: dict[str, FileEntry]) -> Bom:
     )
     components = [*(_file(name, entry) for name, entry in sorted(files.items())), *sources, *libraries]
     bom = Bom(serial_number=uuid.uuid5(NAMESPACE, subject.identity), metadata=metadata, components=components)
-    bom.register_dependency(model, components)
+    bom.register_dependency(model, [each for each in components if each.scope is not ComponentScope.EXCLUDED])
     return bom
 
 
@@ -71,12 +73,14 @@ def _model(subject: Subject) -> Component:
 
     manifest, own = subject.manifest, subject.shipped.candidate
     (_, name, digest), *_ = subject.sources()
+    patched = "receiver + lambda x vectors" if manifest.lam else "receiver"
+    made = subject.method if own.scheme is None else f"quantized with {subject.method}"
     facts = {
         "hashed": WEIGHTS_FILE,
         "lambda": f"{manifest.lam:g}",
-        "vectors": ", ".join(f"{vector.weight:g} x {vector.name}" for vector in manifest.vectors) or "none",
+        "vectors": ", ".join(f"{weight:g} x {name}" for name, weight in subject.mixture()) or "none",
         "control": manifest.control or "none",
-        "method": manifest.method,
+        "method": subject.method,
         "grid": formatting.grid(own),
         "runtime": manifest.engine.runtime,
         "lowering": manifest.engine.lowering,
@@ -95,11 +99,11 @@ def _model(subject: Subject) -> Component:
                 Component(
                     name=name,
                     type=ComponentType.MACHINE_LEARNING_MODEL,
-                    bom_ref=f"receiver:{name}",
+                    bom_ref=f"receiver:{name}@{digest[:12]}",
                     hashes=[_sha256(digest)],
                 )
             ],
-            notes=f"receiver + lambda x vectors, quantized with {manifest.method}",
+            notes=f"{patched}, {made}",
         ),
     )
 
@@ -121,18 +125,24 @@ def _source(role: str, name: str, digest: str) -> Component:
     from cyclonedx.model.component import Component, ComponentType
 
     return Component(
-        name=name, type=ComponentType.DATA, bom_ref=f"{role}:{name}", description=role, hashes=[_sha256(digest)]
+        name=name,
+        type=ComponentType.DATA,
+        bom_ref=f"{role}:{name}@{digest[:12]}",
+        description=role,
+        hashes=[_sha256(digest)],
     )
 
 
-def _library(name: str, version: str) -> Component:
-    from cyclonedx.model.component import Component, ComponentType
+def _library(name: str, version: str, needed: bool) -> Component:
+    """A package of the build; one that the engine does not run on is excluded, which is CycloneDX's word for it."""
+    from cyclonedx.model.component import Component, ComponentScope, ComponentType
     from packageurl import PackageURL
 
     return Component(
         name=name,
         version=version,
         type=ComponentType.LIBRARY,
+        scope=ComponentScope.REQUIRED if needed else ComponentScope.EXCLUDED,
         bom_ref=f"pypi:{name}",
         purl=PackageURL("pypi", name=name, version=version),
     )
@@ -175,7 +185,7 @@ def _model_card(subject: Subject) -> dict[str, Any]:
 def _metrics(subject: Subject) -> Iterator[dict[str, Any]]:
     """What was measured on the shipped engine, in full precision."""
     report, shipped = subject.report, subject.shipped
-    images = f"{report.dataset}, split {report.split}, {report.images} images"
+    images = f"{report.dataset}, split {report.split}, {report.images:,} images"
     if shipped.top1 is not None:
         yield _metric("top-1 accuracy", shipped.top1, images)
     for other, delta in sorted(shipped.deltas.items()):

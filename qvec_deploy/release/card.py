@@ -63,30 +63,32 @@ def _front_matter(subject: Subject) -> dict[str, object]:
     tags = ["qvec-deploy", "image-classification", "onnx", recipe.target.runtime]
     if bits not in FLOAT_BITS:
         tags += ["quantized", f"{bits}-bit"]
-    values: dict[str, object] = {"library_name": "timm", "pipeline_tag": "image-classification", "tags": tags}
+    values: dict[str, object] = {"library_name": "onnx", "pipeline_tag": "image-classification", "tags": tags}
     hub = HUB.match(recipe.receiver.checkpoint)
     if hub is not None:
-        values |= {"base_model": hub["repository"], "base_model_relation": "quantized"}
+        values["base_model"] = hub["repository"]
+        if bits not in FLOAT_BITS:
+            values["base_model_relation"] = "quantized"
     if subject.report.images:
         values["metrics"] = ["accuracy"]
     return values
 
 
 def _facts(subject: Subject) -> Iterable[tuple[str, str]]:
-    manifest, recipe, own = subject.manifest, subject.recipe, subject.shipped.candidate
+    manifest, own = subject.manifest, subject.shipped.candidate
     arguments = ", ".join(f"{name} = {value}" for name, value in sorted(manifest.model.args.items()))
     engine = manifest.engine
     threads = f", {engine.threads} thread{'' if engine.threads == 1 else 's'}" if engine.threads is not None else ""
     yield (
         "Receiver",
-        f"{recipe.receiver.checkpoint}, timm {manifest.model.name}{f' ({arguments})' if arguments else ''}",
+        f"{subject.receiver}, timm {manifest.model.name}{f' ({arguments})' if arguments else ''}",
     )
     yield "Takes", f"images of {' × '.join(map(str, manifest.model.input_shape))}, normalised as below"
     yield "Gives", f"logits of {manifest.model.classes:,} classes"
     yield "Preprocessing", ", ".join(f"{name} {value}" for name, value in sorted(manifest.model.data_config.items()))
     yield "Engine", f"{engine.runtime}, lowering {engine.lowering}{threads}"
     yield "Weights", formatting.grid(own)
-    yield "Method", manifest.method
+    yield "Method", subject.method
     yield "Patch", formatting.mixture(own)
     yield "Bits per weight", f"{formatting.bits(own)} (stored / at run time)"
     yield "Size", f"{formatting.megabytes(manifest.stored_bytes)} MB ({manifest.stored_bytes:,} bytes)"
@@ -99,22 +101,22 @@ def _facts(subject: Subject) -> Iterable[tuple[str, str]]:
 
 
 def _measurements(subject: Subject) -> str:
-    shown = columns(subject.report)
+    computed = rows(subject.report)
+    shown = columns(subject.report, computed)
     titles = ["Candidate", *(f"{column.title} ({column.unit})" for column in shown)]
-    body = [[row.candidate.name, *(str(column.cell(row)) for column in shown)] for row in rows(subject.report)]
+    body = [[row.candidate.name, *(str(column.cell(row)) for column in shown)] for row in computed]
     return _table(titles, body, "l" + "r" * len(shown), shipped=subject.shipped.candidate.name)
 
 
 def _warnings(subject: Subject) -> str:
-    """The shipped candidate's doubts in full; of those about others, whom they are about."""
-    own = subject.shipped.candidate.name
+    """Each with its remedy, and with its reason where it is about the machine or the shipped candidate; else whom."""
+    own = (subject.shipped.candidate.name, "machine")
     lines = []
     for entry in numbered_warnings(subject.report):
-        details = "; ".join(detail.rstrip(".") for name, detail in entry.details if name == own)
-        others = ", ".join(dict.fromkeys(name for name, _ in entry.details if name != own))
-        about = " ".join(
-            part for part in (f"{details}." if details else "", f"Also: {others}." if others else "") if part
-        )
+        details = "; ".join(detail.rstrip(".") for name, detail in entry.details if name in own)
+        others = ", ".join(dict.fromkeys(name for name, _ in entry.details if name not in own))
+        named = f"{'Also' if details else 'Others'}: {others}." if others else ""
+        about = " ".join(part for part in (f"{details}." if details else "", named, entry.remedy) if part)
         lines.append(f"- **{escape(entry.title.capitalize())}.** {escape(about)}")
     return "Doubts about these numbers:\n\n" + "\n".join(lines) if lines else ""
 
@@ -135,7 +137,7 @@ def _selected(subject: Subject) -> str:
 def _lineage(subject: Subject) -> str:
     manifest = subject.manifest
     files = _table(("Made from", "File", "SHA-256"), subject.sources())
-    mix = ", ".join(f"{formatting.short(vector.weight)} × {vector.name}" for vector in manifest.vectors) or "none"
+    mix = ", ".join(f"{formatting.short(weight)} × {name}" for name, weight in subject.mixture()) or "none"
     facts = [("Lambda", formatting.short(manifest.lam)), ("Vectors in the patch", mix)]
     facts += [("Control", f"{manifest.control}, in place of the vector")] if manifest.control is not None else []
     looked_at = subject.looked_at()

@@ -28,12 +28,14 @@ class Release:
         files: Name to hex SHA-256 of everything but manifest and signature.
         checks: What verification found, in words.
         signed: Whether it has a signature.
+        gates: How many it passed; 0 where the recipe asks for none.
     """
 
     directory: Path
     files: dict[str, str]
     checks: dict[str, str]
     signed: bool
+    gates: int
 
 
 def release(
@@ -85,7 +87,7 @@ def release(
             with progress.stage("sign", to.name):
                 sign(place)
         _settle(place, staging)
-    return Release(to, files, checks, sign is not None)
+    return Release(to, files, checks, sign is not None, len(subject.report.gates))
 
 
 def require_listed_only(bundle: Bundle) -> None:

@@ -10,7 +10,7 @@ from qvec_deploy.bundle.finish import unverified
 from qvec_deploy.bundle.manifest import Manifest
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import GateError, IntegrityError, RecipeError
-from qvec_deploy.recipe import Recipe
+from qvec_deploy.recipe import FLOAT_BITS, Recipe
 from qvec_deploy.report.document import from_json
 from qvec_deploy.report.gates import judge
 from qvec_deploy.report.summary import Row, rows
@@ -48,12 +48,26 @@ class Subject:
         """Hex SHA-256 of the bundle's manifest: the same however often it is released."""
         return sha256_bytes(canonical_json(self.manifest.model_dump(mode="json")))
 
+    @property
+    def receiver(self) -> str:
+        """Where the receiver's weights are from."""
+        return _public(self.recipe.receiver.checkpoint)
+
+    @property
+    def method(self) -> str:
+        """How the weights were quantized, if they were."""
+        return "not quantized" if self.recipe.quantize.bits in FLOAT_BITS else self.manifest.method
+
     def sources(self) -> tuple[tuple[str, str, str], ...]:
-        """Files that it was made from: role, name, hex SHA-256; the receiver first."""
+        """Files that it was made from: role, name, hex SHA-256; the receiver first, and none twice."""
         receiver = self.recipe.receiver.checkpoint
         made_from = self.manifest.sources
-        others = tuple(("vector", name, made_from[name]) for name in sorted(made_from) if name != receiver)
-        return (("receiver", receiver, made_from[receiver]), *others)
+        others = (("vector", _public(name), made_from[name]) for name in sorted(made_from) if name != receiver)
+        return tuple(dict.fromkeys((("receiver", self.receiver, made_from[receiver]), *others)))
+
+    def mixture(self) -> tuple[tuple[str, float], ...]:
+        """Vectors in the patch and their weights."""
+        return tuple((_public(vector.name), vector.weight) for vector in self.manifest.vectors)
 
     def looked_at(self) -> tuple[tuple[str, str], ...]:
         """Image sets that the build looked at: name, and what for."""
@@ -102,6 +116,12 @@ class Subject:
     def _gpu(self) -> str:
         gpu = self.report.environment.gpu
         return f", {gpu.name}" if gpu is not None else ""
+
+
+def _public(name: str) -> str:
+    """A file's name without the folders of the machine that it was on; its hash says which file it was."""
+    files = name.split(" - ")  # a donor is a pair of them
+    return " - ".join(Path(file).name if Path(file).is_absolute() else file for file in files)
 
 
 def is_release(manifest: Manifest) -> bool:

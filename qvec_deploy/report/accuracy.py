@@ -12,7 +12,6 @@ from qvec_deploy.report.summary import Row
 from qvec_deploy.report.values import Candidate, ClassCount, Report
 
 MOST_CLASSES = 20  # rows of the table by class; where there are more, those that changed most
-MOST_CHANGES = 20
 
 
 def answers(report: Report, rows: Sequence[Row]) -> Listing | None:
@@ -35,7 +34,7 @@ def answers(report: Report, rows: Sequence[Row]) -> Listing | None:
         f"n = {count:,} images, the same for all. Brackets are 95 % Wilson intervals. Gained and lost are images that "
         f"only the candidate, or only {rival}, gets right; p is of McNemar's exact test of the two counts."
     )
-    titles, cells = zip(*columns, strict=True)
+    titles, cells = zip(*(column for column in columns if set(column[1]) != {NONE}), strict=True)
     return Listing(
         "Answers", titles, tuple(zip(*cells, strict=True)), "l" + "r" * (len(titles) - 1), report.selected, note
     )
@@ -56,17 +55,21 @@ def by_class(report: Report) -> Listing | None:
     if full is not None and compared:
         columns += [f"{full.name}, %", "Change, points"]
     rows = tuple(_class_row(report, entry, before.get(entry.label) if compared else None, compared) for entry in some)
-    rest = "" if len(some) == len(entries) else f", the {len(some)} that changed most of {len(entries)}"
+    rest = ""
+    if len(some) < len(entries):
+        rest = f", {'the ' * compared}{len(some)}{' that changed most' * compared} of {len(entries)}"
     note = f"Right answers of {shown.name} among the {report.images:,} images, by the class that is right{rest}."
     return Listing(f"By class{rest}", tuple(columns), rows, "l" + "r" * (len(columns) - 1), note=note)
 
 
 def changes(report: Report) -> Listing | None:
     """Where the described candidate answers otherwise than the float receiver; None without such counts."""
-    shown = described(report)
-    if shown is None or not shown.accuracy or not shown.accuracy.changes:
+    shown, full = described(report), report.first("float")
+    if shown is None or full is None or full.name not in shown.paired:
         return None
-    entries = shown.accuracy.changes[:MOST_CHANGES]
+    if shown.accuracy is None or not shown.accuracy.changes:
+        return None
+    entries = shown.accuracy.changes
     rows = tuple(
         (
             f"{class_name(report, entry.was)} → {class_name(report, entry.now)}",
@@ -77,10 +80,12 @@ def changes(report: Report) -> Listing | None:
         )
         for entry in entries
     )
-    listed = sum(entry.count for entry in shown.accuracy.changes)
-    rest = f"The {len(entries)} most frequent changes" if len(shown.accuracy.changes) > len(entries) else "Changes"
+    pair = shown.paired[full.name]
+    total = pair.count - pair.agreeing  # the report keeps the most frequent kinds only
+    some = sum(entry.count for entry in entries) < total
+    rest = f"The {len(entries)} most frequent changes" if some else "Changes"
     note = (
-        f"{rest} of the float receiver's answer to that of {shown.name}; {listed:,} changed answers were counted among "
+        f"{rest} of the float receiver's answer to that of {shown.name}; {total:,} changed answers were counted among "
         f"{report.images:,} images. A change is a gain where only the new answer is right, and a loss where only the "
         "old one was."
     )

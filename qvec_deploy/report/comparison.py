@@ -8,7 +8,7 @@ from typing import Literal
 from qvec_deploy.measure.accuracy import Paired
 from qvec_deploy.measure.environment import Environment
 from qvec_deploy.measure.latency import LatencySamples
-from qvec_deploy.measure.statistics import Estimate
+from qvec_deploy.measure.statistics import Estimate, detectable_loss
 from qvec_deploy.measure.verdict import LEVEL, TOLERANCE, Verdict
 from qvec_deploy.measure.warnings import Finding
 from qvec_deploy.report.comparison_verdicts import AccuracyVerdict, GateVerdict, SizeVerdict
@@ -198,7 +198,10 @@ class Comparison:
     version: int = COMPARISON_VERSION
 
     def regressions(self) -> list[str]:
-        """What got worse by more than the tolerances, in words; empty where nothing did."""
+        """What got worse by more than the tolerances, in words; empty where nothing did.
+
+        A gate that NEW misses is one unless OLD missed it too. Latencies of separate runs are at most a doubt.
+        """
         found = []
         tolerances, difference = self.tolerances, self.accuracy.difference
         if self.accuracy.verdict is AccuracyVerdict.WORSE and difference is not None:
@@ -206,26 +209,41 @@ class Comparison:
             if loss > tolerances.accuracy:
                 found.append(f"accuracy is WORSE by {loss:.2f} points, more than {tolerances.accuracy:g}")
         for entry in self.latency:
-            if entry.verdict is Verdict.SLOWER:
-                found.append(f"latency{at_batch(entry)} is SLOWER by more than {tolerances.latency:.3g}")
+            if entry.verdict is Verdict.SLOWER and entry.source != "stored":
+                found.append(f"latency{at_batch(entry)} is SLOWER by more than {100 * tolerances.latency:.3g} %")
         if self.size.verdict is SizeVerdict.LARGER:
             growth = self.size.new_bytes / self.size.old_bytes - 1
-            found.append(f"size is LARGER by {growth:.3g}, more than {tolerances.size:g}")
+            found.append(f"size is LARGER by {100 * growth:.3g} %, more than {100 * tolerances.size:.3g} %")
         for gate in self.gates:
-            if gate.verdict is GateVerdict.MISSED and gate.old:
+            if gate.verdict is GateVerdict.MISSED and gate.old is not False:
                 found.append(f"gate {gate.name} is MISSED: wanted {gate.wanted}, found {gate.found}")
         return found
 
     def doubts(self) -> list[str]:
-        """What nobody knows, with the reason; empty where every verdict stands."""
+        """What nobody knows, or what was no better before, with the reason; empty where every verdict stands."""
         found = []
         if self.accuracy.verdict is AccuracyVerdict.UNSURE:
-            found.append(f"accuracy: {self.accuracy.reason or 'more images would decide'}")
+            found.append(f"accuracy: {self.accuracy.reason or self._power()}")
         for entry in self.latency:
             if entry.verdict is Verdict.UNSURE:
                 why = entry.reason or "more blocks or a quieter machine would decide"
                 found.append(f"latency{at_batch(entry)}: {why}")
-        return found + [f"gate {gate.name}: not judged" for gate in self.gates if gate.verdict is GateVerdict.UNSURE]
+            elif entry.verdict is Verdict.SLOWER and entry.source == "stored":
+                found.append(f"latency{at_batch(entry)}: SLOWER in separate runs; compare without --stored")
+        for gate in self.gates:
+            if gate.verdict is GateVerdict.UNSURE:
+                found.append(f"gate {gate.name}: not judged")
+            elif gate.verdict is GateVerdict.MISSED and gate.old is False:
+                found.append(f"gate {gate.name}: still missed: wanted {gate.wanted}, found {gate.found}")
+        return found
+
+    def _power(self) -> str:
+        """What a test of so many images can find at all."""
+        paired = self.accuracy.paired
+        if paired is None:
+            return "more images would decide"
+        loss = 100 * detectable_loss(paired.gained, paired.lost, paired.count, confidence=1 - self.tolerances.level)
+        return f"{paired.count:,} images reveal a loss of {loss:.2g} points in four of five cases; more would decide"
 
     def outcome(self) -> str:
         """REGRESSION, UNSURE or OK, for all of it."""

@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from enum import StrEnum
 
-import numpy as np
-
-from qvec_deploy.measure.statistics import (
-    BOOTSTRAP_SEED,
-    VALUES_AT_ONCE,
-    Estimate,
-    mcnemar,
-    median,
-    paired_difference,
-    samples_needed,
-)
-
-ENDS_REST_ON = 50  # resamples beyond each end of an interval
+from qvec_deploy.measure.statistics import Estimate, mcnemar, paired_difference
 
 
 class AccuracyVerdict(StrEnum):
@@ -99,32 +85,3 @@ def gate_verdict(new: bool | None) -> GateVerdict:
     if new is None:
         return GateVerdict.UNSURE
     return GateVerdict.PASSED if new else GateVerdict.MISSED
-
-
-def unpaired_speed_up(old: Sequence[float], new: Sequence[float], *, level: float) -> Estimate | None:
-    """How many times faster NEW is, from samples of separate runs: the ratio of the medians.
-
-    A percentile bootstrap that draws from each run alone (Efron & Tibshirani 1993, chapter 13). It knows nothing of
-    what differed between the runs, such as another load or temperature: that counts as a difference of the engines.
-
-    Args:
-        old: Milliseconds.
-        new: Milliseconds.
-        level: One minus the confidence of the interval.
-
-    Returns:
-        None below `samples_needed(0.5)` samples on either side, where a median has no interval.
-    """
-    if min(len(old), len(new)) < samples_needed(0.5):
-        return None
-    draw, resamples = np.random.default_rng(BOOTSTRAP_SEED), math.ceil(2 * ENDS_REST_ON / level)
-    medians = []
-    for samples in (np.asarray(old), np.asarray(new)):
-        at_once = max(1, VALUES_AT_ONCE // len(samples))
-        parts = [
-            np.median(samples[draw.integers(0, len(samples), (min(at_once, resamples - done), len(samples)))], axis=1)
-            for done in range(0, resamples, at_once)
-        ]
-        medians.append(np.concatenate(parts))
-    low, high = np.quantile(medians[0] / medians[1], [level / 2, 1 - level / 2])
-    return Estimate(median(old) / median(new), float(low), float(high))

@@ -9,7 +9,7 @@ from qvec_deploy.report import verdict
 from qvec_deploy.report.formatting import short
 from qvec_deploy.report.listing import Listing
 from qvec_deploy.report.summary import rows
-from qvec_deploy.report.table import columns
+from qvec_deploy.report.table import batch_columns, columns
 from qvec_deploy.report.values import Report
 
 COMPACT = ("size", "top1", "median", "speed_up", "peak")
@@ -18,7 +18,8 @@ MARK = " *"
 
 def summary_table(report: Report) -> Table:
     """Candidate, stored bits, size, top-1, latency, speed-up, peak memory; the selected one in bold, with a star."""
-    shown = [column for column in columns(report) if column.key in COMPACT]
+    computed = rows(report)
+    shown = [column for column in columns(report, computed) if column.key in COMPACT]
     table = Table(title=Text(report.title), title_justify="left", box=None, pad_edge=False)
     if report.selected is not None:
         table.caption, table.caption_justify = Text("* what the bundle ships"), "left"
@@ -26,12 +27,27 @@ def summary_table(report: Report) -> Table:
     table.add_column("Bits\nstored", justify="right")
     for column in shown:
         table.add_column(Text(f"{column.title}\n{column.unit}"), justify="right")
-    for row in rows(report):
+    for row in computed:
         # Text, not str: a name is data, and rich would read its brackets as markup.
         name = row.candidate.name + (MARK if row.selected else "")
         cells = [name, short(row.candidate.stored_bits_per_weight)]
         cells += [str(column.cell(row)) for column in shown]
         table.add_row(*(Text(cell) for cell in cells), style="bold" if row.selected else "")
+    return table
+
+
+def batch_table(report: Report) -> Table:
+    """Candidate and batch size: latency with its interval, p90, p99, variation, throughput, speed-up."""
+    table = Table(title=Text("\nLatency by batch size"), title_justify="left", box=None, pad_edge=False)
+    shown = batch_columns()
+    table.add_column("Candidate", overflow="fold")
+    for title, _ in shown:
+        table.add_column(title, justify="right")
+    for row in rows(report):
+        for entry in row.latency:
+            name = row.candidate.name + (MARK if row.selected else "")
+            cells = (Text(str(cell(row, entry))) for _, cell in shown)
+            table.add_row(Text(name), *cells, style="bold" if row.selected else "")
     return table
 
 

@@ -8,7 +8,7 @@ from qvec_deploy.errors import RecipeError
 from qvec_deploy.measure.statistics import mcnemar, paired_difference
 from qvec_deploy.recipe import Gates
 from qvec_deploy.report import formatting
-from qvec_deploy.report.summary import rows
+from qvec_deploy.report.summary import DISTURBED, rows
 from qvec_deploy.report.values import Candidate, GateResult, Report
 
 
@@ -105,4 +105,6 @@ def _speed(shipped: Candidate, limit: float, report: Report) -> GateResult:
     if entry is None or entry.speed_up is None:
         return GateResult("min_speedup", wanted, "too few samples for an interval", passed=False)
     found = f"{formatting.times(entry.speed_up.value)} {formatting.times_interval(entry.speed_up)}"
-    return GateResult("min_speedup", wanted, found, entry.speed_up.low >= limit)
+    if entry.disturbed:
+        found += f", but {DISTURBED} ({', '.join(entry.disturbed)}): measure again"
+    return GateResult("min_speedup", wanted, found, entry.speed_up.low >= limit and not entry.disturbed)

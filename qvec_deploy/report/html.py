@@ -36,7 +36,7 @@ def to_html(report: Report) -> str:
         headline=prose.headline(report, computed),
         setup=prose.setup(report),
         tiles=tiles(report, computed),
-        columns=columns(report),
+        columns=columns(report, computed),
         batch_columns=batch_columns() if any(row.latency for row in computed) else (),
         method=prose.method(report, computed),
         trade_offs=trade_offs(computed),

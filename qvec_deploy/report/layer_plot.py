@@ -10,6 +10,7 @@ from typing import Any
 from qvec_deploy.report import svg
 from qvec_deploy.report.svg import WIDTH, Figure
 from qvec_deploy.report.values import Candidate, Report
+from qvec_deploy.roofline.operations import layer_kind
 
 PANEL, GAP = 50.0, 20.0  # units
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 12.0, 40.0, 38.0
@@ -38,13 +39,10 @@ def layer_errors(report: Report) -> Figure | None:
 
 
 def panels(layers: Iterable[str]) -> dict[str, list[str]]:
-    """Layers by kind, which is what follows the last number in a name: `blocks.3.mlp.fc1` is an `mlp.fc1`.
-
-    Within a kind by their numbers, not by their place: a manifest's sorted keys have block 10 before block 2.
-    """
+    """Layers by `layer_kind`; within a kind by their numbers, for a manifest's sorted keys have block 10 before 2."""
     kinds: dict[str, list[str]] = {}
     for layer in layers:
-        kinds.setdefault(re.split(r"\.\d+\.", layer)[-1], []).append(layer)
+        kinds.setdefault(layer_kind(layer), []).append(layer)
     return {kind: sorted(found, key=_numbers) for kind, found in kinds.items()}
 
 

@@ -14,6 +14,9 @@ from qvec_deploy.report.surroundings import environment_facts
 from qvec_deploy.report.table import batch_columns, columns
 from qvec_deploy.report.values import Report
 
+_AUTOLINK = re.compile(
+    r"((?:https?|ftp):(?=//)|www(?=\.)|#(?=\d)|gh-(?=\d)|(?<!\w)@(?=\w)|@(?=[\w-]+\.\w))", re.IGNORECASE
+)
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -30,6 +33,7 @@ def to_markdown(report: Report) -> str:
         _section("Accuracy", accuracy.answers(report, computed)),
         _batches(computed),
         _section("Parts of a run", timing.stages(report)),
+        _folded("MLPerf's scenarios", listing_text(timing.scenarios(report))),
         _section("Roofline", timing.predicted(report, computed)),
         _selection(report),
         _folded("Classes", listing_text(accuracy.by_class(report))),
@@ -43,12 +47,15 @@ def to_markdown(report: Report) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is: no cell, line, tag, link or emphasis comes out of it.
+    """Text that Markdown shows as it is: no cell, line, tag, link, mention, emphasis or formula comes out of it.
 
-    Brackets stay where they cannot make a link, so that intervals read well in the source too.
+    GitHub makes links of addresses and of `#12`, and calls people, even where characters are escaped; a comment in
+    between keeps it from that, and nobody sees it. Brackets stay where they cannot make a link, so that intervals read
+    well in the source too.
     """
     flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*|]|\](?=[(\[:])|(?<!\w)_|_(?!\w))", r"\\\1", flat)
+    shown = re.sub(r"([\\`*|~]|\](?=[(\[:])|(?<!\w)_|_(?!\w))", r"\\\1", flat)
+    return _AUTOLINK.sub(r"\1<!-- -->", shown).replace("$", "<span>$</span>")
 
 
 def overview_markdown(shown: Overview) -> str:
@@ -69,7 +76,7 @@ def overview_markdown(shown: Overview) -> str:
 
 def comparison(report: Report, computed: Sequence[Row]) -> str:
     """The main table: a row per candidate."""
-    shown = columns(report)
+    shown = columns(report, computed)
     titles = ["Candidate", *(escape(f"{column.title} ({column.unit})") for column in shown)]
     body = [[_name(row), *(escape(str(column.cell(row))) for column in shown)] for row in computed]
     return _table(titles, body, "l" + "r" * len(shown))

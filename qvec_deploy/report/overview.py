@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.measure.accuracy import Paired
+from qvec_deploy.measure.statistics import paired_difference
 from qvec_deploy.report import formatting, verdict
 from qvec_deploy.report.formatting import BYTES_PER_MB, NONE
 from qvec_deploy.report.listing import Listing
 from qvec_deploy.report.plots import Point, scatter
-from qvec_deploy.report.summary import Row, rows
+from qvec_deploy.report.summary import DISTURBED, Row, rows
 from qvec_deploy.report.svg import Figure
 from qvec_deploy.report.values import Candidate, Report
 
@@ -23,11 +25,13 @@ class Standing:
         name: Of the bundle, unique.
         report: Its own.
         row: Of the candidate that it ships.
+        against_best: Its answers against the best one's, image by image; None where not both were kept.
     """
 
     name: str
     report: Report
     row: Row
+    against_best: Paired | None = None
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,14 @@ class Overview:
         return self.standings[0]
 
 
-def overview(reports: Mapping[str, Report]) -> Overview:
+def overview(
+    reports: Mapping[str, Report], paired: Callable[[str, str], Paired | None] = lambda name, other: None
+) -> Overview:
     """Order bundles: gates (all passed, none asked for, some missed), then accuracy, then size, then latency.
 
     Args:
         reports: By a name of the bundle; at least one.
+        paired: Gives the answers of the first bundle against those of the second; None where nobody kept them.
 
     Raises:
         IncompatibleError: They are of different images or classes, or one ships nothing.
@@ -66,7 +73,8 @@ def overview(reports: Mapping[str, Report]) -> Overview:
         if shipped is None:
             raise IncompatibleError(f"{name} ships no candidate", hint="report what `qvec-deploy build` has written")
         standings.append(Standing(name, report, shipped))
-    return Overview(tuple(sorted(standings, key=_rank)))
+    best, *others = sorted(standings, key=_rank)
+    return Overview((best, *(replace(each, against_best=paired(each.name, best.name)) for each in others)))
 
 
 def _rank(standing: Standing) -> tuple[int, float, int, float]:
@@ -84,18 +92,25 @@ def headline(shown: Overview) -> str:
     if row.top1 is not None:
         parts.insert(0, f"{formatting.percent(row.top1.value, best.report.images)} % top-1")
     if row.first_latency is not None:
-        parts.append(f"{formatting.three(row.first_latency.median_ms)} ms at batch {row.first_latency.batch_size}")
+        doubt = f" ({DISTURBED})" if row.first_latency.disturbed else ""
+        parts.append(
+            f"{formatting.three(row.first_latency.median_ms)} ms at batch {row.first_latency.batch_size}{doubt}"
+        )
     sentence = f"{best.name} comes first: {', '.join(parts)}; {verdict.standing(best.report)[0]}."
-    near = [other.name for other in shown.standings[1:] if _overlap(best.row, other.row)]
-    if near:
-        sentence += f" By accuracy alone it is not clearly apart from {', '.join(near)}: their intervals overlap."
+    for pairs, why in ((True, "image by image, no clear difference"), (False, "their intervals overlap")):
+        others = [other for other in shown.standings[1:] if (other.against_best is not None) is pairs]
+        near = [other.name for other in others if _near(other, best)]
+        if near:
+            sentence += f" By accuracy alone it is not clearly apart from {', '.join(near)}: {why}."
     return sentence
 
 
-def _overlap(one: Row, other: Row) -> bool:
-    if one.top1 is None or other.top1 is None:
-        return False
-    return one.top1.low <= other.top1.high and other.top1.low <= one.top1.high
+def _near(other: Standing, best: Standing) -> bool:
+    """Whether the accuracies may be the same: from the same images where answers were kept, else from each alone."""
+    one, two, paired = other.row.top1, best.row.top1, other.against_best
+    if paired is not None:
+        return paired_difference(paired.gained, paired.lost, paired.count).contains(0.0)
+    return one is not None and two is not None and one.low <= two.high and two.low <= one.high
 
 
 def caveat(shown: Overview) -> str:
@@ -118,6 +133,7 @@ def caveat(shown: Overview) -> str:
 def listing(shown: Overview) -> Listing:
     """A row per bundle, the best first."""
     images = shown.best.report.images
+    same = all(standing.name == standing.row.candidate.name for standing in shown.standings)
     columns = (
         "Bundle",
         f"Top-1, %, n = {images:,}",
@@ -126,14 +142,15 @@ def listing(shown: Overview) -> Listing:
         "Gates",
         "Speed-up",
         "Bits, stored / run time",
-        "Ships",
+        "Patch" if same else "Ships",
         "Engine",
     )
-    cells = tuple(_cells(standing) for standing in shown.standings)
+    cells = tuple(_cells(standing, same) for standing in shown.standings)
     return Listing("Bundles, the best first", columns, cells, "lrrrlrrll", shown.best.name, caveat(shown))
 
 
-def _cells(standing: Standing) -> tuple[str, ...]:
+def _cells(standing: Standing, same: bool) -> tuple[str, ...]:
+    """Of one bundle; where every bundle ships what it is named after, the name is not repeated."""
     row, report = standing.row, standing.report
     candidate, entry, top1 = row.candidate, row.first_latency, row.top1
     interval = f" {formatting.percent_interval(top1, report.images)}" if top1 is not None else ""
@@ -146,7 +163,7 @@ def _cells(standing: Standing) -> tuple[str, ...]:
         verdict.standing(report)[0],
         f"{formatting.times(ratio.value)} {formatting.times_interval(ratio)}" if ratio is not None else NONE,
         formatting.bits(candidate),
-        candidate.name + _patch(candidate),
+        (_patch(candidate).removeprefix(", ") or "none") if same else candidate.name + _patch(candidate),
         f"{candidate.runtime}, {candidate.lowering}",
     )
 

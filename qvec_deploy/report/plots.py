@@ -121,7 +121,7 @@ def _scatter(name: str, points: Sequence[Point], x_label: str) -> str:
 
     with svg.page_style():
         canvas = Canvas(figsize=(WIDTH / 72, HEIGHT / 72))
-        labels_width = CHARACTER * max(len(svg.shorten(point.name)) for point in points) + 22
+        labels_width = CHARACTER * max(map(len, svg.labels([point.name for point in points]))) + 22
         left, bottom = 38.0, 40.0
         axes = canvas.add_axes(
             (left / WIDTH, bottom / HEIGHT, (WIDTH - left - labels_width) / WIDTH, (HEIGHT - bottom - 10) / HEIGHT)
@@ -190,9 +190,9 @@ def _label(axes: Any, points: Sequence[Point]) -> None:
     low, high = axes.get_ylim()
     ordered = sorted(points, key=lambda point: point.y[1])
     heights = spread([(point.y[1] - low) / (high - low) * height for point in ordered], LABEL_PITCH, height)
-    for point, y in zip(ordered, heights, strict=True):
+    for point, label, y in zip(ordered, svg.labels([point.name for point in ordered]), heights, strict=True):
         axes.annotate(
-            svg.shorten(point.name),
+            label,
             xy=(point.x[1], point.y[1]),
             xytext=(1 + 18 / (box.width * WIDTH), y / height),
             textcoords="axes fraction",

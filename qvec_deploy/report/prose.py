@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qvec_deploy.measure.statistics import Estimate
+from qvec_deploy.measure.statistics import Estimate, speed_up
 from qvec_deploy.report import formatting, verdict
-from qvec_deploy.report.summary import Row
+from qvec_deploy.report.summary import DISTURBED, Row
 from qvec_deploy.report.values import Candidate, Report
 
 CHANCE = 0.05  # of calling any rival better that is not: divided by their number (Bonferroni)
+SMALLER = 0.05  # of the bytes: less is not worth a word
+MOST_NAMED = 4  # engines in a headline
 
 ROLE_TEXT = {
     "float": "the receiver, not quantized",
@@ -23,7 +25,7 @@ def headline(report: Report, rows: Sequence[Row]) -> str:
     """The verdict on the selected candidate: missed gates first, and no difference that the data do not show."""
     row = next((row for row in rows if row.selected), None)
     if row is None:
-        return "No candidate was selected."
+        return _side_by_side(report, rows)
     missed = verdict.missed(report)
     parts = (
         f"{row.candidate.name} {missed}." if missed else "",
@@ -31,6 +33,7 @@ def headline(report: Report, rows: Sequence[Row]) -> str:
         _compared(report, row),
         _timed(report, row),
         _surpassed(report, row),
+        _as_good(report, row, rows),
         *verdict.remarks(report),
     )
     return " ".join(part for part in parts if part)
@@ -75,12 +78,14 @@ def _timed(report: Report, row: Row) -> str:
     images = "One image takes" if entry.batch_size == 1 else f"A batch of {entry.batch_size} takes"
     sentence = f"{images} {formatting.three(entry.median_ms)} ms"
     ratio = entry.speed_up
+    doubt = f" That was {DISTURBED} ({', '.join(entry.disturbed)})." if entry.disturbed else ""
     if row.baseline or ratio is None:
-        return f"{sentence}."
-    interval = formatting.times_interval(ratio)
+        return f"{sentence}.{doubt}"
+    compared = f"{formatting.times(ratio.value)} {formatting.times_interval(ratio)}"
     if ratio.contains(1.0):
-        return f"{sentence}, not clearly different from {report.baseline} ({formatting.times(ratio.value)} {interval})."
-    return f"{sentence}: {formatting.times(ratio.value)} the speed of {report.baseline} {interval}."
+        return f"{sentence}, not clearly different from {report.baseline} ({compared}).{doubt}"
+    compared = f"{formatting.times(ratio.value)} the speed of {report.baseline} {formatting.times_interval(ratio)}"
+    return f"{sentence}: {compared}.{doubt}"
 
 
 def _surpassed(report: Report, row: Row) -> str:
@@ -103,6 +108,70 @@ def _surpassed(report: Report, row: Row) -> str:
     best = min(better, key=lambda other: row.deltas[other.name].value)
     points = formatting.points(-row.deltas[best.name].value, report.images).lstrip("+")
     return f"{best.name} is {points} points above it in no more room."
+
+
+def _as_good(report: Report, row: Row, rows: Sequence[Row]) -> str:
+    """What is not clearly less accurate and clearly faster, best of all without taking more room; else the smallest."""
+    shipped, found = row.candidate, []
+    for other in rows:
+        candidate, p = other.candidate, row.p_values.get(other.candidate.name)
+        control = candidate.patch is not None and candidate.patch.control is not None
+        if p is None or control or (p < CHANCE and row.deltas[candidate.name].value > 0):
+            continue
+        gain = _gain(row, other)
+        smaller = candidate.stored_bytes < (1 - SMALLER) * shipped.stored_bytes
+        if gain is not None or smaller:
+            room = candidate.stored_bytes <= shipped.stored_bytes
+            found.append((room, gain.value if gain is not None else 0.0, -candidate.stored_bytes, other, gain))
+    if not found:
+        return ""
+    *_, best, gain = max(found, key=lambda entry: entry[:3])
+    name, ratio = best.candidate.name, shipped.stored_bytes / best.candidate.stored_bytes
+    p = row.p_values[name]
+    accuracy = f"not clearly different in accuracy (p = {formatting.p_value(p)})" if p >= CHANCE else "more accurate"
+    claims = []
+    if gain is not None:
+        faster = f"{formatting.times(gain.value)} as fast {formatting.times_interval(gain)}"
+        disturbed = any(entry.disturbed for one in (row, best) for entry in one.latency[:1])
+        claims.append(f"may be {faster} (that too was {DISTURBED})" if disturbed else f"is {faster}")
+    if abs(ratio - 1) > SMALLER:
+        claims.append(f"is {_relation(ratio, 'smaller', 'larger').removesuffix(' than')}")
+    return f"{name}, {accuracy}, {' and '.join(claims)}."
+
+
+def _gain(row: Row, other: Row) -> Estimate | None:
+    """How many times faster the other is, block by block; None unless that is clear."""
+    own, theirs = row.first_latency, other.first_latency
+    if own is None or theirs is None or own.batch_size != theirs.batch_size:
+        return None
+    gain = speed_up(row.candidate.latency[0].samples_ms, other.candidate.latency[0].samples_ms)
+    return gain if gain is not None and gain.low > 1.0 else None
+
+
+def _side_by_side(report: Report, rows: Sequence[Row]) -> str:
+    """What was measured, where nothing ships: every engine, of many only their number."""
+    if len(rows) > MOST_NAMED:
+        shown = f"{len(rows)} engines were"
+    else:
+        shown = f"{_listed([_in_short(report, row) for row in rows])} {'was' if len(rows) == 1 else 'were'}"
+    beside = " side by side" if len(rows) > 1 else ""
+    relative = f" Speed-ups are over {report.baseline}." if len(rows) > 1 and rows[0].latency else ""
+    doubts = dict.fromkeys(doubt for row in rows for entry in row.latency[:1] for doubt in entry.disturbed)
+    doubt = f" Latencies were {DISTURBED} ({', '.join(doubts)})." if doubts else ""
+    return f"{shown} measured{beside}.{relative}{doubt}"
+
+
+def _in_short(report: Report, row: Row) -> str:
+    parts = [f"{formatting.megabytes(row.candidate.stored_bytes)} MB"]
+    if row.top1 is not None:
+        parts.insert(0, f"{formatting.percent(row.top1.value, report.images)} % top-1")
+    if row.first_latency is not None:
+        parts.append(f"{formatting.three(row.first_latency.median_ms)} ms")
+    return f"{row.candidate.name} ({', '.join(parts)})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def setup(report: Report) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qvec_deploy.measure.calibration import calibration_error
+from qvec_deploy.measure.environment import Environment
+from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.measure.statistics import (
     Estimate,
     coefficient_of_variation,
@@ -18,7 +20,13 @@ from qvec_deploy.measure.statistics import (
     throughput,
     wilson,
 )
+from qvec_deploy.measure.warnings import MeasurementWarning, latency_findings, machine_findings
 from qvec_deploy.report.values import Candidate, Report
+
+DISTURBED = "measured on a disturbed machine"
+"""Said of every speed that `disturbances` finds something in."""
+
+UNSTEADY = (MeasurementWarning.WARM_UP_NOT_STABLE, MeasurementWarning.NOISY_SAMPLES, MeasurementWarning.DRIFT)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class LatencyRow:
         variation: Standard deviation over mean.
         speed_up: Over the report's baseline; None where the samples support no interval. 1 exactly for the
             baseline itself.
+        disturbed: What disturbed its samples or the baseline's (see `disturbances`): the speed-up may be wrong, however
+            narrow its interval.
     """
 
     batch_size: int
@@ -49,6 +59,7 @@ class LatencyRow:
     images_per_s: float
     variation: float
     speed_up: Estimate | None
+    disturbed: tuple[MeasurementWarning, ...]
 
 
 @dataclass(frozen=True)
@@ -117,15 +128,15 @@ def _row(report: Report, candidate: Candidate, warnings: tuple[NumberedWarning, 
         deltas={other: paired_difference(pair.gained, pair.lost, pair.count) for other, pair in pairs.items()},
         p_values={other: mcnemar(pair.gained, pair.lost) for other, pair in pairs.items()},
         agreement=wilson(same.agreeing, same.count) if same is not None else None,
-        latency=_latency_rows(candidate, report[report.baseline]),
+        latency=_latency_rows(candidate, report),
         marks=tuple(
             entry.number for entry in warnings if any(subject == candidate.name for subject, _ in entry.details)
         ),
     )
 
 
-def _latency_rows(candidate: Candidate, baseline: Candidate) -> tuple[LatencyRow, ...]:
-    by_batch = {entry.batch_size: entry.samples_ms for entry in baseline.latency}
+def _latency_rows(candidate: Candidate, report: Report) -> tuple[LatencyRow, ...]:
+    by_batch = {entry.batch_size: entry for entry in report[report.baseline].latency}
     return tuple(
         LatencyRow(
             batch_size=entry.batch_size,
@@ -137,10 +148,32 @@ def _latency_rows(candidate: Candidate, baseline: Candidate) -> tuple[LatencyRow
             missing_p99=max(0, samples_needed(0.99) - len(entry.samples_ms)),
             images_per_s=throughput(entry.batch_size, entry.samples_ms),
             variation=coefficient_of_variation(entry.samples_ms),
-            speed_up=speed_up(by_batch[entry.batch_size], entry.samples_ms),
+            speed_up=speed_up(by_batch[entry.batch_size].samples_ms, entry.samples_ms),
+            disturbed=disturbances(report.environment, by_batch[entry.batch_size], entry),
         )
         for entry in candidate.latency
     )
+
+
+def disturbances(environment: Environment, *taken: LatencySamples) -> tuple[MeasurementWarning, ...]:
+    """What disturbed samples that were taken together, as `measure.warnings` finds it in them; empty for nothing.
+
+    A busy machine is named with what the samples show, and is no disturbance without it: the load average is one of a
+    minute, and a build that has just ended is in it as well as work that goes on. Other work can slow one engine down
+    more than another, so that an interval over blocks does not cover it.
+    """
+    shown = {
+        finding.warning
+        for entry in taken
+        for finding in latency_findings({"": entry}, "")
+        if finding.warning in UNSTEADY
+    }
+    machine = {finding.warning for finding in machine_findings(environment)}
+    if MeasurementWarning.THROTTLED in machine:
+        shown.add(MeasurementWarning.THROTTLED)
+    if shown and MeasurementWarning.BUSY_MACHINE in machine:
+        shown.add(MeasurementWarning.BUSY_MACHINE)
+    return tuple(warning for warning in MeasurementWarning if warning in shown)
 
 
 def numbered_warnings(report: Report) -> tuple[NumberedWarning, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -114,5 +114,18 @@ def inline(figure: Any, name: str, description: str) -> str:
 
 
 def shorten(name: str) -> str:
-    """A name that fits beside a plot; the tables have it in full."""
-    return name if len(name) <= LABEL_LENGTH else name[: LABEL_LENGTH - 1] + "…"
+    """A name that fits beside a plot, with its beginning and more of its end; the tables have it in full."""
+    if len(name) <= LABEL_LENGTH:
+        return name
+    end = LABEL_LENGTH * 3 // 5
+    return f"{name[: LABEL_LENGTH - 1 - end]}…{name[-end:]}"
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """Names of one figure that fit beside it: words that all of them begin with are left out where one is too long."""
+    if len(names) > 1 and max(map(len, names)) > LABEL_LENGTH:
+        ends = list(zip(min(names), max(names), strict=False))  # what these two share, all share
+        same = next((index for index, (one, other) in enumerate(ends) if one != other), len(ends))
+        cut = max(names[0].rfind(mark, 0, same) for mark in "-_ ") + 1
+        names = [f"…{name[cut:]}" for name in names] if cut > 1 else names
+    return [shorten(name) for name in names]

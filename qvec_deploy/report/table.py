@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qvec_deploy.report import formatting
@@ -39,8 +39,12 @@ class Column:
     cell: Callable[[Row], Cell]
 
 
-def columns(report: Report) -> tuple[Column, ...]:
-    """The columns after the candidate's name."""
+def columns(report: Report, rows: Sequence[Row]) -> tuple[Column, ...]:
+    """The columns after the candidate's name; those with something in a row."""
+    return tuple(column for column in _columns(report) if any(column.cell(row).text != NONE for row in rows))
+
+
+def _columns(report: Report) -> tuple[Column, ...]:
     count, plain = report.images, report.first("ptq")
     batch = next((f"batch {entry.batch_size}" for entry in report[report.baseline].latency), "")
 

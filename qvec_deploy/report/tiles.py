@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qvec_deploy.report import formatting
-from qvec_deploy.report.summary import LatencyRow, Row
+from qvec_deploy.report.summary import DISTURBED, LatencyRow, Row
 from qvec_deploy.report.table import speed_up_cell
 from qvec_deploy.report.values import Report
 
@@ -59,6 +59,8 @@ def _latency(report: Report, row: Row) -> Tile | None:
     notes = [f"median, batch {entry.batch_size}, {formatting.three(entry.images_per_s)} images/s"]
     if not row.baseline:
         notes.append(_speed(report, row, entry))
+    if entry.disturbed:
+        notes.append(DISTURBED)
     return Tile("Latency", formatting.three(entry.median_ms), "ms", tuple(notes))
 
 

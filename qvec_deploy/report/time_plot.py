@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from qvec_deploy.report import svg
 from qvec_deploy.report.accuracy import described
 from qvec_deploy.report.svg import WIDTH, Figure
 from qvec_deploy.report.values import Candidate, Report
+from qvec_deploy.roofline.operations import layer_kind
 
 ROW, TOP, BOTTOM, RIGHT, GAP = 26.0, 30.0, 40.0, 14.0, 8.0  # units
 CHARACTER = 5.6  # units a character takes at font size 9, on the safe side
@@ -38,11 +38,6 @@ def layer_times(report: Report) -> Figure | None:
     return Figure("layer-times", "Time by layer", caption, drawn, ("candidate", "layer", "ms", "predicted ms"), samples)
 
 
-def kind(layer: str) -> str:
-    """What follows the last number in a layer's name: `blocks.3.mlp.fc1` is an `mlp.fc1`."""
-    return re.split(r"\.\d+\.", layer)[-1]
-
-
 def _name(candidate: Candidate | None) -> str | None:
     return candidate.name if candidate is not None else None
 
@@ -58,7 +53,7 @@ def _draw_layers(candidates: Sequence[Candidate], bounds: Sequence[dict[str, flo
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import MaxNLocator
 
-    kinds = list(dict.fromkeys(kind(entry.layer) for one in candidates for entry in one.layer_times))
+    kinds = list(dict.fromkeys(layer_kind(entry.layer) for one in candidates for entry in one.layer_times))
     height, left = TOP + ROW * len(kinds) + BOTTOM, CHARACTER * max(len(svg.shorten(entry)) for entry in kinds) + 12
     thick = 0.8 / len(candidates)
     with svg.page_style():
@@ -85,7 +80,7 @@ def _bars(
     color, labelled = svg.COLORS[candidate.role], svg.shorten(candidate.name)
     for place, group in enumerate(kinds):
         start = 0.0
-        entries = [entry for entry in candidate.layer_times if kind(entry.layer) == group]
+        entries = [entry for entry in candidate.layer_times if layer_kind(entry.layer) == group]
         for entry in entries:
             style = {"edgecolor": svg.COLORS["surface"], "linewidth": 0.6, "zorder": 3}
             axes.barh(place + offset, entry.ms, thick, start, color=color, label=labelled, **style)
@@ -125,7 +120,8 @@ def _draw_distribution(name: str, report: Report, taken: dict[str, tuple[float, 
 
     row = ROW * 0.85
     height = GAP + row * len(taken) + BOTTOM
-    left = CHARACTER * max(len(svg.shorten(entry)) for entry in taken) + 12
+    labels = svg.labels(list(taken))
+    left = CHARACTER * max(map(len, labels)) + 12
     words = []
     with svg.page_style():
         canvas = Canvas(figsize=(WIDTH / 72, height / 72))
@@ -143,7 +139,7 @@ def _draw_distribution(name: str, report: Report, taken: dict[str, tuple[float, 
             words.append(f"{candidate}: {min(values):.3g} to {max(values):.3g} ms, median {center:.3g}")
         _scale(axes, [value for values in taken.values() for value in values])
         axes.set_ylim(len(taken) - 0.5, -0.5)
-        axes.set_yticks(range(len(taken)), [svg.shorten(entry) for entry in taken])
+        axes.set_yticks(range(len(taken)), labels)
         axes.tick_params(labelsize=9, length=0, axis="y")
         axes.grid(visible=False, axis="y")
         if axes.get_xscale() == "linear":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from qvec_deploy.measure.latency import DEFINITIONS
 from qvec_deploy.measure.scenarios import Scenario, scenario_result
@@ -24,10 +24,17 @@ def definitions(report: Report) -> tuple[tuple[str, str], ...]:
     return tuple((term[:1].upper() + term[1:], text) for term, text in shown.items()) if entries else ()
 
 
-def scenarios(report: Report) -> Listing | None:
-    """MLPerf's metrics of the baseline and of what ships; None where the samples give none."""
-    shown = dict.fromkeys(name for name in (report.baseline, report.selected) if name is not None)
-    found = [(name, scenario_result(scenario, report[name].latency)) for name in shown for scenario in Scenario]
+def scenarios(report: Report, asked: Collection[str] = tuple(Scenario)) -> Listing | None:
+    """MLPerf's metrics of the baseline and of what ships, or where nothing does of all; None without samples for any.
+
+    Args:
+        report: With the samples.
+        asked: Scenarios to show.
+    """
+    names = [candidate.name for candidate in report.candidates]
+    shown = names if report.selected is None else list(dict.fromkeys((report.baseline, report.selected)))
+    wanted = [scenario for scenario in Scenario if scenario in asked]
+    found = [(name, scenario_result(scenario, report[name].latency)) for name in shown for scenario in wanted]
     cells = tuple(
         (
             name,
@@ -81,8 +88,9 @@ def predicted(report: Report, rows: Sequence[Row]) -> Listing | None:
     note = (
         f"Roofline of {device.name}{threads}, {device.source}: {formatting.three(device.bandwidth_gb_s)} GB/s, "
         f"{rates}. It is what memory and arithmetic take at least, every layer at its bound and without overhead, "
-        "where weights are read from memory in every run; a cache that keeps them can be faster. The rest of the "
-        "measured time is what there is to gain."
+        "where weights are read from memory in every run; a cache that keeps them can be faster. Activation functions, "
+        "residuals and copies are taken to be fused with their neighbours. The rest of the measured time is what there "
+        "is to gain."
     )
     titles = ("Candidate", "Batch", "Predicted, ms", "Measured, ms", "Measured / predicted", "Memory-bound layers")
     return Listing("Predicted and measured time", titles, tuple(cells), "lrrrrr", report.selected, note)

@@ -14,8 +14,8 @@ from qvec_deploy.report.values import Report
 from qvec_deploy.store import write_bytes
 
 
-def write_report(report: Report, directory: Path) -> tuple[Path, ...]:
-    """Write report.json, report.md and report.html, as a bundle has them.
+def write_report(shown: Report | Overview, directory: Path) -> tuple[Path, ...]:
+    """Write report.json, report.md and report.html: of one report, as a bundle has them, or of several.
 
     Returns:
         Their paths, in this order.
@@ -24,29 +24,11 @@ def write_report(report: Report, directory: Path) -> tuple[Path, ...]:
         StorageError: The directory cannot be written or is full.
         ValueError: A measurement is NaN or infinite.
     """
-    files = {
-        "report.json": to_json(report),
-        "report.md": to_markdown(report).encode(),
-        "report.html": to_html(report).encode(),
-    }
-    return _write(files, directory)
-
-
-def write_overview(shown: Overview, directory: Path) -> tuple[Path, ...]:
-    """Write the same files for several reports.
-
-    Returns:
-        Their paths, in this order.
-
-    Raises:
-        StorageError: The directory cannot be written or is full.
-        ValueError: A measurement is NaN or infinite.
-    """
-    files = {
-        "report.json": overview_json(shown),
-        "report.md": overview_markdown(shown).encode(),
-        "report.html": overview_html(shown).encode(),
-    }
+    if isinstance(shown, Report):
+        document, text, page = to_json(shown), to_markdown(shown), to_html(shown)
+    else:
+        document, text, page = overview_json(shown), overview_markdown(shown), overview_html(shown)
+    files = {"report.json": document, "report.md": text.encode(), "report.html": page.encode()}
     return _write(files, directory)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 Kind = Literal["linear", "convolution", "attention", "rest"]
 
 REST = "rest"
-"""Name of everything that is no Linear, convolution or attention: norms, activation functions, residuals, copies."""
+"""Name of what is counted beside Linears, convolutions and attention: norms and pooling. See `trace_operations`."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from qvec_deploy.roofline.operations import Operation
 from qvec_deploy.roofline.predict import CPU_RUNTIMES, INT8_LOWERINGS, Mode, mode_of, planned_bits, predict
 from qvec_deploy.roofline.values import Device, Prediction
 
+LAUNCH_MS = 0.003  # of a kernel, the least that is usual
 WORTH = 1.05  # less than this is lost in what the roofline leaves out
 
 
@@ -20,11 +21,13 @@ class Column:
 
     Attributes:
         title: `fp32`, `int8` or `3 bits`, as on the report's axes.
-        lowering: What does that on the plan's runtime; None where nothing does.
+        runtime: The plan's, or a usual one of the device's kind.
+        lowering: What does that on the runtime; None where nothing does.
         mode: How it multiplies.
     """
 
     title: str
+    runtime: str
     lowering: str | None
     mode: Mode
 
@@ -38,7 +41,7 @@ class Outlook:
         columns: What was predicted.
         predictions: One per column.
         tokens: Rows that the widest quantized Linear multiplies in a run.
-        advice: Why weight-only quantization cannot help; None where it can, and without it.
+        advice: Why weight-only quantization cannot help, or cannot be seen on a GPU; None where it can, and without it.
     """
 
     batch_size: int
@@ -65,11 +68,11 @@ def columns_of(plan: Plan, device: Device) -> tuple[Column, ...]:
         runtime = "onnxruntime" if on_cpu else "torch-cuda"
     known = [lowering for of, lowering in LOWERINGS if of == runtime]
     floats = mode_of(runtime, "float", 32.0 if on_cpu else 16.0)
-    columns = [Column(floats.floats, "float", floats)]
+    columns = [Column(floats.floats, runtime, "float", floats)]
     integer = next((lowering for lowering in known if lowering in INT8_LOWERINGS), None)
     if plan.quantized:
         bits = planned_bits(plan, *(("onnxruntime", "int8") if on_cpu else ("tensorrt", "w8a8")))
-        columns.append(Column("int8", integer, mode_of(runtime, "int8", bits)))
+        columns.append(Column("int8", runtime, integer, mode_of(runtime, "int8", bits)))
         columns.append(_weight_only(plan, runtime, [each for each in known if each in ("packed", "int4")]))
     return tuple(columns)
 
@@ -86,7 +89,7 @@ def _weight_only(plan: Plan, runtime: str, known: Sequence[str]) -> Column:
         bits[lowering] = planned_bits(plan, runtime, lowering)
     chosen = own if own in bits else min(bits, key=lambda lowering: bits[lowering], default=None)
     width = plan.stored_bits_per_weight if chosen is None else bits[chosen]
-    return Column(f"{grid.bits} bits", chosen, mode_of(runtime, "packed", width))
+    return Column(f"{grid.bits} bits", runtime, chosen, mode_of(runtime, "packed", width))
 
 
 def look_ahead(plan: Plan, operations: Sequence[Operation], device: Device, batch_size: int) -> Outlook:
@@ -106,6 +109,9 @@ def look_ahead(plan: Plan, operations: Sequence[Operation], device: Device, batc
     advice = None
     if len(columns) > 1:
         advice = _advice(columns[-1], predictions[0], predictions[-1], quantized, tokens)
+        launches = len(predictions[0].layers)
+        if device.threads is None and predictions[0].ms < LAUNCH_MS * launches:
+            advice = f"launching {launches} layers, microseconds each, takes longer: expect little from fewer bits"
     return Outlook(batch_size, columns, predictions, tokens, advice)
 
 

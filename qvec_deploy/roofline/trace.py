@@ -25,6 +25,7 @@ _FACTORS = {  # where an operator has its two factors among its arguments
     _ATEN.baddbmm: (1, 2),
 }
 _SOFTMAX = (_ATEN._softmax, _ATEN._safe_softmax)
+_COPIES = (_ATEN.clone, _ATEN.copy_, _ATEN._to_copy, _ATEN.cat, _ATEN.roll, _ATEN.constant_pad_nd, _ATEN.index)
 
 
 def trace_operations(
@@ -33,6 +34,8 @@ def trace_operations(
     """Operations of one image's forward pass, in the order of execution, `rest` last.
 
     No weight is allocated. A run of several images does the same for each of them and reads the weights once.
+    Elementwise operators and copies are left out: runtimes compute most of them within the layer before or after, so
+    that their values never go to memory, and what is counted has to be a lower bound.
 
     Args:
         name: timm model name.
@@ -106,7 +109,7 @@ class _Record:
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every operator of torch that computes or copies; views do neither."""
+    """Records the operators of torch that no runtime can leave out; views cost nothing, and the rest can be fused."""
 
     def __init__(self, record: _Record) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -117,11 +120,11 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if not self._record.paused and not _is_view(func):
-            self._note(func.overloadpacket, args, list(_tensors([result])))
+            self._note(func, args, list(_tensors([result])))
         return result
 
-    def _note(self, operator: Any, args: tuple[Any, ...], results: list[Tensor]) -> None:
-        record = self._record
+    def _note(self, func: Any, args: tuple[Any, ...], results: list[Tensor]) -> None:
+        record, operator = self._record, func.overloadpacket
         if operator is _ATEN.convolution:
             image, weight, result = args[0], args[1], results[0]
             rows, columns = result.numel() // result.shape[1], weight.numel() // weight.shape[0]
@@ -138,9 +141,9 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 record.add(record.module, "attention", (left, right, *results), product)
         elif operator in _SOFTMAX:
             record.add(record.module, "attention", (args[0], *results))
-        else:
+        elif torch.Tag.pointwise not in func.tags and operator not in _COPIES:  # those can be a part of a neighbour
             read = [tensor for tensor in _tensors(args) if not isinstance(tensor, nn.Parameter)]
-            record.add(REST, "rest", (*read, *results))
+            record.add(REST, "rest", (*read, results[0]))  # a norm's other results are for training
 
 
 class _Functions(TorchFunctionMode):

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from qvec_deploy.donors.recipe import DonorRecipe, load_donor_recipe
 from qvec_deploy.recipe import Recipe, load_recipe, recipe_schema
+from qvec_deploy.study.recipe import StudyRecipe, load_study
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
@@ -42,10 +43,13 @@ def _documented(text: str) -> set[str]:
     return {name for name in names if not name.endswith(".yaml")}
 
 
-@pytest.mark.parametrize("recipe", [Recipe, DonorRecipe])
-def test_every_field_is_documented_and_no_other(recipe: type[BaseModel]) -> None:
-    of_receivers, _, of_donors = (RECIPES / "README.md").read_text(encoding="utf-8").partition("\n## Donors\n")
-    documented = _documented(of_receivers if recipe is Recipe else of_donors)
+@pytest.mark.parametrize(("recipe", "chapter"), [(Recipe, 0), (DonorRecipe, 1), (StudyRecipe, 2)])
+def test_every_field_is_documented_and_no_other(recipe: type[BaseModel], chapter: int) -> None:
+    text = (RECIPES / "README.md").read_text(encoding="utf-8")
+    chapters = [_documented(part) for part in re.split("\n## (?:Donors|Studies)\n", text)]
+    documented = chapters[chapter]
+    if recipe is StudyRecipe:  # its fine-tunes are a donor's
+        documented |= {name for name in chapters[1] if name.startswith("train.")}
     fields = set(_fields(recipe))
     assert fields <= documented, fields - documented
     groups = {field.rsplit(".", depth)[0] for field in fields for depth in range(1, field.count(".") + 1)}
@@ -68,7 +72,7 @@ def test_published_schemas_are_current(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(RECIPES.glob("[!d]*.yaml")) + sorted(RECIPES.glob("demo*.yaml")), ids=lambda p: p.name
+    "path", sorted(RECIPES.glob("[!ds]*.yaml")) + sorted(RECIPES.glob("demo*.yaml")), ids=lambda p: p.name
 )
 def test_recipes(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
@@ -91,4 +95,10 @@ def test_the_schema_refuses_what_the_loader_refuses() -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("donor*.yaml")), ids=lambda path: path.name)
 def test_donor_recipes(path: Path) -> None:
     assert load_donor_recipe(path).name == path.stem
+    assert f"`{path.name}`" in (RECIPES / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("study*.yaml")), ids=lambda path: path.name)
+def test_study_recipes(path: Path) -> None:
+    assert load_study(path).name == path.stem
     assert f"`{path.name}`" in (RECIPES / "README.md").read_text(encoding="utf-8")

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.kept import paired_answers
 from qvec_deploy.bundle.manifest import Gate, hash_files, read_manifest, write_manifest
 from qvec_deploy.bundle.predictions import PREDICTIONS_FILE, Predictions, read_predictions, write_predictions
+from qvec_deploy.measure.accuracy import Paired
 from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.measure.probe import Footprint
 from qvec_deploy.report.document import from_json, to_json
@@ -111,6 +113,20 @@ def compare(run: Run, *arguments: object) -> tuple[int, dict[str, Any], str]:
     return code, json.loads(out), err
 
 
+def test_a_path_is_no_content(pair: tuple[Path, Path], run: Run) -> None:
+    """The same files from elsewhere are the same; another file of the same name is one change."""
+    old, new = pair
+    name, digest = next(iter(read_manifest(new).sources.items()))
+    moved = {f"/elsewhere/{Path(path).name}": found for path, found in read_manifest(new).sources.items()}
+    rewrite(new, sources=moved)
+    _, found, _ = compare(run, old, new, "--stored")
+    assert "sources" not in {entry["group"] for entry in found["changes"]}
+    rewrite(new, sources={**moved, f"/elsewhere/{Path(name).name}": "0" * 64})
+    _, found, _ = compare(run, old, new, "--stored")
+    (change,) = [entry for entry in found["changes"] if entry["group"] == "sources"]
+    assert (change["field"], change["old"], change["new"]) == (Path(name).name, digest, "0" * 64)
+
+
 def test_two_real_bundles(pair: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
     code, found, _ = compare(run, *pair, "--blocks", "8", "--size-tolerance", "0.5", "-o", tmp_path / "out")
     assert (found["old"]["lowering"], found["new"]["lowering"]) == ("int4", "packed")
@@ -123,8 +139,10 @@ def test_two_real_bundles(pair: tuple[Path, Path], run: Run, tmp_path: Path) -> 
     assert found["accuracy"]["source"] == "stored" and found["accuracy"]["paired"]["count"] == 20
     assert found["accuracy"]["verdict"] == "UNSURE" and found["accuracy"]["p"] == 1
     (latency,) = found["latency"]
-    assert latency["source"] == "measured" and latency["verdict"] in ("FASTER", "SLOWER", "SAME", "UNSURE")
+    assert latency["source"] == "measured" and latency["batch_size"] == 1
     assert len(latency["old"]["samples_ms"]) == len(latency["new"]["samples_ms"]) == 8
+    assert (latency["verdict"], latency["ratio"]) == ("UNSURE", None)
+    assert latency["reason"] == "22 more blocks are needed for a verdict"
     assert found["environment"]["threads"] == 1
     assert code == (3 if found["derived"]["outcome"] == "REGRESSION" else 0)
     assert json.loads((tmp_path / "out" / "comparison.json").read_bytes()) == found
@@ -139,7 +157,10 @@ def test_the_terminal_shows_words_and_evidence(
     code, out, err = run("compare", *pair, "--quiet")
     assert code == 0, err
     assert "FASTER" in out and "2.00× as fast" in out and "at 99 %, 60 blocks" in out
-    assert "unsure: accuracy: more images would decide" in out and "recipe: target.lowering" in out
+    assert (
+        "unsure: accuracy: 20 images reveal a loss of 37 points in four of five cases" in out
+        and "recipe: target.lowering" in out
+    )
     assert err == ""
 
 
@@ -220,6 +241,19 @@ def test_accuracy_verdicts(
     assert ("accuracy" in err) is (code == 3)
 
 
+def test_kept_answers_of_two_bundles_are_paired_without_a_comparison(pair: tuple[Path, Path]) -> None:
+    old, new = pair
+    keep_answers(old, range(100))
+    keep_answers(new, range(40, 110))
+    found = paired_answers(Bundle.open(new), Bundle.open(old))
+    assert found == Paired(gained=40, lost=10, agreeing=COUNT - 50, count=COUNT)
+    keep_answers(new, range(5), images="1" * 64)
+    assert paired_answers(Bundle.open(new), Bundle.open(old)) is None
+    (new / PREDICTIONS_FILE).unlink()
+    rewrite(new)
+    assert paired_answers(Bundle.open(new), Bundle.open(old)) is None
+
+
 def test_answers_to_other_images_are_measured_anew(pair: tuple[Path, Path], run: Run) -> None:
     old, new = pair
     keep_answers(new, range(5), images="1" * 64)
@@ -247,7 +281,7 @@ def test_answers_to_other_images_are_unsure_where_those_are_not_here(
     finally:
         moved.rename(_images)
     code, out, err = run("compare", old, new, "--blocks", "6", "--data", tmp_path / "nowhere", "--json")
-    assert code == 6 and out == "" and "no such folder" in err
+    assert code == 6 and json.loads(out)["exit_code"] == 6 and "no such folder" in err
 
 
 def test_bundles_that_were_never_evaluated(bundle: Path, pair: tuple[Path, Path], run: Run) -> None:
@@ -265,14 +299,18 @@ def test_stored_samples(pair: tuple[Path, Path], run: Run) -> None:
     old, new = pair
     keep_samples(old, STEADY_MS)
     keep_samples(new, tuple(2 * sample for sample in STEADY_MS[:40]))
-    code, found, err = compare(run, old, new, "--stored")
+    code, found, _ = compare(run, old, new, "--stored")
     (latency,) = found["latency"]
-    assert code == 3 and "SLOWER" in err
+    assert code == 0 and latency["verdict"] == "SLOWER" and found["derived"]["outcome"] == "UNSURE"
+    assert compare(run, old, new, "--stored", "--strict")[0] == 3
     assert latency["source"] == "stored" and "not paired" in latency["reason"] and found["environment"] is None
     assert latency["ratio"]["value"] == pytest.approx(0.5)
     assert [len(latency[side]["samples_ms"]) for side in ("old", "new")] == [60, 40]
     _, out, _ = run("compare", old, new, "--stored")
     assert "60 and 40 runs; separate runs, not paired" in " ".join(out.split())
+    keep_samples(new, tuple(2 * sample for sample in STEADY_MS[:12]))
+    _, found, _ = compare(run, old, new, "--stored")
+    assert found["latency"][0]["verdict"] == "UNSURE" and found["latency"][0]["reason"].startswith("18 more blocks")
     _, found, _ = compare(run, old, new, "--stored", "--batch-size", "4")
     assert "no batch size in common" in found["latency"][0]["reason"]
 

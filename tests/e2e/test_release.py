@@ -115,6 +115,7 @@ def test_a_release_is_a_bundle(gated: Path, tmp_path: Path, run: Run) -> None:
     assert code == 0, err
     told = json.loads(out)
     assert (told["signed"], set(told["checks"])) == (False, {"files", "weights", "graph", "parity"})
+    assert told["gates"] == len(Bundle.open(gated).manifest.gates) > 0
     bundle = Bundle.open(tmp_path / "r")
     assert set(bundle.manifest.files) == {*Bundle.open(gated).manifest.files, "MODEL_CARD.md", "sbom.cdx.json"}
     assert set(told["files"]) == set(bundle.manifest.files)
@@ -154,6 +155,13 @@ def test_two_releases_differ_in_nothing_but_the_signature(
         assert first == second
 
 
+def test_a_release_is_the_same_engine_as_its_bundle(gated: Path, signed: Path, run: Run) -> None:
+    code, out, err = run("compare", signed, gated, "--strict", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["accuracy"]["source"] == found["latency"][0]["source"] == "same engine" and found["changes"] == []
+
+
 def test_only_what_the_manifest_lists_is_released(own: Path, tmp_path: Path, run: Run) -> None:
     (own / "notes.txt").write_text("mine")
     assert run("release", own, "--to", tmp_path / "r", "--quiet")[0] == 0
@@ -183,6 +191,20 @@ def test_an_unverified_patch_needs_a_word_and_the_card_says_so(
 
 
 # What must not leave the house
+
+
+def test_gates_are_told(gated: Path, tmp_path: Path, run: Run, pico_recipe: Write) -> None:
+    assert "ok  gates    1 passed" in run("release", gated, "--to", tmp_path / "r", "--quiet")[1]
+    bundle = tmp_path / "none"
+    assert run("build", "--recipe", pico_recipe(evaluate=DIGITS), "-o", bundle, "--quiet")[0] == 0
+    assert "--  gates    none asked" in run("release", bundle, "--to", tmp_path / "s", "--quiet")[1]
+
+
+def test_a_gate_of_a_disturbed_machine_is_to_be_measured_again(own: Path, tmp_path: Path, run: Run) -> None:
+    found = "1.23× [1.15, 1.35], but measured on a disturbed machine (drift): measure again"
+    _edit(own, gates=[{"name": "min_speedup", "wanted": "at least 1", "found": found, "passed": False}])
+    code, _, err = run("release", own, "--to", tmp_path / "r")
+    assert code == 3 and found in err and "hint: build it again on a quiet machine" in err
 
 
 def test_gates(own: Path, tmp_path: Path, refused: Callable[..., str], run: Run, pico_recipe: Write) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,15 +165,58 @@ def test_several_bundles_stand_beside_each_other(run: Run, finished: Path, bundl
     jsonschema.validate(document, report_schema())
     assert set(document["ranking"]) == {"pico", "pico in pico"}
     assert document == json.loads((tmp_path / "report" / "report.json").read_bytes())
-    code, out, _ = run("report", finished, bundle, finished, "-o", tmp_path / "report", "--quiet")
+    third = shutil.copytree(bundle, tmp_path / "more" / "pico")
+    code, out, _ = run("report", finished, bundle, third, "-o", tmp_path / "report", "--quiet")
     assert code == 0 and "are not paired" in " ".join(out.split()) and "pico in pico (3)" in out
+
+
+def test_a_bundle_given_twice_is_refused(run: Run, finished: Path, tmp_path: Path) -> None:
+    code, _, err = run("report", finished, finished.parent / "." / finished.name, "-o", tmp_path / "report")
+    assert code == 2 and "is given twice" in err
+    assert not (tmp_path / "report").exists()
+
+
+def test_bundles_that_do_not_belong_together_leave_no_folder(
+    run: Run, finished: Path, bundle: Path, tmp_path: Path
+) -> None:
+    path = bundle / "report.json"
+    path.write_bytes(path.read_bytes().replace(b'"split":"none"', b'"split":"other"'))
+    manifest = read_manifest(bundle)
+    files = {**manifest.files, **hash_files(bundle, ["report.json"])}
+    write_manifest(bundle, manifest.model_copy(update={"files": files}))
+    code, _, err = run("report", finished, bundle, "-o", tmp_path / "report")
+    assert code == 4 and "differ in split" in err
+    assert not (tmp_path / "report").exists()
+
+
+def test_an_error_is_the_one_document_with_json(run: Run, finished: Path, tmp_path: Path) -> None:
+    code, out, err = run("report", tmp_path / "none", "-o", tmp_path / "report", "--json")
+    told = json.loads(out)
+    assert (told["exit_code"], set(told)) == (code, {"error", "hint", "exit_code"})
+    assert f"error: {told['error']}\nhint: {told['hint']}" in err
+    code, out, err = run("report", finished, "-o", tmp_path / "report", "--json", "--nonsense")
+    assert (code, json.loads(out)["exit_code"]) == (2, 2)
+    assert "nonsense" in json.loads(out)["error"] and "nonsense" in err
+    assert run("report", tmp_path / "none", "-o", tmp_path / "report")[1] == "", "without --json there is none"
+
+
+def test_nobody_has_to_read_on(finished: Path) -> None:
+    """Behind `| head`, rich would end the process with exit code 1."""
+    for command in (["doctor"], ["inspect", str(finished)]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(
+            [sys.executable, "-m", "qvec_deploy", *command], stdout=writing, stderr=subprocess.PIPE, check=False
+        )
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("inside", [".", "reports", "reports/deep"])
 def test_a_report_is_not_written_into_a_bundle(run: Run, finished: Path, bundle: Path, inside: str) -> None:
     before = sorted(bundle.rglob("*"))
     code, _, err = run("report", finished, "-o", bundle / inside)
-    assert code == 6 and "is in the bundle" in err
+    assert code == 6 and ("is a bundle" if inside == "." else "is in the bundle") in err
     assert sorted(bundle.rglob("*")) == before
 
 

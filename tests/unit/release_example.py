@@ -17,7 +17,7 @@ from qvec_deploy.report.values import Answers, Candidate, Donor, Patch, Report
 from qvec_deploy.select.values import Confirmed, Curve, Point, Selection
 from qvec_deploy.tensors import Scheme
 
-PACKAGES = {"qvec-deploy": "0.1.0", "torch": "2.11.0", "onnx": "1.22.0"}
+PACKAGES = {"qvec-deploy": "0.1.0", "torch": "2.11.0", "onnx": "1.22.0", "onnxruntime": "1.24.0"}
 VECTORS = ("vectors/svhn.safetensors", "vectors/pets.safetensors")
 FILES = ("model.onnx", "parity.safetensors", "recipe.yaml", "report.json", "weights.qvec.safetensors")
 MODEL_ARGS = {"img_size": 64}

@@ -326,7 +326,7 @@ def _paired(correct: int, against: int) -> Paired:
     """Two accuracies on the same images that disagree a little more than they must."""
     extra = 40
     gained, lost = max(correct - against, 0) + extra, max(against - correct, 0) + extra
-    return Paired(gained, lost, agreeing=IMAGES - gained - lost - 25, count=IMAGES)
+    return Paired(gained, lost, agreeing=IMAGES - gained - lost - 38, count=IMAGES)
 
 
 def _warnings(candidates: tuple[Candidate, ...], batch_sizes: tuple[int, ...]) -> tuple[Finding, ...]:

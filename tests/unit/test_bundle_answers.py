@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +193,17 @@ measure_answers(engines(), Slow(80), 10, Progress(), Journal(lambda: 1))
 def test_an_evaluation_that_is_killed_goes_on_where_it_was(cache: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", _KILLED], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
+    watchdog = threading.Timer(120, child.kill)  # nothing here waits longer for it
+    watchdog.start()
     with child.stdout:
         assert child.stdout.readline() == "half way\n"
         # The reader is ahead of the engines; they have seen a batch when the journal is there.
         while not (cache.is_dir() and list(cache.glob("*.answers"))):
             assert child.poll() is None
+            time.sleep(0.01)
         os.kill(child.pid, signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
+    watchdog.cancel()
     rest = Pixels(80)
     resumed = measure_answers(engines(), rest, 10, Progress(), Journal(lambda: 1))  # type: ignore[arg-type]
     assert rest.taken == list(range(rest.taken[0], 80)) and 10 <= rest.taken[0] <= 50

@@ -177,7 +177,8 @@ def test_an_engine_is_its_files_and_how_they_are_run(tmp_path: Path) -> None:
     (engine / "lambda0").mkdir(parents=True)
     (engine / "model.onnx").write_bytes(b"graph")
     base = describe_engine(engine, "onnxruntime", "int4", 2)
-    for name in ("report.json", "manifest.json", "predictions.safetensors", "recipe.yaml", "parity.safetensors"):
+    described = ("report.json", "manifest.json", "predictions.safetensors", "recipe.yaml", "parity.safetensors")
+    for name in (*described, "MODEL_CARD.md", "sbom.cdx.json", "model.sig"):
         (engine / name).write_bytes(b"other")
     assert describe_engine(engine, "onnxruntime", "int4", 2) == base
     assert list(base["files"]) == ["model.onnx"]

@@ -88,6 +88,19 @@ def test_images_are_described_without_a_path(tmp_path: Path) -> None:
     assert "secret" not in json.dumps(describe_images(data, CONFIG))
 
 
+def test_other_pixels_are_other_images(tmp_path: Path) -> None:
+    from PIL import Image
+
+    opened = []
+    for place, color in (("one", 1), ("two", 1), ("three", 2)):
+        (tmp_path / place / "a").mkdir(parents=True)
+        Image.new("RGB", (32, 32), (color, 0, 0)).save(tmp_path / place / "a" / "x.png", compress_level=0)
+        opened.append(open_dataset(DatasetSpec("folder", root=tmp_path / place), CONFIG))
+    first, same, other = (predictions_of(answered([0]), data, CONFIG).images for data in opened)
+    assert describe_images(opened[0], CONFIG) == describe_images(opened[2], CONFIG), "names and sizes are the same"
+    assert first == same != other
+
+
 # Damage
 
 

@@ -94,8 +94,8 @@ def test_nothing_worse_is_ok() -> None:
     ("change", "line", "lenient"),
     [
         ({"gained": 50, "lost": 150}, "accuracy is WORSE by 2.00 points", Tolerances(accuracy=3.5)),
-        ({"factor": 1.1}, "latency at batch size 1 is SLOWER by more than 0.02", Tolerances(latency=0.15)),
-        ({"size": 1100}, "size is LARGER by 0.1, more than 0.01", Tolerances(size=0.2)),
+        ({"factor": 1.1}, "latency at batch size 1 is SLOWER by more than 2 %", Tolerances(latency=0.15)),
+        ({"size": 1100}, "size is LARGER by 10 %, more than 1 %", Tolerances(size=0.2)),
     ],
 )
 def test_every_tolerance(change: dict[str, float], line: str, lenient: Tolerances) -> None:
@@ -119,8 +119,9 @@ def test_a_real_loss_smaller_than_the_tolerance_is_worse_but_no_regression() -> 
     [
         (True, True, GateVerdict.PASSED, False, False),
         (True, False, GateVerdict.MISSED, True, False),
-        (False, False, GateVerdict.MISSED, False, False),
-        (None, False, GateVerdict.MISSED, False, False),
+        (False, False, GateVerdict.MISSED, False, True),
+        (None, False, GateVerdict.MISSED, True, False),
+        (False, True, GateVerdict.PASSED, False, False),
         (True, None, GateVerdict.UNSURE, False, True),
     ],
 )
@@ -131,6 +132,8 @@ def test_gates(old: bool | None, new: bool | None, word: GateVerdict, regression
     assert bool(comparison.regressions()) is regression and bool(comparison.doubts()) is doubt
     if regression:
         assert comparison.regressions() == ["gate min_speedup is MISSED: wanted at least 2×, found 1.4×"]
+    if old is new is False:
+        assert comparison.doubts() == ["gate min_speedup: still missed: wanted at least 2×, found 1.4×"]
 
 
 def test_unsure_fails_only_when_strict() -> None:
@@ -144,9 +147,20 @@ def test_unsure_fails_only_when_strict() -> None:
 
 def test_unsure_tests_say_what_would_decide() -> None:
     noisy = make(gained=95, lost=105)
-    assert noisy.doubts() == ["accuracy: more images would decide"]
+    loss = "5,000 images reveal a loss of 1.1 points in four of five cases; more would decide"
+    assert noisy.doubts() == [f"accuracy: {loss}"]
     wide = replace(make().latency[0], verdict=Verdict.UNSURE)
     assert "more blocks" in replace(make(), latency=(wide,)).doubts()[0]
+
+
+def test_stored_latency_is_at_most_a_doubt() -> None:
+    slower = make(factor=1.5)
+    stored = replace(slower, latency=(replace(slower.latency[0], source="stored"),))
+    assert slower.outcome() == "REGRESSION" and stored.outcome() == "UNSURE"
+    assert stored.doubts() == ["latency at batch size 1: SLOWER in separate runs; compare without --stored"]
+    require_no_regression(stored)
+    with pytest.raises(GateError, match="SLOWER in separate runs"):
+        require_no_regression(stored, strict=True)
 
 
 def test_json_is_versioned_and_whole() -> None:

@@ -16,7 +16,6 @@ from qvec_deploy.report.comparison_verdicts import (
     accuracy_verdict,
     gate_verdict,
     size_verdict,
-    unpaired_speed_up,
 )
 
 
@@ -108,30 +107,3 @@ def test_any_other_byte_counts_at_tolerance_zero() -> None:
 
 def test_gates() -> None:
     assert [gate_verdict(passed) for passed in (True, False, None)] == list(GateVerdict)
-
-
-def test_unpaired_ratio_of_scripted_samples() -> None:
-    generator = np.random.default_rng(2)
-    old, new = generator.normal(10, 0.1, 200).tolist(), generator.normal(5, 0.05, 80).tolist()
-    ratio = unpaired_speed_up(old, new, level=0.01)
-    assert ratio is not None and ratio.value == pytest.approx(float(np.median(old) / np.median(new)))
-    assert ratio.low < ratio.value < ratio.high and ratio.contains(2.0)
-    wide = unpaired_speed_up(old, new, level=0.001)
-    assert wide is not None and wide.low < ratio.low and wide.high > ratio.high
-    mirrored = unpaired_speed_up(new, old, level=0.01)
-    assert mirrored is not None and mirrored.value == pytest.approx(1 / ratio.value)
-
-
-def test_unpaired_interval_covers() -> None:
-    generator = np.random.default_rng(3)
-    covered = 0
-    for _ in range(200):
-        samples = generator.lognormal(0, 0.1, (2, 60))
-        ratio = unpaired_speed_up(samples[0].tolist(), samples[1].tolist(), level=0.1)
-        covered += ratio is not None and ratio.contains(1.0)
-    assert 0.85 <= covered / 200 <= 0.97
-
-
-def test_too_few_samples_have_no_interval() -> None:
-    assert unpaired_speed_up([1.0] * 5, [1.0] * 60, level=0.01) is None
-    assert unpaired_speed_up([1.0] * 6, [1.0] * 6, level=0.01) is not None

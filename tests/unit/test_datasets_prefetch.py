@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,28 @@ def test_a_folder_tells_its_names_and_files_and_not_where_it_lies(tmp_path: Path
     other = folder(write_images(tmp_path / "three", ["10/a.png", "9/b.png", "9/d.png"]))
     assert one.identity != other.identity
     assert folder(tmp_path / "one", limit=2).identity != one.identity
+
+
+def test_other_pixels_under_the_same_names_are_other_images(tmp_path: Path) -> None:
+    files = ["a/x.png", "b/y.png"]
+    one, copy, other, grown = (write_images(tmp_path / place, files) for place in ("one", "two", "three", "four"))
+    pixels = (other / "a/x.png").read_bytes()
+    (other / "a/x.png").write_bytes(pixels[:-1] + bytes([pixels[-1] ^ 1]))  # another picture of the same size
+    (grown / "a/x.png").write_bytes(pixels + b"more")
+    assert folder(one).contents() == folder(copy).contents() != folder(other).contents()
+    assert folder(one).identity == folder(other).identity != folder(grown).identity
+    before = folder(one).modified()
+    os.utime(one / "a/x.png", ns=(1, 1))
+    assert folder(one).modified() != before and folder(one, limit=1).modified() != before
+    assert folder(one).contents() == folder(copy).contents()
+
+
+def test_an_image_that_vanished_is_named(tmp_path: Path) -> None:
+    data = folder(write_images(tmp_path, ["a/x.png", "b/y.png"]))
+    (tmp_path / "b/y.png").unlink()
+    for ask in (lambda: data.identity, data.modified, data.contents):
+        with pytest.raises(StorageError, match=r"y\.png"):
+            ask()
 
 
 def test_a_folder_is_read_by_several_threads_as_by_one(tmp_path: Path) -> None:

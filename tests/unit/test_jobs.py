@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from qvec_deploy import jobs
 from qvec_deploy.jobs import Failure, Job, LocalProcesses, Outcome, perform
 
 FUNCTIONS = "job_functions"
@@ -80,8 +82,9 @@ def test_jobs_may_be_submitted_while_outcomes_are_read() -> None:
         (_job("not_json"), "TypeError", "not JSON serializable", "report it", 1),
         (_job("absent"), "AttributeError", "absent", "report it", 1),
         (_job("die", by="SIGKILL"), "IncompatibleError", "killed (SIGKILL)", "out of memory", 4),
-        (_job("die", by="SIGSEGV"), "Crash", "ended by SIGSEGV", "log", 1),
-        (_job("leave"), "Crash", "exited with 7", "log", 1),
+        (_job("die", by="SIGSEGV"), "Crash", "ended by SIGSEGV", "try it alone", 1),
+        (_job("die", "realtime", by=35), "Crash", "ended by signal 35", "try it alone", 1),
+        (_job("leave"), "Crash", "exited with 7", "try it alone", 1),
     ],
     ids=lambda value: value.name if isinstance(value, Job) else "",
 )
@@ -92,6 +95,27 @@ def test_a_failed_job_costs_itself_alone(job: Job, kind: str, message: str, hint
     assert (failure.kind, failure.exit_code) == (kind, code)
     assert message in failure.message and hint in failure.hint
     assert outcomes["add"].result == 3
+
+
+def test_a_crash_names_its_log(tmp_path: Path) -> None:
+    failure = _run(_job("leave"), logs=tmp_path)["leave"].failure
+    assert failure is not None and f"{tmp_path / 'leave.log'} may say more" in failure.hint
+
+
+def test_a_job_that_does_not_end_after_its_result_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_GRACE_S", 0.2)
+    start = time.monotonic()
+    outcomes = _run(_job("outlast"), _job("add", left=1, right=2), workers=1)
+    assert time.monotonic() - start < 20
+    assert outcomes["outlast"].result == "done" and outcomes["outlast"].failure is None
+    assert outcomes["add"].result == 3
+
+
+def test_what_was_never_started_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(jobs.os, "killpg", lambda group, number: killed.append(group))
+    jobs._kill_group(multiprocessing.get_context("spawn").Process())
+    assert killed == []  # group 0 would be this process's own
 
 
 def test_a_bug_keeps_its_traceback_and_the_log_what_was_printed(tmp_path: Path) -> None:

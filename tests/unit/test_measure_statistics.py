@@ -8,6 +8,7 @@ from qvec_deploy.measure import statistics
 from qvec_deploy.measure.statistics import (
     Estimate,
     coefficient_of_variation,
+    detectable_loss,
     mcnemar,
     median,
     median_estimate,
@@ -18,6 +19,7 @@ from qvec_deploy.measure.statistics import (
     samples_needed,
     speed_up,
     throughput,
+    unpaired_speed_up,
     wilson,
 )
 
@@ -226,3 +228,57 @@ def test_mcnemar_rejects_as_rarely_as_its_level_where_there_is_no_difference():
     draw = np.random.default_rng(7)
     rejected = sum(mcnemar(gained, 80 - gained) < 0.05 for gained in draw.binomial(80, 0.5, 2000).tolist())
     assert 20 <= rejected <= 100  # exact: at most 5 % of 2000, and less because counts are whole
+
+
+def test_unpaired_ratio_of_scripted_samples():
+    generator = np.random.default_rng(2)
+    old, new = generator.normal(10, 0.1, 200).tolist(), generator.normal(5, 0.05, 80).tolist()
+    ratio = unpaired_speed_up(old, new, confidence=0.99)
+    assert ratio.value == pytest.approx(float(np.median(old) / np.median(new)))
+    assert ratio.low < ratio.value < ratio.high and ratio.contains(2.0)
+    wide = unpaired_speed_up(old, new, confidence=0.999)
+    assert wide.low < ratio.low and wide.high > ratio.high
+    assert unpaired_speed_up(new, old, confidence=0.99).value == pytest.approx(1 / ratio.value)
+
+
+def test_unpaired_interval_covers():
+    generator = np.random.default_rng(3)
+    covered = 0
+    for _ in range(200):
+        samples = generator.lognormal(0, 0.1, (2, 60))
+        covered += unpaired_speed_up(samples[0].tolist(), samples[1].tolist(), confidence=0.9).contains(1.0)
+    assert 0.85 <= covered / 200 <= 0.97
+
+
+def test_unpaired_samples_that_are_alike_in_a_row_are_drawn_in_runs(monkeypatch):
+    generator = np.random.default_rng(4)
+    noise = generator.normal(0, 0.15, (2, 60 + 4))
+    lasting = [np.exp(np.convolve(own, np.ones(5), "valid") / 5**0.5).tolist() for own in noise]
+    together = unpaired_speed_up(*lasting)
+    monkeypatch.setattr(statistics, "run_length", lambda count: 1)
+    singly = unpaired_speed_up(*lasting)
+    assert together.high - together.low > 1.2 * (singly.high - singly.low)
+
+
+def test_a_stricter_unpaired_interval_takes_more_samples():
+    assert unpaired_speed_up([1.0] * 5, [1.0] * 60) is None
+    assert unpaired_speed_up([1.0] * 6, [1.0] * 6) is not None
+    assert unpaired_speed_up([1.0] * 7, [1.0] * 60, confidence=0.99) is None
+    assert unpaired_speed_up([1.0] * 8, [1.0] * 60, confidence=0.99) is not None
+
+
+@pytest.mark.parametrize(("count", "both"), [(500, 0.02), (1000, 0.02), (5000, 0.01)])
+def test_the_loss_that_so_many_images_reveal_is_found_as_often_as_promised(count, both):
+    kinds = round(both * count)
+    loss = detectable_loss(kinds, kinds, count, confidence=0.99)
+    draw, found = np.random.default_rng(5), 0
+    for _ in range(300):
+        gained, lost, _ = draw.multinomial(count, [both, both + loss, 1 - 2 * both - loss])
+        found += mcnemar(gained, lost) < 0.01
+    assert 0.72 <= found / 300 <= 0.88
+
+
+def test_the_loss_that_images_reveal_falls_with_their_number_and_never_leaves_what_can_be():
+    losses = [detectable_loss(0, 0, count, confidence=0.99) for count in (1, 20, 1000, 50_000)]
+    assert 1 > losses[0] > losses[1] > losses[2] > losses[3] > 0
+    assert detectable_loss(20, 60, 1000) == detectable_loss(60, 20, 1000) > detectable_loss(10, 60, 1000)

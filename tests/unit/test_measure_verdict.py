@@ -7,7 +7,7 @@ import pytest
 
 from qvec_deploy.measure import statistics
 from qvec_deploy.measure.statistics import Estimate
-from qvec_deploy.measure.verdict import Verdict, judge, latency_verdict
+from qvec_deploy.measure.verdict import Verdict, blocks_missing, judge, latency_verdict
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,18 @@ def test_the_interval_decides(low: float, high: float, verdict: Verdict) -> None
 
 
 def test_too_few_samples_are_unsure() -> None:
-    assert latency_verdict([10.0] * 7, [1.0] * 7) == (Verdict.UNSURE, None)
-    assert latency_verdict([10.0] * 8, [1.0] * 8) == (Verdict.FASTER, Estimate(10.0, 10.0, 10.0))
+    for level in (0.0001, 0.01, 0.5):
+        for paired in (True, False):
+            few, enough = ([10.0] * 29, [1.0] * 29), ([10.0] * 30, [1.0] * 30)
+            assert latency_verdict(*few, level=level, paired=paired) == (Verdict.UNSURE, None)
+            faster = (Verdict.FASTER, Estimate(10.0, 10.0, 10.0))
+            assert latency_verdict(*enough, level=level, paired=paired) == faster
+    assert [blocks_missing([1.0] * 40, [1.0] * count) for count in (8, 29, 30, 50)] == [22, 1, 0, 0]
+
+
+def test_separate_runs_need_not_be_as_long() -> None:
+    verdict, ratio = latency_verdict([10.0] * 30, [20.0] * 45, paired=False)
+    assert verdict is Verdict.SLOWER and ratio == Estimate(0.5, 0.5, 0.5)
 
 
 def test_the_level_widens_the_interval() -> None:

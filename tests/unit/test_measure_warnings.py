@@ -90,6 +90,15 @@ def test_fewer_samples_than_asked():
     assert latency_findings({"float": LatencySamples(1, STEADY)}, "float", asked_blocks=40) == []
 
 
+def test_less_time_than_asked():
+    samples = {"float": LatencySamples(1, STEADY)}
+    taken_s = sum(STEADY) / 1e3
+    assert latency_findings(samples, "float", 40, taken_s) == []
+    (finding,) = latency_findings(samples, "float", 40, 600.0)
+    assert finding.warning is MeasurementWarning.FEWER_SAMPLES
+    assert finding.detail == f"The time was up after 40 of 40 samples, {taken_s:.3g} of 600 s (batch size 1)."
+
+
 def test_steady_samples_give_no_finding():
     assert kinds({"float": STEADY, "fast": tuple(taken / 2 for taken in STEADY)}) == []
 

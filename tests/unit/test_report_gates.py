@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from report_example import IMAGES, SELECTION, example_report, selecting_report
+from report_example import IMAGES, SELECTION, example_report, gpu_report, selecting_report
 
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.measure.accuracy import Paired
@@ -172,6 +172,41 @@ def test_too_few_samples_miss_the_gate():
     assert not result.passed
     assert result.found == "too few samples for an interval"
     assert not only(Gates(min_speedup=1.01), example_report(batch_sizes=())).passed
+
+
+def disturbed_report(name: str) -> Report:
+    """Half of a candidate's blocks beside other work, which slows it down by a fifth."""
+    report = example_report()
+    first = report[name].latency[0]
+    slow = (*(1.2 * sample for sample in first.samples_ms[:20]), *first.samples_ms[20:])
+    return changed(report, name, latency=(replace(first, samples_ms=slow),))
+
+
+@pytest.mark.parametrize("name", ["mean", "float"])
+def test_a_speed_of_a_disturbed_machine_passes_no_gate(name):
+    """Two processes that copied memory made 0.81 times into 1.23 times, with an interval from 1.15 on."""
+    report = disturbed_report(name)
+    result = only(Gates(min_speedup=1.0), report)
+    assert not result.passed
+    assert result.found.endswith("], but measured on a disturbed machine (drift): measure again")
+    busy = replace(report, environment=replace(report.environment, load_average=9.0))
+    assert "(busy machine, drift)" in only(Gates(min_speedup=1.0), busy).found
+    assert only(Gates(max_stored_bits=4), report).passed
+
+
+def test_other_candidates_and_a_load_that_samples_do_not_show_disturb_nothing():
+    report = disturbed_report("ptq")
+    assert only(Gates(min_speedup=1.2), report).passed
+    busy = replace(report, environment=replace(report.environment, load_average=9.0))
+    assert only(Gates(min_speedup=1.2), busy).passed
+
+
+def test_a_throttled_gpu_and_a_warm_up_that_did_not_end_disturb():
+    report = example_report()
+    throttled = replace(report, environment=gpu_report().environment)
+    assert "(throttled)" in only(Gates(min_speedup=1.2), throttled).found
+    unsettled = changed(report, "mean", latency=(replace(report["mean"].latency[0], settled=False),))
+    assert "(warm-up not stable)" in only(Gates(min_speedup=1.2), unsettled).found
 
 
 @pytest.mark.parametrize(("limit", "passed"), [(1.0, True), (1.1, False)])

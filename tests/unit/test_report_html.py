@@ -143,7 +143,7 @@ def test_sections_without_data_are_left_out(report):
     bare = replace(report["float"], **nothing)
     text = to_html(replace(report, candidates=(bare,), selected=None, warnings=(), selection=None, gates=()))
     assert set(SECTIONS) & set(Page(text).ids) == {"comparison", "method", "candidates", "environment"}
-    assert "No candidate was selected." in text
+    assert "float (86.7\u00a0MB) was measured." in text
 
 
 def test_the_tiles_are_the_selected_candidates_numbers(report):
@@ -163,6 +163,14 @@ def test_a_tile_says_when_a_speed_up_is_unclear(report):
     )
     latency = tiles(changed, rows(changed))[2]
     assert latency.notes[1] == "1.00× [1.00, 1.00] over float: no clear difference"
+
+
+def test_a_tile_says_that_the_machine_was_disturbed(report):
+    shown = {tile.term: tile for tile in tiles(report, rows(report))}
+    assert "measured on a disturbed machine" not in shown["Latency"].notes
+    throttled = replace(report, environment=gpu_report().environment)
+    shown = {tile.term: tile for tile in tiles(throttled, rows(throttled))}
+    assert shown["Latency"].notes[-1] == "measured on a disturbed machine"
 
 
 def test_numbers_keep_their_units_and_intervals_their_ends_on_one_line():

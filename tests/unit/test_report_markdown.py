@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_example import example_report, selecting_report
+from report_example import IMAGES, example_report, selecting_report
 
 from qvec_deploy.measure.accuracy import Paired
 from qvec_deploy.measure.latency import LatencySamples
@@ -70,6 +70,13 @@ def test_tables_are_rectangular():
         ("one_donor _em_", r"one_donor \_em\_"),
         ("line\n\n# heading", "line # heading"),
         ("&lt;", "&amp;lt;"),
+        ("https://a.b, HTTP://c", "https:<!-- -->//a.b, HTTP:<!-- -->//c"),
+        ("_www.a.b", r"\_www<!-- -->.a.b"),
+        ("@org/team and me@a.org", "@<!-- -->org/team and me@<!-- -->a.org"),
+        ("hf://acme/vit@0123abc/model.pt", "hf://acme/vit@0123abc/model.pt"),
+        ("#12, acme/x#3, GH-4, # 5", "#<!-- -->12, acme/x#<!-- -->3, GH-<!-- -->4, # 5"),
+        ("~~x~~", r"\~\~x\~\~"),
+        ("$x$", "<span>$</span>x<span>$</span>"),
     ],
 )
 def test_text_stays_text(text, shown):
@@ -102,8 +109,10 @@ def test_p90_is_left_out_below_its_sample_size():
         replace(c, latency=tuple(LatencySamples(1, e.samples_ms[:20]) for e in c.latency)) for c in report.candidates
     )
     report = replace(report, candidates=few)
-    row = next(line for line in to_markdown(report).splitlines() if line.startswith("| ptq |"))
-    assert row.split(" | ")[5:7] == ["9.10", "–"]
+    text = to_markdown(report)
+    row = next(line for line in text.splitlines() if line.startswith("| ptq |"))
+    assert row.split(" | ")[5:7] == ["9.10", "110"] and "p90 (ms)" not in text, "a column of dashes is none"
+    assert re.search(r"\| 20 \| 9\.10 \[.*\] \| – \|", text), "the table by batch size says how many are missing"
 
 
 def test_the_headline_claims_only_what_intervals_support():
@@ -136,8 +145,53 @@ def test_without_selection_and_gates_their_sections_are_left_out():
     assert "**Selection.**" not in text and "**Gates.**" not in text
 
 
-def test_without_a_selection_it_says_so():
-    assert headline(example_report(selected=None)) == "No candidate was selected."
+def test_without_a_selection_it_says_what_was_compared():
+    report = example_report(selected=None)
+    assert headline(report) == "8 engines were measured side by side. Speed-ups are over float."
+    few = replace(report, candidates=report.candidates[:3], warnings=())
+    assert headline(few) == (
+        "float (96.7 % top-1, 86.7 MB, 11.8 ms), ptq (74.5 % top-1, 8.57 MB, 9.10 ms) and ptq_mse (87.8 % top-1, "
+        "8.57 MB, 9.10 ms) were measured side by side. Speed-ups are over float."
+    )
+
+
+def as_good(report, gained: int, lost: int, **changes):
+    """The headline where another engine gains and loses so many images against the one that ships."""
+    names = ("mean", "ptq_mse")
+    for one, other, up, down in ((*names, lost, gained), (*names[::-1], gained, lost)):
+        pairs = {**report[one].paired, other: Paired(up, down, IMAGES - up - down, IMAGES)}
+        report = changed(report, one, paired=pairs, **(changes if one == "ptq_mse" else {}))
+    return headline(report)
+
+
+def test_what_is_as_good_and_faster_or_smaller_is_named():
+    report = example_report()
+    fast = (LatencySamples(1, tuple(sample / 1.5 for sample in report["mean"].latency[0].samples_ms)),)
+    assert as_good(report, 20, 30, latency=fast).endswith(
+        "ptq_mse, not clearly different in accuracy (p = 0.2), is 1.50× as fast [1.50, 1.50]."
+    )
+    assert as_good(report, 20, 30, stored_bytes=4_285_952).endswith("(p = 0.2), is 2.0 times smaller.")
+    both = as_good(report, 20, 30, latency=fast, stored_bytes=17_143_808)
+    assert both.endswith("is 1.50× as fast [1.50, 1.50] and is 2.0 times larger.")
+    assert as_good(report, 60, 10, latency=fast).endswith("ptq_mse, more accurate, is 1.50× as fast [1.50, 1.50].")
+
+
+def test_what_is_less_accurate_or_neither_faster_nor_smaller_is_not_named():
+    report = example_report()
+    fast = (LatencySamples(1, tuple(sample / 1.5 for sample in report["mean"].latency[0].samples_ms)),)
+    for text in (as_good(report, 10, 60, latency=fast), as_good(report, 20, 30)):
+        assert "ptq_mse" not in text
+
+
+def test_a_speed_of_a_disturbed_machine_is_said_to_be_one():
+    report = example_report()
+    first = report["mean"].latency[0]
+    slow = (replace(first, samples_ms=(*first.samples_ms[:20], *(1.2 * sample for sample in first.samples_ms[20:]))),)
+    assert "measured on a disturbed machine (drift)." in headline(changed(report, "mean", latency=slow))
+    assert "disturbed" not in headline(report)
+    fast = tuple(replace(entry, samples_ms=tuple(sample / 1.5 for sample in entry.samples_ms)) for entry in slow)
+    text = as_good(report, 20, 30, latency=fast)
+    assert "may be" in text and text.endswith("(that too was measured on a disturbed machine).")
 
 
 def test_a_candidate_larger_than_float_is_called_larger():
@@ -150,4 +204,5 @@ def test_what_was_not_measured_is_a_dash():
     text = to_markdown(report)
     assert "**Latency.** Not measured." in text
     row = next(line for line in text.splitlines() if line.startswith("| ptq |"))
-    assert row.count("–") == 8
+    assert row.count("–") == 4
+    assert "Latency (median ms" not in text and "Speed-up" not in text, "a column of dashes is none"

@@ -7,6 +7,7 @@ import pytest
 from report_example import example_report, gpu_report, patched_report, selecting_report
 
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.measure.accuracy import Paired
 from qvec_deploy.report.html import overview_html
 from qvec_deploy.report.markdown import overview_markdown
 from qvec_deploy.report.overview import caveat, figures, headline, listing, overview
@@ -67,6 +68,22 @@ def test_overlapping_intervals_are_told():
     assert headline(two).endswith("By accuracy alone it is not clearly apart from b: their intervals overlap.")
 
 
+def test_answers_to_the_same_images_are_compared_image_by_image():
+    reports = {"a": example_report(), "b": patched_report(), "c": example_report()}
+    pairs = {"b": Paired(10, 12, 2600, 2700), "c": Paired(2, 60, 2600, 2700)}
+    asked = []
+
+    def paired(name: str, other: str) -> Paired:
+        asked.append((name, other))
+        return pairs[name]
+
+    said = headline(overview(reports, paired))
+    assert said.endswith("By accuracy alone it is not clearly apart from b: image by image, no clear difference.")
+    assert asked == [("b", "a"), ("c", "a")]
+    some = overview(reports, lambda name, _: pairs["c"] if name == "c" else None)
+    assert headline(some).endswith("apart from b: their intervals overlap.")
+
+
 def test_latencies_of_separate_runs_are_said_not_to_be_paired(shown):
     assert "separate runs, on AMD EPYC 9575F with 4 threads, and are not paired" in caveat(shown)
     report = example_report()
@@ -122,6 +139,18 @@ def test_hostile_names_stay_text():
     two = overview({name: example_report(), "b": patched_report()})
     assert "<img" not in overview_html(two)
     assert "<img" not in overview_markdown(two) and "\n# y" not in overview_markdown(two)
+
+
+def test_a_name_that_bundle_and_candidate_share_is_shown_once():
+    listed = listing(overview({"mean": example_report()}))
+    assert (listed.columns[7], listed.rows[0][7]) == ("Patch", "λ = 1, 2 donors")
+    plain = listing(overview({"ptq": example_report(selected="ptq"), "mean": example_report()}))
+    assert [row[7] for row in plain.rows] == ["λ = 1, 2 donors", "none"]
+
+
+def test_a_disturbed_machine_is_named():
+    report = replace(example_report(), environment=gpu_report().environment)
+    assert "9.11 ms at batch 1 (measured on a disturbed machine)" in headline(overview({"a": report}))
 
 
 @pytest.mark.parametrize("change", [{"dataset": "other"}, {"split": "train"}, {"class_names": ("a", "b")}])

@@ -10,9 +10,10 @@ from qvec_deploy.report.layer_plot import layer_errors, panels
 from qvec_deploy.report.plots import Point, front, spread, trade_offs
 from qvec_deploy.report.reliability_plot import reliability
 from qvec_deploy.report.summary import rows
-from qvec_deploy.report.svg import Figure
-from qvec_deploy.report.time_plot import distributions, kind, layer_times
+from qvec_deploy.report.svg import Figure, labels
+from qvec_deploy.report.time_plot import distributions, layer_times
 from qvec_deploy.report.values import Bin, LayerError, LayerTime, Report
+from qvec_deploy.roofline.operations import layer_kind
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,15 @@ def test_a_long_name_is_shortened_in_the_figure():
     long = replace(report["mean"], name="a" * 60)
     report = replace(report, candidates=(report["float"], long), selected=None, warnings=())
     svg = figures(report)[0].svg
-    assert f">{'a' * 19}…</text>" in svg
+    assert f">{'a' * 7}…{'a' * 12}</text>" in svg
+
+
+def test_names_that_differ_at_their_ends_stay_apart():
+    names = ["demo_symbols-lambda0.5-seed1", "demo_symbols-lambda0.5-seed2", "demo_symbols-lambda0.25-seed1"]
+    assert labels(names) == ["…lambda0.5-seed1", "…lambda0.5-seed2", "…lambda0.25-seed1"]
+    assert labels(["a-b", "a-c"]) == ["a-b", "a-c"], "short ones stay"
+    assert labels(["a" * 30, "a" * 29 + "b"]) == ["a" * 7 + "…" + "a" * 12, "a" * 7 + "…" + "a" * 11 + "b"]
+    assert labels(["x-" + "a" * 30] * 2) == ["…" + "a" * 6 + "…" + "a" * 12] * 2
 
 
 def test_dollar_signs_are_not_mathematics():
@@ -162,7 +171,7 @@ def test_a_layer_without_a_bound_leaves_its_kind_without_one():
 
 
 def test_kinds_of_layers():
-    assert [kind(name) for name in ("blocks.3.mlp.fc1", "layers.1.blocks.0.attn", "rest")] == [
+    assert [layer_kind(name) for name in ("blocks.3.mlp.fc1", "layers.1.blocks.0.attn", "rest")] == [
         "mlp.fc1",
         "attn",
         "rest",

@@ -154,7 +154,7 @@ def test_figures_of_a_selection():
     assert "rtn: 0.251 at the best λ, 1; 1.15 at λ = 0" in curves.svg
     assert "gptaq: 0.0610 at the best λ, 0; mse" in curves.svg, "the best is λ = 0: said once"
     assert donors.title == "Donors"
-    for words in ("svhn", "pets", "stanford_cars_long_…", "weight"):
+    for words in ("svhn", "pets", "stanfor…rs_long_name", "weight"):
         assert f">{words}</text>" in donors.svg
     assert "stanford_cars_long_name: 1.31 nats alone, weight -0.062" in donors.svg
 

@@ -4,16 +4,19 @@ import csv
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from report_example import IMAGES, example_report, gpu_report, selecting_report
 
+from qvec_deploy.bundle.answers import CHANGES, answers_of
+from qvec_deploy.measure.accuracy import Accuracy, pair
 from qvec_deploy.measure.latency import LatencySamples
 from qvec_deploy.report import accuracy, prose, timing
 from qvec_deploy.report.formatting import p_value
 from qvec_deploy.report.spreadsheet import candidates_csv, data_uri, samples_csv, to_csv
 from qvec_deploy.report.summary import rows
 from qvec_deploy.report.surroundings import environment_facts
-from qvec_deploy.report.values import Answers, Change, ClassCount, Report
+from qvec_deploy.report.values import Answers, ClassCount, Report
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def test_answers_of_every_candidate_beside_the_number_of_images(report):
     assert listing.shipped == "gptaq"
     by_name = {cells[0]: cells[1:] for cells in listing.rows}
     assert by_name["gptaq"][0] == "95.3 [94.5, 96.1]"
-    assert by_name["gptaq"][3:] == ("94.7 [93.8, 95.5]", "603 / 40", "< 0.0001")
+    assert by_name["gptaq"][3:] == ("94.2 [93.3, 95.0]", "603 / 40", "< 0.0001")
     assert by_name["ptq"][-2:] == ("–", "–"), "not compared with itself"
     assert by_name["float"][3] == "–", "its own answers"
     assert listing.note.startswith("n = 2,700 images")
@@ -95,11 +98,23 @@ def test_changes_are_named_and_counted(report):
     listing = accuracy.changes(report)
     assert listing.rows[0] == ("PermanentCrop → AnnualCrop", "61", "9", "47", "5")
     assert "156 changed answers" in listing.note and "2,700 images" in listing.note
-    many = tuple(Change(0, now, 1, 0, 1) for now in range(1, 40))
-    longer = replace(report["gptaq"].accuracy, changes=many)
-    listing = accuracy.changes(changed(report, "gptaq", accuracy=longer))
-    assert len(listing.rows) == accuracy.MOST_CHANGES
-    assert listing.note.startswith("The 20 most frequent changes") and "39 changed answers" in listing.note
+    assert listing.note.startswith("Changes of the float receiver's answer")
+
+
+def test_changes_beyond_those_that_a_report_keeps_are_counted(report):
+    labels = np.arange(IMAGES, dtype=np.int32) % 60
+    now = np.where(np.arange(IMAGES) % 3 == 0, (labels + 1) % 60, labels).astype(np.int32)  # 900 changes of 20 kinds
+    now[1:80:3] = 59 - labels[1:80:3]
+    full, engine = (Accuracy(labels, each, None, np.ones(IMAGES, np.float32)) for each in (labels, now))
+    answered = {name: answers_of(each, full) for name, each in (("float", full), ("gptaq", engine))}
+    paired = {**report["gptaq"].paired, "float": pair(now, labels, labels)}
+    report = changed(changed(report, "float", accuracy=answered["float"]), "gptaq", accuracy=answered["gptaq"])
+    listing = accuracy.changes(changed(report, "gptaq", paired=paired))
+    assert len(listing.rows) == CHANGES
+    different = int((now != labels).sum())
+    assert different > sum(int(row[1]) for row in listing.rows)
+    assert listing.note.startswith("The 20 most frequent changes") and f"{different} changed answers" in listing.note
+    assert accuracy.changes(changed(report, "gptaq", paired={})) is None
 
 
 @pytest.mark.parametrize(("chance", "text"), [(1.0, "1"), (0.049, "0.049"), (0.00012, "0.00012"), (3e-9, "< 0.0001")])

@@ -11,7 +11,8 @@ from qvec_deploy.errors import StorageError
 from qvec_deploy.report.console import listing_table, summary_table
 from qvec_deploy.report.document import from_json
 from qvec_deploy.report.overview import listing, overview
-from qvec_deploy.report.write import write_overview, write_report, write_tables
+from qvec_deploy.report.write import write_report, write_tables
+from qvec_deploy.store import require_report_folder
 
 
 def printed(report, width: int = 120) -> str:
@@ -38,7 +39,7 @@ def test_tables_are_two_files_more(tmp_path):
 
 def test_several_reports_are_the_same_three_files(tmp_path):
     shown = overview({"a": example_report(), "b": selecting_report()})
-    paths = write_overview(shown, tmp_path)
+    paths = write_report(shown, tmp_path)
     assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
     assert paths[2].read_text(encoding="utf-8").startswith("<!doctype html>")
 
@@ -72,3 +73,16 @@ def test_the_console_table_shows_brackets_of_names_as_they_are():
     renamed = replace(report["float"], name=name)
     report = replace(report, candidates=(renamed,), baseline=name, selected=None, title="[bold]t", warnings=())
     assert name in printed(report) and "[bold]t" in printed(report)
+
+
+def test_a_report_goes_into_no_bundle_and_none_of_its_folders(tmp_path):
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "manifest.json").write_text("{}")
+    with pytest.raises(StorageError, match="is a bundle"):
+        require_report_folder(bundle)
+    with pytest.raises(StorageError, match="is in the bundle"):
+        require_report_folder(bundle / "a" / "b")
+    assert not (bundle / "a").exists()
+    require_report_folder(tmp_path / "beside" / "it")
+    assert (tmp_path / "beside" / "it").is_dir()

@@ -69,6 +69,21 @@ def test_known_size() -> None:
     assert by_name["head"].tokens == 1
 
 
+@pytest.mark.parametrize(("name", "args"), MODELS)
+def test_what_runtimes_fuse_is_left_out_of_the_bound(name: str, args: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = create(name, PICO_CLASSES, args)
+    seen: list[int] = []
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_hook(lambda _, given, result: seen.append(given[0].numel() + result.numel()))
+    shape = describe(name, PICO_CLASSES, args).input_shape
+    with torch.no_grad():
+        model(torch.empty((1, *shape), device="meta"))
+    rest = next(operation for operation in _trace(name, args) if operation.layer == REST)
+    assert 0 <= rest.values - sum(seen) <= max(seen), "norms, and perhaps a pooling"
+
+
 def test_attention_in_parts_is_the_same_work_and_more_bytes() -> None:
     whole = _trace(PICO_MODEL, PICO_ARGS)
     before = timm.layers.use_fused_attn()

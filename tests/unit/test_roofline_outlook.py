@@ -103,7 +103,9 @@ def test_the_table(pico_recipe: Callable[..., Path]) -> None:
     start = next(index for index, line in enumerate(lines) if line.startswith("roofline of NVIDIA L4"))
     text = "\n".join(lines[start:])
     assert "NVIDIA L4 Tensor Core GPU data sheet" in text and "300 GB/s; fp16 121 T/s" in text
-    assert "no lowering of this runtime does that" in text and "batch size 1" in text
+    assert "torch-cuda: no lowering does that" in text and "batch size 1" in text
+    assert "blocks.1" not in "\n".join(lines), "tensors are those of `plan` alone"
+    assert "launching" in text, "a tiny model is not what keeps a GPU busy"
     (row,) = [line.split() for line in lines[start:] if line.startswith("attn.qkv")]
     assert row[1] == "2" and row[3::2] == ["memory"] * 3
     (over,) = [line.split() for line in lines[start:] if line.startswith("over fp16")]

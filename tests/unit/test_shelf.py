@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -163,6 +166,51 @@ def test_who_measures_is_alone(tmp_path: Path) -> None:
         assert events[index + 1] == events[index].replace("measure", "measured"), events
     overlaps = [a for a, b in itertools.pairwise(events) if a.startswith("build:") and b.startswith("build:")]
     assert overlaps, events
+
+
+def test_everything_of_a_user_takes_turns_at_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps into other folders, and benches, would measure over each other."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert Machine.here().folder.is_relative_to(tmp_path / "cache" / "qvec-deploy")
+    with Machine.here().shared():
+        assert not _is_free(Machine.here().folder / "floor.lock")
+
+
+@pytest.mark.parametrize("without", ["a folder", "a home"])
+def test_without_a_cache_folder_the_machine_is_among_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
+    if without == "a folder":
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", _no_home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    assert Machine.here().folder.parent == tmp_path / "temporary"
+    with Machine.here().shared():
+        pass
+
+
+def test_who_waits_for_the_machine_can_say_so(tmp_path: Path) -> None:
+    said = []
+
+    @contextlib.contextmanager
+    def waiting() -> Iterator[None]:
+        said.append("waits")
+        yield
+        said.append("waits no more")
+
+    machine = Machine(tmp_path)
+    with machine.shared(waiting()):
+        said.append("builds")
+        with machine.alone(waiting()):
+            said.append("measures")
+    assert said == ["waits", "waits no more", "builds", "waits", "waits no more", "measures"]
+
+
+def _no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_who_wants_the_machine_is_not_kept_waiting_by_those_that_come_after(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
+import shutil
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from qvec_deploy.errors import StorageError
 from qvec_deploy.store import (
     atomic_path,
     canonical_json,
+    file_lock,
     require_file,
     sha256_bytes,
     sha256_file,
@@ -38,6 +42,19 @@ def _bundle(path: Path, text: str = "old") -> Path:
     (path / "manifest.json").write_text('{"format": "qvec-bundle"}')
     (path / "weights").write_text(text)
     return path
+
+
+def _killed_exchange(final: Path) -> None:
+    """What is left when a process is killed while it puts a new bundle in the place of an old one."""
+    for path in final.parent.iterdir():
+        shutil.rmtree(path)
+    _bundle(final.parent / f".{final.name}.abcdefgh.old")
+    _bundle(final.parent / f".{final.name}.ijklmnop.tmp", "new")
+
+
+def _stage_and_fail(final: Path) -> None:
+    with contextlib.suppress(RuntimeError), staging_directory(final):
+        raise RuntimeError
 
 
 @contextlib.contextmanager
@@ -319,6 +336,48 @@ class TestStagingDirectory:
         kept = list(tmp_path.rglob("weights"))
         assert [path.read_text() for path in kept] == ["old"]
 
+    def test_a_bundle_whose_exchange_was_killed_comes_back(self, tmp_path: Path) -> None:
+        """Between the two renames there is only `.bundle.XXXXXXXX.old`."""
+        final = tmp_path / "bundle"
+        _killed_exchange(final)
+        with pytest.raises(StorageError, match="exists"), staging_directory(final):
+            pytest.fail("the block was entered")
+        assert (final / "weights").read_text() == "old"
+        _killed_exchange(final)
+        with pytest.raises(RuntimeError), staging_directory(final, force=True):
+            raise RuntimeError
+        assert _names(tmp_path) == ["bundle"] and (final / "weights").read_text() == "old"
+        _killed_exchange(final)
+        with staging_directory(final, force=True) as staging:
+            (staging / "weights").write_text("new")
+        assert _names(tmp_path) == ["bundle"] and (final / "weights").read_text() == "new"
+
+    def test_of_two_that_were_moved_aside_the_newer_comes_back(self, tmp_path: Path) -> None:
+        for index, text in enumerate(("older", "newest", "old")):
+            (_bundle(tmp_path / f".bundle.{index:08}.old", text) / "manifest.json").touch()
+            os.utime(tmp_path / f".bundle.{index:08}.old" / "manifest.json", ns=(0, (1, 3, 2)[index]))
+        store.restore(tmp_path / "bundle")
+        assert (tmp_path / "bundle" / "weights").read_text() == "newest"
+
+    def test_nobody_removes_a_folder_that_is_just_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another process cleans up between the making of a folder and its lock: as soon as it may."""
+        real, others = store.tempfile.mkdtemp, []
+
+        def mkdtemp(**places: Any) -> str:
+            made: str = real(**places)
+            if not others:
+                others.append(threading.Thread(target=_stage_and_fail, args=(tmp_path / "bundle",)))
+                others[0].start()
+                others[0].join(0.3)
+            return made
+
+        monkeypatch.setattr(store.tempfile, "mkdtemp", mkdtemp)
+        with staging_directory(tmp_path / "bundle") as staging:
+            others[0].join()
+            assert staging.is_dir()
+            (staging / "a").write_text("whole")
+        assert _names(tmp_path) == ["bundle"] and _names(tmp_path / "bundle") == ["a"]
+
     def test_a_parent_that_is_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")
         with pytest.raises(StorageError, match=f"{tmp_path}/file"), staging_directory(tmp_path / "file" / "bundle"):
@@ -330,6 +389,33 @@ class TestStagingDirectory:
         with pytest.raises(StorageError, match="name too long"), staging_directory(tmp_path / ("x" * length)):
             pytest.fail("the block was entered")
         assert _names(tmp_path) == []
+
+
+class TestFileLock:
+    def test_a_file_is_opened_for_writing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """NFS turns flock into locks that only a writable descriptor can have alone."""
+        real = fcntl.flock
+
+        def flock(handle: int, operation: int) -> None:
+            if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            real(handle, operation)
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with file_lock(tmp_path / "lock") as held, file_lock(tmp_path / "lock", wait=False) as again:
+            assert (held, again) == (True, False)
+        with staging_directory(tmp_path / "bundle") as staging:  # folders cannot be locked there
+            (staging / "a").touch()
+        assert _names(tmp_path / "bundle") == ["a"]
+
+
+class TestCacheFolder:
+    def test_where_the_user_wants_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert store.cache_folder() == tmp_path / "qvec-deploy"
+        monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        assert store.cache_folder() == tmp_path / "home" / ".cache" / "qvec-deploy"
 
 
 class TestRequireFile:

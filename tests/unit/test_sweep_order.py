@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from qvec_deploy import workshop
 from qvec_deploy.cli.sweep import SweepDisplay, _figures, _verdict
 from qvec_deploy.errors import RecipeError
+from qvec_deploy.jobs import Executor, Failure, Job, Outcome
 from qvec_deploy.measure.statistics import Estimate
 from qvec_deploy.recipe import load_recipes
 from qvec_deploy.shelf import Shelf
+from qvec_deploy.store import sha256_file
 from qvec_deploy.sweep import Latency, Row, Summary, default_jobs, sweep
-from qvec_deploy.workshop import Workshop
+from qvec_deploy.targets.cuda import Gpu
+from qvec_deploy.workshop import Workshop, made_by
 
 
 def _row(code: int, name: str = "one") -> Row:
@@ -68,6 +75,54 @@ def test_a_recipe_that_cannot_be_stops_all_before_anything(tmp_path: Path, pico_
     with pytest.raises(RecipeError, match=r"pico-heed: .*`heed` matches no Linear"):
         sweep(recipes, tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("preload", ["qvec_deploy.sweep import _PRELOAD", "qvec_deploy.study.run import PRELOAD"])
+def test_jobs_may_use_a_gpu(preload: str) -> None:
+    """What is imported before jobs are forked must not touch CUDA. In a process of its own: the server starts once."""
+    script = (
+        "import json\n"
+        "from qvec_deploy.jobs import Job, LocalProcesses\n"
+        f"from {preload} as preload\n"
+        "if __name__ == '__main__':\n"
+        "    with LocalProcesses(1, preload=preload) as processes:\n"
+        "        processes.submit(Job('look', 'job_functions:look_at_cuda'))\n"
+        "        (outcome,) = processes.outcomes()\n"
+        "    print(json.dumps(outcome.result))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"preloaded": True, "bad_fork": False}, done.stderr
+
+
+class _Interrupted(Executor):
+    """An executor that ends one job, and is interrupted in the next."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.jobs: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        yield Outcome(self.jobs[0], failure=Failure("FetchError", "nothing there", "look elsewhere", 7))
+        raise KeyboardInterrupt
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_sweep_that_is_interrupted_leaves_a_summary_of_all(tmp_path: Path, pico_recipe: Callable[..., Path]) -> None:
+    recipes = load_recipes(pico_recipe(matrix={"lambda": [0, 0.5, 1]}))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(recipes, tmp_path, jobs=1, start=_Interrupted)
+    summary = json.loads((tmp_path / "sweep.json").read_text())
+    assert summary["exit_code"] is None  # not 7: what is pending may be worse
+    assert [(row["name"], row["verdict"], row["exit_code"]) for row in summary["builds"]] == [
+        ("pico-lambda0", "failed", 7),
+        ("pico-lambda0.5", "pending", None),
+        ("pico-lambda1", "pending", None),
+    ]
 
 
 class TestTable:
@@ -170,6 +225,34 @@ class TestWhatIsMadeOnce:
         assert key() == key(receiver__checkpoint=str(copy))
         copy.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         assert key() != key(receiver__checkpoint=str(copy))
+
+    @pytest.mark.parametrize(
+        "text", ["plan.py", "tensors.py", "checkpoint.py", "bundle/compile.py", "quantize/solver.py"]
+    )
+    def test_every_text_that_decides_bytes_counts(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+        before = made_by.__wrapped__()
+        changed = Path(workshop.__file__).parent / text
+        assert changed.is_file()
+        monkeypatch.setattr(workshop, "sha256_file", lambda path: "other" if path == changed else sha256_file(path))
+        assert made_by.__wrapped__() != before
+
+    def test_what_only_shows_does_not_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = made_by.__wrapped__()
+        cli = Path(workshop.__file__).parent / "cli"
+        monkeypatch.setattr(
+            workshop, "sha256_file", lambda path: "other" if path.is_relative_to(cli) else sha256_file(path)
+        )
+        assert made_by.__wrapped__() == before
+
+    def test_engines_of_gpus_count_by_gpu_and_driver(
+        self, key: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target = {"target": {"runtime": "tensorrt", "lowering": "packed"}}
+        keys = []
+        for gpu in (Gpu("A", 80, "12.8"), Gpu("B", 80, "12.8"), Gpu("A", 80, "13.0")):
+            monkeypatch.setattr(workshop, "_gpu", lambda gpu=gpu: asdict(gpu))
+            keys.append(key(**target))
+        assert len(set(keys)) == 3
 
     def test_images_count_by_content(self, key: Callable[..., Any]) -> None:
         looking = {"quantize": {"bits": 3, "method": "gptaq", "calibration": {"on": "generated", "count": 8}}}

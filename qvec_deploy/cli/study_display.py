@@ -1,0 +1,113 @@
+"""A study on the terminal: progress by kind of node, what failed, and the list of a plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from qvec_deploy.study.nodes import KINDS, Node
+from qvec_deploy.study.run import Ended, Watcher
+
+TITLES = {"base": "bases", "fp": "float fine-tunes", "qat": "QAT fine-tunes", "vector": "vectors", "cell": "receivers"}
+_EVERY_S = 30.0  # between two lines without a terminal
+
+
+class StudyDisplay(Watcher):
+    """A bar a kind; without a terminal a line now and then, and one for every failure."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+        self._total, self._over, self._kept, self._failed = 0, 0, 0, 0
+        self._start = self._said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Show it."""
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Take it away."""
+        self._bars.stop()
+
+    def begun(self, nodes: Sequence[Node]) -> None:
+        """A bar for every kind there is."""
+        self._total = len(nodes)
+        for kind in KINDS:
+            count = sum(node.kind == kind for node in nodes)
+            if count:
+                self._tasks[kind] = self._bars.add_task(TITLES[kind], total=count)
+
+    def ended(self, ended: Ended) -> None:
+        """Count it; say what failed by itself."""
+        self._over += 1
+        self._kept += ended.state == "kept"
+        self._failed += ended.state == "failed"
+        self._bars.advance(self._tasks[ended.node.kind])
+        if ended.failure is not None and ended.because is None:
+            self._print(Text(f"{ended.node.name} failed: {ended.failure.message}", style="yellow"))
+        now = time.monotonic()
+        if self._over == self._total or (not self._console.is_terminal and now - self._said >= _EVERY_S):
+            self._said = now
+            kept = f", {self._kept} of them kept" if self._kept else ""
+            failed = f", {self._failed} failed" if self._failed else ""
+            self._print(Text(f"{now - self._start:7.1f} s  {self._over}/{self._total}{kept}{failed}", style="dim"))
+
+    def _print(self, line: Text) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_outcome(run: dict[str, Any], out: Path) -> None:
+    """How a study ended."""
+    table = Table("Nodes", box=None, pad_edge=False)
+    for title in ("Total", "Made", "Kept", "Failed"):
+        table.add_column(title, justify="right")
+    for kind, count in run["counts"].items():
+        if count["total"]:
+            table.add_row(TITLES[kind], *(str(count.get(key, 0)) for key in ("total", "made", "kept", "failed")))
+    console = Console()
+    console.print(table)
+    for failure in run["failures"]:
+        if failure["because"] is None:
+            text = f"\n{failure['node']}: exit code {failure['exit_code']}: {failure['message']}\n"
+            text += f"  hint: {failure['hint']}"
+            console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    lost = sum(failure["because"] is not None for failure in run["failures"])
+    if lost:
+        click.echo(f"\n{lost} more nodes need what failed")
+    click.echo(f"\n{duration(run['wall_seconds'])} now, {duration(run['summed_seconds'])} of one thread in all")
+    click.echo(f"cells  {out / 'cells'}")
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """What a study is made of."""
+    table = Table("Nodes", box=None, pad_edge=False)
+    for title in ("Total", "Done", "Seconds each"):
+        table.add_column(title, justify="right")
+    for kind, row in plan["kinds"].items():
+        if row["total"]:
+            mean = "-" if row["mean_seconds"] is None else f"{row['mean_seconds']:.1f}"
+            table.add_row(TITLES[kind], str(row["total"]), str(row["done"]), mean)
+    Console().print(table)
+    left = plan["seconds_left"]
+    jobs = f"{plan['jobs']} at a time"
+    known = "not known yet: no node of some kind is done" if left is None else f"about {duration(left)}, {jobs}"
+    click.echo(f"\n{plan['pairs']} pairs of donor and receiver\ntime left  {known}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

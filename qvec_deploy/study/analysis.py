@@ -1,0 +1,174 @@
+"""Cells -> all that a study answers. Pure: the same cells give the same summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qvec_deploy.errors import RecipeError
+from qvec_deploy.measure.statistics import Estimate
+from qvec_deploy.store import canonical_json
+from qvec_deploy.study.choices import METHOD_LABELS, Answers, baseline, label_of, needs_of, order_of
+from qvec_deploy.study.comparisons import adjust, compare
+from qvec_deploy.study.costs import FineTune, costs_of
+from qvec_deploy.study.crossed import Crossed, Pick, PickPair, row_of
+from qvec_deploy.study.failures import failures_of
+from qvec_deploy.study.nested import selection_of
+from qvec_deploy.study.paper import beside_paper
+from qvec_deploy.study.similarity import prediction_of, similarities_of
+from qvec_deploy.study.statistics import RESAMPLES, ratio, seed_error
+from qvec_deploy.study.summary import Curve, CurvePoint, Headroom, Matrix, Row, Setting, Summary, Wins
+from qvec_deploy.study.values import Cell, Trial
+
+Float64 = NDArray[np.float64]
+Moved = frozenset[tuple[str, str]]
+
+
+def summarize(cells: Sequence[Cell], fine_tunes: Iterable[FineTune] = (), *, moved: Moved = frozenset()) -> Summary:
+    """All that a study answers.
+
+    Args:
+        cells: In any order; cells that are missing are named, and the rest is used.
+        fine_tunes: What training took; without them there are no costs.
+        moved: (donor, receiver) that a coordinate check found apart.
+
+    Raises:
+        RecipeError: No cells.
+        IntegrityError: Cells that do not go together, or without plain PTQ or the float receiver.
+    """
+    if not cells:
+        raise RecipeError("there is no cell to summarize", hint="run the study first: qvec-deploy study run")
+    groups: dict[bytes, list[Cell]] = {}
+    for cell in cells:
+        request = cell.request
+        key = [request.model, request.model_args, sorted(request.skip), request.grid.as_dict()]
+        groups.setdefault(canonical_json(key), []).append(cell)
+    trained = tuple(fine_tunes)
+    settings, families = adjust([setting_of(group, trained, moved) for group in groups.values()])
+    return Summary(settings, families, beside_paper(settings), RESAMPLES)
+
+
+def setting_of(cells: Sequence[Cell], fine_tunes: Sequence[FineTune], moved: Moved) -> Setting:
+    """What the cells of one model on one grid answer; p-values are not yet adjusted."""
+    crossed = Crossed(cells)
+    request = cells[0].request
+    keys = order_of(dict.fromkeys(key for answers in crossed.answers.values() for key in answers.rows))
+    rows = tuple(_row(crossed, key, keys) for key in keys)
+    headroom, matrices = _headroom(crossed), _matrices(crossed)
+    at_one = next((matrix.pairs for matrix in matrices if matrix.mode == "lambda_1"), ())
+    return Setting(
+        model=request.model,
+        model_args=request.model_args,
+        skip=request.skip,
+        grid=request.grid,
+        tasks=crossed.tasks,
+        receivers=crossed.receivers,
+        seeds=crossed.seeds,
+        selecting=request.selecting,
+        missing=crossed.missing,
+        rows=rows,
+        headroom=headroom,
+        matrices=matrices,
+        selection=selection_of(crossed),
+        comparisons=compare(crossed, keys),
+        similarities=similarities_of(crossed, at_one),
+        failures=failures_of(crossed, headroom, moved),
+        prediction=prediction_of(crossed, matrices, headroom),
+        curves=_curves(crossed),
+        costs=costs_of(cells, fine_tunes, {row.key: row.share_of_gap for row in rows}),
+    )
+
+
+def _row(crossed: Crossed, key: str, keys: Sequence[str]) -> Row:
+    pick = row_of(key)
+    picked = [pick(answers) for answers in crossed.answers.values() if pick(answers)]
+    baselines = [name for method in ("plain", "mse", *METHOD_LABELS) if (name := baseline(keys, method)) is not None]
+    return Row(
+        key=key,
+        label=label_of(key),
+        needs=needs_of(key),
+        cells=len(picked),
+        candidates=sum(map(len, picked)),
+        top1=crossed.measured(pick),
+        gain=None if key == "plain" else crossed.measured(pick, row_of("plain")),
+        share_of_gap=_share_of_gap(crossed, pick),
+        wins=tuple(wins for name in baselines if name != key and (wins := _wins(crossed, pick, name)) is not None),
+    )
+
+
+def _share_of_gap(crossed: Crossed, pick: Pick) -> Estimate | None:
+    """Sum of gains over sum of gaps, of the cells that have both: a small gap does not weigh as much as a large one."""
+    plain = crossed.top1(row_of("plain"))
+    gain, gap = crossed.top1(pick) - plain, crossed.top1(row_of("own_qat")) - plain
+    there = np.isfinite(gain) & np.isfinite(gap)
+    return ratio(np.where(there, gain, 0.0), np.where(there, gap, 0.0))
+
+
+def _wins(crossed: Crossed, pick: Pick, name: str) -> Wins | None:
+    won, count, ties = np.zeros(crossed.shape), np.zeros(crossed.shape), 0
+    for place, answers in crossed.answers.items():
+        against = answers.rows.get(name)
+        if against:
+            other = answers.right(against[0]).sum()
+            scores = [int(answers.right(trial).sum()) - int(other) for trial in pick(answers)]
+            won[place], count[place] = sum(score > 0 for score in scores), len(scores)
+            ties += sum(score == 0 for score in scores)
+    return Wins(name, int(won.sum()), ties, int(count.sum()), ratio(won, count)) if count.any() else None
+
+
+def _headroom(crossed: Crossed) -> tuple[Headroom, ...]:
+    top1 = {key: crossed.top1(row_of(key)) for key in ("float", "own_qat", "plain")}
+    found = []
+    for row, receiver in enumerate(crossed.receivers):
+        own = top1["own_qat"][row]
+        trained = bool(np.isfinite(own).any())
+        gap = (own if trained else top1["float"][row]) - top1["plain"][row]
+        images = next(answers.cell.images for place, answers in crossed.answers.items() if place[0] == row)
+        found.append(
+            Headroom(
+                receiver=receiver,
+                images=images,
+                float_top1=float(np.nanmean(top1["float"][row])),
+                own_qat_top1=float(np.nanmean(own)) if trained else None,
+                plain_top1=float(np.nanmean(top1["plain"][row])),
+                gap=float(np.nanmean(gap)),
+                gap_error=seed_error(gap[None]),
+            )
+        )
+    return tuple(found)
+
+
+def _matrices(crossed: Crossed) -> tuple[Matrix, ...]:
+    ways: tuple[tuple[Literal["lambda_1", "label_free", "labelled"], str, PickPair], ...] = (
+        ("lambda_1", "lambda 1", lambda answers, donor: answers.at_one.get(donor)),
+        ("label_free", "label-free lambda", lambda answers, donor: answers.with_lambda("label_free").get(donor)),
+        ("labelled", "labelled lambda", lambda answers, donor: answers.with_lambda("labelled").get(donor)),
+    )
+    found = [Matrix(mode, label, crossed.tasks, crossed.pairs(pick)) for mode, label, pick in ways]
+    return tuple(matrix for matrix in found if matrix.pairs)
+
+
+def _curves(crossed: Crossed) -> tuple[Curve, ...]:
+    kinds: tuple[tuple[Literal["pair", "mean"], str], ...] = (("pair", "one donor"), ("mean", "mean of donors"))
+    found = [Curve(kind, label, _curve(crossed, kind)) for kind, label in kinds]
+    return tuple(curve for curve in found if curve.points)
+
+
+def _curve(crossed: Crossed, kind: Literal["pair", "mean"]) -> tuple[CurvePoint, ...]:
+    """Mean gain at every lambda that was tried, 0 among them."""
+
+    def curves(answers: Answers) -> list[dict[float, Trial]]:
+        return list(answers.pairs.values()) if kind == "pair" else [answers.mean]
+
+    def at(lam: float) -> Pick:
+        return lambda answers: tuple(curve[lam] for curve in curves(answers) if lam in curve)
+
+    points = []
+    for lam in sorted({lam for answers in crossed.answers.values() for curve in curves(answers) for lam in curve}):
+        gain, wins = crossed.gain(at(lam)), _wins(crossed, at(lam), "plain")
+        if gain is not None and wins is not None:
+            points.append(CurvePoint(lam, gain, wins.wins / wins.count))
+    return tuple(points)

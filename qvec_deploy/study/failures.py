@@ -1,0 +1,104 @@
+"""Pairs that lose at lambda 1, and why: the one home of the rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from qvec_deploy.study.crossed import Crossed
+from qvec_deploy.study.summary import Cause, Failure, Headroom, LambdaGain, PairGain
+
+NO_HEADROOM = 2.0
+"""Points between plain PTQ and its own QAT, or float, below which there is nothing to win."""
+
+REACH = 1.96  # standard errors of a 95 % interval
+
+
+def cause_of(
+    receiver: Headroom, between: LambdaGain | None, negative: LambdaGain | None, *, moved: bool = False
+) -> Cause:
+    """Why a pair loses at lambda 1: the first rule that applies.
+
+    1. `coordinates`: the donor was found not to share the receiver's coordinates; nothing else need be asked.
+    2. `no headroom`: plain PTQ is within 2 points of the receiver's own QAT, or of its float model.
+    3. `overshoot`: some lambda between 0 and 1 gains: the direction is right and the step too long.
+    4. `anti-aligned`: none does, but some lambda below 0 gains: the vector points away from what helps.
+    5. `useless`: nothing gains there. A gain beyond lambda 1 alone, after a loss at 1, is taken for chance.
+
+    The gains at other lambdas are in hindsight, the best of several on test images: a gain within noise may make a
+    useless pair look like one of 3 or 4, which is why the numbers stand beside the cause.
+
+    Args:
+        receiver: What there is to win.
+        between: Best of 0 < lambda < 1; None where none was tried.
+        negative: Best of lambda < 0; None where none was tried.
+        moved: Whether a coordinate check found the pair apart.
+    """
+    if moved:
+        return "coordinates"
+    tops = [receiver.float_top1, *([] if receiver.own_qat_top1 is None else [receiver.own_qat_top1])]
+    if min(tops) - receiver.plain_top1 < NO_HEADROOM:
+        return "no headroom"
+    if between is not None and between.gain > 0:
+        return "overshoot"
+    return "anti-aligned" if negative is not None and negative.gain > 0 else "useless"
+
+
+def noise_of(pair: PairGain) -> float:
+    """1.96 standard errors of a pair's gain, over seeds and over images together, points."""
+    return REACH * math.hypot(pair.seed_error or 0.0, pair.image_error)
+
+
+def failures_of(
+    crossed: Crossed, headroom: Sequence[Headroom], moved: frozenset[tuple[str, str]] = frozenset()
+) -> tuple[Failure, ...]:
+    """Every pair with a gain below 0 at lambda 1, seeds averaged; the worst first.
+
+    Args:
+        crossed: Cells of a setting.
+        headroom: Of every receiver.
+        moved: (donor, receiver) that do not share coordinates.
+    """
+    by_receiver = {entry.receiver: entry for entry in headroom}
+    losing = [pair for pair in crossed.pairs(lambda answers, donor: answers.at_one.get(donor)) if pair.gain < 0]
+    return tuple(
+        _failure(crossed, pair, by_receiver[pair.receiver], (pair.donor, pair.receiver) in moved)
+        for pair in sorted(losing, key=lambda pair: pair.gain)
+    )
+
+
+def _failure(crossed: Crossed, pair: PairGain, receiver: Headroom, moved: bool) -> Failure:
+    curve = mean_curve(crossed, pair.donor, crossed.receivers.index(pair.receiver))
+    between, negative = _best(curve, 0.0, 1.0), _best(curve, -math.inf, 0.0)
+    noise = noise_of(pair)
+    return Failure(
+        donor=pair.donor,
+        receiver=pair.receiver,
+        gain=pair.gain,
+        noise=noise,
+        within_noise=-pair.gain <= noise,
+        cause=cause_of(receiver, between, negative, moved=moved),
+        float_top1=receiver.float_top1,
+        own_qat_top1=receiver.own_qat_top1,
+        plain_top1=receiver.plain_top1,
+        best_between=between,
+        best_negative=negative,
+    )
+
+
+def mean_curve(crossed: Crossed, donor: str, row: int) -> dict[float, float]:
+    """Gain over plain by lambda for one donor and receiver, seeds averaged."""
+    gains: dict[float, list[float]] = {}
+    for (receiver, _), answers in crossed.answers.items():
+        if receiver == row:
+            for lam, trial in answers.pairs.get(donor, {}).items():
+                gains.setdefault(lam, []).append(answers.gain(trial))
+    return {lam: float(np.mean(values)) for lam, values in sorted(gains.items())}
+
+
+def _best(curve: dict[float, float], above: float, below: float) -> LambdaGain | None:
+    """The largest gain strictly between two lambdas; of equals the one nearest to 0."""
+    inside = [LambdaGain(lam, gain) for lam, gain in curve.items() if above < lam < below]
+    return max(inside, key=lambda point: (point.gain, -abs(point.lam)), default=None)

@@ -1,0 +1,247 @@
+"""What a study found for its pairs: gains, lambda, similarity, failures, and Prop. 1 held against measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qvec_deploy.report.formatting import NONE, short, signed_text
+from qvec_deploy.report.listing import Listing
+from qvec_deploy.report.svg import Figure
+from qvec_deploy.study import notation
+from qvec_deploy.study.heatmap import Square, heatmap, strongest
+from qvec_deploy.study.page import Section
+from qvec_deploy.study.plots import Line, Spot, cloud, curves
+from qvec_deploy.study.summary import (
+    Correlation,
+    Curve,
+    Failure,
+    LambdaGain,
+    Matrix,
+    Prediction,
+    Setting,
+    Similarity,
+    Summary,
+)
+
+CAUSES = (
+    ("coordinates", "donor and receiver are not in the same coordinates"),
+    ("no headroom", "plain PTQ is within 2 points of the receiver's own QAT, or of float: there is nothing to win"),
+    ("overshoot", "some λ between 0 and 1 gains"),
+    ("anti-aligned", "only a negative λ gains"),
+    ("useless", "no λ that was tried gains"),
+)
+
+
+def matrices(summary: Summary) -> Section:
+    """A heatmap per setting and way of choosing lambda."""
+    drawn: dict[str, list[Figure]] = {}  # by way of choosing lambda: settings stand side by side
+    for index, (name, setting) in enumerate(zip(notation.setting_names(summary), summary.settings, strict=True)):
+        largest = strongest([pair.gain for matrix in setting.matrices for pair in matrix.pairs])
+        for one in setting.matrices:
+            if one.pairs:
+                drawn.setdefault(one.mode, []).append(_matrix(f"gains-{index}-{one.mode}", name, one, largest))
+    figures = [figure for alike in drawn.values() for figure in alike]
+    return Section("gains", "Gains, donors × receivers", figures=tuple(figures))
+
+
+def _matrix(anchor: str, name: str, matrix: Matrix, largest: float) -> Figure:
+    order = {task: place for place, task in enumerate(matrix.tasks)}
+    chosen = sorted(matrix.pairs, key=lambda pair: (order[pair.receiver], order[pair.donor]))
+    squares = [Square(pair.donor, pair.receiver, pair.gain, pair.seed_error) for pair in chosen]
+    lost = sum(pair.gain < 0 for pair in chosen)
+    spread = " Small: standard error over seeds." if any(one.error is not None for one in squares) else ""
+    caption = (
+        f"{name}. A row is a donor, a column a receiver; gain over plain PTQ in points, seeds averaged. "
+        f"{lost} of {notation.many(len(chosen), 'pair')} {'loses' if lost == 1 else 'lose'}.{spread}"
+    )
+    return heatmap(anchor, f"Gains at {notation.words(matrix.label)}", caption, squares, largest)
+
+
+def lambdas(summary: Summary) -> Section:
+    """Mean gain over lambda with its interval, and the same as tables."""
+    figures, tables = [], []
+    for index, (name, setting) in enumerate(zip(notation.setting_names(summary), summary.settings, strict=True)):
+        if any(len(curve.points) > 1 for curve in setting.curves):
+            caption = f"{name}. Bands are 95 % intervals over receivers and seeds; λ = 0 is no patch."
+            lines = [_line(curve) for curve in setting.curves if curve.points]
+            figures.append(curves(f"lambda-{index}", "Gain over λ", caption, lines, ("λ", "gain, points")))
+            tables.append(_lambdas(name, setting))
+    return Section("lambda", "Gain over λ", figures=tuple(figures), folded=tuple(tables))
+
+
+def _line(curve: Curve) -> Line:
+    points = []
+    for point in curve.points:
+        ends = point.gain.receivers or point.gain.images
+        points.append((point.lam, ends.low, point.gain.value, ends.high))
+    return Line(notation.words(curve.label), tuple(points), 0 if curve.key == "pair" else 1)
+
+
+def _lambdas(name: str, setting: Setting) -> Listing:
+    columns = ("Curve", "λ", "Gain over plain, points", "Seeds", "Images", "Wins")
+    rows = tuple(
+        (
+            notation.words(curve.label),
+            signed_text(f"{point.lam:g}"),
+            notation.gain(point.gain),
+            notation.over_seeds(point.gain),
+            notation.over_images(point.gain),
+            notation.percent(point.win_share),
+        )
+        for curve in setting.curves
+        for point in curve.points
+    )
+    return Listing(f"Curves: {name}", columns, rows, "lrrrrr")
+
+
+def similarities(summary: Summary) -> Section:
+    """Gain against each measure of similarity, with correlations and bins."""
+    drawn: dict[str, list[Figure]] = {}  # by measure: settings stand side by side
+    correlations, bins = [], []
+    for index, (name, setting) in enumerate(zip(notation.setting_names(summary), summary.settings, strict=True)):
+        for one in setting.similarities:
+            figure = _similar(f"similarity-{index}-{one.measure}", name, one)
+            drawn.setdefault(one.measure, []).append(figure)
+            correlations += [(one.label, name, *_correlation(each)) for each in one.correlations]
+            bins += _bins(name, one)
+    tables: list[Listing] = []
+    folded: tuple[Listing, ...] = ()
+    if correlations:
+        tables.append(_correlations("Correlation with the gain at λ = 1", ("Measure", "Setting"), correlations))
+    if bins:
+        columns = ("Measure", "Setting", "Similarity", "Pairs", "Mean gain, points", "Wins")
+        note = "Pairs in three groups of like similarity. In brackets: 95 % interval over receivers and seeds."
+        folded = (Listing("Gain by similarity", columns, tuple(bins), "llrrrr", note=note),)
+    figures = tuple(figure for alike in drawn.values() for figure in alike)
+    return Section("similarity", "Similarity of tasks", (), tuple(tables), figures, folded)
+
+
+def _similar(anchor: str, name: str, one: Similarity) -> Figure:
+    spots = [Spot(point.donor, point.receiver, point.similarity, point.gain) for point in one.points]
+    overall = next((each for each in one.correlations if each.over == "pairs"), None)
+    told = f" {_told(overall)}" if overall is not None else ""
+    caption = f"{name}. A point per pair, seeds averaged; diamonds lose.{told}"
+    return cloud(anchor, f"Gain and {one.label}", caption, spots, ("cosine", "gain at λ = 1, points"))
+
+
+def _told(correlation: Correlation) -> str:
+    if correlation.spearman is None:
+        return "One of the two does not vary: no correlation."
+    found = correlation.spearman
+    text = signed_text(f"Spearman {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]")
+    if correlation.qap_p is None:
+        return f"{text}, no label permutation (not every task is both donor and receiver)."
+    adjusted = notation.chance(correlation.qap_adjusted)
+    return (
+        f"{text}, label-permutation (QAP) p {notation.equals(correlation.qap_p)}, {adjusted} after Holm's correction."
+    )
+
+
+def _correlation(one: Correlation) -> tuple[str, ...]:
+    found = one.spearman
+    text = NONE if found is None else signed_text(f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]")
+    tried = f"{'all ' if one.exact else ''}{one.permutations:,}" if one.qap_p is not None else NONE
+    return one.over, text, notation.chance(one.qap_p), notation.chance(one.qap_adjusted), tried
+
+
+def _correlations(title: str, about: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Listing:
+    columns = (*about, "Over", "Spearman", "QAP p", "QAP p, Holm", "Permutations")
+    note = (
+        "In brackets: 95 % interval over tasks (a bootstrap of tasks, not of pairs). QAP permutes the tasks' labels, "
+        "as pairs share donors and receivers. Within receivers, donors are ranked for each receiver by itself."
+    )
+    return Listing(title, columns, tuple(rows), "l" * len(about) + "lrrrr", note=note)
+
+
+def _bins(name: str, one: Similarity) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for each in one.bins:
+        ends = signed_text(f"{each.low:.2f} to {each.high:.2f}")
+        value = NONE
+        if each.gain is not None:
+            value = f"{notation.points(each.gain.value)} {notation.between(each.gain.low, each.gain.high)}"
+        rows.append((one.label, name, ends, str(each.pairs), value, notation.percent(each.win_share)))
+    return rows
+
+
+def failures(summary: Summary) -> Section:
+    """Every pair that loses, with its cause."""
+    tables, sentences, causes = [], [], dict[str, None]()
+    for name, setting in zip(notation.setting_names(summary), summary.settings, strict=True):
+        total = next((len(one.pairs) for one in setting.matrices if one.mode == "lambda_1"), 0)
+        if total:
+            sentences.append(f"{name}: {_counted(setting.failures, total)}")
+        if setting.failures:
+            tables.append(_failures(name, setting.failures))
+            causes |= dict.fromkeys(one.cause for one in setting.failures)
+    facts = tuple((cause.capitalize(), f"{rule}.") for cause, rule in CAUSES if cause in causes)
+    return Section("failures", "Pairs that lose", tuple(sentences), folded=tuple(tables), facts=facts)
+
+
+def _counted(lost: tuple[Failure, ...], total: int) -> str:
+    if not lost:
+        return f"none of {notation.many(total, 'pair')} loses at λ = 1."
+    noise = sum(one.within_noise for one in lost)
+    causes = [one.cause for one in lost]
+    parts = ", ".join(f"{causes.count(cause)} {cause}" for cause in dict.fromkeys(causes))
+    verb = "loses" if len(lost) == 1 else "lose"
+    count = f"{len(lost)} of {notation.many(total, 'pair')} {verb} at λ = 1"
+    return f"{count}, {noise or 'none'} within noise; by cause: {parts}."
+
+
+def _failures(name: str, lost: tuple[Failure, ...]) -> Listing:
+    seen = ("Donor", "Receiver", "Gain at λ = 1", "Noise ±", "Cause", "Float, %", "Own QAT, %", "Plain, %")
+    columns = (*seen, "Best 0 < λ < 1", "Best λ < 0")
+    rows = tuple(
+        (
+            one.donor,
+            one.receiver,
+            notation.points(one.gain),
+            f"{one.noise:.1f}",
+            f"{one.cause} (within noise)" if one.within_noise else one.cause,
+            *map(notation.top1, (one.float_top1, one.own_qat_top1, one.plain_top1)),
+            *map(_best, (one.best_between, one.best_negative)),
+        )
+        for one in lost
+    )
+    note = (
+        "Noise: 1.96 standard errors over seeds and images together. The best gains are in hindsight, on test images: "
+        "they explain a loss and are not what one would have got."
+    )
+    return Listing(name, columns, rows, "llrrlrrrrr", note=note)
+
+
+def _best(found: LambdaGain | None) -> str:
+    return NONE if found is None else f"{notation.points(found.gain)} at {short(found.lam)}"
+
+
+def predictions(summary: Summary) -> Section:
+    """Prop. 1's share of the headroom against the measured one."""
+    figures, rows, errors = [], [], []
+    for index, (name, setting) in enumerate(zip(notation.setting_names(summary), summary.settings, strict=True)):
+        one = setting.prediction
+        if one is None or not one.points:
+            continue
+        figures.append(_predicted(f"prediction-{index}", name, one))
+        rows += [(name, *_correlation(each)) for each in one.correlations]
+        errors.append(_errors(name, one))
+    tables = [_correlations("Correlation of predicted and measured shares", ("Setting",), rows)] if rows else []
+    return Section("prediction", "Proposition 1", tuple(errors), tuple(tables), tuple(figures))
+
+
+def _predicted(anchor: str, name: str, one: Prediction) -> Figure:
+    spots = [Spot(point.donor, point.receiver, point.predicted, point.measured) for point in one.points]
+    caption = f"{name}. Dashed: where prediction and measurement are equal. Diamonds lose."
+    labels = ("predicted share of the headroom", "measured share of the gap")
+    return cloud(anchor, "Predicted and measured shares", caption, spots, labels, equal=True)
+
+
+def _errors(name: str, one: Prediction) -> str:
+    mode = {"label_free": "without labels", "labelled": "with labels"}[one.mode]
+    left = f" {notation.many(one.left_out, 'pair')} of receivers without headroom left out." if one.left_out else ""
+    side = "above" if one.mean_error >= 0 else "below"
+    return (
+        f"{name}: over {notation.many(len(one.points), 'pair')} the predicted share is {100 * abs(one.mean_error):.0f} "
+        f"points {side} the measured one on average, and {100 * one.mean_absolute_error:.0f} points away from it, to "
+        f"either side; λ was chosen {mode} on selecting images.{left}"
+    )

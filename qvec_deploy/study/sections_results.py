@@ -1,0 +1,268 @@
+"""What a study found for its rows: the table, win rates, paired tests, controls, choices held against hindsight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import get_args
+
+from qvec_deploy.report.formatting import NONE, short
+from qvec_deploy.report.listing import Listing
+from qvec_deploy.study import notation
+from qvec_deploy.study.answers import compared
+from qvec_deploy.study.page import Section
+from qvec_deploy.study.plots import Bar, gains
+from qvec_deploy.study.summary import Comparison, Headroom, Needs, Row, Selected, Setting, Summary
+from qvec_deploy.study.values import Control
+
+REFERENCES = ("float", "own_qat", *(f"control/{name}" for name in get_args(Control)))  # nobody would ship them
+VECTORS = ("pair", "donor", "mean", "mix")  # how the keys of rows with a vector begin
+LOOK, OTHER_LOOK, REFERENCE_LOOK = 0, 2, 3  # of rows with a vector, without, and those that nobody would ship
+TAKING: tuple[tuple[str, tuple[Needs, ...]], ...] = (
+    ("nothing of the receiver", ("nothing", "donors")),
+    ("its unlabelled images", ("nothing", "donors", "images")),
+    ("its labelled images", ("nothing", "donors", "images", "labels")),
+)
+
+BARS = (
+    "[in brackets] after a gain: 95 % bootstrap interval over receivers and their seeds. Seeds ±: standard error of "
+    "the mean when fine-tunes are trained again. Images: 95 % interval over test images, these receivers and "
+    "seeds as they are."
+)
+
+
+def results(summary: Summary) -> Section:
+    """The main table of every setting, and the same gains drawn."""
+    names = notation.setting_names(summary)
+    figures = []
+    for index, (name, setting) in enumerate(zip(names, summary.settings, strict=True)):
+        bars = [_bar(row) for row in setting.rows if row.gain is not None and row.key != "float"]
+        if bars:
+            caption = (
+                f"{name}. Circles have a vector, diamonds have none, squares are references and controls. Bars are "
+                "95 % intervals over receivers and seeds."
+            )
+            figures.append(gains(f"rows-{index}", "Gain over plain PTQ", caption, bars, "gain, points"))
+    tables = [_table(name, setting) for name, setting in zip(names, summary.settings, strict=True)]
+    return Section(
+        "results",
+        "Results",
+        listings=(*_highest(summary), *tables),
+        figures=tuple(figures),
+        folded=tuple(_headroom(name, setting) for name, setting in zip(names, summary.settings, strict=True)),
+    )
+
+
+def _highest(summary: Summary) -> tuple[Listing, ...]:
+    """Which row has the highest mean, by what it takes, with a vector and without."""
+    rows = []
+    for name, setting in zip(notation.setting_names(summary), summary.settings, strict=True):
+        for where, needs in TAKING:
+            able = [row for row in setting.rows if row.needs in needs and row.key not in REFERENCES]
+            with_vector = [row for row in able if row.key.startswith(VECTORS)]
+            without = [row for row in able if row not in with_vector]
+            if able:
+                rows.append((name, where, _best(with_vector), _best(without)))
+    note = "Picked from the tables below because they are highest, and so a little flattered; not tested."
+    columns = ("Setting", "It takes", "With a vector", "Without")
+    return (Listing("Highest means", columns, tuple(rows), "llll", note=note),) if rows else ()
+
+
+def _best(rows: list[Row]) -> str:
+    best = max(rows, key=lambda row: row.top1.value, default=None)
+    return NONE if best is None else f"{notation.short_label(best.key, best.label)}: {notation.top1(best.top1.value)} %"
+
+
+def _bar(row: Row) -> Bar:
+    value = row.gain.value if row.gain else 0.0
+    ends = (row.gain.receivers or row.gain.images) if row.gain else None
+    low, high = (ends.low, ends.high) if ends else (value, value)
+    look = LOOK if row.key.startswith(VECTORS) else REFERENCE_LOOK if row.key in REFERENCES else OTHER_LOOK
+    return Bar(notation.short_label(row.key, row.label), low, value, high, look)
+
+
+def _table(name: str, setting: Setting) -> Listing:
+    columns = (
+        "Candidate",
+        "What it takes",
+        "Top-1, %",
+        "Gain over plain, points",
+        "Seeds",
+        "Images",
+        "Share of QAT gap",
+        "Wins over plain",
+        "p (t, Holm)",
+    )
+    rows = tuple(_cells(row, setting) for row in setting.rows)
+    return Listing(name, columns, rows, "llrrrrrrr", note=f"{_counted(setting)} {BARS}")
+
+
+def _cells(row: Row, setting: Setting) -> tuple[str, ...]:
+    against = next((wins for wins in row.wins if wins.baseline == "plain"), None)
+    tested = compared(setting, row.key, "plain")
+    return (
+        notation.words(row.label),
+        notation.NEEDS[row.needs],
+        notation.top1(row.top1.value),
+        notation.gain(row.gain),
+        notation.over_seeds(row.gain or row.top1),
+        notation.over_images(row.gain),
+        notation.share(row.share_of_gap),
+        notation.won(against) if against else NONE,
+        notation.chance(tested.t_adjusted) if tested else NONE,
+    )
+
+
+def _counted(setting: Setting) -> str:
+    """What the means are over, and what is missing of it."""
+    text = (
+        f"Means over {notation.many(len(setting.receivers), 'receiver')} and "
+        f"{notation.many(len(setting.seeds), 'seed')}, {notation.many(notation.pairs(setting), 'pair')}."
+    )
+    return f"{text} Missing: {', '.join(setting.missing)}." if setting.missing else text
+
+
+def _headroom(name: str, setting: Setting) -> Listing:
+    columns = ("Receiver", "Test images", "Float, %", "Own QAT, %", "Plain PTQ, %", "Gap, points", "Seeds")
+
+    def cells(one: Headroom) -> tuple[str, ...]:
+        accuracies = (one.float_top1, one.own_qat_top1, one.plain_top1)
+        ends = (notation.points(one.gap), notation.error(one.gap_error))
+        return (one.receiver, f"{one.images:,}", *map(notation.top1, accuracies), *ends)
+
+    note = "Gap: what there is to win, own QAT less plain PTQ (float less plain where there is no QAT)."
+    title = f"Headroom of each receiver: {name}"
+    return Listing(title, columns, tuple(cells(one) for one in setting.headroom), "lrrrrrr", note=note)
+
+
+def compact(summary: Summary) -> tuple[Listing, ...]:
+    """A table per setting that fits a terminal."""
+    columns = ("Candidate", "Top-1, %", "Gain over plain, points", "Share of QAT gap", "Wins", "p (t, Holm)")
+    kept = (0, 2, 3, 6, 7, 8)
+    tables = (_table(name, one) for name, one in zip(notation.setting_names(summary), summary.settings, strict=True))
+    return tuple(
+        Listing(table.title, columns, tuple(tuple(row[place] for place in kept) for row in table.rows), "lrrrrr")
+        for table in tables
+    )
+
+
+def wins(summary: Summary) -> Section:
+    """How often each row with a vector, or a control, beats each baseline."""
+    tables = []
+    for name, setting in zip(notation.setting_names(summary), summary.settings, strict=True):
+        baselines = list(dict.fromkeys(one.baseline for row in setting.rows for one in row.wins))
+        able = [row for row in setting.rows if row.wins and row.key.startswith((*VECTORS, "control/"))]
+        rows = tuple((notation.words(row.label), *_shares(row, baselines)) for row in able)
+        if rows:
+            columns = ("Candidate", *(f"over {notation.short_label(key)}" for key in baselines))
+            note = (
+                "Share of pairs (of receivers for rows that are not one donor's), each seed by itself, with a gain "
+                "above 0; a tie is no win. In brackets: 95 % interval over receivers and seeds."
+            )
+            tables.append(Listing(name, columns, rows, "l" + "r" * len(baselines), note=note))
+    return Section("wins", "Win rates", listings=tuple(tables))
+
+
+def _shares(row: Row, baselines: list[str]) -> Iterator[str]:
+    for key in baselines:
+        found = next((one for one in row.wins if one.baseline == key), None)
+        if found is None:
+            yield NONE
+            continue
+        share = notation.won(found) if found.share is None else notation.share(found.share)
+        yield f"{share} ({found.wins} of {found.count})"
+
+
+def tests(summary: Summary) -> Section:
+    """Every paired test, by setting; controls have a section of their own too."""
+    tables = []
+    for name, setting in zip(notation.setting_names(summary), summary.settings, strict=True):
+        if setting.comparisons:
+            tables.append(_tests(name, setting, setting.comparisons))
+    if not tables:
+        return Section("tests", "Paired tests")
+    sentence = (
+        "Two-sided paired tests over receivers, seeds averaged first. Holm's correction is over each family, all "
+        "settings together."
+    )
+    families = tuple((one.name, notation.words(one.label), f"{one.size:,}") for one in summary.families)
+    asked = Listing("Families", ("Family", "Question", "P-values"), families, "llr")
+    return Section("tests", "Paired tests", (sentence,), (asked,) if families else (), folded=tuple(tables))
+
+
+def _tests(name: str, setting: Setting, chosen: tuple[Comparison, ...]) -> Listing:
+    columns = ("Comparison", "Family", "Receivers", "Difference, points", "t", "t, Holm", "Wilcoxon", "Wilcoxon, Holm")
+    rows = tuple(
+        (
+            notation.words(one.label),
+            one.family,
+            str(one.receivers),
+            f"{notation.points(one.difference.value)} {notation.between(one.difference.low, one.difference.high)}",
+            notation.chance(one.t_p),
+            notation.chance(one.t_adjusted),
+            notation.chance(one.wilcoxon_p),
+            notation.chance(one.wilcoxon_adjusted),
+        )
+        for one in chosen
+    )
+    least = max((one.wilcoxon_least for one in chosen), default=1.0)
+    note = (
+        "The interval is the t-test's, uncorrected. The smallest p that Wilcoxon's test can give with so few receivers "
+        f"is {notation.chance(least)}, before Holm. Receivers share donors; the tests take them to be independent."
+    )
+    return Listing(name, columns, rows, "llrrrrrr", note=note)
+
+
+def controls(summary: Summary) -> Section:
+    """The vector against what has its norm in every tensor, but not its direction."""
+    tables, figures = [], []
+    for index, (name, setting) in enumerate(zip(notation.setting_names(summary), summary.settings, strict=True)):
+        chosen = tuple(one for one in setting.comparisons if one.worse.startswith("control/"))
+        if not chosen:
+            continue
+        tables.append(_tests(name, setting, chosen))
+        bars = [_less(one) for one in chosen]
+        caption = (
+            f"{name}. What one donor's vector gains over each control: mean difference and the paired t-test's 95 % "
+            "interval, uncorrected."
+        )
+        figures.append(
+            gains(f"controls-{index}", "One donor at λ = 1, less a control", caption, bars, "difference, points")
+        )
+    sentence = "A control takes a donor's place at λ = 1 and has its vector's norm in every tensor."
+    return Section("controls", "Controls", (sentence,) if tables else (), tuple(tables), tuple(figures))
+
+
+def _less(one: Comparison) -> Bar:
+    return Bar(notation.short_label(one.worse), one.difference.low, one.difference.value, one.difference.high)
+
+
+def selection(summary: Summary) -> Section:
+    """Chosen lambda and donor, judged on images that did not choose them."""
+    tables = []
+    for name, setting in zip(notation.setting_names(summary), summary.settings, strict=True):
+        if setting.selection:
+            judged = ("Choice", "Chosen on", "Gain over plain, points", "Seeds", "Short of hindsight")
+            columns = (*judged, "Median λ", "At λ = 0", "At the grid's end")
+            rows = tuple(_choice(one) for one in setting.selection)
+            tables.append(Listing(name, columns, rows, "llrrrrrr", note=_hindsight(setting)))
+    return Section("selection", "Selection, judged on other images", listings=tuple(tables))
+
+
+def _hindsight(setting: Setting) -> str:
+    return (
+        f"{setting.selecting:,} images of each receiver choose, its test images judge; the two do not overlap. A "
+        "choice in hindsight looked at the test images: it bounds what choosing can give and is no estimate of it."
+    )
+
+
+def _choice(one: Selected) -> tuple[str, ...]:
+    shares = (NONE if value is None else notation.percent(value) for value in (one.at_zero, one.at_edge))
+    return (
+        notation.words(one.label),
+        one.chosen_on,
+        notation.gain(one.gain),
+        notation.over_seeds(one.gain),
+        NONE if one.short_of_hindsight is None else f"{one.short_of_hindsight:.1f}",
+        NONE if one.median_lambda is None else short(one.median_lambda),
+        *shares,
+    )

@@ -1,0 +1,82 @@
+"""Why pairs lose: the rules, and that they find what is built into the example."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from study_cells import make_cell, make_cells
+
+from qvec_deploy.study.analysis import summarize
+from qvec_deploy.study.failures import cause_of, noise_of
+from qvec_deploy.study.summary import Headroom, LambdaGain, PairGain
+
+ROOM = Headroom("lower", 400, 92.0, 90.0, 70.0, 20.0, None)
+UP, DOWN = LambdaGain(0.5, 0.3), LambdaGain(0.5, -0.3)
+BACK, NOT_BACK = LambdaGain(-0.5, 1.0), LambdaGain(-0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("receiver", "between", "negative", "moved", "cause"),
+    [
+        (ROOM, UP, BACK, True, "coordinates"),
+        (replace(ROOM, plain_top1=88.1), UP, BACK, False, "no headroom"),
+        (replace(ROOM, own_qat_top1=None, plain_top1=90.1), UP, BACK, False, "no headroom"),
+        (replace(ROOM, float_top1=71.0), UP, BACK, False, "no headroom"),
+        (replace(ROOM, plain_top1=88.0), UP, BACK, False, "overshoot"),  # two points are headroom
+        (ROOM, UP, BACK, False, "overshoot"),
+        (ROOM, DOWN, BACK, False, "anti-aligned"),
+        (ROOM, None, BACK, False, "anti-aligned"),
+        (ROOM, DOWN, NOT_BACK, False, "useless"),
+        (ROOM, None, None, False, "useless"),
+    ],
+)
+def test_the_first_rule_that_applies(
+    receiver: Headroom, between: LambdaGain | None, negative: LambdaGain | None, moved: bool, cause: str
+) -> None:
+    assert cause_of(receiver, between, negative, moved=moved) == cause
+
+
+def test_noise_is_of_seeds_and_images_together() -> None:
+    pair = PairGain("a", "b", -1.0, 3.0, 4.0, (1.0,))
+    assert noise_of(pair) == pytest.approx(1.96 * 5)
+    assert noise_of(replace(pair, seed_error=None)) == pytest.approx(1.96 * 4)
+
+
+def test_causes_that_were_built_in_are_found() -> None:
+    _, setting = summarize(make_cells()).settings
+    found = {(failure.donor, failure.receiver): failure for failure in setting.failures}
+    assert {pair: failure.cause for pair, failure in found.items()} == {
+        ("photos", "lower"): "anti-aligned",
+        ("photos", "upper"): "anti-aligned",
+        ("pencils", "symbols"): "overshoot",
+        ("pencils", "photos"): "overshoot",
+    }
+    assert not any(failure.within_noise for failure in found.values())
+    gains = [failure.gain for failure in setting.failures]
+    assert gains == sorted(gains)
+    assert all(gain < 0 for gain in gains)
+
+
+def test_a_small_loss_is_said_to_be_within_noise() -> None:
+    setting, _ = summarize(make_cells()).settings
+    small = [failure for failure in setting.failures if failure.receiver == "plates"]
+    assert small
+    assert {failure.cause for failure in small} == {"no headroom"}
+    for failure in setting.failures:
+        assert failure.within_noise == (abs(failure.gain) <= failure.noise)
+
+
+def test_pairs_that_were_found_apart_are_said_to_be() -> None:
+    cells = make_cells(grids=(1,))
+    setting = summarize(cells, moved=frozenset({("photos", "lower")})).settings[0]
+    causes = {(failure.donor, failure.receiver): failure.cause for failure in setting.failures}
+    assert causes["photos", "lower"] == "coordinates"
+    assert causes["photos", "upper"] == "anti-aligned"
+
+
+def test_what_was_not_tried_is_not_given() -> None:
+    cell = make_cell(1, "lower", 0)
+    at_one = replace(cell, trials=tuple(t for t in cell.trials if t.kind != "pair" or t.lam == 1.0))
+    failure = summarize((at_one,)).settings[0].failures[0]
+    assert (failure.best_between, failure.best_negative, failure.cause) == (None, None, "useless")

@@ -1,0 +1,303 @@
+"""A study's page: complete, escaped, and no sentence that says more than the tests show."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from study_cells import LAMBDAS, TASKS, make_cells, make_fine_tunes
+
+from qvec_deploy.errors import StorageError
+from qvec_deploy.measure.statistics import Estimate
+from qvec_deploy.study import notation
+from qvec_deploy.study.analysis import summarize
+from qvec_deploy.study.answers import answers, remarks
+from qvec_deploy.study.page import to_html, to_markdown
+from qvec_deploy.study.report import Studied, study_page
+from qvec_deploy.study.sections_results import compact
+from qvec_deploy.study.sections_setting import paper
+from qvec_deploy.study.spreadsheet import pairs_csv, trials_csv
+from qvec_deploy.study.summary import SUMMARY_VERSION, Published
+from qvec_deploy.study.write import REPORT_VERSION, to_json, write_study
+from qvec_deploy.tensors import Scheme
+
+RUN = {
+    "version": 1,
+    "name": "example",
+    "versions": {"python": "3.11.9", "torch": "2.9.0"},
+    "wall_seconds": 750.0,
+    "counts": {"cell": {"total": 36, "made": 35}},
+    "failures": [],
+}
+SECTIONS = (
+    "results",
+    "controls",
+    "gains",
+    "lambda",
+    "wins",
+    "selection",
+    "failures",
+    "similarity",
+    "prediction",
+    "costs",
+    "paper",
+    "tests",
+    "environment",
+)
+
+
+@cache
+def summary(images=60):
+    return summarize(make_cells(images=images), make_fine_tunes())
+
+
+def studied(**changes):
+    return replace(Studied("example", summary(), "name: example\nversion: 1\n", RUN), **changes)
+
+
+def having(shown, better, worse, **changes):
+    """The summary with other results of one comparison, in every setting."""
+    settings = []
+    for setting in shown.settings:
+        comparisons = tuple(
+            replace(one, **changes) if one.better == better and one.worse.startswith(worse) else one
+            for one in setting.comparisons
+        )
+        settings.append(replace(setting, comparisons=comparisons))
+    return replace(shown, settings=tuple(settings))
+
+
+@cache
+def page():
+    return study_page(studied())
+
+
+def lines(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_every_section_is_there_and_none_is_empty():
+    assert tuple(section.name for section in page().shown) == SECTIONS
+    html = to_html(page())
+    for name in SECTIONS:
+        assert html.count(f'<section id="{name}">') == 1
+        assert f'<a href="#{name}">' in html
+    assert "<script" not in html and "http://" not in html and "https://" not in html
+
+
+def test_every_figure_is_named_once_and_carries_its_numbers():
+    figures = [figure for section in page().shown for figure in section.figures]
+    names = [figure.name for figure in figures]
+    assert len(set(names)) == len(names) >= 16
+    for figure in figures:
+        assert figure.samples and all(len(line) == len(figure.columns) for line in figure.samples)
+        assert figure.csv.startswith("data:text/csv")
+
+
+def test_every_row_of_every_table_has_all_its_cells():
+    for section in page().shown:
+        for table in (*section.listings, *section.folded):
+            assert table.rows, table.title
+            assert len(table.columns) == len(table.alignment), table.title
+            assert {len(row) for row in table.rows} == {len(table.columns)}, table.title
+
+
+def test_names_are_escaped_everywhere():
+    shown = summary()
+    odd = replace(shown, settings=(replace(shown.settings[0], model="<b>&|x"), *shown.settings[1:]))
+    page = study_page(studied(name="a<script>b", summary=odd, recipe="x: <i>"))
+    html, text = to_html(page), to_markdown(page)
+    assert "<script" not in html and "a&lt;script&gt;b" in html and "&lt;b&gt;&amp;|x" in html and "&lt;i&gt;" in html
+    assert "<script" not in text and r"&lt;b>&amp;\|x" in text
+
+
+def test_without_similarity_costs_and_controls_their_sections_are_left_out():
+    shown = summary()
+    bare = [
+        replace(
+            setting,
+            rows=tuple(row for row in setting.rows if not row.key.startswith("control/")),
+            comparisons=tuple(one for one in setting.comparisons if not one.worse.startswith("control/")),
+            similarities=(),
+            costs=(),
+            prediction=None,
+            curves=(),
+        )
+        for setting in shown.settings
+    ]
+    page = study_page(studied(summary=replace(shown, settings=tuple(bare), published=())))
+    assert not {"controls", "similarity", "costs", "prediction", "lambda", "paper"} & {one.name for one in page.shown}
+    assert "No control took a donor's place" in " ".join(page.remarks)
+
+
+@pytest.mark.parametrize(
+    ("adjusted", "difference", "said"),
+    [
+        (0.01, 3.0, "is better than plain PTQ"),
+        (0.01, -3.0, "is worse than plain PTQ"),
+        (0.05, 3.0, "is not shown to differ from plain PTQ"),
+        (0.6, -3.0, "is not shown to differ from plain PTQ"),
+        (None, 3.0, "on too few receivers to test"),
+    ],
+)
+def test_an_answer_says_what_the_test_shows(adjusted, difference, said):
+    value = Estimate(difference, difference - 1, difference + 1)
+    shown = having(summary(), "pair/lambda_1", "plain", t_adjusted=adjusted, difference=value)
+    told = answers(shown)
+    assert len(told) == len(shown.settings)
+    assert all(said in sentence for sentence in told)
+
+
+def test_a_control_that_is_not_beaten_is_named():
+    certain = having(summary(), "pair/lambda_1", "control/", t_adjusted=0.001, difference=Estimate(3.0, 2.0, 4.0))
+    assert remarks(certain)[0] == "It is better than each of the 4 controls of equal norm in every setting."
+    doubtful = having(certain, "pair/lambda_1", "control/random", t_adjusted=0.2)
+    assert "not shown to be better than random control" in remarks(doubtful)[0]
+    assert "better than each of" not in remarks(doubtful)[0]
+    worse = having(certain, "pair/lambda_1", "control/shuffle", difference=Estimate(-3.0, -4.0, -2.0))
+    assert "not shown to be better than shuffled control" in remarks(worse)[0]
+
+
+def test_methods_without_a_vector_are_told_by_verdict():
+    shown = having(summary(), "mean/lambda_1", "", t_adjusted=0.2)
+    shown = having(shown, "mean/lambda_1", "gptq/images", t_adjusted=0.01, difference=Estimate(-5.0, -6.0, -4.0))
+    shown = having(shown, "mean/lambda_1", "awq/images", t_adjusted=0.01, difference=Estimate(5.0, 4.0, 6.0))
+    told = next(remark for remark in remarks(shown) if remark.startswith("Against methods"))
+    assert "better than AWQ," in told and "worse than GPTQ." in told and "not told apart from" in told
+
+
+def test_many_settings_are_counted():
+    shown = having(summary(), "pair/lambda_1", "plain", t_adjusted=0.01, difference=Estimate(3.0, 2.0, 4.0))
+    many = replace(shown, settings=shown.settings * 3)
+    assert answers(many) == (
+        "One donor's vector at λ = 1, against plain PTQ on the same grid: better in 6 of 6 settings.",
+    )
+    assert len(set(notation.setting_names(many))) == 6
+
+
+def test_without_pairs_there_is_no_answer():
+    shown = summary()
+    bare = tuple(replace(one, rows=tuple(r for r in one.rows if r.key != "pair/lambda_1")) for one in shown.settings)
+    assert answers(replace(shown, settings=bare)) == (
+        "No donor's vector was tried at λ = 1: there is nothing to answer.",
+    )
+
+
+def test_one_seed_and_missing_cells_are_said():
+    shown = summary()
+    weak = tuple(replace(one, seeds=(0,), missing=("lower, seed 1",)) for one in shown.settings)
+    told = " ".join(remarks(replace(shown, settings=weak)))
+    assert "One seed: nothing here says" in told and "2 cells are missing" in told
+    page = study_page(studied(summary=replace(shown, settings=weak)))
+    assert "Missing: lower, seed 1." in to_markdown(page)
+
+
+def test_one_seed_and_one_receiver_can_be_reported():
+    shown = summarize(make_cells(grids=(0,), receivers=("lower",), seeds=(0,), images=40), ())
+    page = study_page(Studied("small", shown))
+    assert "too few receivers to test" in page.answers[0]
+    assert "costs" not in {section.name for section in page.shown}
+    assert to_html(page) and to_markdown(page)
+
+
+def test_published_figures_are_beside_the_studys_or_have_a_reason():
+    same = Published("J", "win rate", "%", "ViT-B, 3 bits", 76.6, 71.25, 65.0, 78.0, "")
+    other = Published("J", "mean gain", "points", "ViT-B, 3 bits", 9.7, None, None, None, "not comparable: other model")
+    section = paper(replace(summary(), published=(same, other)))
+    assert section.sentences[0].startswith("1 of 2 published figures is of a setting")
+    assert section.listings[0].rows == (("win rate", "76.6 %", "71.2 % [65, 78]", "ViT-B, 3 bits", "–", "J"),)
+    assert section.folded[0].rows[0][2:5] == ("not comparable", "ViT-B, 3 bits", "other model")
+    assert paper(replace(summary(), published=(other,))).sentences[0].startswith("None of 1 published figure")
+    assert paper(replace(summary(), published=())).empty
+
+
+def test_failed_work_is_listed():
+    failed = {"node": "qat lower", "message": "killed", "hint": "more memory", "because": None}
+    text = to_markdown(study_page(studied(run=RUN | {"failures": [failed]})))
+    assert "| qat lower | killed | more memory | – |" in text
+
+
+def test_the_run_and_its_recipe_are_shown():
+    text = to_markdown(page())
+    assert "**Wall time.** 12.5 min" in text
+    assert "**Versions.** python 3.11.9, torch 2.9.0" in text
+    assert "    name: example\n    version: 1" in text
+    assert "cell total 36, made 35" in text
+
+
+def test_trials_have_a_row_each():
+    cells = make_cells(grids=(1,), receivers=("lower",), seeds=(0,), images=40)
+    found = lines(trials_csv(cells))
+    assert len(found) == len(cells[0].trials)
+    pair = next(line for line in found if line["kind"] == "pair" and line["lambda"] == "1.0")
+    assert float(pair["top1"]) == int(pair["test_right"]) / 40
+    assert (pair["bits"], pair["receiver"], pair["donor"], pair["selecting_images"]) == ("2", "lower", "upper", "200")
+    assert next(line for line in found if line["kind"] == "float")["divergence_nats"] == ""
+
+
+def test_pairs_have_a_row_each_with_all_that_was_found():
+    shown = summary()
+    found = lines(pairs_csv(shown))
+    assert len(found) == 2 * len(TASKS) * (len(TASKS) - 1)
+    lost = [line for line in found if line["cause"]]
+    assert len(lost) == sum(len(setting.failures) for setting in shown.settings) > 0
+    assert all(float(line["gain_lambda_1"]) < 0 for line in lost)
+    assert all(line["gain_label_free"] and line["prototype_cosine"] for line in found)
+    assert {lam for line in found for lam in json.loads(line["lambdas_labelled"])} <= set(LAMBDAS)
+
+
+def test_the_document_is_versioned_and_the_same_every_time():
+    document = json.loads(to_json(studied()))
+    assert (document["schema_version"], document["summary"]["version"]) == (REPORT_VERSION, SUMMARY_VERSION)
+    assert document["run"] == RUN and document["name"] == "example"
+    assert to_json(studied()) == to_json(studied())
+
+
+def test_files_are_written_whole_and_equal(tmp_path):
+    cells = make_cells(grids=(0,), receivers=("lower", "upper"), seeds=(0,), images=40)
+    small = Studied("small", summarize(cells, ()))
+    first, second = write_study(small, cells, tmp_path / "a"), write_study(small, cells, tmp_path / "b")
+    assert [path.name for path in first] == ["study.json", "study.md", "study.html", "trials.csv", "pairs.csv"]
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes() and one.stat().st_size > 0
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="file"):
+        write_study(small, cells, tmp_path / "file" / "in")
+
+
+def test_the_terminal_has_a_table_per_setting():
+    tables = compact(summary())
+    assert [table.title for table in tables] == list(notation.setting_names(summary()))
+    assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
+
+
+@pytest.mark.parametrize(
+    ("grid", "name"),
+    [
+        (Scheme(3, "tensor", method="mse"), "3 bits per tensor, MSE clipping"),
+        (Scheme(3, "channel"), "3 bits per channel, absmax"),
+        (Scheme(2, "channel", clip=0.65), "2 bits per channel, clip 0.65"),
+        (Scheme(4, "group", 32), "4 bits per group of 32, absmax"),
+    ],
+)
+def test_grids_in_words(grid, name):
+    assert notation.grid_name(grid) == name
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0317, "0.0317 s"), (26.0, "26 s"), (230.0, "3.83 min"), (7200.0, "120 min"), (36000.0, "10 h")],
+)
+def test_durations_in_words(seconds, text):
+    assert notation.duration(seconds) == text
+
+
+def test_numbers_have_signs_and_no_negative_zero():
+    assert [notation.points(value) for value in (8.25, -0.04, 0.04, -3.0)] == ["+8.2", "0.0", "0.0", "−3.0"]
+    assert notation.percent(-0.001) == "0 %"
+    assert notation.share(Estimate(1.0, 1.0, 1.0)) == "100 %"
+    assert notation.short_label("gptq/generated") == "GPTQ (generated)"
+    assert notation.short_label("mean+awq/images/label_free") == "mean at chosen λ + AWQ"
+    assert notation.short_label("other", "its label, lambda 1") == "its label, λ = 1"

@@ -1,0 +1,332 @@
+"""A study's runs: what is missing is made, what fails is named, trainings resume, and documents read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from study_recipes import hub_study, write_hub, write_study
+
+from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset, tiny
+from qvec_deploy.donors.config import TrainConfig
+from qvec_deploy.errors import (
+    FetchError,
+    IncompatibleError,
+    IntegrityError,
+    QvecError,
+    StorageError,
+)
+from qvec_deploy.jobs import Failure, Job, Outcome, perform
+from qvec_deploy.study import cell as cell_module
+from qvec_deploy.study import run as run_module
+from qvec_deploy.study import training
+from qvec_deploy.study.documents import cell_json, read_cell, read_study
+from qvec_deploy.study.executors import start_executor
+from qvec_deploy.study.nodes import Node
+from qvec_deploy.study.recipe import load_study
+from qvec_deploy.study.run import Ended, Watcher, plan_study, run_study
+from qvec_deploy.study.store import Store
+from qvec_deploy.study.values import Cell, CellRequest, Relation, Trial
+from qvec_deploy.tensors import Scheme
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+class Here:
+    """Jobs in this process, one after another, last come first served."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Job] = []
+        self.did: list[str] = []
+
+    def submit(self, job: Job) -> None:
+        self.waiting.append(job)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        while self.waiting:
+            job = self.waiting.pop()
+            self.did.append(job.name)
+            answer = perform(job.function, json.loads(json.dumps(job.arguments)), lambda value: None)
+            failure = answer.get("failure")
+            yield Outcome(job, answer.get("result"), Failure(**failure) if failure else None)
+
+    def close(self) -> None:
+        self.waiting.clear()
+
+
+class Ends(Watcher):
+    """Keeps how nodes ended."""
+
+    def __init__(self) -> None:
+        self.all: list[Ended] = []
+
+    def ended(self, ended: Ended) -> None:
+        self.all.append(ended)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    """Nodes run in this process, on one thread, and cells are computed by nobody."""
+    threads = torch.get_num_threads()
+    executor = Here()
+    monkeypatch.setattr(run_module, "start_executor", lambda *args, **kwargs: executor)
+    monkeypatch.setattr(cell_module, "compute_cell", _fake)
+    for sizes in (tiny._SIZES, tiny._DIGIT_SIZES):  # drawing is all that takes time here
+        monkeypatch.setitem(sizes, "train", 250)
+    yield executor
+    torch.set_num_threads(threads)
+
+
+def _fake(request: CellRequest) -> Cell:
+    for path in (request.fp, request.own_qat, *(file for d in request.donors for file in (d.vector, d.fp))):
+        assert path is None or Path(path).is_file()
+    return Cell(request, 8, (Trial("float", "float", 0.0, right="f0"),), {"x": Relation(0.5)}, seconds={"all": 1.0})
+
+
+def test_what_is_missing_is_made_and_nothing_else(tmp_path: Path, here: Here) -> None:
+    recipe, out = load_study(write_study(tmp_path)), tmp_path / "out"
+    assert plan_study(recipe, out)["kinds"]["fp"] == {"total": 2, "done": 0, "mean_seconds": None}
+    first = run_study(recipe, out)
+    assert first.exit_code == 0 and len(here.did) == 1 + 2 + 2 + 2 + 2
+    assert first.run["counts"]["cell"] == {"total": 2, "made": 2}
+    planned = plan_study(recipe, out)
+    assert planned["seconds_left"] == 0 and planned["pairs"] == 2
+    assert sorted(path.name for path in (out / "cells").iterdir()) == [
+        "pico-3bit_tensor_mse-seed1-lower.json",
+        "pico-3bit_tensor_mse-seed1-realdigits.json",
+    ]
+    assert not list((out / "work").iterdir())
+
+    again = run_study(recipe, out)
+    assert len(here.did) == 9 and again.run["counts"]["qat"] == {"total": 2, "kept": 2}
+    assert again.run["summed_seconds"] == first.run["summed_seconds"]
+
+    # A change costs what it touches; documents are those of the recipe that ran last.
+    changed = load_study(write_study(tmp_path, seeds=[2]))
+    assert plan_study(changed, out)["kinds"]["base"]["done"] == 1
+    run_study(changed, out)
+    assert len(here.did) == 9 + 8
+    assert {path.name.split("-")[2] for path in (out / "cells").iterdir()} == {"seed2"}
+    run_study(recipe, out)
+    assert len(here.did) == 9 + 8
+
+    # What was damaged is made anew from the shelf or from nothing; what was deleted comes back.
+    (weights,) = out.glob("files/fp-pico-lower-seed1-*/fp.safetensors")
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1])  # a hard link: the shelf's copy is damaged too
+    run_study(recipe, out)
+    assert here.did[17:] == [weights.parent.name] and weights.read_bytes() == data
+
+
+def test_what_a_run_leaves_reads_back(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_study(load_study(write_study(tmp_path)), out)
+    study = read_study(out)
+    assert load_study(out / "study.yaml").name == study.run["name"] == "pico"
+    assert study.run["versions"]["torch"] == version("torch")
+    assert [(fit.kind, fit.task, fit.grid, fit.seed) for fit in study.fine_tunes] == [
+        ("base", None, None, None),
+        ("fp", "lower", None, 1),
+        ("fp", "realdigits", None, 1),
+        ("qat", "lower", Scheme(3, "tensor", method="mse"), 1),
+        ("qat", "realdigits", Scheme(3, "tensor", method="mse"), 1),
+    ]
+    assert all(fit.seconds > 0 for fit in study.fine_tunes)
+    cell = study.cells[0]
+    assert cell.request.receiver.name == "lower" and cell.relations == {"x": Relation(0.5)}
+    assert (out / cell.request.fp).is_file() and not Path(cell.request.fp).is_absolute()  # the folder can be moved
+    (out / "cells" / "other.json").write_bytes(cell_json(cell))
+    assert read_cell(out / "cells" / "other.json") == cell
+
+
+def test_documents_of_another_version_or_damaged(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_study(load_study(write_study(tmp_path)), out)
+    path = next((out / "cells").iterdir())
+    values = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**values, "version": 99}))
+    with pytest.raises(IncompatibleError, match="a cell of version 99"):
+        read_study(out)
+    path.write_text(json.dumps({**values, "images": "many"}))
+    with pytest.raises(IntegrityError, match="is no cell: images"):
+        read_cell(path)
+    path.write_text("{")
+    with pytest.raises(IntegrityError, match="damaged"):
+        read_cell(path)
+    run = json.loads((out / "run.json").read_bytes())
+    (out / "run.json").write_text(json.dumps({**run, "version": 0}))
+    with pytest.raises(IncompatibleError, match=r"run\.json is of version 0"):
+        read_study(out)
+    with pytest.raises(StorageError, match="not the folder of a finished study"):
+        read_study(tmp_path)
+
+
+def test_a_folder_that_is_not_a_studys_or_of_another_version(tmp_path: Path) -> None:
+    recipe, out = load_study(write_study(tmp_path)), tmp_path / "out"
+    with pytest.raises(StorageError, match="is not a study's folder"):
+        run_study(recipe, tmp_path)
+    with pytest.raises(StorageError, match="is not a study's folder"):
+        plan_study(recipe, tmp_path)
+    Store.open(out)
+    (out / "store" / "version.json").write_text('{"qvec-study-store": 2}')
+    for call in (run_study, plan_study):
+        with pytest.raises(IncompatibleError, match="of version 2, and this is version 1"):
+            call(recipe, out)
+    (out / "store" / "version.json").write_text("[]")
+    with pytest.raises(IntegrityError, match="damaged"):
+        run_study(recipe, out)
+
+
+def test_a_node_that_fails_costs_itself_and_what_is_made_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    recipe, out, ends = load_study(write_study(tmp_path, seeds=2)), tmp_path / "out", Ends()
+    real = training.fine_tune
+
+    def short_of_memory(recipe: Any, run: str, *args: Any, **kwargs: Any) -> Any:
+        if (recipe.name, run, recipe.train.seed) == ("lower", "qat", 2):
+            raise MemoryError
+        return real(recipe, run, *args, **kwargs)
+
+    monkeypatch.setattr(training, "fine_tune", short_of_memory)
+    outcome = run_study(recipe, out, watcher=ends)
+    assert outcome.exit_code == 4
+    failed = {ended.node.name: ended.because for ended in ends.all if ended.state == "failed"}
+    origin = "qat pico lower 3bit_tensor_mse 2"
+    assert failed == {
+        origin: None,
+        "vector pico lower 3bit_tensor_mse 2": origin,
+        "cell pico lower 3bit_tensor_mse 2": origin,
+        "cell pico realdigits 3bit_tensor_mse 2": origin,
+    }
+    assert outcome.run["counts"]["cell"] == {"total": 4, "made": 2, "failed": 2}
+    (first, *_) = outcome.run["failures"]
+    assert (first["message"], first["hint"]) == ("out of memory", "run fewer jobs at a time")
+    assert len(read_study(out).cells) == 2  # nothing else is lost
+    monkeypatch.setattr(training, "fine_tune", real)
+    before = len(here.did)
+    assert run_study(recipe, out).exit_code == 0
+    assert len(here.did) == before + 4
+
+
+def test_the_exit_code_is_that_of_the_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(recipe: Any, run: str, *args: Any, **kwargs: Any) -> Any:
+        raise StorageError("full", hint="") if recipe.name == "lower" else FetchError("gone", hint="")
+
+    monkeypatch.setattr(training, "fine_tune", fail)
+    assert run_study(load_study(write_study(tmp_path)), tmp_path / "out").exit_code == 6
+
+
+def test_a_study_of_released_fine_tunes(tmp_path: Path) -> None:
+    hub = write_hub(tmp_path / "hub", {"lower": 26, "realdigits": 10})
+    out = tmp_path / "out"
+    recipe = load_study(hub_study(tmp_path, hub))
+    outcome = run_study(recipe, out)
+    assert outcome.exit_code == 0, outcome.run["failures"]
+    study = read_study(out)
+    assert study.fine_tunes == () and len(study.cells) == 2
+    assert Path(study.cells[0].request.fp).name == "classifier_epoch_7.pt"
+    assert not list(out.glob("files/fp-*/*.safetensors"))  # they are read where they lie
+    (gone,) = hub.glob("checkpoints/*/*/qat/*/lower/*/*/*/classifier_epoch_7.pt")
+    gone.unlink()
+    outcome = run_study(recipe, out)
+    assert outcome.exit_code == 7 and outcome.run["failures"][0]["message"].endswith("classifier_epoch_*.pt")
+
+
+def test_a_released_head_for_other_classes(tmp_path: Path) -> None:
+    hub = write_hub(tmp_path / "hub", {"lower": 25, "realdigits": 10})
+    outcome = run_study(load_study(hub_study(tmp_path, hub)), tmp_path / "out")
+    assert outcome.exit_code == 4
+    assert "a head for 25 classes, and the task has 26" in outcome.run["failures"][0]["message"]
+
+
+def test_a_worker_with_other_packages_is_refused(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "out")
+    job = Node("base", {"model": "m"}, {}, {}, versions={"torch": "0"}).job(str(store.out))
+    failure = perform(job.function, dict(job.arguments), lambda value: None)["failure"]
+    assert failure["exit_code"] == 4 and "torch" in failure["message"]
+
+
+def test_an_address_without_ray_is_refused() -> None:
+    with pytest.raises(QvecError, match="--address is that of a Ray cluster"):
+        start_executor("local", 1, address="auto")
+
+
+def _weights(folder: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in folder.glob("files/*/*.safetensors")}
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Here
+) -> None:
+    from qvec_deploy.donors import train
+
+    recipe = load_study(write_study(tmp_path))
+    run_study(recipe, tmp_path / "whole")
+    real, seen = train.rate, []
+
+    def interrupt(step: int, hyper: TrainConfig) -> float:
+        seen.append(step)
+        if len(seen) in (4, 12):  # once in the base, once in a fine-tune
+            raise KeyboardInterrupt
+        return real(step, hyper)
+
+    monkeypatch.setattr(train, "rate", interrupt)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_study(recipe, tmp_path / "killed")
+    run_study(recipe, tmp_path / "killed")
+    assert seen[:6] == [0, 1, 2, 3, 2, 3]  # a state is saved every second step
+    assert len(seen) == 4 + 4 * 6 + 2 + 2  # and each kill costs less than two
+    assert _weights(tmp_path / "killed") == _weights(tmp_path / "whole")
+
+
+def test_trainings_are_those_of_the_published_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base and fine-tunes of study_tiny.yaml, a few steps of each: byte for byte what scripts/tiny_training makes."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import tiny_training
+    from safetensors.numpy import load_file, save_file
+
+    few: dict[str, Any] = {"steps": 3, "clip_every": 2}
+    recipe = load_study(
+        Path(__file__).parents[2] / "recipes" / "study_tiny.yaml",
+        ["models=[{name: v, timm: vit_tiny_patch16_224, model_args: "
+         + json.dumps(tiny_training.MODEL_ARGS)
+         + ", base: {train: {dataset: tiny/pairs, steps: 3}}}]",
+         "train.steps=10", "train.warmup_steps=1", "seeds=[4]", "tasks.only=[lower, upper]",
+         "grids=[{bits: 2, clip_every: 2}]", "inputs=[images]"],
+    )  # fmt: skip
+    hyper = dataclasses.replace(tiny_training.FINETUNE, **{**few, "steps": 10})
+    assert hyper == dataclasses.replace(TrainConfig(), steps=10, clip_every=2)
+    run_study(recipe, tmp_path / "out")
+
+    data = open_dataset(DatasetSpec("tiny/pairs", "train"), DataConfig())
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_training, "open_split", lambda task, split: data)
+        pretrain = dataclasses.replace(tiny_training.PRETRAIN, steps=3)
+        base = tiny_training.pretrain(tiny_training.Job("mix", None, pretrain, 1), lambda progress: None)
+    _assert_same(base, load_file(*(tmp_path / "out").glob("files/base-*/base.safetensors")))
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.setattr(tiny_training.Job, "path", lambda job, folder: folder / "base.safetensors")
+    save_file(base, work / "base.safetensors")
+    for kind, scheme in (("fp", None), ("qat", Scheme(2, "channel", method="mse"))):
+        job = tiny_training.Job("lower", scheme, hyper, 4)
+        expected = tiny_training._finetune(job, work, lambda progress: None)
+        (found,) = (tmp_path / "out").glob(f"files/{kind}-v-lower-*/{kind}.safetensors")
+        _assert_same(expected, load_file(found))
+    assert "tiny_training" in sys.modules
+
+
+def _assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
