@@ -51,6 +51,12 @@ def test_the_test_command_is_the_check() -> None:
         assert _run(["bash", "-n", str(ROOT / "scripts" / name)], ROOT).returncode == 0
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").iterdir()), ids=lambda path: path.name)
+def test_what_begins_as_a_program_can_be_run(path: Path) -> None:
+    if path.is_file():
+        assert os.access(path, os.X_OK) == path.read_bytes().startswith(b"#!")
+
+
 @pytest.fixture
 def own_folder(tmp_path: Path, pico_recipe: Callable[..., Path]) -> Path:
     """A newcomer's folder: the recipes, and after the first command a recipe of their own, filled in."""
