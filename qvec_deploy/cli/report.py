@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,14 +65,19 @@ def _opened(directories: tuple[Path, ...], progress: Progress) -> dict[str, Bund
     """Every bundle, by a name that tells them apart."""
     from qvec_deploy.bundle.bundle import Bundle
 
-    opened: dict[str, Bundle] = {}
+    bundles: list[Bundle] = []
     _refuse_twice(directories)
     with progress.stage("verify") as advance:
         for index, directory in enumerate(directories):
             bundle = Bundle.open(directory)
-            _check_classes(bundle, opened)
-            opened[_unlike(bundle.manifest.name, directory, opened)] = bundle
+            _check_classes(bundle, bundles)
+            bundles.append(bundle)
             advance(index + 1, len(directories))
+    names = Counter(bundle.manifest.name for bundle in bundles)
+    opened: dict[str, Bundle] = {}
+    for bundle in bundles:
+        name = bundle.manifest.name
+        opened[name if names[name] == 1 else _unlike(name, bundle.directory, opened)] = bundle
     return opened
 
 
@@ -83,8 +89,8 @@ def _refuse_twice(directories: tuple[Path, ...]) -> None:
         seen.add(directory.resolve())
 
 
-def _check_classes(bundle: Bundle, opened: Mapping[str, Bundle]) -> None:
-    for other in opened.values():
+def _check_classes(bundle: Bundle, opened: Sequence[Bundle]) -> None:
+    for other in opened:
         if bundle.manifest.model.classes != other.manifest.model.classes:
             raise IncompatibleError(
                 f"{bundle.directory} has {bundle.manifest.model.classes} classes, {other.directory} has "
@@ -94,10 +100,9 @@ def _check_classes(bundle: Bundle, opened: Mapping[str, Bundle]) -> None:
 
 
 def _unlike(name: str, directory: Path, taken: Mapping[str, object]) -> str:
-    """The bundle's name; with its folder, and then a number, where that is taken."""
-    wanted = [name, f"{name} in {directory.resolve().name}"]
-    free = (candidate for candidate in wanted if candidate not in taken)
-    return next(free, f"{wanted[-1]} ({len(taken) + 1})")
+    """The name of a bundle that shares it with others: with its folder, and a number where that is taken too."""
+    wanted = f"{name} in {directory.resolve().name}"
+    return f"{wanted} ({len(taken) + 1})" if wanted in taken else wanted
 
 
 def _read(bundle: Bundle) -> Report:

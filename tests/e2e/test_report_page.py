@@ -163,7 +163,7 @@ def test_several_bundles_stand_beside_each_other(run: Run, finished: Path, bundl
     document = json.loads(out)
     assert code == 0
     jsonschema.validate(document, report_schema())
-    assert set(document["ranking"]) == {"pico", "pico in pico"}
+    assert set(document["ranking"]) == {"pico in pico", "pico in pico (2)"}
     assert document == json.loads((tmp_path / "report" / "report.json").read_bytes())
     third = shutil.copytree(bundle, tmp_path / "more" / "pico")
     code, out, _ = run("report", finished, bundle, third, "-o", tmp_path / "report", "--quiet")
