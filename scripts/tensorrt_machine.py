@@ -31,10 +31,9 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.lower.tensorrt_graph import TensorrtGraph
 from qvec_deploy.measure.environment import capture_environment
 from qvec_deploy.measure.latency import measure_latency
-from qvec_deploy.store import sha256_bytes
 from qvec_deploy.targets.cuda import Cuda
 from qvec_deploy.targets.tensorrt import TOLERANCES, TensorRT, describe
-from qvec_deploy.targets.tensorrt_build import Built, EngineOptions, build_engine, save_graph
+from qvec_deploy.targets.tensorrt_build import Built, EngineOptions, build_engine, save_graph, sidecar_of
 from qvec_deploy.targets.tensorrt_library import machine, make_logger, require
 from qvec_deploy.targets.tensorrt_session import TensorrtSession, load_engines
 from qvec_deploy.targets.tensorrt_sidecar import Batches, Sidecar
@@ -243,25 +242,8 @@ class Machine:
 
     def _sidecar(self, built: Built, graph: TensorrtGraph, batches: Batches, options: EngineOptions) -> Sidecar:
         trt, cuda = self._ready()
-        return Sidecar(
-            machine=machine(trt, cuda.gpu),
-            lowering="packed",
-            batches=batches,
-            input_shape=SHAPE,
-            hardware=options.hardware,
-            version_compatible=options.version_compatible,
-            cuda_graph=options.cuda_graph,
-            plugin_layers=graph.plugin_layers,
-            packed_bytes=graph.packed_bytes,
-            given_bytes=graph.weight_bytes,
-            allowed_bytes=graph.allowed_bytes,
-            weights_bytes=built.weights_bytes,
-            device_bytes=built.device_bytes,
-            sha256=sha256_bytes(built.plan),
-            model_sha256="",
-            weights_sha256="",
-            build_s=built.seconds,
-        )
+        here, none = machine(trt, cuda.gpu), {"model": "", "weights": ""}
+        return sidecar_of(built, graph, here, "packed", batches, SHAPE, options, hashes=none)
 
     def _folder(self, name: str) -> Path:
         if name not in self._models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -78,11 +79,16 @@ def overview_html(shown: Overview) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    return _environment().get_template(template).render(css=_resource("report.css"), **values)
+    return page_environment(_resource).get_template(template).render(css=_resource("report.css"), **values)
 
 
 @cache
-def _environment() -> Environment:
+def page_environment(load: Callable[[str], str]) -> Environment:
+    """Templates as pages here need them: escaped, strict, with the filters of numbers and names.
+
+    Args:
+        load: Text of a template by its name.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -90,7 +96,7 @@ def _environment() -> Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(_resource),
+        loader=jinja2.FunctionLoader(load),
     )
     environment.filters["unbroken"] = unbroken
     environment.filters["breakable"] = breakable

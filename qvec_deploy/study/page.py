@@ -5,17 +5,16 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from qvec_deploy.report.html import breakable, unbroken
+from qvec_deploy.report.html import page_environment
 from qvec_deploy.report.listing import Listing
 from qvec_deploy.report.markdown import escape, listing_text
 from qvec_deploy.report.svg import Figure
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    pass
 
 LONG = 12  # rows from which a folded table starts closed
 
@@ -82,7 +81,7 @@ class Page:
 def to_html(page: Page) -> str:
     """One page without script or network. Every text is escaped; figures are SVG that this package drew."""
     css = _resource("qvec_deploy.report", "report.css") + _resource("qvec_deploy.study", "study.css")
-    return _environment().get_template("study.html").render(page=page, css=css, long=LONG)
+    return page_environment(_template).get_template("study.html").render(page=page, css=css, long=LONG)
 
 
 def to_markdown(page: Page) -> str:
@@ -118,23 +117,8 @@ def _terms(entries: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"- **{escape(term)}.** {escape(text)}" for term, text in entries)
 
 
-@cache
-def _environment() -> Environment:
-    import jinja2
-
-    def load(name: str) -> str:
-        return _resource("qvec_deploy.study" if name == "study.html" else "qvec_deploy.report", name)
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(load),
-    )
-    environment.filters["unbroken"] = unbroken
-    environment.filters["breakable"] = breakable
-    return environment
+def _template(name: str) -> str:
+    return _resource("qvec_deploy.study" if name == "study.html" else "qvec_deploy.report", name)
 
 
 def _resource(package: str, name: str) -> str:

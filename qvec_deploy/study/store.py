@@ -3,7 +3,8 @@
     OUT/study.yaml   the resolved recipe          OUT/run.json   the last run: versions, counts, times, failures
     OUT/cells/       a cell a file                OUT/costs.json the seconds of every fine-tune
     OUT/files/       every node's files under a name that people can read
-    OUT/store/       the same files, content-addressed, and locks; OUT/work/ half-done trainings
+    OUT/store/       the same files, content-addressed, and locks
+    OUT/work         trainings that are not over
 
 Several processes, and several machines that share the folder, may work in it at once.
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
-from qvec_deploy.store import require_file, sha256_bytes, sha256_file, storage_errors, write_bytes
+from qvec_deploy.store import require_file, sha256_file, storage_errors, write_bytes
 from qvec_deploy.targets.cuda import OutOfDeviceMemory
 from qvec_deploy.targets.tensorrt_build import (
     Advance,
@@ -17,6 +17,7 @@ from qvec_deploy.targets.tensorrt_build import (
     build_engine,
     check_stored_bytes,
     keep_timings,
+    sidecar_of,
     timing_cache_path,
 )
 from qvec_deploy.targets.tensorrt_library import Machine, machine, require
@@ -24,7 +25,6 @@ from qvec_deploy.targets.tensorrt_session import TensorrtSession, load_engines
 from qvec_deploy.targets.tensorrt_sidecar import (
     REBUILD,
     Batches,
-    Sidecar,
     check_sidecar,
     engine_path,
     find_engines,
@@ -105,25 +105,7 @@ class TensorRT:
                 raise _too_large(lowering, batches, here, done) from error
             check_stored_bytes(built, graph, lowering)
             path = engine_path(directory, lowering, batches)
-            sidecar = Sidecar(
-                machine=here,
-                lowering=lowering,
-                batches=batches,
-                input_shape=shape,
-                hardware=options.hardware,
-                version_compatible=options.version_compatible,
-                cuda_graph=options.cuda_graph,
-                plugin_layers=graph.plugin_layers,
-                packed_bytes=graph.packed_bytes,
-                given_bytes=graph.weight_bytes,
-                allowed_bytes=graph.allowed_bytes,
-                weights_bytes=built.weights_bytes,
-                device_bytes=built.device_bytes,
-                sha256=sha256_bytes(built.plan),
-                model_sha256=hashes["model"],
-                weights_sha256=hashes["weights"],
-                build_s=round(built.seconds, 3),
-            )
+            sidecar = sidecar_of(built, graph, here, lowering, batches, shape, options, hashes=hashes)
             write_bytes(path, built.plan)
             write_sidecar(path, sidecar)
             keep_timings(cache, built.timings)

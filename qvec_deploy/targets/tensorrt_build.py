@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.lower import INPUT
-from qvec_deploy.store import storage_errors, write_bytes
+from qvec_deploy.store import sha256_bytes, storage_errors, write_bytes
 from qvec_deploy.targets.cuda import OutOfDeviceMemory
 from qvec_deploy.targets.tensorrt_library import Machine, make_logger, starting
-from qvec_deploy.targets.tensorrt_sidecar import HARDWARE, Batches
+from qvec_deploy.targets.tensorrt_sidecar import HARDWARE, Batches, Sidecar
 
 if TYPE_CHECKING:
     from qvec_deploy.lower.tensorrt_graph import TensorrtGraph
@@ -298,3 +298,47 @@ def _weigh(trt: Any, logger: Any, plan: bytes, options: EngineOptions) -> tuple[
     if hasattr(trt, "EngineStat"):  # older releases do not say
         stored = int(engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE))
     return stored, int(engine.device_memory_size_v2)
+
+
+def sidecar_of(
+    built: Built,
+    graph: TensorrtGraph,
+    machine: Machine,
+    lowering: str,
+    batches: Batches,
+    shape: tuple[int, int, int],
+    options: EngineOptions,
+    *,
+    hashes: Mapping[str, str],
+) -> Sidecar:
+    """What is to be known of an engine before TensorRT sees it.
+
+    Args:
+        built: The engine.
+        graph: What it was built from.
+        machine: Where.
+        lowering: How.
+        batches: For which batch sizes.
+        shape: (C, H, W) of one image.
+        options: As `build_engine` was given.
+        hashes: SHA-256 of the sources, `model` and `weights`; empty text where there are no files.
+    """
+    return Sidecar(
+        machine=machine,
+        lowering=lowering,
+        batches=batches,
+        input_shape=shape,
+        hardware=options.hardware,
+        version_compatible=options.version_compatible,
+        cuda_graph=options.cuda_graph,
+        plugin_layers=graph.plugin_layers,
+        packed_bytes=graph.packed_bytes,
+        given_bytes=graph.weight_bytes,
+        allowed_bytes=graph.allowed_bytes,
+        weights_bytes=built.weights_bytes,
+        device_bytes=built.device_bytes,
+        sha256=sha256_bytes(built.plan),
+        model_sha256=hashes["model"],
+        weights_sha256=hashes["weights"],
+        build_s=round(built.seconds, 3),
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from study_cells import GRIDS, MODEL, make_cells, make_fine_tunes
-from test_report_page import CLIPPED, COLLIDING, EMPTY, browser
+from test_report_page import assert_whole, browser
 
 from qvec_deploy.study.analysis import summarize
 from qvec_deploy.study.documents import RUN_VERSION, cell_json
@@ -59,24 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ("name", "width", "scheme"), [("whole", 390, "dark"), ("whole", 1400, "light"), ("small", 390, "light")]
 )
 def test_a_page_is_whole_at_every_width(browser: Any, files: dict[str, Path], name: str, width: int, scheme: str):
-    page, heard, asked = browser.new_page(), [], []
-    page.on("console", lambda message: heard.append(message.text))
-    page.on("pageerror", lambda error: heard.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.set_viewport_size({"width": width, "height": 900})
-    page.emulate_media(color_scheme=scheme)
-    page.goto(files[name].as_uri())
-    assert heard == []
-    assert asked == [files[name].as_uri()], "nothing is fetched"
-    assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
-    assert page.evaluate(EMPTY) == []
-    assert page.evaluate(CLIPPED) == []
-    assert page.evaluate(COLLIDING) == []
-    for section in page.query_selector_all("section"):
-        assert section.bounding_box()["height"] > 30
-    page.evaluate("document.querySelectorAll('details').forEach(folded => { folded.open = true })")
-    assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
-    page.close()
+    assert_whole(browser, files[name], width, scheme)
 
 
 def test_on_paper_nothing_is_cut_off_and_folds_are_open(browser: Any, files: dict[str, Path]) -> None:

@@ -348,4 +348,6 @@ def test_values_the_writer_would_not_write_are_refused(
 
 def test_the_good_file_is_good(path: Path, good: bytes) -> None:
     path.write_bytes(good)
-    PackedFile.open(path).check()
+    opened = PackedFile.open(path)
+    opened.check()
+    assert opened.tensors
