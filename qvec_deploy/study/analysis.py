@@ -24,16 +24,14 @@ from qvec_deploy.study.summary import Curve, CurvePoint, Headroom, Matrix, Row, 
 from qvec_deploy.study.values import Cell, Trial
 
 Float64 = NDArray[np.float64]
-Moved = frozenset[tuple[str, str]]
 
 
-def summarize(cells: Sequence[Cell], fine_tunes: Iterable[FineTune] = (), *, moved: Moved = frozenset()) -> Summary:
+def summarize(cells: Sequence[Cell], fine_tunes: Iterable[FineTune] = ()) -> Summary:
     """All that a study answers.
 
     Args:
         cells: In any order; cells that are missing are named, and the rest is used.
         fine_tunes: What training took; without them there are no costs.
-        moved: (donor, receiver) that a coordinate check found apart.
 
     Raises:
         RecipeError: No cells.
@@ -47,11 +45,11 @@ def summarize(cells: Sequence[Cell], fine_tunes: Iterable[FineTune] = (), *, mov
         key = [request.model, request.model_args, sorted(request.skip), request.grid.as_dict()]
         groups.setdefault(canonical_json(key), []).append(cell)
     trained = tuple(fine_tunes)
-    settings, families = adjust([setting_of(group, trained, moved) for group in groups.values()])
+    settings, families = adjust([setting_of(group, trained) for group in groups.values()])
     return Summary(settings, families, beside_paper(settings), RESAMPLES)
 
 
-def setting_of(cells: Sequence[Cell], fine_tunes: Sequence[FineTune], moved: Moved) -> Setting:
+def setting_of(cells: Sequence[Cell], fine_tunes: Sequence[FineTune]) -> Setting:
     """What the cells of one model on one grid answer; p-values are not yet adjusted."""
     crossed = Crossed(cells)
     request = cells[0].request
@@ -75,7 +73,7 @@ def setting_of(cells: Sequence[Cell], fine_tunes: Sequence[FineTune], moved: Mov
         selection=selection_of(crossed),
         comparisons=compare(crossed, keys),
         similarities=similarities_of(crossed, at_one),
-        failures=failures_of(crossed, headroom, moved),
+        failures=failures_of(crossed, headroom),
         prediction=prediction_of(crossed, matrices, headroom),
         curves=_curves(crossed),
         costs=costs_of(cells, fine_tunes, {row.key: row.share_of_gap for row in rows}),

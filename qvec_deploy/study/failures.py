@@ -17,7 +17,7 @@ REACH = 1.96  # standard errors of a 95 % interval
 
 
 def cause_of(
-    receiver: Headroom, between: LambdaGain | None, negative: LambdaGain | None, *, moved: bool = False
+    receiver: Headroom, between: LambdaGain | None, negative: LambdaGain | None, *, apart: bool = False
 ) -> Cause:
     """Why a pair loses at lambda 1: the first rule that applies.
 
@@ -34,9 +34,9 @@ def cause_of(
         receiver: What there is to win.
         between: Best of 0 < lambda < 1; None where none was tried.
         negative: Best of lambda < 0; None where none was tried.
-        moved: Whether a coordinate check found the pair apart.
+        apart: Whether a coordinate check found the pair apart.
     """
-    if moved:
+    if apart:
         return "coordinates"
     tops = [receiver.float_top1, *([] if receiver.own_qat_top1 is None else [receiver.own_qat_top1])]
     if min(tops) - receiver.plain_top1 < NO_HEADROOM:
@@ -51,25 +51,28 @@ def noise_of(pair: PairGain) -> float:
     return REACH * math.hypot(pair.seed_error or 0.0, pair.image_error)
 
 
-def failures_of(
-    crossed: Crossed, headroom: Sequence[Headroom], moved: frozenset[tuple[str, str]] = frozenset()
-) -> tuple[Failure, ...]:
+def failures_of(crossed: Crossed, headroom: Sequence[Headroom]) -> tuple[Failure, ...]:
     """Every pair with a gain below 0 at lambda 1, seeds averaged; the worst first.
 
     Args:
         crossed: Cells of a setting.
         headroom: Of every receiver.
-        moved: (donor, receiver) that do not share coordinates.
     """
+    apart = {
+        (donor, answers.cell.request.receiver.name)
+        for answers in crossed.answers.values()
+        for donor, relation in answers.cell.relations.items()
+        if relation.apart is not None  # in one seed is enough: the mean over seeds has it in it
+    }
     by_receiver = {entry.receiver: entry for entry in headroom}
     losing = [pair for pair in crossed.pairs(lambda answers, donor: answers.at_one.get(donor)) if pair.gain < 0]
     return tuple(
-        _failure(crossed, pair, by_receiver[pair.receiver], (pair.donor, pair.receiver) in moved)
+        _failure(crossed, pair, by_receiver[pair.receiver], (pair.donor, pair.receiver) in apart)
         for pair in sorted(losing, key=lambda pair: pair.gain)
     )
 
 
-def _failure(crossed: Crossed, pair: PairGain, receiver: Headroom, moved: bool) -> Failure:
+def _failure(crossed: Crossed, pair: PairGain, receiver: Headroom, apart: bool) -> Failure:
     curve = mean_curve(crossed, pair.donor, crossed.receivers.index(pair.receiver))
     between, negative = _best(curve, 0.0, 1.0), _best(curve, -math.inf, 0.0)
     noise = noise_of(pair)
@@ -79,7 +82,7 @@ def _failure(crossed: Crossed, pair: PairGain, receiver: Headroom, moved: bool) 
         gain=pair.gain,
         noise=noise,
         within_noise=-pair.gain <= noise,
-        cause=cause_of(receiver, between, negative, moved=moved),
+        cause=cause_of(receiver, between, negative, apart=apart),
         float_top1=receiver.float_top1,
         own_qat_top1=receiver.own_qat_top1,
         plain_top1=receiver.plain_top1,

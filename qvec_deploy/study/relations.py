@@ -1,4 +1,4 @@
-"""How donors stand to a receiver: by class prototypes, by task vectors, by vectors, and by what Prop. 1 predicts."""
+"""How donors stand to a receiver: by prototypes, task vectors, vectors, coordinates, and what Prop. 1 predicts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.store import canonical_json
 from qvec_deploy.study.candidates import Bench, State, read_all
 from qvec_deploy.study.opening import Opened, of_donor
 from qvec_deploy.study.prototypes import Embedding, class_prototypes, prototype_cosine
 from qvec_deploy.study.values import CellRequest, DonorFiles, Relation
 from qvec_deploy.tensors import Scheme
+from qvec_deploy.vectors.coordinates import require_same_coordinates
+from qvec_deploy.vectors.geometry import Geometry, find_geometry
 from qvec_deploy.vectors.sources import Source
 
 
@@ -35,6 +38,7 @@ def relate(request: CellRequest, opened: Opened, bench: Bench) -> dict[str, Rela
     own = None if qat is None else {name: qat.read(name) - bench.weights[name] for name in names}
     task = None if base is None else {name: bench.weights[name] - base.read(name) for name in names}
     shares = predicted_shares(bench, own, opened.vectors, request.grid) if own is not None else {}
+    geometry = find_geometry(request.model, request.model_args)
     found = {}
     for donor in request.donors:
         of_task = None
@@ -46,8 +50,21 @@ def relate(request: CellRequest, opened: Opened, bench: Bench) -> dict[str, Rela
             task_vector_cosine=of_task,
             vector_cosine=None if own is None else cosine(read_all(opened.vectors[donor.task]), own),
             predicted_share=shares.get(donor.task),
+            apart=_apart(bench, opened.vectors[donor.task], geometry, request.grid),
         )
     return found
+
+
+def _apart(bench: Bench, vector: Source, geometry: Geometry, grid: Scheme) -> str | None:
+    """Why a donor is not in the receiver's coordinates."""
+    sketch = vector.sketch()
+    if sketch is None:
+        return None
+    try:
+        require_same_coordinates(bench.weights.__getitem__, sketch, geometry, grid)
+    except IncompatibleError as error:
+        return error.message
+    return None
 
 
 def _prototype_cosine(request: CellRequest, opened: Opened, donor: DonorFiles) -> float | None:

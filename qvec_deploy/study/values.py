@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qvec_deploy.datasets.spec import Split
 from qvec_deploy.tensors import Scheme
 
-CELL_VERSION = 1
+CELL_VERSION = 2
 """Of what a cell holds and how it is computed: raise it to compute cells again."""
 
 Kind = Literal["float", "own_qat", "plain", "pair", "mean", "mix", "control"]
@@ -138,12 +138,14 @@ class Relation:
         vector_cosine: Of the donor's vector and the receiver's own qat - fp; None without the latter.
         predicted_share: Best share of the receiver's headroom that Prop. 1 predicts (cos^2 in the curvature of the
             quantized receiver); None without the receiver's own QAT.
+        apart: Why the two are not in common coordinates; None where they are, or the vector brings no sketch.
     """
 
     prototype_cosine: float | None = None
     task_vector_cosine: float | None = None
     vector_cosine: float | None = None
     predicted_share: float | None = None
+    apart: str | None = None
 
 
 @dataclass(frozen=True)

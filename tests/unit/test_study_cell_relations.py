@@ -11,7 +11,7 @@ import pytest
 import torch
 from pico import PICO_ARGS, PICO_MODEL
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from qvec_deploy.analyze.analysis import analyze
 from qvec_deploy.analyze.inputs import Request
@@ -106,6 +106,32 @@ def test_predicted_shares_are_those_of_an_analysis(request_: CellRequest) -> Non
     expected = [donor.alignments["gauss_newton"].cos_squared for donor in analysis.donors]
     found = compute_cell(request_).relations
     assert [found[donor.task].predicted_share for donor in request_.donors] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_donor_in_other_coordinates_is_said_to_be(request_: CellRequest) -> None:
+    """Its neurons permuted, a donor is the same function, and its vector another."""
+    permutation = np.random.default_rng(5).permutation(len(load_file(request_.fp)["blocks.0.mlp.fc1.weight"]))
+
+    def permuted(path: str) -> State:
+        state = load_file(path)
+        for name in ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc1.bias"):
+            state[name] = np.ascontiguousarray(state[name][permutation])
+        state["blocks.0.mlp.fc2.weight"] = np.ascontiguousarray(state["blocks.0.mlp.fc2.weight"][:, permutation])
+        return state
+
+    twin, other = request_.donors
+    extract_vector(
+        permuted(twin.fp),
+        permuted(str(request_.own_qat)),
+        Path(twin.vector),
+        scheme=GRID,
+        skip=("head",),
+        task="twin",
+        seed=0,
+    )
+    assert compute_cell(replace(request_, donors=(other,))).relations["other"].apart is None
+    found = compute_cell(replace(request_, donors=(twin,))).relations["twin"].apart
+    assert found == "the receiver is not in its donor's coordinates: permutation of MLP neurons in blocks.0.mlp.fc1"
 
 
 def test_a_donors_images_are_named_by_the_donor(request_: CellRequest) -> None:

@@ -17,7 +17,7 @@ BACK, NOT_BACK = LambdaGain(-0.5, 1.0), LambdaGain(-0.5, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("receiver", "between", "negative", "moved", "cause"),
+    ("receiver", "between", "negative", "apart", "cause"),
     [
         (ROOM, UP, BACK, True, "coordinates"),
         (replace(ROOM, plain_top1=88.1), UP, BACK, False, "no headroom"),
@@ -32,9 +32,9 @@ BACK, NOT_BACK = LambdaGain(-0.5, 1.0), LambdaGain(-0.5, 0.0)
     ],
 )
 def test_the_first_rule_that_applies(
-    receiver: Headroom, between: LambdaGain | None, negative: LambdaGain | None, moved: bool, cause: str
+    receiver: Headroom, between: LambdaGain | None, negative: LambdaGain | None, apart: bool, cause: str
 ) -> None:
-    assert cause_of(receiver, between, negative, moved=moved) == cause
+    assert cause_of(receiver, between, negative, apart=apart) == cause
 
 
 def test_noise_is_of_seeds_and_images_together() -> None:
@@ -69,7 +69,11 @@ def test_a_small_loss_is_said_to_be_within_noise() -> None:
 
 def test_pairs_that_were_found_apart_are_said_to_be() -> None:
     cells = make_cells(grids=(1,))
-    setting = summarize(cells, moved=frozenset({("photos", "lower")})).settings[0]
+    cell = cells[0]
+    assert cell.request.receiver.name == "lower"
+    moved = replace(cell.relations["photos"], apart="permuted neurons in blocks.0.mlp")
+    cells = (replace(cell, relations=cell.relations | {"photos": moved}), *cells[1:])
+    setting = summarize(cells).settings[0]
     causes = {(failure.donor, failure.receiver): failure.cause for failure in setting.failures}
     assert causes["photos", "lower"] == "coordinates"
     assert causes["photos", "upper"] == "anti-aligned"
