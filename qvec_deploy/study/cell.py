@@ -7,11 +7,17 @@ a process.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import time
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from qvec_deploy.bundle.progress import Progress
+from qvec_deploy.jobs import Tell
 from qvec_deploy.select.mixing import descend, ridge_weights
 from qvec_deploy.select.student import Student
 from qvec_deploy.study.candidates import (
@@ -25,19 +31,22 @@ from qvec_deploy.study.candidates import (
     with_norms,
 )
 from qvec_deploy.study.decoded import choosing_images, generated_images, judging_images
+from qvec_deploy.study.journal import Journal, Tried
 from qvec_deploy.study.opening import Opened, open_request
 from qvec_deploy.study.relations import relate
 from qvec_deploy.study.values import Cell, CellRequest, Control, Kind, Trial
 from qvec_deploy.tensors import Float32, Scheme
 
 
-def compute_cell(request: CellRequest) -> Cell:
+def compute_cell(request: CellRequest, *, tell: Tell = lambda value: None, journal: Journal | None = None) -> Cell:
     """Try everything that a request names on its receiver.
 
     The same request gives the same cell, its seconds aside, on the same machine with the same number of threads.
 
     Args:
         request: Files, grid, methods and images.
+        tell: Takes `done` of `total` trials.
+        journal: Keeps trials while the cell is not over; those that it has are not tried again.
 
     Raises:
         RecipeError: An unknown model, an impossible grid, labels that are not the head's, or too few images.
@@ -45,6 +54,9 @@ def compute_cell(request: CellRequest) -> Cell:
         StorageError, IntegrityError, FetchError: As the files deserve.
     """
     progress = Progress()
+    known = journal.tried if journal is not None else []
+    if known:
+        progress.timings_s.update(known[-1].seconds)
     with progress.stage("all"):
         with progress.stage("prepare"):
             opened = open_request(request)
@@ -53,15 +65,15 @@ def compute_cell(request: CellRequest) -> Cell:
             selecting = choosing_images(request.receiver, opened.config, classes, request.selecting, testing)
             bench = Bench(opened.plan, opened.receiver, opened.sources, selecting, testing, progress)
         attempts = _Attempts(request, opened, bench)
-        trials = tuple(attempts.all())
+        trials = attempts.all(journal, tell)
         with progress.stage("relations"):
             relations = relate(request, opened, bench)
     seconds = {stage: round(seconds, 3) for stage, seconds in progress.timings_s.items()}
-    return Cell(request, len(testing), trials, relations, attempts.mix, seconds)
+    return Cell(request, len(testing), trials, relations, attempts.mix, seconds, selecting=len(selecting))
 
 
 class _Attempts:
-    """The trials of one cell, in order; later ones use answers of earlier ones."""
+    """The trials of one cell, in order; the mix uses answers of earlier ones."""
 
     def __init__(self, request: CellRequest, opened: Opened, bench: Bench) -> None:
         self.mix: dict[str, float] = {}
@@ -71,78 +83,101 @@ class _Attempts:
         self._grid = request.grid
         self._vectors = list(opened.vectors.values())
         self._lambdas = sorted({1.0, *request.lambdas} - {0.0})
-        self._plain_logits: Float32 | None = None
-        self._alone: list[Float32] = []
+        self._logits: dict[str | None, Float32] = {}  # on the selecting images, at lambda 1; of plain PTQ under None
+        self._rho = functools.lru_cache(maxsize=1)(lambda task: read_all(opened.vectors[task]))
+        self._mean = functools.lru_cache(maxsize=1)(self._make_mean)
 
-    def all(self) -> Iterator[Trial]:
-        yield from self._unpatched()
-        yield from self._pairs()
-        if self._vectors:
-            count = len(self._vectors)
-            mean = weighted(self._vectors, [1 / count] * count)
-            for lam in self._lambdas:
-                yield self._patched("mean", mean, lam)[0]
-        if len(self._vectors) > 1:
-            yield self._mixed()
-        yield from self._controls()
-        yield from self._calibrated()
+    def all(self, journal: Journal | None, tell: Tell) -> tuple[Trial, ...]:
+        """Every trial: those that the journal has, and the rest."""
+        start = time.monotonic() - self._bench.progress.timings_s.get("all", 0.0)
+        planned = deque(self._planned())  # each is dropped once it was tried, and what it keeps with it
+        known = list(journal.tried) if journal is not None else []
+        trials = [tried.trial for tried in known]
+        if known:
+            self.mix = dict(known[-1].mix)
+        total = len(planned)
+        for _ in known:
+            planned.popleft()
+        while planned:
+            tell({"done": len(trials), "total": total})
+            trials.append(planned.popleft()())
+            if journal is not None:
+                seconds = {**self._bench.progress.timings_s, "all": time.monotonic() - start}
+                journal.add(Tried(trials[-1], self.mix, seconds))
+        return tuple(trials)
 
-    def _unpatched(self) -> Iterator[Trial]:
-        bench, grid = self._bench, self._grid
-        yield self._shown("float", "float", {}, None)[0]
+    def _planned(self) -> Iterator[Callable[[], Trial]]:
+        yield lambda: self._shown("float", "float", {}, None)[0]
         if self._opened.own_qat is not None:
-            own = {tensor.name: self._opened.own_qat.read(tensor.name) for tensor in bench.plan.tensors}
-            yield self._shown("own_qat", _name(grid), own, grid, choosing=False)[0]
-        for method, scheme in _grids(grid).items():
-            trial, answers = self._shown("plain", method, {}, scheme)
-            if scheme == grid:
-                self._plain_logits = answers.logits
-            yield trial
-
-    def _pairs(self) -> Iterator[Trial]:
-        for task, vector in self._opened.vectors.items():
-            rho = read_all(vector)
+            yield self._own_qat
+        for method, scheme in _grids(self._grid).items():
+            yield partial(self._plain, method, scheme)
+        for task, lam in itertools.product(self._opened.vectors, self._lambdas):
+            yield partial(self._pair, task, lam)
+        if self._vectors:
             for lam in self._lambdas:
-                trial, answers = self._patched("pair", rho, lam)
-                if lam == 1.0 and answers.logits is not None:
-                    self._alone.append(answers.logits)
-                yield replace(trial, donor=task)
+                yield lambda lam=lam: self._patched("mean", self._mean(), lam)[0]  # type: ignore[misc]
+        if len(self._vectors) > 1:
+            yield self._mixed
+        for task, control in itertools.product(self._opened.vectors, self._request.controls):
+            if control != "task_vector" or self._opened.base is not None:
+                yield partial(self._controlled, task, control)
+        for inputs, method in itertools.product(self._request.inputs, self._request.methods):
+            yield from self._calibrated(inputs, method)
+
+    def _own_qat(self) -> Trial:
+        qat = self._opened.own_qat
+        assert qat is not None  # noqa: S101 - asked before
+        own = {tensor.name: qat.read(tensor.name) for tensor in self._bench.plan.tensors}
+        return self._shown("own_qat", _name(self._grid), own, self._grid, choosing=False)[0]
+
+    def _plain(self, method: str, scheme: Scheme) -> Trial:
+        trial, answers = self._shown("plain", method, {}, scheme)
+        if scheme == self._grid and answers.logits is not None:
+            self._logits[None] = answers.logits
+        return trial
+
+    def _pair(self, task: str, lam: float) -> Trial:
+        trial, answers = self._patched("pair", self._rho(task), lam)
+        if lam == 1.0 and answers.logits is not None:
+            self._logits[task] = answers.logits
+        return replace(trial, donor=task)
+
+    def _make_mean(self) -> State:
+        return weighted(self._vectors, [1 / len(self._vectors)] * len(self._vectors))
 
     def _mixed(self) -> Trial:
         """The donors' weights that bring the logits nearest to the float receiver's, without labels, at lambda 1."""
-        bench = self._bench
-        assert self._plain_logits is not None  # noqa: S101 - plain PTQ is tried first
+        bench, donors = self._bench, list(self._opened.vectors)
+        if None not in self._logits:  # it was tried before a kill
+            self._plain(_name(self._grid), self._grid)
+        for task in donors:
+            if task not in self._logits:
+                self._pair(task, 1.0)
         with bench.progress.stage("mix"):
-            start = ridge_weights(bench.float_logits, self._plain_logits, self._alone)
+            start = ridge_weights(bench.float_logits, self._logits[None], [self._logits[task] for task in donors])
             student = Student(bench.plan, bench.receiver, bench.sources, bench.selecting.batches)
             weights = descend(student, bench.float_logits, start)
-        self.mix = dict(zip(self._opened.vectors, weights, strict=True))
+        self.mix = dict(zip(donors, weights, strict=True))
         return self._patched("mix", weighted(self._vectors, weights), 1.0)[0]
 
-    def _controls(self) -> Iterator[Trial]:
-        for task, vector in self._opened.vectors.items():
-            rho = read_all(vector)
-            for control in self._request.controls:
-                made = self._control(control, task, rho)
-                if made is None:
-                    continue
-                instead, inputs = made
-                trial, _ = self._patched("control", instead, 1.0, choosing=False)
-                yield replace(trial, donor=task, control=control, inputs=inputs)
+    def _controlled(self, task: str, control: Control) -> Trial:
+        instead, inputs = self._control(control, task, self._rho(task))
+        trial, _ = self._patched("control", instead, 1.0, choosing=False)
+        return replace(trial, donor=task, control=control, inputs=inputs)
 
-    def _control(self, control: Control, task: str, rho: State) -> tuple[State, str | None] | None:
-        """What takes a vector's place with its norm in every tensor; None for a task vector without the base."""
+    def _control(self, control: Control, task: str, rho: State) -> tuple[State, str | None]:
+        """What takes a vector's place with its norm in every tensor that it moves, and what it looked at."""
         seed = zlib.crc32(f"{task} {self._request.seed}".encode())  # every donor's noise is its own
         if control == "random":
             return random_rho(rho, seed), None
         if control == "shuffle":
             return shuffled_rho(rho, seed), None
-        fp, base = self._opened.fps[task], self._opened.base
         if control == "gptq_displacement":
             moved, inputs = self._gptq_displacement(task)
             return with_norms(moved, rho), inputs
-        if base is None:
-            return None
+        fp, base = self._opened.fps[task], self._opened.base
+        assert base is not None  # noqa: S101 - not planned without it
         return with_norms({name: fp.read(name) - base.read(name) for name in rho}, rho), None
 
     def _gptq_displacement(self, task: str) -> tuple[State, str]:
@@ -167,26 +202,29 @@ class _Attempts:
         moved = {name: code.dequantize() - weights[name] for name, code in found.codes.items() if name in weights}
         return moved, "generated" if moments is None else "moments"
 
-    def _calibrated(self) -> Iterator[Trial]:
-        """Every calibrated method without a patch and with the mean of donors.
+    def _calibrated(self, inputs: str, method: str) -> Iterator[Callable[[], Trial]]:
+        """A calibrated method without a patch and with the mean of donors.
 
         With the mean at lambda 1; and where the receiver's images are at hand, by which a lambda could be chosen, at
         the smaller ones too, for less of a vector is left to do after a calibrated method.
         """
-        smaller = [lam for lam in self._lambdas if 0 < lam < 1]
-        for inputs in self._request.inputs:
-            images = self._calibration(inputs)
-            for method in self._request.methods:
-                if inputs == "moments" and (method != "gptq" or not self._vectors):
-                    continue
-                with self._bench.progress.stage("calibrate"):
-                    student = self._bench.of_method(method, inputs == "moments", images)
-                lambdas = [*(smaller if inputs == "images" else []), 1.0] if self._vectors else []
-                for lam in (0.0, *lambdas):
-                    with self._bench.progress.stage("calibrate"):
-                        student.load(lam)
-                    kind: Kind = "mean" if lam else "plain"
-                    yield replace(_trial(kind, method, lam, self._bench.answers(student)), inputs=inputs)
+        if inputs == "moments" and (method != "gptq" or not self._vectors):
+            return
+        smaller = [lam for lam in self._lambdas if 0 < lam < 1] if inputs == "images" else []
+        student = functools.cache(partial(self._student, inputs, method))
+        for lam in (0.0, *smaller, 1.0) if self._vectors else (0.0,):
+            yield partial(self._of_method, student, inputs, method, lam)
+
+    def _student(self, inputs: str, method: str) -> Student:
+        with self._bench.progress.stage("calibrate"):
+            return self._bench.of_method(method, inputs == "moments", self._calibration(inputs))
+
+    def _of_method(self, student: Callable[[], Student], inputs: str, method: str, lam: float) -> Trial:
+        shown = student()
+        with self._bench.progress.stage("calibrate"):
+            shown.load(lam)
+        answers = self._bench.answers(shown)
+        return replace(_trial("mean" if lam else "plain", method, lam, answers), inputs=inputs)
 
     def _calibration(self, inputs: str) -> list[Float32]:
         if inputs == "generated":

@@ -79,6 +79,7 @@ class CellRequest:
         controls: In a donor's place, at lambda 1, with its norm in every tensor.
         selecting: Images that choose and calibrate (labels are looked at for `labelled` only).
         testing: Images that judge.
+        name: The study's name for the model; empty where it is timm's.
     """
 
     model: str
@@ -97,6 +98,7 @@ class CellRequest:
     controls: tuple[Control, ...]
     selecting: int
     testing: int
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ class Cell:
             weights alone, `forward` of all, `calibrate` of the others and of GPTQ displacements, `mix`, `relations`,
             and `all`.
         version: Of this structure.
+        selecting: Images that chose: those asked for, without copies of each other and of test images; None where it
+            was not counted.
     """
 
     request: CellRequest
@@ -171,6 +175,7 @@ class Cell:
     mix: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     version: int = CELL_VERSION
+    selecting: int | None = None
 
 
 def pack_right(right: NDArray[np.bool_]) -> str:

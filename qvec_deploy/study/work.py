@@ -13,6 +13,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.jobs import Tell
 from qvec_deploy.store import atomic_path, canonical_json, sha256_bytes, sha256_file, write_bytes
 from qvec_deploy.study.documents import cell_json
+from qvec_deploy.study.journal import Journal
 from qvec_deploy.study.nodes import Node, package_versions
 from qvec_deploy.study.store import Store
 from qvec_deploy.study.values import CellRequest, DonorFiles, TaskData
@@ -162,10 +163,11 @@ def _cell(node: Node, store: Store, folder: Path, tell: Tell) -> dict[str, Any]:
     from qvec_deploy.study.cell import compute_cell
 
     request = cell_request(node.settings, store)
-    cell = compute_cell(request)
+    cell = compute_cell(request, tell=tell, journal=Journal(store.work(node.id) / "trials.jsonl", node.key))
     cell = dataclasses.replace(cell, request=_portable(request, store.out))
     write_bytes(folder / "cell.json", cell_json(cell))
-    return {"sha256": sha256_bytes(canonical_json([dataclasses.asdict(trial) for trial in cell.trials]))}
+    digest = sha256_bytes(canonical_json([dataclasses.asdict(trial) for trial in cell.trials]))
+    return {"seconds": cell.seconds["all"], "sha256": digest}
 
 
 def cell_request(settings: Mapping[str, Any], store: Store) -> CellRequest:
@@ -195,6 +197,7 @@ def cell_request(settings: Mapping[str, Any], store: Store) -> CellRequest:
         controls=tuple(settings["controls"]),
         selecting=settings["selecting"],
         testing=settings["testing"],
+        name=settings.get("name", ""),
     )
 
 

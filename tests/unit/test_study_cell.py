@@ -19,6 +19,7 @@ from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError, Storag
 from qvec_deploy.select.score import divergences
 from qvec_deploy.select.student import Student, at
 from qvec_deploy.study.cell import compute_cell
+from qvec_deploy.study.journal import Journal
 from qvec_deploy.study.opening import open_request
 from qvec_deploy.study.values import Cell, CellRequest, DonorFiles, TaskData, Trial, unpack_right
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
@@ -207,6 +208,30 @@ def test_the_same_request_gives_the_same_cell(cell: Cell, request_: CellRequest)
     assert replace(again, seconds={}) == replace(cell, seconds={})
     assert {"prepare", "patch", "quantize", "forward", "all"} <= set(again.seconds)
     assert again.seconds["all"] >= again.seconds["forward"] > 0
+
+
+class Killed(Exception):
+    """Raised in the place of a kill."""
+
+
+@pytest.mark.parametrize("after", [1, 8, 13, 14, 25])
+def test_a_cell_that_was_killed_goes_on(cell: Cell, request_: CellRequest, tmp_path: Path, after: int) -> None:
+    """The 14th trial is the mix, which needs answers of earlier ones."""
+    assert [trial.kind for trial in cell.trials].index("mix") == 13
+
+    def stop(value: dict[str, int]) -> None:
+        assert value["total"] == len(cell.trials)
+        if value["done"] == after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        compute_cell(request_, tell=stop, journal=Journal(tmp_path / "trials.jsonl", "key"))
+    journal, told = Journal(tmp_path / "trials.jsonl", "key"), []
+    assert [tried.trial for tried in journal.tried] == list(cell.trials[:after])
+    found = compute_cell(request_, tell=told.append, journal=journal)
+    assert [value["done"] for value in told] == list(range(after, len(cell.trials)))
+    assert replace(found, seconds={}) == replace(cell, seconds={})
+    assert found.seconds["all"] >= found.seconds["forward"] > journal.tried[after - 1].seconds["forward"]
 
 
 def test_a_clipped_grid_has_three_plain_ways(request_: CellRequest, files: Path, tmp_path: Path) -> None:
