@@ -171,6 +171,7 @@ def make_cell(grid: int, receiver: str, seed: int, images: int = IMAGES) -> Cell
             for donor in donors
         },
         mix={donor: 1 / len(donors) for donor in donors},
+        selecting=SELECTING - 3,
         seconds={"patch": 0.3, "quantize": 2.0, "forward": 12.0, "prepare": 1.0, "all": 15.5},
     )
 

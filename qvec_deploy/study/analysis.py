@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.measure.statistics import Estimate
 from qvec_deploy.store import canonical_json
-from qvec_deploy.study.choices import METHOD_LABELS, Answers, baseline, label_of, needs_of, order_of
-from qvec_deploy.study.comparisons import adjust, compare
+from qvec_deploy.study.choices import METHOD_LABELS, Answers, baseline, order_of, words_of
+from qvec_deploy.study.comparisons import adjust, compare, is_plain
 from qvec_deploy.study.costs import FineTune, costs_of
 from qvec_deploy.study.crossed import Crossed, Pick, PickPair, row_of
 from qvec_deploy.study.failures import failures_of
 from qvec_deploy.study.nested import selection_of
 from qvec_deploy.study.paper import beside_paper
 from qvec_deploy.study.similarity import prediction_of, similarities_of
-from qvec_deploy.study.statistics import RESAMPLES, ratio, seed_error
+from qvec_deploy.study.statistics import RESAMPLES, image_error, ratio, seed_error, share
 from qvec_deploy.study.summary import Curve, CurvePoint, Headroom, Matrix, Row, Setting, Summary, Wins
 from qvec_deploy.study.values import Cell, Trial
 
@@ -42,11 +42,18 @@ def summarize(cells: Sequence[Cell], fine_tunes: Iterable[FineTune] = ()) -> Sum
     groups: dict[bytes, list[Cell]] = {}
     for cell in cells:
         request = cell.request
-        key = [request.model, request.model_args, sorted(request.skip), request.grid.as_dict()]
+        key = [
+            request.name or request.model,
+            request.model,
+            request.model_args,
+            sorted(request.skip),
+            request.grid.as_dict(),
+        ]
         groups.setdefault(canonical_json(key), []).append(cell)
     trained = tuple(fine_tunes)
     settings, families = adjust([setting_of(group, trained) for group in groups.values()])
-    return Summary(settings, families, beside_paper(settings), RESAMPLES)
+    models = {entry.model for entry in trained if entry.kind != "base"}
+    return Summary(settings, families, beside_paper(settings, models), RESAMPLES)
 
 
 def setting_of(cells: Sequence[Cell], fine_tunes: Sequence[FineTune]) -> Setting:
@@ -55,9 +62,10 @@ def setting_of(cells: Sequence[Cell], fine_tunes: Sequence[FineTune]) -> Setting
     request = cells[0].request
     keys = order_of(dict.fromkeys(key for answers in crossed.answers.values() for key in answers.rows))
     rows = tuple(_row(crossed, key, keys) for key in keys)
-    headroom, matrices = _headroom(crossed), _matrices(crossed)
-    at_one = next((matrix.pairs for matrix in matrices if matrix.mode == "lambda_1"), ())
+    headroom, matrices = _headroom(crossed), _matrices(crossed, keys)
+    at_one = crossed.pairs(lambda answers, donor: answers.at_one.get(donor))
     return Setting(
+        name=request.name or request.model,
         model=request.model,
         model_args=request.model_args,
         skip=request.skip,
@@ -73,7 +81,7 @@ def setting_of(cells: Sequence[Cell], fine_tunes: Sequence[FineTune]) -> Setting
         selection=selection_of(crossed),
         comparisons=compare(crossed, keys),
         similarities=similarities_of(crossed, at_one),
-        failures=failures_of(crossed, headroom),
+        failures=failures_of(crossed, at_one, headroom),
         prediction=prediction_of(crossed, matrices, headroom),
         curves=_curves(crossed),
         costs=costs_of(cells, fine_tunes, {row.key: row.share_of_gap for row in rows}),
@@ -83,18 +91,24 @@ def setting_of(cells: Sequence[Cell], fine_tunes: Sequence[FineTune]) -> Setting
 def _row(crossed: Crossed, key: str, keys: Sequence[str]) -> Row:
     pick = row_of(key)
     picked = [pick(answers) for answers in crossed.answers.values() if pick(answers)]
-    baselines = [name for method in ("plain", "mse", *METHOD_LABELS) if (name := baseline(keys, method)) is not None]
     return Row(
         key=key,
-        label=label_of(key),
-        needs=needs_of(key),
+        label=words_of(key).label,
+        needs=words_of(key).needs,
         cells=len(picked),
         candidates=sum(map(len, picked)),
         top1=crossed.measured(pick),
         gain=None if key == "plain" else crossed.measured(pick, row_of("plain")),
         share_of_gap=_share_of_gap(crossed, pick),
-        wins=tuple(wins for name in baselines if name != key and (wins := _wins(crossed, pick, name)) is not None),
+        wins=tuple(
+            wins for name in _baselines(keys) if name != key and (wins := _wins(crossed, pick, name)) is not None
+        ),
     )
+
+
+def _baselines(keys: Sequence[str]) -> list[str]:
+    """Rows that others are held against, of those that were tried."""
+    return [key for method in ("plain", "mse", *METHOD_LABELS) if (key := baseline(keys, method)) is not None]
 
 
 def _share_of_gap(crossed: Crossed, pick: Pick) -> Estimate | None:
@@ -114,7 +128,7 @@ def _wins(crossed: Crossed, pick: Pick, name: str) -> Wins | None:
             scores = [int(answers.right(trial).sum()) - int(other) for trial in pick(answers)]
             won[place], count[place] = sum(score > 0 for score in scores), len(scores)
             ties += sum(score == 0 for score in scores)
-    return Wins(name, int(won.sum()), ties, int(count.sum()), ratio(won, count)) if count.any() else None
+    return Wins(name, int(won.sum()), ties, int(count.sum()), share(won, count)) if count.any() else None
 
 
 def _headroom(crossed: Crossed) -> tuple[Headroom, ...]:
@@ -124,28 +138,36 @@ def _headroom(crossed: Crossed) -> tuple[Headroom, ...]:
         own = top1["own_qat"][row]
         trained = bool(np.isfinite(own).any())
         gap = (own if trained else top1["float"][row]) - top1["plain"][row]
-        images = next(answers.cell.images for place, answers in crossed.answers.items() if place[0] == row)
+        there = np.isfinite(gap)  # a seed may lack its own QAT, or its cell
+        mine = [answers for place, answers in crossed.answers.items() if place[0] == row]
+        ceiling = row_of("own_qat" if trained else "float")
+        points = [answers.points(ceiling(answers), (answers.plain,)) for answers in mine if ceiling(answers)]
         found.append(
             Headroom(
                 receiver=receiver,
-                images=images,
+                images=mine[0].cell.images,
                 float_top1=float(np.nanmean(top1["float"][row])),
                 own_qat_top1=float(np.nanmean(own)) if trained else None,
                 plain_top1=float(np.nanmean(top1["plain"][row])),
-                gap=float(np.nanmean(gap)),
-                gap_error=seed_error(gap[None]),
+                gap=float(gap[there].mean()),
+                gap_error=seed_error(gap[there][None]),
+                gap_image_error=image_error([np.asarray(np.mean(points, axis=0), np.float64)], [1.0]),
+                selecting=min((n for answers in mine if (n := answers.cell.selecting) is not None), default=None),
             )
         )
     return tuple(found)
 
 
-def _matrices(crossed: Crossed) -> tuple[Matrix, ...]:
+def _matrices(crossed: Crossed, keys: Sequence[str]) -> tuple[Matrix, ...]:
     ways: tuple[tuple[Literal["lambda_1", "label_free", "labelled"], str, PickPair], ...] = (
         ("lambda_1", "lambda 1", lambda answers, donor: answers.at_one.get(donor)),
         ("label_free", "label-free lambda", lambda answers, donor: answers.with_lambda("label_free").get(donor)),
         ("labelled", "labelled lambda", lambda answers, donor: answers.with_lambda("labelled").get(donor)),
     )
-    found = [Matrix(mode, label, crossed.tasks, crossed.pairs(pick)) for mode, label, pick in ways]
+    over = [key for key in _baselines(keys) if key == "plain" or not is_plain(crossed, key)]
+    found = [
+        Matrix(mode, label, key, crossed.tasks, crossed.pairs(pick, key)) for key in over for mode, label, pick in ways
+    ]
     return tuple(matrix for matrix in found if matrix.pairs)
 
 

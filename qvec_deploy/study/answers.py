@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qvec_deploy.study import notation
-from qvec_deploy.study.summary import Comparison, Row, Setting, Summary
+from qvec_deploy.study.summary import Comparison, Measured, Setting, Summary
 
 VECTOR = "pair/lambda_1"
 PLAIN = "plain"
 CONTROL = "control/"
+DISPLACEMENT = "control/gptq_displacement"
 MEAN = "mean/lambda_1"
 TOLD = 3  # settings that are told one by one
 AGAINST = (
@@ -25,13 +26,16 @@ AGAINST = (
 
 
 def answers(summary: Summary) -> tuple[str, ...]:
-    """What one donor's vector does to plain PTQ: a sentence per setting, or counts of many."""
+    """What one donor's vector does to plain PTQ: a sentence per setting, or counts and the range of many."""
     settings = _answering(summary)
     if not settings:
         return ("No donor's vector was tried at λ = 1: there is nothing to answer.",)
     if len(settings) > TOLD:
         verdicts = [verdict(compared(setting, VECTOR, PLAIN)) for _, setting in settings]
-        return (f"One donor's vector at λ = 1, against plain PTQ on the same grid: {_counts(verdicts)}.",)
+        gains = [row.gain.value for _, setting in settings if (row := setting.row(VECTOR)) and row.gain]
+        ends = f"{notation.points(min(gains))} to {notation.points(max(gains))} points"
+        found = f"{_counts(verdicts)}; mean gains are {ends}"
+        return (f"One donor's vector at λ = 1, against plain PTQ on the same grid: {found}.",)
     return tuple(_gain(name, setting) for name, setting in settings)
 
 
@@ -65,17 +69,18 @@ def _gain(name: str, setting: Setting) -> str:
     row, tested = setting.row(VECTOR), compared(setting, VECTOR, PLAIN)
     if row is None or row.gain is None:
         return ""
-    value = f"{notation.points(row.gain.value)} points" + _ends(row)
-    p = (
-        f"p {notation.equals(tested.t_adjusted)} after Holm's correction, {notation.chance(tested.t_p)} before"
-        if tested
-        else ""
-    )
+    known = [_interval(row.gain)]
+    if tested is not None and tested.t_adjusted is not None:
+        known.append(
+            f"p {notation.equals(tested.t_adjusted)} after Holm's correction, {notation.chance(tested.t_p)} before"
+        )
+    beside = "; ".join(filter(None, known))
+    value = f"{notation.points(row.gain.value)} points" + (f" ({beside})" if beside else "")
     subject = f"{name}: one donor's vector at λ = 1"
     found = {
-        "better": f"{subject} is better than plain PTQ, by {value} ({p})",
-        "worse": f"{subject} is worse than plain PTQ: {value} ({p})",
-        "unclear": f"{subject} is not shown to differ from plain PTQ: {value} ({p})",
+        "better": f"{subject} is better than plain PTQ, by {value}",
+        "worse": f"{subject} is worse than plain PTQ: {value}",
+        "unclear": f"{subject} is not shown to differ from plain PTQ: {value}",
         "untested": f"{subject} changes plain PTQ by {value}, on too few receivers to test",
     }[verdict(tested)]
     against = next((wins for wins in row.wins if wins.baseline == PLAIN), None)
@@ -83,9 +88,11 @@ def _gain(name: str, setting: Setting) -> str:
     return f"{found}{share}."
 
 
-def _ends(row: Row) -> str:
-    ends = row.gain.receivers if row.gain else None
-    return f" {notation.between(ends.low, ends.high)}" if ends else ""
+def _interval(gain: Measured) -> str:
+    """The interval of a gain and what it is over; empty where it has none."""
+    pick, over = notation.bars([gain])
+    ends = notation.ends(pick(gain))
+    return f"95 % interval{ends} over {over}, for these donors" if ends else ""
 
 
 def _counts(verdicts: list[str]) -> str:
@@ -97,25 +104,30 @@ def _counts(verdicts: list[str]) -> str:
 
 def _against_controls(settings: list[tuple[str, Setting]]) -> str:
     """In which settings it beats every control, and which controls it is not shown to beat elsewhere."""
+    if not settings:
+        return ""
     held = [
         (name, setting, [row.key for row in setting.rows if row.key.startswith(CONTROL)]) for name, setting in settings
     ]
     held = [entry for entry in held if entry[2]]
-    if not held and settings:
+    if not held:
         return "No control took a donor's place: a gain may be one of size rather than of direction."
+    aside = ""
+    if any(DISPLACEMENT in keys for _, _, keys in held):
+        aside = " The GPTQ displacement has it in the quantized Linears alone."
     missed = [(name, _unbeaten(setting, keys)) for name, setting, keys in held]
     if not any(keys for _, keys in missed):
         kinds = notation.many(max(len(keys) for _, _, keys in held), "control")
-        where = " in every setting" if len(held) > 1 else ""
-        return f"It is better than each of the {kinds} of equal norm{where}."
+        where = "In every setting it" if len(held) > 1 else "It"
+        return f"{where} is better than each of the {kinds} of its norm.{aside}"
     if len(missed) > TOLD:
         beaten = sum(not keys for _, keys in missed)
-        return f"It is better than every control of equal norm in {beaten} of {len(missed)} settings."
+        return f"It is better than every control of its norm in {beaten} of {len(missed)} settings.{aside}"
     parts = [
         f"{name}: {f'not shown to be better than {notation.listed(keys)}' if keys else 'better than each'}"
         for name, keys in missed
     ]
-    return f"Against controls of equal norm, {'; '.join(parts)}."
+    return f"Against controls of its norm. {'; '.join(parts)}.{aside}"
 
 
 def _unbeaten(setting: Setting, keys: Iterable[str]) -> list[str]:
@@ -124,20 +136,41 @@ def _unbeaten(setting: Setting, keys: Iterable[str]) -> list[str]:
 
 def _against_methods(settings: list[tuple[str, Setting]]) -> str:
     """What the tests say of the mean of donors (of one donor without it) against methods without a vector."""
-    if len(settings) > TOLD:
-        return ""
-    parts = []
-    for name, setting in settings:
-        subject = MEAN if setting.row(MEAN) else VECTOR
-        held = [one for one in setting.comparisons if one.family == "methods" and one.better == subject]
-        told = [
-            f"{words} {notation.listed([notation.short_label(one.worse) for one in held if verdict(one) == found])}"
-            for found, words in AGAINST
-            if any(verdict(one) == found for one in held)
-        ]
-        if told:
-            parts.append(f"{name}: {notation.short_label(subject)} is {', '.join(told)}.")
-    return f"Against methods without a vector. {' '.join(parts)}" if parts else ""
+    parts = _counted(settings) if len(settings) > TOLD else [_told(name, setting) for name, setting in settings]
+    told = " ".join(filter(None, parts))
+    return f"Against methods without a vector. {told}" if told else ""
+
+
+def _methods(setting: Setting) -> tuple[str, list[Comparison]]:
+    """The row that is held against methods without a vector, and its tests."""
+    subject = MEAN if setting.row(MEAN) else VECTOR
+    return subject, [one for one in setting.comparisons if one.family == "methods" and one.better == subject]
+
+
+def _told(name: str, setting: Setting) -> str:
+    """One setting: which methods by verdict, each with the difference."""
+    subject, held = _methods(setting)
+    by_verdict = [(words, [one for one in held if verdict(one) == found]) for found, words in AGAINST]
+    told = [f"{words} {notation.listed(list(map(_difference, some)))}" for words, some in by_verdict if some]
+    return f"{name}: {notation.short_label(subject)} is {', '.join(told)}." if told else ""
+
+
+def _difference(one: Comparison) -> str:
+    return f"{notation.short_label(one.worse)} ({notation.points(one.difference.value)} points)"
+
+
+def _counted(settings: list[tuple[str, Setting]]) -> list[str]:
+    """Many settings: how often each method was better, worse or neither."""
+    verdicts: dict[str, dict[str, list[str]]] = {}  # by the row that is held against the method, and the method
+    for _, setting in settings:
+        subject, held = _methods(setting)
+        for one in held:
+            verdicts.setdefault(subject, {}).setdefault(one.worse, []).append(verdict(one))
+    told = []
+    for subject, against in verdicts.items():
+        parts = [f"against {notation.short_label(method)} {_counts(found)}" for method, found in against.items()]
+        told.append(f"{notation.short_label(subject).capitalize()} is, {'; '.join(parts)}.")
+    return told
 
 
 def _doubts(summary: Summary) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Literal, TypeVar
 
@@ -20,28 +21,45 @@ Key = TypeVar("Key")
 INPUTS = ("images", "generated", "moments")
 CONTROLS = ("random", "shuffle", "task_vector", "gptq_displacement")
 
-LABELS = {
-    "float": "float receiver",
-    "own_qat": "the receiver's own QAT",
-    "rtn": "round to nearest, absmax",
-    "mse": "MSE clipping",
-    "plain": "plain PTQ on the grid",
-    "pair/lambda_1": "one donor, lambda 1",
-    "pair/label_free": "one donor, label-free lambda",
-    "pair/labelled": "one donor, labelled lambda",
-    "donor/label_free": "label-free donor, lambda 1",
-    "donor/labelled": "labelled donor, lambda 1",
-    "donor_lambda/label_free": "label-free donor and lambda",
-    "donor_lambda/labelled": "labelled donor and lambda",
-    "mean/lambda_1": "mean of donors, lambda 1",
-    "mean/label_free": "mean of donors, label-free lambda",
-    "mix": "label-free mix of donors",
-    "control/random": "random vector, norms of a donor's",
-    "control/shuffle": "a donor's vector, rows shuffled",
-    "control/task_vector": "a donor's task vector, norms of its vector",
-    "control/gptq_displacement": "a donor's GPTQ displacement, norms of its vector",
+
+@dataclass(frozen=True)
+class Words:
+    """What is known of a row by its key.
+
+    Attributes:
+        label: In words.
+        needs: Of the receiver.
+        vector: Whether a quantization vector is in it.
+    """
+
+    label: str
+    needs: Needs
+    vector: bool = False
+
+
+ROWS = {
+    "float": Words("float receiver", "nothing"),
+    "own_qat": Words("the receiver's own QAT", "training"),
+    "rtn": Words("round to nearest, absmax", "nothing"),
+    "mse": Words("MSE clipping", "nothing"),
+    "plain": Words("plain PTQ on the grid", "nothing"),
+    "pair/lambda_1": Words("one donor, lambda 1", "donors", vector=True),
+    "pair/label_free": Words("one donor, label-free lambda", "images", vector=True),
+    "pair/labelled": Words("one donor, labelled lambda", "labels", vector=True),
+    "donor/label_free": Words("label-free donor, lambda 1", "images", vector=True),
+    "donor/labelled": Words("labelled donor, lambda 1", "labels", vector=True),
+    "donor_lambda/label_free": Words("label-free donor and lambda", "images", vector=True),
+    "donor_lambda/labelled": Words("labelled donor and lambda", "labels", vector=True),
+    "mean/lambda_1": Words("mean of donors, lambda 1", "donors", vector=True),
+    "mean/label_free": Words("mean of donors, label-free lambda", "images", vector=True),
+    "mix": Words("label-free mix of donors", "images", vector=True),
+    "control/random": Words("random vector, norms of a donor's", "donors"),
+    "control/shuffle": Words("a donor's vector, rows shuffled", "donors"),
+    "control/task_vector": Words("a donor's task vector, norms of its vector", "donors"),
+    "control/gptq_displacement": Words("a donor's GPTQ displacement, norms of its vector", "donors"),
 }
-"""Rows that every study may have, in the order of the table; methods follow `plain` and the mix."""
+"""Rows that every study may have, in the order of the table; methods that look at inputs follow `plain`, and
+the mean of donors under them follows the mix."""
 
 INPUT_LABELS = {"images": "unlabelled images", "generated": "generated images", "moments": "donors' second moments"}
 METHOD_LABELS = {"awq": "AWQ", "gptq": "GPTQ", "gptaq": "asymmetric GPTQ"}
@@ -130,7 +148,7 @@ class Answers:
         return {donor: curve[1.0] for donor, curve in self.pairs.items() if 1.0 in curve}
 
     def _with_lambda(self, chooser: Chooser) -> dict[str, Trial]:
-        """Every donor at the lambda chosen for it; empty unless all could be chosen for."""
+        """Every donor at the lambda chosen for it; donors that none could be chosen for are left out."""
         chosen = {donor: self.choose(chooser, curve) for donor, curve in self.pairs.items()}
         return {donor: self.pairs[donor][lam] for donor, lam in chosen.items() if lam is not None}
 
@@ -196,38 +214,36 @@ class Answers:
 
 def order_of(keys: Iterable[str]) -> list[str]:
     """Keys in the order of the table."""
-    known = list(LABELS)
+    known = list(ROWS)
 
     def place(key: str) -> tuple[float, int, int]:
-        if key in LABELS:
+        if key in ROWS:
             return known.index(key), 0, 0
-        method, inputs = key.removeprefix("mean+").split("/")[:2]
-        after = known.index("mix" if key.startswith("mean+") else "plain") + 0.5
-        return after, _index(METHOD_LABELS, method), _index(INPUTS, inputs)
+        method, inputs, way = _calibrated(key)
+        return known.index("mix" if way else "plain") + 0.5, _index(METHOD_LABELS, method), _index(INPUTS, inputs)
 
     return sorted(keys, key=place)
 
 
-def label_of(key: str) -> str:
-    """A row's key in words."""
-    if key in LABELS:
-        return LABELS[key]
-    method, inputs, *way = key.removeprefix("mean+").split("/")
+def words_of(key: str) -> Words:
+    """What is known of a row by its key."""
+    if key in ROWS:
+        return ROWS[key]
+    method, inputs, way = _calibrated(key)
     words = f"{METHOD_LABELS.get(method, method)}, {INPUT_LABELS.get(inputs, inputs)}"
+    needs: Needs = "donors" if way or inputs == "moments" else "nothing"
+    if inputs == "images" or way == "label_free":
+        needs = "images"
     if not way:
-        return words
-    return f"mean of donors, {'lambda 1' if way[0] == 'lambda_1' else 'label-free lambda'}, under {words}"
+        return Words(words, needs)
+    chosen = "lambda 1" if way == "lambda_1" else "label-free lambda"
+    return Words(f"mean of donors, {chosen}, under {words}", needs, vector=True)
 
 
-def needs_of(key: str) -> Needs:
-    """What of the receiver's a row takes."""
-    if key == "own_qat":
-        return "training"
-    if key.endswith("/labelled"):
-        return "labels"
-    if key == "mix" or key.endswith("/label_free") or "/images" in key:
-        return "images"
-    return "donors" if key.startswith(("pair", "mean", "control")) or "/moments" in key else "nothing"
+def _calibrated(key: str) -> tuple[str, str, str]:
+    """Method, its inputs, and how the mean of donors under it was scaled: nothing without a mean."""
+    method, inputs, *way = key.removeprefix("mean+").split("/")
+    return method, inputs, way[0] if way else ""
 
 
 def baseline(rows: Iterable[str], method: str) -> str | None:

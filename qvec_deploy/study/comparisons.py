@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qvec_deploy.study.choices import CONTROLS, METHOD_LABELS, baseline, label_of
+from qvec_deploy.study.choices import CONTROLS, METHOD_LABELS, ROWS, baseline, words_of
 from qvec_deploy.study.crossed import Crossed, row_of
 from qvec_deploy.study.statistics import holm, paired
 from qvec_deploy.study.summary import Comparison, Family, Setting
@@ -62,7 +62,7 @@ def _against_plain(key: str) -> str:
     """The family of a row's comparison with plain."""
     if key.startswith("control/"):
         return "controls against plain"
-    return "plain" if key == "mix" or key.startswith(("pair/", "donor/", "donor_lambda/", "mean/")) else "ptq"
+    return "plain" if key in ROWS and ROWS[key].vector else "ptq"
 
 
 def compare(crossed: Crossed, rows: Iterable[str]) -> tuple[Comparison, ...]:
@@ -71,7 +71,7 @@ def compare(crossed: Crossed, rows: Iterable[str]) -> tuple[Comparison, ...]:
     A receiver's difference is over the seeds that have both rows. A row that is plain PTQ by another name (MSE clipping
     on an MSE grid) is not compared with anything: plain is.
     """
-    top1 = {key: crossed.top1(row_of(key)) for key in rows if key == "plain" or not _is_plain(crossed, key)}
+    top1 = {key: crossed.top1(row_of(key)) for key in rows if key == "plain" or not is_plain(crossed, key)}
     found = []
     for question in questions(top1):
         difference = top1[question.better] - top1[question.worse]
@@ -83,7 +83,7 @@ def compare(crossed: Crossed, rows: Iterable[str]) -> tuple[Comparison, ...]:
                     family=question.family,
                     better=question.better,
                     worse=question.worse,
-                    label=f"{label_of(question.better)} against {label_of(question.worse)}",
+                    label=f"{words_of(question.better).label} against {words_of(question.worse).label}",
                     receivers=len(by_receiver),
                     difference=test.difference,
                     t_p=test.t_p,
@@ -96,22 +96,23 @@ def compare(crossed: Crossed, rows: Iterable[str]) -> tuple[Comparison, ...]:
     return tuple(found)
 
 
-def _is_plain(crossed: Crossed, key: str) -> bool:
+def is_plain(crossed: Crossed, key: str) -> bool:
     """Whether a row is the very trials of plain PTQ."""
     return all(answers.rows.get(key) == answers.rows["plain"] for answers in crossed.answers.values())
 
 
 def adjust(settings: Sequence[Setting]) -> tuple[tuple[Setting, ...], tuple[Family, ...]]:
     """Settings with every family's p-values adjusted, and how large the families are."""
-    comparisons = {name: [c for s in settings for c in s.comparisons if c.family == name] for name in FAMILIES}
-    adjusted: dict[tuple[int, str], Comparison] = {}
+    tables = [list(setting.comparisons) for setting in settings]
     sizes: dict[str, int] = {}
-    for name, family in comparisons.items():
+    for name in FAMILIES:
+        places = [(table, index) for table in tables for index, c in enumerate(table) if c.family == name]
+        family = [table[index] for table, index in places]
         t, wilcoxon = holm([c.t_p for c in family]), holm([c.wilcoxon_p for c in family])
-        sizes[name] = len(family)
-        for entry, t_p, wilcoxon_p in zip(family, t, wilcoxon, strict=True):
-            adjusted[id(entry), name] = replace(entry, t_adjusted=t_p, wilcoxon_adjusted=wilcoxon_p)
-    done = [replace(s, comparisons=tuple(adjusted[id(c), c.family] for c in s.comparisons)) for s in settings]
+        sizes[name] = sum(c.wilcoxon_p is not None for c in family)  # it needs two receivers, the t-test a spread too
+        for (table, index), t_p, wilcoxon_p in zip(places, t, wilcoxon, strict=True):
+            table[index] = replace(table[index], t_adjusted=t_p, wilcoxon_adjusted=wilcoxon_p)
+    done = [replace(setting, comparisons=tuple(table)) for setting, table in zip(settings, tables, strict=True)]
     done, sizes["similarity"] = _adjust_correlations(done)
     families = tuple(Family(name, label, sizes[name]) for name, label in FAMILIES.items() if sizes[name])
     return tuple(done), families

@@ -59,9 +59,10 @@ def costs_of(
 ) -> tuple[Cost, ...]:
     """Costs of the ways to have a quantized receiver, of one model on one grid.
 
-    A patched candidate costs what a cell took on average for patching one and quantizing one; where lambda is chosen,
-    every lambda of the grid is patched, quantized and run over a cell's images (the testing ones too, which choosing
-    would not need). A donor costs its float and its quantization-aware fine-tune.
+    A patched candidate costs what a cell took on average for patching one and quantizing one. Where donors or lambdas
+    are chosen, each candidate is run over the selecting images too, at the cell's mean seconds per image. The mix looks
+    at every donor at lambda 1 and then takes its `mix` seconds. A donor costs its float and its quantization-aware
+    fine-tune.
 
     Args:
         cells: Of the setting.
@@ -69,7 +70,7 @@ def costs_of(
         shares: Row key to what it recovers: rows that are not there are not paid for either.
 
     Returns:
-        Empty where training times or cells' seconds are not known.
+        Empty where training times or cells' seconds are not known; without the mix where its seconds are not.
     """
     request = cells[0].request
     mine = [entry for entry in fine_tunes if entry.model == request.model]
@@ -78,39 +79,47 @@ def costs_of(
     make, look = _candidate_seconds(cells)
     if fp is None or qat is None or make is None or look is None:
         return ()
-    donors = max(len(cell.request.donors) for cell in cells)
-    tried = len({*request.lambdas, 0.0})
+    count = max(len(cell.request.donors) for cell in cells)
+    tried = make + look
+    donors, lambdas = count * tried, len({*request.lambdas, 0.0, 1.0}) * tried
+    mixing = _mean([cell.seconds["mix"] for cell in cells if "mix" in cell.seconds])
     ways = (
         ("pair/lambda_1", "one donor, lambda 1", 1, make),
-        ("pair/label_free", "one donor, label-free lambda", 1, tried * (make + look)),
-        ("mean/lambda_1", f"mean of {donors} donors, lambda 1", donors, make),
-        ("mean/label_free", f"mean of {donors} donors, label-free lambda", donors, tried * (make + look)),
+        ("pair/label_free", "one donor, label-free lambda", 1, lambdas),
+        ("donor/label_free", f"label-free donor of {count}, lambda 1", count, donors),
+        ("donor_lambda/label_free", f"label-free donor of {count} and lambda", count, donors + lambdas - tried),
+        ("mean/lambda_1", f"mean of {count} donors, lambda 1", count, make),
+        ("mean/label_free", f"mean of {count} donors, label-free lambda", count, lambdas),
+        ("mix", f"label-free mix of {count} donors", count, None if mixing is None else donors + mixing + make),
     )
     return tuple(
         Cost(
             key=key,
             label=label,
-            donors=count,
-            training_s=count * (fp + qat),
+            donors=trained,
+            training_s=trained * (fp + qat),
             receiver_s=seconds,
             own_qat_s=qat,
-            break_even=break_even(count * (fp + qat), seconds, qat),
+            break_even=break_even(trained * (fp + qat), seconds, qat),
             share_of_gap=shares[key],
         )
-        for key, label, count, seconds in ways
-        if key in shares
+        for key, label, trained, seconds in ways
+        if key in shares and seconds is not None
     )
 
 
 def _candidate_seconds(cells: Sequence[Cell]) -> tuple[float | None, float | None]:
-    """Patching and quantizing one candidate, and running it over a cell's images."""
+    """Patching and quantizing one candidate, and running it over the selecting images."""
     make, look = [], []
     for cell in cells:
         by_weights = [trial for trial in cell.trials if trial.inputs is None or trial.kind == "control"]
         patched = sum(trial.lam != 0 for trial in by_weights)
         if patched and {"patch", "quantize", "forward"} <= set(cell.seconds):
             make.append(cell.seconds["patch"] / patched + cell.seconds["quantize"] / len(by_weights))
-            look.append(cell.seconds["forward"] / len(by_weights))
+            selecting = cell.request.selecting if cell.selecting is None else cell.selecting
+            looked = sum(trial.divergence is not None for trial in cell.trials)  # the others ran the testing ones alone
+            images = len(cell.trials) * cell.images + (looked + 1) * selecting  # and float once more on these
+            look.append(cell.seconds["forward"] * selecting / images)
     return _mean(make), _mean(look)
 
 

@@ -95,16 +95,17 @@ class Crossed:
         there = any(pick(answers) for answers in self.answers.values())
         return self.measured(pick, row_of("plain")) if there else None
 
-    def pairs(self, pick: PickPair) -> tuple[PairGain, ...]:
-        """Gain of every pair, seeds averaged; pairs for which nothing is picked are left out."""
+    def pairs(self, pick: PickPair, over: str = "plain") -> tuple[PairGain, ...]:
+        """Gain of every pair over a row, seeds averaged; pairs for which nothing is picked are left out."""
         found = []
         for row, receiver in enumerate(self.receivers):
-            mine = [self.answers[row, column] for column in range(len(self.seeds)) if (row, column) in self.answers]
+            seeds = [self.answers.get((row, column)) for column in range(len(self.seeds))]
+            mine = [answers for answers in seeds if answers is not None and over in answers.rows]
             for donor in self.tasks:
                 picked = [(answers, pick(answers, donor)) for answers in mine]
                 tried = [(answers, trial) for answers, trial in picked if trial is not None]
                 if tried:
-                    found.append(_pair(donor, receiver, tried))
+                    found.append(_pair(donor, receiver, tried, over))
         return tuple(found)
 
     def table(self, pairs: Sequence[tuple[str, str, float]]) -> Float64:
@@ -115,8 +116,8 @@ class Crossed:
         return table
 
 
-def _pair(donor: str, receiver: str, tried: Sequence[tuple[Answers, Trial]]) -> PairGain:
-    points = [answers.points((trial,), (answers.plain,)) for answers, trial in tried]
+def _pair(donor: str, receiver: str, tried: Sequence[tuple[Answers, Trial]], over: str) -> PairGain:
+    points = [answers.points((trial,), answers.rows[over]) for answers, trial in tried]
     gains = np.array([part.mean() for part in points])
     return PairGain(
         donor=donor,

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from qvec_deploy.study.crossed import Crossed
+from qvec_deploy.study.statistics import reach_of
 from qvec_deploy.study.summary import Cause, Failure, Headroom, LambdaGain, PairGain
 
 NO_HEADROOM = 2.0
 """Points between plain PTQ and its own QAT, or float, below which there is nothing to win."""
-
-REACH = 1.96  # standard errors of a 95 % interval
 
 
 def cause_of(
@@ -47,15 +46,23 @@ def cause_of(
 
 
 def noise_of(pair: PairGain) -> float:
-    """1.96 standard errors of a pair's gain, over seeds and over images together, points."""
-    return REACH * math.hypot(pair.seed_error or 0.0, pair.image_error)
+    """Half of the 95 % interval of a pair's gain over seeds and over images together, points.
+
+    The variances add up. That over seeds rests on a few of them, that over images on hundreds: the quantile is of
+    Student's t with degrees of freedom by Satterthwaite, from one less than the seeds (12.7 standard errors with two),
+    where images hardly add anything, to 1.96 standard errors where seeds hardly do, or there is only one.
+    """
+    seeds, images = (pair.seed_error or 0.0) ** 2, pair.image_error**2
+    freedom = (len(pair.lambdas) - 1) * ((seeds + images) / seeds) ** 2 if seeds else math.inf
+    return reach_of(freedom) * math.sqrt(seeds + images)
 
 
-def failures_of(crossed: Crossed, headroom: Sequence[Headroom]) -> tuple[Failure, ...]:
+def failures_of(crossed: Crossed, at_one: Sequence[PairGain], headroom: Sequence[Headroom]) -> tuple[Failure, ...]:
     """Every pair with a gain below 0 at lambda 1, seeds averaged; the worst first.
 
     Args:
         crossed: Cells of a setting.
+        at_one: Gains at lambda 1.
         headroom: Of every receiver.
     """
     apart = {
@@ -65,7 +72,7 @@ def failures_of(crossed: Crossed, headroom: Sequence[Headroom]) -> tuple[Failure
         if relation.apart is not None  # in one seed is enough: the mean over seeds has it in it
     }
     by_receiver = {entry.receiver: entry for entry in headroom}
-    losing = [pair for pair in crossed.pairs(lambda answers, donor: answers.at_one.get(donor)) if pair.gain < 0]
+    losing = [pair for pair in at_one if pair.gain < 0]
     return tuple(
         _failure(crossed, pair, by_receiver[pair.receiver], (pair.donor, pair.receiver) in apart)
         for pair in sorted(losing, key=lambda pair: pair.gain)

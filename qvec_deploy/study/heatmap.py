@@ -28,7 +28,7 @@ class Square:
         donor: Whose vector.
         receiver: Whose accuracy.
         gain: Over plain PTQ.
-        error: Standard error over seeds; None with one seed.
+        error: Its standard error; None where it is not known.
     """
 
     donor: str
@@ -38,7 +38,7 @@ class Square:
 
 
 def heatmap(
-    name: str, title: str, caption: str, squares: Sequence[Square], largest: float, columns: tuple[str, ...] = ()
+    name: str, title: str, caption: str, squares: Sequence[Square], largest: float, over: str = "seeds"
 ) -> Figure:
     """Donors down, receivers across.
 
@@ -48,7 +48,7 @@ def heatmap(
         caption: Of the figure.
         squares: The gains; pairs that are not there stay empty.
         largest: Gain or loss, points, with the strongest colour: one for all figures that are compared.
-        columns: Of the CSV; empty for the usual ones.
+        over: What the standard errors are over.
     """
     receivers = list(dict.fromkeys(square.receiver for square in squares))
     donors = list(dict.fromkeys(square.donor for square in squares))
@@ -57,9 +57,11 @@ def heatmap(
     wide = (WIDTH - _left(donors) - RIGHT) / len(receivers)
     if wide < ROOM:
         caption += " A minus sign marks a loss."
+    elif any(square.error is not None for square in squares):
+        caption += f" Small: standard error over {over}."
     drawing = _draw(name, squares, donors, receivers, largest)
-    usual = ("donor", "receiver", "gain, points", "standard error over seeds, points")
-    return Figure(name, title, caption, drawing, columns or usual, samples)
+    columns = ("donor", "receiver", "gain, points", f"standard error over {over}, points")
+    return Figure(name, title, caption, drawing, columns, samples)
 
 
 def strongest(gains: Sequence[float]) -> float:

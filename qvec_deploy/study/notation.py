@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from qvec_deploy.measure.statistics import Estimate
 from qvec_deploy.report.formatting import NONE, p_value, signed_text
@@ -18,6 +19,7 @@ NEEDS: dict[Needs, str] = {
     "training": "its training",
 }
 SIGNIFICANT = 0.05
+BRACKETS = "In brackets: 95 % interval over receivers and seeds."
 
 SHORT = {
     "float": "float",
@@ -53,22 +55,30 @@ def percent(share: float) -> str:
     return signed_text(f"{round(100 * share)} %")
 
 
-def between(low: float, high: float) -> str:
-    """The ends of an interval in points."""
-    return f"[{points(low)}, {points(high)}]"
+def ends(interval: Estimate | None, text: Callable[[float], str] = points) -> str:
+    """An interval, to stand behind its value: ` [low, high]`; empty where none could be had: its ends are the value."""
+    if interval is None or interval.low == interval.high:
+        return ""
+    return f" [{text(interval.low)}, {text(interval.high)}]"
 
 
 def gain(measured: Measured | None) -> str:
     """A mean gain and its interval over receivers and seeds."""
     if measured is None:
         return NONE
-    ends = measured.receivers
-    return points(measured.value) + (f" {between(ends.low, ends.high)}" if ends is not None else "")
+    return points(measured.value) + ends(measured.receivers)
 
 
 def over_images(measured: Measured | None) -> str:
     """A mean gain's interval over images."""
-    return between(measured.images.low, measured.images.high) if measured is not None else NONE
+    return NONE if measured is None else ends(measured.images).strip() or NONE
+
+
+def bars(shown: Sequence[Measured]) -> tuple[Callable[[Measured], Estimate | None], str]:
+    """Which interval a figure draws, and what it is over: one for all its rows, images only where there is no other."""
+    if any(one.receivers is not None for one in shown):
+        return attrgetter("receivers"), "receivers and seeds"
+    return attrgetter("images"), "test images of one receiver"
 
 
 def over_seeds(measured: Measured | None) -> str:
@@ -90,10 +100,18 @@ def share(estimate: Estimate | None) -> str:
     """A share and its interval in percent."""
     if estimate is None:
         return NONE
-    if estimate.low == estimate.high:
-        return percent(estimate.value)
-    ends = signed_text(f"[{round(100 * estimate.low)}, {round(100 * estimate.high)}]")
-    return f"{percent(estimate.value)} {ends}"
+    return percent(estimate.value) + ends(estimate, lambda end: signed_text(str(round(100 * end))))
+
+
+def correlation(estimate: Estimate | None) -> str:
+    """A correlation and its interval over tasks."""
+    if estimate is None:
+        return NONE
+    return f"{_signed(estimate.value)}{ends(estimate, _signed)}"
+
+
+def _signed(value: float) -> str:
+    return signed_text(f"{value:+.2f}") if round(abs(value), 2) else "0.00"
 
 
 def won(wins: Wins) -> str:
@@ -129,16 +147,24 @@ def grid_name(grid: Scheme) -> str:
 
 def setting_names(summary: Summary) -> tuple[str, ...]:
     """A short name for each setting, unique: its grid, with the model where there are several."""
-    models = {(setting.model, str(setting.model_args)) for setting in summary.settings}
+    models = {(setting.name, setting.model, str(setting.model_args)) for setting in summary.settings}
     seen: Counter[str] = Counter()
     names = []
-    for setting in summary.settings:
+    for model, setting in zip(model_names(summary), summary.settings, strict=True):
         name = grid_name(setting.grid)
         if len(models) > 1:
-            name = f"{setting.model}, {name}"
+            name = f"{model}, {name}"
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return tuple(names)
+
+
+def model_names(summary: Summary) -> tuple[str, ...]:
+    """Of every setting: timm's name, or the study's where two of its models have one timm name."""
+    called: dict[str, set[str]] = {}
+    for setting in summary.settings:
+        called.setdefault(setting.model, set()).add(setting.name)
+    return tuple(one.name if len(called[one.model]) > 1 else one.model for one in summary.settings)
 
 
 def many(count: int, noun: str) -> str:

@@ -6,15 +6,11 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING
 
 from qvec_deploy.report.html import page_environment
 from qvec_deploy.report.listing import Listing
 from qvec_deploy.report.markdown import escape, listing_text
 from qvec_deploy.report.svg import Figure
-
-if TYPE_CHECKING:
-    pass
 
 LONG = 12  # rows from which a folded table starts closed
 
@@ -59,6 +55,7 @@ class Page:
     Attributes:
         title: Of the study.
         kicker: What was studied, in a line.
+        question: What was asked, for who does not know.
         answers: What the tests show, in a few sentences.
         remarks: What qualifies it.
         sections: In order.
@@ -67,6 +64,7 @@ class Page:
 
     title: str
     kicker: str
+    question: str
     answers: tuple[str, ...]
     remarks: tuple[str, ...]
     sections: tuple[Section, ...]
@@ -86,7 +84,8 @@ def to_html(page: Page) -> str:
 
 def to_markdown(page: Page) -> str:
     """The same without figures, as GitHub-flavoured Markdown; long tables are folded."""
-    parts = [f"# {escape(page.title)}", escape(page.kicker), *map(escape, page.answers), *map(escape, page.remarks)]
+    top = (page.kicker, page.question, *page.answers, *page.remarks)
+    parts = [f"# {escape(page.title)}", *map(escape, top)]
     for section in page.shown:
         parts.append(_section(section))
     return "\n\n".join([*parts, escape(page.footer)]) + "\n"

@@ -21,7 +21,7 @@ class PairGain:
     Attributes:
         donor: Task.
         receiver: Task.
-        gain: Over plain.
+        gain: Over the row that gains are over: plain, where nothing else is said.
         seed_error: Standard error over seeds; None with one.
         image_error: Standard error over test images.
         lambdas: That were used, one per seed.
@@ -37,17 +37,19 @@ class PairGain:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Gains of every donor for every receiver.
+    """Gains of every donor for every receiver over one row of the table.
 
     Attributes:
         mode: How lambda was chosen: `lambda_1`, `label_free` or `labelled`.
-        label: In words.
+        label: How lambda was chosen, in words.
+        baseline: Key of the row that gains are over: `plain`, `mse`, `gptq/images`, ... (`choices.baseline`).
         tasks: Order of rows and columns.
         pairs: In no order; a task with itself is not among them.
     """
 
     mode: Literal["lambda_1", "label_free", "labelled"]
     label: str
+    baseline: str
     tasks: tuple[str, ...]
     pairs: tuple[PairGain, ...]
 
@@ -77,14 +79,16 @@ class Bin:
         low: Least similarity.
         high: Largest.
         pairs: How many.
-        gain: Mean at lambda 1, with its interval over receivers and seeds (None where it cannot be had).
+        gain: Mean at lambda 1.
+        interval: The same with its interval over receivers and seeds; None where fewer than two receivers are there.
         win_share: Of pairs (seeds averaged), 0 to 1.
     """
 
     low: float
     high: float
     pairs: int
-    gain: Estimate | None
+    gain: float
+    interval: Estimate | None
     win_share: float
 
 
@@ -96,7 +100,7 @@ class Correlation:
         over: `pairs`: all pairs together. `within receivers`: donors are ranked for each receiver by itself and the
             correlations averaged, which is what choosing a donor needs.
         spearman: With a 95 % interval over tasks (vertex bootstrap); None where one of them does not vary. The ends are
-            the value itself where too few tasks were there to draw from.
+            the value itself, no interval, where too few tasks were there to draw from.
         qap_p: Two-sided p-value when task labels are permuted, of tasks that are both donor and receiver; None where a
             pair of them is missing, or there are fewer than three.
         qap_adjusted: The same after Holm over all correlations of similarity in the study; None for Prop. 1.
@@ -119,7 +123,6 @@ class Similarity:
     Attributes:
         measure: `prototype_cosine`, `task_vector_cosine` or `vector_cosine`.
         label: In words.
-        needs: What of the receiver's it takes to compute.
         points: Every pair.
         correlations: Over pairs and within receivers.
         bins: Terciles of similarity, ascending; empty below six pairs.
@@ -127,7 +130,6 @@ class Similarity:
 
     measure: Literal["prototype_cosine", "task_vector_cosine", "vector_cosine"]
     label: str
-    needs: Needs
     points: tuple[SimilarPair, ...]
     correlations: tuple[Correlation, ...]
     bins: tuple[Bin, ...]
@@ -154,7 +156,7 @@ class Failure:
         donor: Task.
         receiver: Task.
         gain: At lambda 1, below 0.
-        noise: 1.96 standard errors over seeds and images together, points.
+        noise: How far chance alone, of seeds and images together, reaches with 95 %: `failures.noise_of`, points.
         within_noise: Whether the loss is no larger than that.
         cause: By rule.
         float_top1: Of the receiver.

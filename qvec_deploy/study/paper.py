@@ -1,13 +1,14 @@
 """The paper's published figures, each with its setting, beside the study's where the setting is the same.
 
-Figures: arXiv 2604.03420 and the log that its authors publish with the code (`journal.md`, `RESEARCH_NOTE.md` of the
-repository qat-transfer); one training seed. Model, grid, method, lambda, split and tasks must agree, or the two are not
-comparable: a mean over other tasks is another quantity.
+Figures: arXiv 2604.03420 and the logs that its authors publish with the code (`journal.md`, `RESEARCH_NOTE.md` and, on
+a branch, `QUANT_STEERING_LOG.md` of the repository qat-transfer); one training seed. Model, grid, method, lambda, split
+and tasks must agree, or the two are not comparable: a mean over other tasks is another quantity. Fine-tunes that were
+trained here are others than the released ones; what differs is said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from qvec_deploy.measure.statistics import Estimate
 from qvec_deploy.study.presets import BACKBONES, PAPER_TASKS
-from qvec_deploy.study.summary import Measured, Published, Setting
+from qvec_deploy.study.summary import Published, Setting
 from qvec_deploy.tensors import Scheme
 
 Unit = Literal["points", "%", "lambda", "correlation"]
@@ -25,8 +26,9 @@ VIT_B, DEIT_B = BACKBONES["vit_b"], BACKBONES["deit3_b"]
 BERT_L = "google-bert/bert-large-uncased"
 W2, W3, W4 = (Scheme(bits, "channel") for bits in (2, 3, 4))
 HEAD = ("head",)
-JOURNAL, NOTE = "authors' journal", "authors' research note"
+JOURNAL, NOTE, LOG = "authors' journal", "authors' research note", "authors' quant-steering log"
 SAME = "same setting; seeds, calibration images and how many test images are used are the study's own"
+TRAINED = "the fine-tunes too: trained here, by the study's recipe, and not the released ones"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Figure:
         split: That it was measured on.
         task: The one receiver that it is about; None for means over all of them.
         read: Where a study has it; None for what a study does not compute.
+        differs: In what the study's value is another all the same; empty for nothing.
     """
 
     source: str
@@ -54,6 +57,7 @@ class Figure:
     read: Read | None
     split: str = "test"
     task: str | None = None
+    differs: str = ""
 
 
 def plain_name(task: str) -> str:
@@ -61,18 +65,27 @@ def plain_name(task: str) -> str:
     return "".join(character for character in task.lower() if character.isalnum())
 
 
-def beside_paper(settings: Sequence[Setting]) -> tuple[Published, ...]:
-    """Every published figure with the study's value, or with why there is none."""
-    return tuple(_beside(figure, settings) for figure in FIGURES)
+def beside_paper(settings: Sequence[Setting], trained: Collection[str] = ()) -> tuple[Published, ...]:
+    """Every published figure with the study's value, or with why there is none.
+
+    Args:
+        settings: Of the study.
+        trained: Models, by timm's names, whose fine-tunes were trained here.
+    """
+    return tuple(_beside(figure, settings, figure.model in trained) for figure in FIGURES)
 
 
-def _beside(figure: Figure, settings: Sequence[Setting]) -> Published:
-    same = [s for s in settings if (s.model, s.grid, s.skip) == (figure.model, figure.grid, HEAD)]
+def _beside(figure: Figure, settings: Sequence[Setting], trained: bool) -> Published:
+    wanted = (figure.model, figure.grid, HEAD)
+    same = [s for s in settings if (s.model, s.grid, s.skip) == wanted and not s.model_args]
     reason = _differs(figure, settings, same)
     value = figure.read(same[0]) if figure.read is not None and not reason else None
     if value is None:
         reason = f"not comparable: {reason or 'the study did not try it'}"
+    else:
+        reason = "; ".join([SAME, *([TRAINED] if trained else []), *([figure.differs] if figure.differs else [])])
     found = value.value if isinstance(value, Estimate) else value
+    interval = value if isinstance(value, Estimate) and value.low < value.high else None
     return Published(
         source=figure.source,
         what=figure.what + (f", {figure.task}" if figure.task else ""),
@@ -80,9 +93,9 @@ def _beside(figure: Figure, settings: Sequence[Setting]) -> Published:
         setting=f"{figure.model}, {figure.grid}, {figure.split} split",
         published=figure.value,
         study=found,
-        low=value.low if isinstance(value, Estimate) else None,
-        high=value.high if isinstance(value, Estimate) else None,
-        reason=reason or SAME,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        reason=reason,
     )
 
 
@@ -91,7 +104,7 @@ def _differs(figure: Figure, settings: Sequence[Setting], same: Sequence[Setting
     if figure.model not in {setting.model for setting in settings}:
         return f"the study has no {figure.model}"
     if not same:
-        return f"the study has no {figure.grid} that skips only the head, for this model"
+        return f"the study has no {figure.grid} that skips only the head, for this model without model_args"
     if figure.split != "test":
         return f"published on the {figure.split} split; a study judges on test images"
     if figure.read is None:
@@ -106,7 +119,7 @@ def _other_tasks(figure: Figure, setting: Setting) -> str:
         return "" if plain_name(figure.task) in there else f"{figure.task} is not among the study's receivers"
     if there != papers or set(map(plain_name, setting.tasks)) != papers:
         return f"published over {len(papers)} tasks; the study has {len(there & papers)} of them as receivers"
-    pairs = sum(len(matrix.pairs) for matrix in setting.matrices if matrix.mode == "lambda_1")
+    pairs = len(setting.pairs())
     every = len(papers) * (len(papers) - 1)
     return "" if pairs == every else f"published over {every} pairs; the study has {pairs} of them"
 
@@ -114,7 +127,7 @@ def _other_tasks(figure: Figure, setting: Setting) -> str:
 def _top1(key: str) -> Read:
     def read(setting: Setting) -> Estimate | None:
         row = setting.row(key)
-        return _estimate(row.top1) if row else None
+        return row.top1.receivers if row else None
 
     return read
 
@@ -122,7 +135,7 @@ def _top1(key: str) -> Read:
 def _gain(key: str) -> Read:
     def read(setting: Setting) -> Estimate | None:
         row = setting.row(key)
-        return _estimate(row.gain) if row and row.gain else None
+        return row.gain.receivers if row and row.gain else None
 
     return read
 
@@ -146,7 +159,7 @@ def _difference(better: str, worse: str) -> Read:
 
 
 def _median_gain(setting: Setting) -> float | None:
-    gains = [pair.gain for matrix in setting.matrices if matrix.mode == "lambda_1" for pair in matrix.pairs]
+    gains = [pair.gain for pair in setting.pairs()]
     return float(np.median(gains)) if gains else None
 
 
@@ -174,23 +187,17 @@ def _receiver(key: Literal["float_top1", "plain_top1", "own_qat_top1"], task: st
 
 def _pair(donor: str, receiver: str) -> Read:
     def read(setting: Setting) -> float | None:
-        pairs = [pair for matrix in setting.matrices if matrix.mode == "lambda_1" for pair in matrix.pairs]
         names = plain_name(donor), plain_name(receiver)
-        return next((p.gain for p in pairs if (plain_name(p.donor), plain_name(p.receiver)) == names), None)
+        return next((p.gain for p in setting.pairs() if (plain_name(p.donor), plain_name(p.receiver)) == names), None)
 
     return read
 
 
-def _estimate(measured: Measured) -> Estimate:
-    """The mean with its interval over receivers and seeds, or over images where there is none."""
-    return measured.receivers or measured.images
-
-
-def _of_receiver(task: str, **percent: float) -> tuple[Figure, ...]:
+def _of_receiver(task: str, source: str = JOURNAL, **percent: float) -> tuple[Figure, ...]:
     """Published accuracies of one receiver of ViT-B at 3 bits."""
     words = {"float_top1": "float top-1", "plain_top1": "round to nearest", "own_qat_top1": "own QAT"}
     return tuple(
-        Figure(JOURNAL, words[key], "%", value, VIT_B, W3, _receiver(key, task), task=task)  # type: ignore[arg-type]
+        Figure(source, words[key], "%", value, VIT_B, W3, _receiver(key, task), task=task)  # type: ignore[arg-type]
         for key, value in percent.items()
     )
 
@@ -227,19 +234,22 @@ FIGURES: tuple[Figure, ...] = (
         VIT_B,
         W3,
         _correlation("pairs"),
+        differs="the published cosine is of the quantized Linears alone, the study's of the whole backbone",
     ),
-    Figure(JOURNAL, "CIFAR10 gains from STL10", "points", 24.3, VIT_B, W3, _pair("STL10", "CIFAR10"), task="CIFAR10"),
-    Figure(JOURNAL, "STL10 gains from CIFAR10", "points", -7.7, VIT_B, W3, _pair("CIFAR10", "STL10"), task="STL10"),
+    Figure(NOTE, "gain from STL10 at lambda 1", "points", 24.3, VIT_B, W3, _pair("STL10", "CIFAR10"), task="CIFAR10"),
+    Figure(NOTE, "gain from CIFAR10 at lambda 1", "points", -7.7, VIT_B, W3, _pair("CIFAR10", "STL10"), task="STL10"),
     *_of_receiver("MNIST", plain_top1=14.3, own_qat_top1=98.0),
     *_of_receiver("ImageNet", float_top1=74.4, plain_top1=11.0),
-    *_of_receiver("GTSRB", float_top1=94.7, plain_top1=19.7),
+    *_of_receiver("GTSRB", LOG, float_top1=94.7),
+    *_of_receiver("GTSRB", plain_top1=19.7),
     *_of_receiver("RESISC45", plain_top1=28.6),
     *_of_receiver("SUN397", plain_top1=5.4),
-    *_of_receiver("CIFAR10", float_top1=97.8, own_qat_top1=86.8),
+    *_of_receiver("CIFAR10", LOG, float_top1=97.8),
+    *_of_receiver("CIFAR10", own_qat_top1=86.8),
     *_of_receiver("EuroSAT", float_top1=98.26, own_qat_top1=95.89),
-    *_of_receiver("Flowers102", float_top1=96.9),
-    *_of_receiver("Cars", float_top1=38.4),
-    *_of_receiver("EMNIST", float_top1=81.2),
+    *_of_receiver("Flowers102", LOG, float_top1=96.9),
+    *_of_receiver("Cars", LOG, float_top1=38.4),
+    *_of_receiver("EMNIST", LOG, float_top1=81.2),
     Figure(JOURNAL, "float top-1", "%", 98.74, DEIT_B, W3, _receiver("float_top1", "EuroSAT"), task="EuroSAT"),
     Figure(JOURNAL, "round to nearest", "%", 82.37, DEIT_B, W3, _receiver("plain_top1", "EuroSAT"), task="EuroSAT"),
     Figure(JOURNAL, "gap: own QAT over round to nearest", "points", 1.08, VIT_B, W4, _gain("own_qat")),

@@ -12,7 +12,7 @@ from qvec_deploy.report.svg import WIDTH, Figure
 
 CHARACTER = 5.4  # units a character takes at font size 9, on the safe side
 ROW = 20.0
-HEIGHT, LEGEND_ROW, HANDLE = 232.0, 16.0, 46.0  # HANDLE: of a legend's entry, less its text
+HEIGHT, LEGEND_ROW, HANDLE = 232.0, 14.0, 46.0  # HANDLE: of a legend's entry, less its text
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 12.0, 8.0, 40.0
 LABEL = 36  # characters of a row's name
 
@@ -23,6 +23,9 @@ LOOKS: tuple[tuple[str, Any, str], ...] = (
     ("ptq", "-.", "D"),
     ("float", ":", "s"),
     ("ink", (0, (5, 1, 1, 1, 1, 1)), "v"),
+    ("patched", ":", "P"),
+    ("variant", "-", "X"),
+    ("ptq", (0, (1, 2)), "p"),
 )
 
 
@@ -32,7 +35,7 @@ class Bar:
 
     Attributes:
         name: Of the row.
-        low: Lower end.
+        low: Lower end; the value itself, as `high`, where there is no interval.
         value: The middle.
         high: Upper end.
         look: Index into LOOKS: rows of one kind look alike.
@@ -96,10 +99,14 @@ def gains(name: str, title: str, caption: str, bars: Sequence[Bar], label: str) 
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(_minus)
         axes.set_xlabel(label)
-        words = "; ".join(f"{b.name}: {b.value:+.1f} [{b.low:+.1f}, {b.high:+.1f}]" for b in bars)
+        words = "; ".join(f"{bar.name}: {bar.value:+.1f}{_ends(bar)}" for bar in bars)
         drawing = svg.inline(canvas, name, signed_text(f"{label}: {words}"))
-    samples = tuple((bar.name, bar.value, bar.low, bar.high) for bar in bars)
+    samples = tuple((bar.name, bar.value, *((bar.low, bar.high) if _ends(bar) else (None, None))) for bar in bars)
     return Figure(name, title, caption, drawing, ("row", label, "low", "high"), samples)
+
+
+def _ends(bar: Bar) -> str:
+    return "" if bar.low == bar.high else f" [{bar.low:+.1f}, {bar.high:+.1f}]"
 
 
 def curves(

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from qvec_deploy.study import notation, sections_pairs, sections_results, sections_setting
+from qvec_deploy.study import notation, sections_gains, sections_pairs, sections_results, sections_setting
 from qvec_deploy.study.answers import answers, remarks
 from qvec_deploy.study.page import Page
 from qvec_deploy.study.summary import Summary
+from qvec_deploy.study.terms import QUESTION, terms
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ def study_page(studied: Studied) -> Page:
     return Page(
         title=f"Study {studied.name}",
         kicker=_kicker(summary),
+        question=QUESTION,
         answers=answers(summary),
         remarks=remarks(summary),
         sections=(
             sections_results.results(summary),
             sections_results.controls(summary),
-            sections_pairs.matrices(summary),
+            sections_gains.matrices(summary),
+            sections_results.candidates(summary),
             sections_pairs.lambdas(summary),
             sections_results.wins(summary),
             sections_results.selection(summary),
@@ -51,6 +54,7 @@ def study_page(studied: Studied) -> Page:
             sections_setting.costs(summary),
             sections_setting.paper(summary),
             sections_results.tests(summary),
+            terms(),
             sections_setting.configuration(summary, studied.recipe, studied.run),
         ),
         footer=f"qvec-deploy {version('qvec-deploy')} · study summary {summary.version}. Beside this page: every "
@@ -59,7 +63,7 @@ def study_page(studied: Studied) -> Page:
 
 
 def _kicker(summary: Summary) -> str:
-    models = dict.fromkeys(setting.model for setting in summary.settings)
+    models = dict.fromkeys(notation.model_names(summary))
     tasks = dict.fromkeys(task for setting in summary.settings for task in setting.tasks)
     seeds = dict.fromkeys(seed for setting in summary.settings for seed in setting.seeds)
     pairs = max((notation.pairs(setting) for setting in summary.settings), default=0)

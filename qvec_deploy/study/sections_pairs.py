@@ -1,14 +1,14 @@
-"""What a study found for its pairs: gains, lambda, similarity, failures, and Prop. 1 held against measurements."""
+"""What a study found over its pairs: lambda, similarity, failures, and Prop. 1 held against measurements."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from qvec_deploy.measure.statistics import Estimate
 from qvec_deploy.report.formatting import NONE, short, signed_text
 from qvec_deploy.report.listing import Listing
 from qvec_deploy.report.svg import Figure
 from qvec_deploy.study import notation
-from qvec_deploy.study.heatmap import Square, heatmap, strongest
 from qvec_deploy.study.page import Section
 from qvec_deploy.study.plots import Line, Spot, cloud, curves
 from qvec_deploy.study.summary import (
@@ -16,7 +16,7 @@ from qvec_deploy.study.summary import (
     Curve,
     Failure,
     LambdaGain,
-    Matrix,
+    Measured,
     Prediction,
     Setting,
     Similarity,
@@ -24,37 +24,21 @@ from qvec_deploy.study.summary import (
 )
 
 CAUSES = (
-    ("coordinates", "donor and receiver are not in the same coordinates"),
-    ("no headroom", "plain PTQ is within 2 points of the receiver's own QAT, or of float: there is nothing to win"),
-    ("overshoot", "some λ between 0 and 1 gains"),
-    ("anti-aligned", "only a negative λ gains"),
-    ("useless", "no λ that was tried gains"),
+    ("coordinates", "Donor and receiver are not in the same coordinates"),
+    ("no headroom", "Plain PTQ is within 2 points of the receiver's own QAT, or of float: there is nothing to win"),
+    ("overshoot", "Some λ between 0 and 1 gains"),
+    ("anti-aligned", "Of the λ below 1, only a negative one gains"),
+    ("useless", "No λ below 1 gains"),
 )
-
-
-def matrices(summary: Summary) -> Section:
-    """A heatmap per setting and way of choosing lambda."""
-    drawn: dict[str, list[Figure]] = {}  # by way of choosing lambda: settings stand side by side
-    for index, (name, setting) in enumerate(zip(notation.setting_names(summary), summary.settings, strict=True)):
-        largest = strongest([pair.gain for matrix in setting.matrices for pair in matrix.pairs])
-        for one in setting.matrices:
-            if one.pairs:
-                drawn.setdefault(one.mode, []).append(_matrix(f"gains-{index}-{one.mode}", name, one, largest))
-    figures = [figure for alike in drawn.values() for figure in alike]
-    return Section("gains", "Gains, donors × receivers", figures=tuple(figures))
-
-
-def _matrix(anchor: str, name: str, matrix: Matrix, largest: float) -> Figure:
-    order = {task: place for place, task in enumerate(matrix.tasks)}
-    chosen = sorted(matrix.pairs, key=lambda pair: (order[pair.receiver], order[pair.donor]))
-    squares = [Square(pair.donor, pair.receiver, pair.gain, pair.seed_error) for pair in chosen]
-    lost = sum(pair.gain < 0 for pair in chosen)
-    spread = " Small: standard error over seeds." if any(one.error is not None for one in squares) else ""
-    caption = (
-        f"{name}. A row is a donor, a column a receiver; gain over plain PTQ in points, seeds averaged. "
-        f"{lost} of {notation.many(len(chosen), 'pair')} {'loses' if lost == 1 else 'lose'}.{spread}"
-    )
-    return heatmap(anchor, f"Gains at {notation.words(matrix.label)}", caption, squares, largest)
+CHANCE = (
+    "Causes are decided by the sign of the best of several λ on test images: chance alone may make a useless pair "
+    "overshoot or anti-aligned."
+)
+PROPOSITION = (
+    "Proposition 1 of the paper (arXiv 2604.03420) says which share of the receiver's headroom a donor's vector wins "
+    "at its best λ: the squared cosine of its vector and the receiver's own, in the curvature of the receiver's loss. "
+    "It is about loss; what is measured here is accuracy, so at best the order of pairs should agree."
+)
 
 
 def lambdas(summary: Summary) -> Section:
@@ -62,18 +46,20 @@ def lambdas(summary: Summary) -> Section:
     figures, tables = [], []
     for index, (name, setting) in enumerate(zip(notation.setting_names(summary), summary.settings, strict=True)):
         if any(len(curve.points) > 1 for curve in setting.curves):
-            caption = f"{name}. Bands are 95 % intervals over receivers and seeds; λ = 0 is no patch."
-            lines = [_line(curve) for curve in setting.curves if curve.points]
+            pick, over = notation.bars([point.gain for curve in setting.curves for point in curve.points])
+            caption = f"{name}. Bands are 95 % intervals over {over}; λ = 0 is no patch."
+            lines = [_line(curve, pick) for curve in setting.curves if curve.points]
             figures.append(curves(f"lambda-{index}", "Gain over λ", caption, lines, ("λ", "gain, points")))
             tables.append(_lambdas(name, setting))
     return Section("lambda", "Gain over λ", figures=tuple(figures), folded=tuple(tables))
 
 
-def _line(curve: Curve) -> Line:
+def _line(curve: Curve, pick: Callable[[Measured], Estimate | None]) -> Line:
     points = []
     for point in curve.points:
-        ends = point.gain.receivers or point.gain.images
-        points.append((point.lam, ends.low, point.gain.value, ends.high))
+        value, ends = point.gain.value, pick(point.gain)
+        low, high = (ends.low, ends.high) if ends else (value, value)
+        points.append((point.lam, low, value, high))
     return Line(notation.words(curve.label), tuple(points), 0 if curve.key == "pair" else 1)
 
 
@@ -91,7 +77,7 @@ def _lambdas(name: str, setting: Setting) -> Listing:
         for curve in setting.curves
         for point in curve.points
     )
-    return Listing(f"Curves: {name}", columns, rows, "lrrrrr")
+    return Listing(f"Curves: {name}", columns, rows, "lrrrrr", note=notation.BRACKETS)
 
 
 def similarities(summary: Summary) -> Section:
@@ -110,7 +96,7 @@ def similarities(summary: Summary) -> Section:
         tables.append(_correlations("Correlation with the gain at λ = 1", ("Measure", "Setting"), correlations))
     if bins:
         columns = ("Measure", "Setting", "Similarity", "Pairs", "Mean gain, points", "Wins")
-        note = "Pairs in three groups of like similarity. In brackets: 95 % interval over receivers and seeds."
+        note = f"Pairs in three groups of like similarity, at λ = 1. {notation.BRACKETS}"
         folded = (Listing("Gain by similarity", columns, tuple(bins), "llrrrr", note=note),)
     figures = tuple(figure for alike in drawn.values() for figure in alike)
     return Section("similarity", "Similarity of tasks", (), tuple(tables), figures, folded)
@@ -127,10 +113,9 @@ def _similar(anchor: str, name: str, one: Similarity) -> Figure:
 def _told(correlation: Correlation) -> str:
     if correlation.spearman is None:
         return "One of the two does not vary: no correlation."
-    found = correlation.spearman
-    text = signed_text(f"Spearman {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]")
+    text = f"Spearman {notation.correlation(correlation.spearman)}"
     if correlation.qap_p is None:
-        return f"{text}, no label permutation (not every task is both donor and receiver)."
+        return f"{text}, no label permutation (too few tasks, or a pair is missing)."
     adjusted = notation.chance(correlation.qap_adjusted)
     return (
         f"{text}, label-permutation (QAP) p {notation.equals(correlation.qap_p)}, {adjusted} after Holm's correction."
@@ -138,10 +123,14 @@ def _told(correlation: Correlation) -> str:
 
 
 def _correlation(one: Correlation) -> tuple[str, ...]:
-    found = one.spearman
-    text = NONE if found is None else signed_text(f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]")
     tried = f"{'all ' if one.exact else ''}{one.permutations:,}" if one.qap_p is not None else NONE
-    return one.over, text, notation.chance(one.qap_p), notation.chance(one.qap_adjusted), tried
+    return (
+        one.over,
+        notation.correlation(one.spearman),
+        notation.chance(one.qap_p),
+        notation.chance(one.qap_adjusted),
+        tried,
+    )
 
 
 def _correlations(title: str, about: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Listing:
@@ -157,9 +146,7 @@ def _bins(name: str, one: Similarity) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for each in one.bins:
         ends = signed_text(f"{each.low:.2f} to {each.high:.2f}")
-        value = NONE
-        if each.gain is not None:
-            value = f"{notation.points(each.gain.value)} {notation.between(each.gain.low, each.gain.high)}"
+        value = notation.points(each.gain) + notation.ends(each.interval)
         rows.append((one.label, name, ends, str(each.pairs), value, notation.percent(each.win_share)))
     return rows
 
@@ -168,12 +155,14 @@ def failures(summary: Summary) -> Section:
     """Every pair that loses, with its cause."""
     tables, sentences, causes = [], [], dict[str, None]()
     for name, setting in zip(notation.setting_names(summary), summary.settings, strict=True):
-        total = next((len(one.pairs) for one in setting.matrices if one.mode == "lambda_1"), 0)
+        total = len(setting.pairs())
         if total:
             sentences.append(f"{name}: {_counted(setting.failures, total)}")
         if setting.failures:
             tables.append(_failures(name, setting.failures))
             causes |= dict.fromkeys(one.cause for one in setting.failures)
+    if causes:
+        sentences.append(CHANCE)
     facts = tuple((cause.capitalize(), f"{rule}.") for cause, rule in CAUSES if cause in causes)
     return Section("failures", "Pairs that lose", tuple(sentences), folded=tuple(tables), facts=facts)
 
@@ -205,8 +194,8 @@ def _failures(name: str, lost: tuple[Failure, ...]) -> Listing:
         for one in lost
     )
     note = (
-        "Noise: 1.96 standard errors over seeds and images together. The best gains are in hindsight, on test images: "
-        "they explain a loss and are not what one would have got."
+        "Noise: how far a gain may be from its mean by chance (95 %), over seeds and images together. The best gains "
+        f"are in hindsight, on test images: they explain a loss and are not what one would have got. {CHANCE}"
     )
     return Listing(name, columns, rows, "llrrlrrrrr", note=note)
 
@@ -226,7 +215,8 @@ def predictions(summary: Summary) -> Section:
         rows += [(name, *_correlation(each)) for each in one.correlations]
         errors.append(_errors(name, one))
     tables = [_correlations("Correlation of predicted and measured shares", ("Setting",), rows)] if rows else []
-    return Section("prediction", "Proposition 1", tuple(errors), tuple(tables), tuple(figures))
+    told = (PROPOSITION, *errors) if errors else ()
+    return Section("prediction", "Proposition 1", told, tuple(tables), tuple(figures))
 
 
 def _predicted(anchor: str, name: str, one: Prediction) -> Figure:

@@ -1,21 +1,22 @@
-"""What a study found for its rows: the table, win rates, paired tests, controls, choices held against hindsight."""
+"""What a study found for its rows: the tables, win rates, paired tests, controls, choices held against hindsight."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import get_args
 
+from qvec_deploy.measure.statistics import Estimate
 from qvec_deploy.report.formatting import NONE, short
 from qvec_deploy.report.listing import Listing
 from qvec_deploy.study import notation
-from qvec_deploy.study.answers import compared
+from qvec_deploy.study.answers import CONTROL, compared
+from qvec_deploy.study.choices import words_of
 from qvec_deploy.study.page import Section
 from qvec_deploy.study.plots import Bar, gains
 from qvec_deploy.study.summary import Comparison, Headroom, Needs, Row, Selected, Setting, Summary
 from qvec_deploy.study.values import Control
 
 REFERENCES = ("float", "own_qat", *(f"control/{name}" for name in get_args(Control)))  # nobody would ship them
-VECTORS = ("pair", "donor", "mean", "mix")  # how the keys of rows with a vector begin
 LOOK, OTHER_LOOK, REFERENCE_LOOK = 0, 2, 3  # of rows with a vector, without, and those that nobody would ship
 TAKING: tuple[tuple[str, tuple[Needs, ...]], ...] = (
     ("nothing of the receiver", ("nothing", "donors")),
@@ -24,31 +25,34 @@ TAKING: tuple[tuple[str, tuple[Needs, ...]], ...] = (
 )
 
 BARS = (
-    "[in brackets] after a gain: 95 % bootstrap interval over receivers and their seeds. Seeds ±: standard error of "
-    "the mean when fine-tunes are trained again. Images: 95 % interval over test images, these receivers and "
-    "seeds as they are."
+    "[in brackets] after a gain: 95 % interval over receivers and their seeds. Seeds ±: standard error of the mean "
+    "when fine-tunes are trained again. Images: 95 % interval over test images, these receivers and seeds as they are. "
+    "All of it, p too, is for these donors: rows of pairs draw and test receivers, and hold donors fixed."
 )
 
 
 def results(summary: Summary) -> Section:
-    """The main table of every setting, and the same gains drawn."""
-    names = notation.setting_names(summary)
+    """The highest rows of every setting, and the gains of all drawn."""
     figures = []
-    for index, (name, setting) in enumerate(zip(names, summary.settings, strict=True)):
-        bars = [_bar(row) for row in setting.rows if row.gain is not None and row.key != "float"]
-        if bars:
+    for index, (name, setting) in enumerate(zip(notation.setting_names(summary), summary.settings, strict=True)):
+        shown = [(row, row.gain) for row in setting.rows if row.gain is not None and row.key != "float"]
+        if shown:
+            pick, over = notation.bars([gain for _, gain in shown])
+            bars = [_bar(row, gain.value, pick(gain)) for row, gain in shown]
             caption = (
                 f"{name}. Circles have a vector, diamonds have none, squares are references and controls. Bars are "
-                "95 % intervals over receivers and seeds."
+                f"95 % intervals over {over}."
             )
             figures.append(gains(f"rows-{index}", "Gain over plain PTQ", caption, bars, "gain, points"))
-    tables = [_table(name, setting) for name, setting in zip(names, summary.settings, strict=True)]
+    return Section("results", "Results", listings=_highest(summary), figures=tuple(figures))
+
+
+def candidates(summary: Summary) -> Section:
+    """The main table of every setting, and what there was to win."""
+    settings = list(zip(notation.setting_names(summary), summary.settings, strict=True))
+    tables = tuple(_table(name, setting) for name, setting in settings)
     return Section(
-        "results",
-        "Results",
-        listings=(*_highest(summary), *tables),
-        figures=tuple(figures),
-        folded=tuple(_headroom(name, setting) for name, setting in zip(names, summary.settings, strict=True)),
+        "candidates", "All candidates", listings=tables, folded=tuple(_headroom(*setting) for setting in settings)
     )
 
 
@@ -58,7 +62,7 @@ def _highest(summary: Summary) -> tuple[Listing, ...]:
     for name, setting in zip(notation.setting_names(summary), summary.settings, strict=True):
         for where, needs in TAKING:
             able = [row for row in setting.rows if row.needs in needs and row.key not in REFERENCES]
-            with_vector = [row for row in able if row.key.startswith(VECTORS)]
+            with_vector = [row for row in able if words_of(row.key).vector]
             without = [row for row in able if row not in with_vector]
             if able:
                 rows.append((name, where, _best(with_vector), _best(without)))
@@ -72,11 +76,9 @@ def _best(rows: list[Row]) -> str:
     return NONE if best is None else f"{notation.short_label(best.key, best.label)}: {notation.top1(best.top1.value)} %"
 
 
-def _bar(row: Row) -> Bar:
-    value = row.gain.value if row.gain else 0.0
-    ends = (row.gain.receivers or row.gain.images) if row.gain else None
+def _bar(row: Row, value: float, ends: Estimate | None) -> Bar:
     low, high = (ends.low, ends.high) if ends else (value, value)
-    look = LOOK if row.key.startswith(VECTORS) else REFERENCE_LOOK if row.key in REFERENCES else OTHER_LOOK
+    look = LOOK if words_of(row.key).vector else REFERENCE_LOOK if row.key in REFERENCES else OTHER_LOOK
     return Bar(notation.short_label(row.key, row.label), low, value, high, look)
 
 
@@ -122,16 +124,22 @@ def _counted(setting: Setting) -> str:
 
 
 def _headroom(name: str, setting: Setting) -> Listing:
-    columns = ("Receiver", "Test images", "Float, %", "Own QAT, %", "Plain PTQ, %", "Gap, points", "Seeds")
+    counts = ("Test images", "Images that choose")
+    columns = ("Receiver", *counts, "Float, %", "Own QAT, %", "Plain PTQ, %", "Gap, points", "Seeds", "Images")
 
     def cells(one: Headroom) -> tuple[str, ...]:
+        counted = (NONE if count is None else f"{count:,}" for count in (one.images, one.selecting))
         accuracies = (one.float_top1, one.own_qat_top1, one.plain_top1)
-        ends = (notation.points(one.gap), notation.error(one.gap_error))
-        return (one.receiver, f"{one.images:,}", *map(notation.top1, accuracies), *ends)
+        errors = (one.gap_error, one.gap_image_error)
+        gap = (notation.points(one.gap), *map(notation.error, errors))
+        return (one.receiver, *counted, *map(notation.top1, accuracies), *gap)
 
-    note = "Gap: what there is to win, own QAT less plain PTQ (float less plain where there is no QAT)."
+    note = (
+        "Gap: what there is to win, own QAT less plain PTQ (float less plain where there is no QAT). ±: standard error "
+        "over seeds, and over test images."
+    )
     title = f"Headroom of each receiver: {name}"
-    return Listing(title, columns, tuple(cells(one) for one in setting.headroom), "lrrrrrr", note=note)
+    return Listing(title, columns, tuple(cells(one) for one in setting.headroom), "lrrrrrrrr", note=note)
 
 
 def compact(summary: Summary) -> tuple[Listing, ...]:
@@ -150,13 +158,13 @@ def wins(summary: Summary) -> Section:
     tables = []
     for name, setting in zip(notation.setting_names(summary), summary.settings, strict=True):
         baselines = list(dict.fromkeys(one.baseline for row in setting.rows for one in row.wins))
-        able = [row for row in setting.rows if row.wins and row.key.startswith((*VECTORS, "control/"))]
+        able = [row for row in setting.rows if row.wins and (words_of(row.key).vector or row.key.startswith(CONTROL))]
         rows = tuple((notation.words(row.label), *_shares(row, baselines)) for row in able)
         if rows:
             columns = ("Candidate", *(f"over {notation.short_label(key)}" for key in baselines))
             note = (
                 "Share of pairs (of receivers for rows that are not one donor's), each seed by itself, with a gain "
-                "above 0; a tie is no win. In brackets: 95 % interval over receivers and seeds."
+                f"above 0; a tie is no win. {notation.BRACKETS}"
             )
             tables.append(Listing(name, columns, rows, "l" + "r" * len(baselines), note=note))
     return Section("wins", "Win rates", listings=tuple(tables))
@@ -196,7 +204,7 @@ def _tests(name: str, setting: Setting, chosen: tuple[Comparison, ...]) -> Listi
             notation.words(one.label),
             one.family,
             str(one.receivers),
-            f"{notation.points(one.difference.value)} {notation.between(one.difference.low, one.difference.high)}",
+            notation.points(one.difference.value) + notation.ends(one.difference),
             notation.chance(one.t_p),
             notation.chance(one.t_adjusted),
             notation.chance(one.wilcoxon_p),
@@ -206,29 +214,32 @@ def _tests(name: str, setting: Setting, chosen: tuple[Comparison, ...]) -> Listi
     )
     least = max((one.wilcoxon_least for one in chosen), default=1.0)
     note = (
-        "The interval is the t-test's, uncorrected. The smallest p that Wilcoxon's test can give with so few receivers "
-        f"is {notation.chance(least)}, before Holm. Receivers share donors; the tests take them to be independent."
+        "In brackets: the t-test's 95 % interval, uncorrected. The smallest p that Wilcoxon's test can give with so "
+        f"few receivers is {notation.chance(least)}, before Holm. Receivers share donors; the tests take them to be "
+        "independent."
     )
     return Listing(name, columns, rows, "llrrrrrr", note=note)
 
 
 def controls(summary: Summary) -> Section:
-    """The vector against what has its norm in every tensor, but not its direction."""
+    """The vector against what has its norm, but not its direction."""
     tables, figures = [], []
     for index, (name, setting) in enumerate(zip(notation.setting_names(summary), summary.settings, strict=True)):
-        chosen = tuple(one for one in setting.comparisons if one.worse.startswith("control/"))
+        chosen = tuple(one for one in setting.comparisons if one.worse.startswith(CONTROL))
         if not chosen:
             continue
         tables.append(_tests(name, setting, chosen))
         bars = [_less(one) for one in chosen]
-        caption = (
-            f"{name}. What one donor's vector gains over each control: mean difference and the paired t-test's 95 % "
-            "interval, uncorrected."
-        )
+        caption = f"{name}. What one donor's vector gains over each control, on average over receivers."
+        if any(bar.low < bar.high for bar in bars):
+            caption += " Bars are the paired t-test's 95 % intervals, uncorrected."
         figures.append(
             gains(f"controls-{index}", "One donor at λ = 1, less a control", caption, bars, "difference, points")
         )
-    sentence = "A control takes a donor's place at λ = 1 and has its vector's norm in every tensor."
+    sentence = (
+        "A control takes a donor's place at λ = 1 and has its vector's norm in every tensor. The GPTQ displacement has "
+        "it in the quantized Linears alone: it moves no bias, norm or embedding."
+    )
     return Section("controls", "Controls", (sentence,) if tables else (), tuple(tables), tuple(figures))
 
 
@@ -249,9 +260,11 @@ def selection(summary: Summary) -> Section:
 
 
 def _hindsight(setting: Setting) -> str:
+    fewer = any(one.selecting is not None and one.selecting < setting.selecting for one in setting.headroom)
     return (
-        f"{setting.selecting:,} images of each receiver choose, its test images judge; the two do not overlap. A "
-        "choice in hindsight looked at the test images: it bounds what choosing can give and is no estimate of it."
+        f"{'Up to ' if fewer else ''}{setting.selecting:,} images of each receiver choose, its test images judge; the "
+        "two do not overlap. A choice in hindsight looked at the test images: it bounds what choosing can give and is "
+        f"no estimate of it. {notation.BRACKETS}"
     )
 
 

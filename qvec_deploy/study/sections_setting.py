@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qvec_deploy.report.formatting import NONE, short, signed_text
+from qvec_deploy.measure.statistics import Estimate
+from qvec_deploy.report.formatting import NONE, short
 from qvec_deploy.report.listing import Listing
 from qvec_deploy.report.svg import Figure
 from qvec_deploy.study import notation
@@ -15,11 +16,14 @@ from qvec_deploy.study.page import Section
 from qvec_deploy.study.plots import LOOKS, Line, curves
 from qvec_deploy.study.summary import Cost, Published, Setting, Summary
 
-MOST_LINES = 4  # ways of paying that a figure tells apart, beside the receiver's own QAT
 FEWEST_RECEIVERS = 10  # that the cost figure reaches to
 MOST_RECEIVERS = 100
 UNSAID = ("version", "name", "failures", "exit_code")  # of the run's record: the page says it elsewhere
 OWN_LOOK = 3  # of the receiver's own QAT, as in the table's figure
+LIKE = (
+    "In brackets: the study's 95 % interval, over receivers and seeds; of a difference of two rows the paired "
+    "t-test's, of a correlation over tasks. Published figures are of one seed and have none."
+)
 UNITS = {"points": " points", "%": " %", "lambda": "", "correlation": ""}
 
 
@@ -29,7 +33,7 @@ def costs(summary: Summary) -> Section:
     for index, (name, setting) in enumerate(zip(notation.setting_names(summary), summary.settings, strict=True)):
         if setting.costs:
             tables.append(_costs(name, setting))
-            figures.append(_cost_lines(f"costs-{index}", name, setting.costs[:MOST_LINES]))
+            figures.append(_cost_lines(f"costs-{index}", name, setting.costs))
     return Section("costs", "Costs", listings=tuple(tables), figures=tuple(figures))
 
 
@@ -55,7 +59,8 @@ def _costs(name: str, setting: Setting) -> Listing:
     )
     note = (
         "Training counts float and quantization-aware fine-tunes of the donors. Break-even: receivers from which on "
-        "the vector is cheaper than training each of them; what is bought, the last column says."
+        "the vector is cheaper than training each of them; what is bought, the last column says. "
+        f"{notation.BRACKETS}"
     )
     return Listing(name, columns, rows, "lrrrrrr", note=note)
 
@@ -98,30 +103,26 @@ def paper(summary: Summary) -> Section:
         return Section("paper", "Against the paper")
     count = notation.many(len(summary.published), "published figure")
     sentence = (
-        f"{len(same)} of {count} {'is' if len(same) == 1 else 'are'} of a setting that this study has; the others are "
+        f"{len(same)} of {count} {'has its' if len(same) == 1 else 'have their'} like in this study: the same quantity "
+        "in the same setting. The others have none, each for the reason beside it."
     )
-    sentence += "not comparable, each for the reason beside it."
     if not same:
-        sentence = f"None of {count} is of a setting that this study has; the reason stands beside each."
+        sentence = f"None of {count} has its like in this study; the reason stands beside each."
     columns = ("Figure", "Published", "This study", "Setting", "Remark", "Source")
-    listings = (Listing("The same setting", columns, tuple(map(_published, same)), "lrrlll"),) if same else ()
-    folded = (Listing("Not comparable", columns, tuple(map(_published, other)), "lrrlll"),) if other else ()
+    listings = (Listing("Side by side", columns, tuple(map(_published, same)), "lrrlll", note=LIKE),) if same else ()
+    folded = (Listing("Without its like", columns, tuple(map(_published, other)), "lrrlll"),) if other else ()
     return Section("paper", "Against the paper", (sentence,), listings, folded=folded)
 
 
 def _published(one: Published) -> tuple[str, ...]:
     unit = UNITS.get(one.unit, f" {one.unit}")
-    study = "not comparable"
+    study = NONE
     if one.study is not None:
-        ends = "" if one.low is None or one.high is None else signed_text(f" [{one.low:.3g}, {one.high:.3g}]")
-        study = f"{short(one.study)}{unit}{ends}"
+        interval = None if one.low is None or one.high is None else Estimate(one.study, one.low, one.high)
+        study = f"{short(one.study)}{unit}{notation.ends(interval, short)}"
     what, setting = notation.words(one.what), notation.words(one.setting)
-    return what, f"{short(one.published)}{unit}", study, setting, _remark(one.reason), one.source
-
-
-def _remark(reason: str) -> str:
-    """Why, without the words that the column beside it already has."""
-    return reason.removeprefix("not comparable: ") or NONE
+    remark = one.reason.removeprefix("not comparable: ")
+    return what, f"{short(one.published)}{unit}", study, setting, remark, one.source
 
 
 def configuration(summary: Summary, recipe: str, run: Mapping[str, Any]) -> Section:

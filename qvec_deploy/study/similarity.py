@@ -18,7 +18,6 @@ from qvec_deploy.study.summary import (
     Correlation,
     Headroom,
     Matrix,
-    Needs,
     PairGain,
     PredictedPair,
     Prediction,
@@ -30,10 +29,10 @@ from qvec_deploy.study.values import Relation
 Float64 = NDArray[np.float64]
 Measure = Literal["prototype_cosine", "task_vector_cosine", "vector_cosine"]
 
-MEASURES: tuple[tuple[Measure, str, Needs], ...] = (
-    ("prototype_cosine", "cosine of class prototypes in the base", "labels"),
-    ("task_vector_cosine", "cosine of task vectors", "nothing"),
-    ("vector_cosine", "cosine of quantization vectors", "training"),
+MEASURES: tuple[tuple[Measure, str], ...] = (
+    ("prototype_cosine", "cosine of class prototypes in the base"),
+    ("task_vector_cosine", "cosine of task vectors"),
+    ("vector_cosine", "cosine of quantization vectors"),
 )
 BINS = 3
 
@@ -46,7 +45,7 @@ def similarities_of(crossed: Crossed, at_one: Sequence[PairGain]) -> tuple[Simil
         at_one: Gains at lambda 1.
     """
     found = []
-    for measure, label, needs in MEASURES:
+    for measure, label in MEASURES:
         cosine = related(crossed, attrgetter(measure))
         points = tuple(
             SimilarPair(pair.donor, pair.receiver, cosine[pair.donor, pair.receiver], pair.gain)
@@ -57,7 +56,7 @@ def similarities_of(crossed: Crossed, at_one: Sequence[PairGain]) -> tuple[Simil
             similar = crossed.table([(point.donor, point.receiver, point.similarity) for point in points])
             gains = crossed.table([(point.donor, point.receiver, point.gain) for point in points])
             bins = bins_of(crossed, points)
-            found.append(Similarity(measure, label, needs, points, correlate(similar, gains), bins))
+            found.append(Similarity(measure, label, points, correlate(similar, gains), bins))
     return tuple(found)
 
 
@@ -121,7 +120,8 @@ def _bin(crossed: Crossed, points: Sequence[SimilarPair]) -> Bin:
         low=points[0].similarity,
         high=points[-1].similarity,
         pairs=len(points),
-        gain=ratio(total, count),
+        gain=float(total.sum() / count.sum()),
+        interval=ratio(total, count),
         win_share=float(np.mean([point.gain > 0 for point in points])),
     )
 
@@ -136,7 +136,7 @@ def prediction_of(crossed: Crossed, matrices: Sequence[Matrix], headroom: Sequen
         None where nothing was predicted, or no lambda chosen.
     """
     predicted = related(crossed, lambda relation: relation.predicted_share)
-    by_mode = {matrix.mode: matrix for matrix in matrices}
+    by_mode = {matrix.mode: matrix for matrix in matrices if matrix.baseline == "plain"}
     chosen = by_mode.get("labelled") or by_mode.get("label_free")
     if not predicted or chosen is None or chosen.mode == "lambda_1":
         return None

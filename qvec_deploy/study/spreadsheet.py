@@ -10,6 +10,7 @@ from qvec_deploy.study.summary import Setting, Summary
 from qvec_deploy.study.values import Cell, Trial, unpack_right
 
 COLUMNS = (
+    "name",
     "model",
     "bits",
     "granularity",
@@ -42,6 +43,7 @@ def _line(cell: Cell, trial: Trial) -> tuple[Value, ...]:
     request, right = cell.request, int(unpack_right(trial.right, cell.images).sum())
     grid = request.grid
     return (
+        request.name or request.model,
         request.model,
         grid.bits,
         grid.granularity,
@@ -57,7 +59,7 @@ def _line(cell: Cell, trial: Trial) -> tuple[Value, ...]:
         trial.control,
         trial.inputs,
         trial.divergence,
-        request.selecting,
+        cell.selecting,
         trial.selecting_right,
         cell.images,
         right,
@@ -78,12 +80,13 @@ def _pairs(setting: Setting) -> list[dict[str, Value]]:
     for matrix in setting.matrices:
         for pair in matrix.pairs:
             known = found.setdefault((pair.donor, pair.receiver), _identity(setting, pair.donor, pair.receiver))
+            over = "" if matrix.baseline == "plain" else f"_over_{matrix.baseline}"
             known |= {
-                f"gain_{matrix.mode}": pair.gain,
-                f"gain_{matrix.mode}_seed_error": pair.seed_error,
-                f"gain_{matrix.mode}_image_error": pair.image_error,
-                f"lambdas_{matrix.mode}": json.dumps(pair.lambdas),
+                f"gain_{matrix.mode}{over}": pair.gain,
+                f"gain_{matrix.mode}{over}_seed_error": pair.seed_error,
+                f"gain_{matrix.mode}{over}_image_error": pair.image_error,
             }
+            known.setdefault(f"lambdas_{matrix.mode}", json.dumps(pair.lambdas))
     for measure in setting.similarities:
         for point in measure.points:
             if (point.donor, point.receiver) in found:
@@ -104,6 +107,7 @@ def _pairs(setting: Setting) -> list[dict[str, Value]]:
 def _identity(setting: Setting, donor: str, receiver: str) -> dict[str, Value]:
     grid = setting.grid
     return {
+        "name": setting.name,
         "model": setting.model,
         "bits": grid.bits,
         "granularity": grid.granularity,

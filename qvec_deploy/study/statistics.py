@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from qvec_deploy.study.summary import Measured
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-RESAMPLES = 10_000  # expanded intervals of six receivers rest on 24 resamples beyond each end
+RESAMPLES = 10_000
 PERMUTATIONS = 10_000
 SEED = 0  # a summary computed twice from the same cells is the same summary
 AT_ONCE = 1 << 20  # values of one step of a bootstrap or a permutation test: bounds their memory
@@ -32,7 +31,8 @@ class Paired:
     """A paired test over receivers.
 
     Attributes:
-        difference: Mean, with the interval of the paired t-test; of one receiver, or without spread, the value alone.
+        difference: Mean, with the interval of the paired t-test; the ends are the value itself, no interval, with one
+            receiver or without any spread.
         t_p: Two-sided; None below two receivers or without any spread.
         wilcoxon_p: Two-sided; None below two receivers.
         wilcoxon_least: The smallest p-value that so many receivers can give.
@@ -62,38 +62,67 @@ class Permuted:
 def ratio(numerator: Float64, denominator: Float64) -> Estimate | None:
     """Sum over sum, with its 95 % interval over receivers and seeds.
 
-    Receivers and seeds are drawn with replacement, each by themselves: the bootstrap of a crossed table (Owen, Annals
-    of Applied Statistics 1, 2007), which is on the wide side. Few receivers make percentiles too narrow, so the
-    interval is the expanded one (Hesterberg, The American Statistician 69, 2015): with n receivers it ends at
-    Phi(-t sqrt(n / (n - 1))), t the quantile of Student's t with n - 1 degrees of freedom. In simulations of 3 to 22
-    receivers and 1 to 5 seeds it covers the truth in 94 to 99 %, and always where receivers do not differ.
+    Receivers and seeds are both taken to be drawn. The variance is that of sums over receivers plus that of sums over
+    seeds, each from residuals of the ratio (Cochran, Sampling Techniques, 1977, chapter 6) divided by 1 less their
+    weight (HC2: MacKinnon & White, Journal of Econometrics 29, 1985); what neither shares is counted twice, on the wide
+    side. The interval is Student's, with degrees of freedom by Satterthwaite (Biometrics Bulletin 2, 1946) and no more
+    than receivers less one. With one seed, which says nothing about other seeds, that of a mean is the t interval.
+
+    How often it covers the truth, simulated with normal effects:
+
+    * means, one seed: 95 % over receivers, with 2 of them or 22;
+    * means, 2 to 5 seeds: 93 to 100 % where seeds differ less than receivers, the most where receivers do not differ or
+      are only 2; 88 % where there are only 2 seeds, which differ as much as 22 receivers or five times as much as 6;
+    * shares of a gap: 93 to 100 % where gaps differ up to threefold, 90 to 100 % up to twentyfold;
+    * shares of wins, where not all are equal: 89 to 100 %.
 
     Args:
         numerator: (receivers, seeds); 0 where there is no cell.
-        denominator: Likewise. 1 where there is a cell makes the ratio a mean.
+        denominator: Likewise. 1 where there is a cell makes the ratio a mean. Receivers with neither do not count.
 
     Returns:
-        None where the denominator is not above 0, with one receiver, or where a resample has none above 0: its share
-        means nothing then.
+        The ends are the value itself where nothing varies. None where the denominator is not above 0, with one
+        receiver, or where a receiver or a seed has all of the denominator, so that the others have none or less.
     """
-    receivers, seeds = numerator.shape
-    total = float(denominator.sum())
-    if total <= 0 or receivers < 2:
+    there = (numerator != 0) | (denominator != 0)
+    place = np.ix_(there.any(axis=1), there.any(axis=0))
+    part, of = numerator[place], denominator[place]
+    total = float(of.sum())
+    if total <= 0 or len(of) < 2:
         return None
-    rows, columns = _drawn(receivers, seeds)
-    below = np.einsum("br,rs,bs->b", rows, denominator, columns, optimize=True)
-    above = np.einsum("br,rs,bs->b", rows, numerator, columns, optimize=True)
-    empty = below == 0  # seeds that the drawn receivers do not have
-    if np.any(below < 0) or empty.mean() > 1 - CONFIDENCE:
-        return None
-    low, high = _ends(above[~empty] / below[~empty], receivers)
-    return Estimate(float(numerator.sum()) / total, low, high)
+    value = float(part.sum()) / total
+    residuals, parts = (part - value * of) / total, []
+    for axis in (1, 0):
+        left, weights = residuals.sum(axis=axis), of.sum(axis=axis) / total
+        if len(weights) > 1:  # one seed has no variance
+            if weights.max() >= 1:
+                return None
+            parts.append((float((left**2 / (1 - weights)).sum()), len(weights) - 1))
+    variance = sum(each for each, _ in parts)
+    if variance <= (TINY * max(1.0, abs(value))) ** 2:
+        return Estimate(value, value, value)
+    freedom = variance**2 / sum(each**2 / free for each, free in parts)
+    reach = reach_of(min(freedom, len(of) - 1)) * math.sqrt(variance)
+    return Estimate(value, value - reach, value + reach)
+
+
+def share(part: Float64, of: Float64) -> Estimate | None:
+    """How many of how many, 0 to 1: `ratio` with its interval cut to what a share can be."""
+    found = ratio(part, of)
+    return found and Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0))
 
 
 def mean(values: Float64) -> Estimate | None:
     """Mean over receivers and seeds (NaN: no cell), with the interval of `ratio`."""
     there = np.isfinite(values)
     return ratio(np.where(there, values, 0.0), there.astype(np.float64))
+
+
+def reach_of(freedom: float = math.inf) -> float:
+    """Standard errors from a mean to the end of its 95 % interval: Student's t, or the normal distribution."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def seed_error(values: Float64) -> float | None:
@@ -146,7 +175,7 @@ def measured(answers: Mapping[tuple[int, int], Float64], shape: tuple[int, int])
         [np.mean(parts, axis=0) for parts in by_receiver.values()],
         [len(parts) / len(answers) for parts in by_receiver.values()],
     )
-    value, reach = float(np.nanmean(values)), _normal((1 + CONFIDENCE) / 2) * error
+    value, reach = float(np.nanmean(values)), reach_of() * error
     return Measured(value, seed_error(values), Estimate(value, value - reach, value + reach), mean(values))
 
 
@@ -166,7 +195,7 @@ def paired(differences: Sequence[float]) -> Paired:
     error = float(values.std(ddof=1)) / math.sqrt(count)
     if error <= TINY * max(1.0, abs(middle)):
         return Paired(Estimate(middle, middle, middle), None, wilcoxon, least)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    reach = reach_of(count - 1) * error
     t_p = float(2 * stats.t.sf(abs(middle) / error, count - 1))
     return Paired(Estimate(middle, middle - reach, middle + reach), t_p, wilcoxon, least)
 
@@ -202,7 +231,8 @@ def spearman(first: Float64, second: Float64, *, within: bool = False) -> Estima
         within: Rank donors for each receiver by itself and average the correlations.
 
     Returns:
-        None where one does not vary; the value alone as its interval where resamples are too often of that kind.
+        None where one does not vary. The ends are the value itself where resamples are too often of that kind: there
+        is no interval.
     """
     tasks = len(first)
     there = np.isfinite(first) & np.isfinite(second) & ~np.eye(tasks, dtype=np.bool_)
@@ -242,10 +272,11 @@ def qap(first: Float64, second: Float64, *, within: bool = False) -> Permuted | 
     """
     there = np.isfinite(first) & np.isfinite(second) & ~np.eye(len(first), dtype=np.bool_)
     both = there.any(axis=0) & there.any(axis=1)
-    first, second = first[np.ix_(both, both)], second[np.ix_(both, both)]
+    kept = np.ix_(both, both)
+    first, second, there = first[kept], second[kept], there[kept]
     tasks = len(first)
     off = ~np.eye(tasks, dtype=np.bool_)
-    if tasks < 3 or there.sum() < off.sum():
+    if tasks < 3 or not np.array_equal(there, off):
         return None
     x, y = _standard(_ranks(first, off, within), off, within), _standard(_ranks(second, off, within), off, within)
     if not (x.any() and y.any()):
@@ -259,31 +290,6 @@ def qap(first: Float64, second: Float64, *, within: bool = False) -> Permuted | 
         tried += len(order)
     p = as_large / tried if exact else (as_large + 1) / (tried + 1)
     return Permuted(p, tried, exact)
-
-
-@cache
-def _drawn(receivers: int, seeds: int) -> tuple[Float64, Float64]:
-    """How often each resample has each receiver, and each seed."""
-    draw = np.random.default_rng(SEED)
-    rows = draw.multinomial(receivers, np.full(receivers, 1 / receivers), RESAMPLES)
-    columns = draw.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
-    return rows.astype(np.float64), columns.astype(np.float64)
-
-
-def _ends(resampled: Float64, count: int) -> tuple[float, float]:
-    """Ends of the expanded 95 % percentile interval of `count` independent units."""
-    from scipy import stats
-
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
-    tail = float(stats.norm.cdf(-t * math.sqrt(count / (count - 1))))
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _normal(quantile: float) -> float:
-    from scipy import stats
-
-    return float(stats.norm.ppf(quantile))
 
 
 def _steps(total: int, size: int) -> Iterator[int]:

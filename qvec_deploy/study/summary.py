@@ -5,7 +5,9 @@ image by image. Three things could have come out otherwise, and no number mixes 
 
 * seeds: fine-tunes trained again (`seed_error`, a standard error);
 * images: other test images of the same tasks (`images`, a 95 % interval);
-* receivers: other tasks, and other seeds with them (`receivers`, a 95 % bootstrap interval).
+* receivers: other tasks, and other seeds with them (`receivers`, a 95 % interval: `statistics.ratio`).
+
+An interval whose ends are the value itself is none: nothing varied, or too little was there.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ __all__ = [
     "Wins",
 ]
 
-SUMMARY_VERSION = 1
+SUMMARY_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Wins:
             receivers).
         ties: With no difference.
         count: Of all.
-        share: wins / count, 0 to 1, with its interval over receivers and seeds; None with one receiver.
+        share: wins / count, 0 to 1, with its interval over receivers and seeds (none where all or no pairs win); None
+            with one receiver.
     """
 
     baseline: str
@@ -113,7 +116,7 @@ class Row:
         top1: Accuracy.
         gain: Over `plain`; None for `plain` itself.
         share_of_gap: Sum of gains over sum of gaps to the receivers' own QAT: 1 closes it; None without QAT, with one
-            receiver, or where the gap may as well be none (a resample of receivers has none above 0).
+            receiver, or where one receiver, or one seed, has all of the gap and the others together none.
         wins: Against `plain`, `mse`, GPTQ and AWQ, where they were tried.
     """
 
@@ -139,7 +142,9 @@ class Headroom:
         own_qat_top1: Of its own QAT; None without one.
         plain_top1: Of plain PTQ on the grid.
         gap: own QAT - plain (float - plain without QAT).
-        gap_error: Standard error over seeds; None with one.
+        gap_error: Standard error over the seeds that have it; None with one.
+        gap_image_error: Standard error over test images.
+        selecting: Images that chose, copies of test images dropped; None where cells do not say.
     """
 
     receiver: str
@@ -149,6 +154,8 @@ class Headroom:
     plain_top1: float
     gap: float
     gap_error: float | None
+    gap_image_error: float
+    selecting: int | None
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,7 @@ class Comparison:
         worse: Key of the other.
         label: In words.
         receivers: Paired differences tested.
-        difference: Mean in points, with the interval of the paired t-test.
+        difference: Mean in points, with the interval of the paired t-test; none with one receiver or without spread.
         t_p: Two-sided p-value of the paired t-test; None below two receivers or without any spread.
         t_adjusted: The same after Holm.
         wilcoxon_p: Of Wilcoxon's signed-rank test; None below two receivers.
@@ -273,12 +280,13 @@ class Published:
         source: Where it stands.
         what: The quantity.
         unit: `points`, `%`, `lambda` or `correlation`.
-        setting: Model, grid, lambda and split of the published figure.
+        setting: Model, grid and split of the published figure; `what` says the lambda where there is one.
         published: Its value.
         study: The study's value in the same setting; None where there is none.
-        low: Of the study's 95 % interval over receivers and seeds, where it has one.
+        low: Of the study's 95 % interval, where it has one: over receivers and seeds; of a difference over receivers,
+            of a correlation over tasks.
         high: Likewise.
-        reason: `not comparable: ` and why, or what differs although the setting is the same; empty otherwise.
+        reason: `not comparable: ` and why; else what differs although the setting is the same.
     """
 
     source: str
@@ -294,9 +302,10 @@ class Published:
 
 @dataclass(frozen=True)
 class Setting:
-    """One model on one grid.
+    """One of the study's models on one grid.
 
     Attributes:
+        name: The study's name for the model; its timm name where it has no other.
         model: timm name.
         model_args: For timm.create_model.
         skip: Modules that stay float.
@@ -308,7 +317,8 @@ class Setting:
         missing: `receiver, seed N` that have no cell although others of that seed or receiver have one.
         rows: The table, in the order to be printed.
         headroom: Per receiver.
-        matrices: Gains of pairs: lambda 1, label-free, labelled, as far as they were tried.
+        matrices: Gains of pairs at lambda 1, label-free and labelled, over plain and then over MSE, AWQ, GPTQ and
+            asymmetric GPTQ, as far as they were tried; none over a row that is plain by another name.
         selection: Choices held against hindsight.
         comparisons: Paired tests.
         similarities: One per measure that was computed.
@@ -318,6 +328,7 @@ class Setting:
         costs: Empty where training times are not known.
     """
 
+    name: str
     model: str
     model_args: dict[str, Any]
     skip: tuple[str, ...]
@@ -342,6 +353,11 @@ class Setting:
         """The row of that key, if it was tried."""
         return next((row for row in self.rows if row.key == key), None)
 
+    def pairs(self, mode: str = "lambda_1", baseline: str = "plain") -> tuple[PairGain, ...]:
+        """Gains of pairs over a row, by how lambda was chosen; empty where that was not tried."""
+        found = (matrix.pairs for matrix in self.matrices if (matrix.mode, matrix.baseline) == (mode, baseline))
+        return next(found, ())
+
 
 @dataclass(frozen=True)
 class Family:
@@ -350,7 +366,7 @@ class Family:
     Attributes:
         name: As in `Comparison.family`, or `similarity` for the correlations.
         label: The question.
-        size: P-values that Holm adjusted together.
+        size: Tests that Holm adjusted together: comparisons or correlations with a p-value.
     """
 
     name: str
@@ -363,10 +379,10 @@ class Summary:
     """All that a study answers.
 
     Attributes:
-        settings: One per model and grid, in the order of the cells.
+        settings: One per model of the study and grid, in the order of the cells.
         families: Of comparisons.
         published: The paper's figures beside the study's.
-        resamples: Of every bootstrap.
+        resamples: Of the bootstrap over tasks, of correlations.
         version: Of this structure.
     """
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from study_recipes import write_study
 
 ROOT = Path(__file__).parents[2]
 RECURSIVE = "./scripts/test"  # it runs this very test
@@ -61,6 +62,8 @@ def test_what_begins_as_a_program_can_be_run(path: Path) -> None:
 def own_folder(tmp_path: Path, pico_recipe: Callable[..., Path]) -> Path:
     """A newcomer's folder: the recipes, and after the first command a recipe of their own, filled in."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    small = write_study(tmp_path / "small")  # the bundled study takes an hour
+    shutil.copy(small, tmp_path / "recipes" / "study_tiny.yaml")
     return tmp_path
 
 

@@ -49,10 +49,15 @@ def row(setting: Setting, key: str) -> Row:
     return found
 
 
-def top1(cell: Cell, **values: object) -> float:
-    """Accuracy of the one trial of that description, percent."""
+def right(cell: Cell, **values: object) -> np.ndarray:
+    """Which test images the one trial of that description gets right."""
     (trial,) = [t for t in cell.trials if all(getattr(t, name) == value for name, value in values.items())]
-    return 100 * unpack_right(trial.right, cell.images).mean()
+    return unpack_right(trial.right, cell.images)
+
+
+def top1(cell: Cell, **values: object) -> float:
+    """Its accuracy, percent."""
+    return 100 * right(cell, **values).mean()
 
 
 def without(cell: Cell, *kinds: str) -> Cell:
@@ -171,6 +176,15 @@ def test_headroom_of_every_receiver() -> None:
     assert entry.own_qat_top1 == pytest.approx(own.mean())
     assert entry.gap == pytest.approx(gaps.mean())
     assert entry.gap_error == pytest.approx(gaps.std(ddof=1) / np.sqrt(3))
+    assert entry.selecting == SELECTING - 3
+    points = np.mean(
+        [
+            100.0 * (right(cell, kind="own_qat").astype(float) - right(cell, kind="plain", method="grid"))
+            for cell in cells
+        ],
+        axis=0,
+    )
+    assert entry.gap_image_error == pytest.approx(points.std(ddof=1) / np.sqrt(len(points)))
     untrained = summarize([without(cell, "own_qat") for cell in cells]).settings[0]
     assert untrained.headroom[0].own_qat_top1 is None
     assert untrained.headroom[0].gap == pytest.approx(entry.float_top1 - entry.plain_top1)
@@ -180,8 +194,10 @@ def test_headroom_of_every_receiver() -> None:
 
 def test_the_matrix_of_gains() -> None:
     setting = whole().settings[1]
-    assert [matrix.mode for matrix in setting.matrices] == ["lambda_1", "label_free", "labelled"]
-    assert [len(matrix.pairs) for matrix in setting.matrices] == [30, 30, 30]
+    modes = ["lambda_1", "label_free", "labelled"]
+    assert [(matrix.mode, matrix.baseline) for matrix in setting.matrices[:3]] == [(mode, "plain") for mode in modes]
+    assert [len(matrix.pairs) for matrix in setting.matrices[:3]] == [30, 30, 30]
+    assert setting.pairs("label_free") == setting.matrices[1].pairs
     pair = next(p for p in setting.matrices[0].pairs if (p.donor, p.receiver) == ("upper", "lower"))
     points = []
     for cell in make_cells((1,), ("lower",)):
@@ -197,6 +213,30 @@ def test_the_matrix_of_gains() -> None:
     assert pair.image_error == pytest.approx(np.mean(points, axis=0).std(ddof=1) / np.sqrt(len(points[0])))
     assert pair.lambdas == (1.0, 1.0, 1.0)
     assert abs(pair.gain - truth(1, "lower", "upper", 1.0)) < 8
+
+
+def test_gains_of_pairs_over_other_methods() -> None:
+    first, second = whole().settings
+    modes = ("lambda_1", "label_free", "labelled")
+    baselines = ("plain", "mse", "awq/images", "gptq/images", "gptaq/images")
+    assert [(m.mode, m.baseline) for m in second.matrices] == [(mode, key) for key in baselines for mode in modes]
+    assert [(m.mode, m.baseline) for m in first.matrices] == [  # MSE is what plain is on its grid
+        (mode, key) for key in baselines if key != "mse" for mode in modes
+    ]
+    pair = next(p for p in second.pairs("lambda_1", "gptq/images") if (p.donor, p.receiver) == ("upper", "lower"))
+    cells = make_cells((1,), ("lower",))
+    tried = [right(cell, kind="pair", donor="upper", lam=1.0).astype(float) for cell in cells]
+    points = 100 * (np.array(tried) - [right(c, kind="plain", method="gptq", inputs="images") for c in cells])
+    assert pair.gain == pytest.approx(points.mean())
+    assert pair.seed_error == pytest.approx(points.mean(axis=1).std(ddof=1) / np.sqrt(3))
+    assert pair.image_error == pytest.approx(points.mean(axis=0).std(ddof=1) / np.sqrt(400))
+    over_plain = {(p.donor, p.receiver): p.gain for p in second.pairs()}
+    assert second.pairs("lambda_1", "rtn") == ()
+    for entry in second.pairs("lambda_1", "gptq/images"):
+        cells = make_cells((1,), (entry.receiver,))
+        gptq = np.mean([top1(c, kind="plain", method="gptq", inputs="images") for c in cells])
+        plain = np.mean([top1(c, kind="plain", method="grid") for c in cells])
+        assert entry.gain == pytest.approx(over_plain[entry.donor, entry.receiver] - (gptq - plain))
 
 
 def test_lambda_and_donor_are_chosen_without_a_look_at_test_images() -> None:
@@ -246,7 +286,7 @@ def test_what_was_not_looked_at_is_not_chosen() -> None:
     cell = make_cell(1, "lower", 0)
     blind = replace(cell, trials=tuple(replace(t, divergence=None, selecting_right=None) for t in cell.trials))
     setting = summarize((blind,)).settings[0]
-    assert [matrix.mode for matrix in setting.matrices] == ["lambda_1"]
+    assert {matrix.mode for matrix in setting.matrices} == {"lambda_1"}
     assert {s.chosen_on for s in setting.selection} == {"nothing", "hindsight"}
     assert setting.prediction is None
 
@@ -286,6 +326,8 @@ def test_families_are_adjusted_over_all_settings() -> None:
     comparisons = [c for setting in summary.settings for c in setting.comparisons]
     sizes = {family.name: family.size for family in summary.families}
     assert set(sizes) == {*(c.family for c in comparisons), "similarity"}
+    one = summarize((make_cell(1, "lower", 0),))  # one receiver: nothing can be tested
+    assert (len(one.settings[0].comparisons) > 0, one.families) == (True, ())
     for name in sizes.keys() - {"similarity"}:
         family = [c for c in comparisons if c.family == name]
         assert len(family) == sizes[name]
@@ -327,12 +369,34 @@ def test_similar_tasks_gain_more_where_they_were_made_to() -> None:
     assert [entry.pairs for entry in built_in.bins] == [10, 10, 10]
     assert built_in.bins[0].high <= built_in.bins[1].low
     low, _, high = (entry.gain for entry in built_in.bins)
-    assert low is not None
-    assert high is not None
-    assert low.value < high.value
+    assert low < high
     ordered = sorted(built_in.points, key=lambda point: point.similarity)
-    assert low.value == pytest.approx(np.mean([point.gain for point in ordered[:10]]))
+    assert low == pytest.approx(np.mean([point.gain for point in ordered[:10]]))
+    intervals = [entry.interval for entry in built_in.bins]
+    assert all(interval is not None and interval.contains(interval.value) for interval in intervals)
     assert built_in.bins[0].win_share == np.mean([point.gain > 0 for point in ordered[:10]])
+
+
+def test_a_bin_counts_the_receivers_that_are_in_it() -> None:
+    def related(cell: Cell, near: tuple[str, ...]) -> Cell:
+        receiver = cell.request.receiver.name
+        cosines = {donor: 0.1 * TASKS.index(donor) + (receiver in near) for donor in cell.relations}
+        return replace(cell, relations={d: Relation(prototype_cosine=value) for d, value in cosines.items()})
+
+    cells = [related(cell, ("lower", "upper")) for cell in make_cells((1,), seeds=(0,))]
+    highest = summarize(cells).settings[0].similarities[0].bins[2]
+    pairs = {r: [p.gain for p in summarize(cells).settings[0].pairs() if p.receiver == r] for r in ("lower", "upper")}
+    by_receiver = [float(np.mean(gains)) for gains in pairs.values()]
+    expected = stats.ttest_1samp(by_receiver, 0.0).confidence_interval(0.95)
+    assert highest.gain == pytest.approx(np.mean(by_receiver))
+    assert highest.interval is not None
+    assert (highest.interval.low, highest.interval.high) == pytest.approx((expected.low, expected.high))
+
+    cells = [related(cell, (TASKS[0],)) for cell in make_cells((1,), TASKS[:3], seeds=(0,))]
+    few = [replace(c, trials=tuple(t for t in c.trials if t.donor is None or t.donor in TASKS[:3])) for c in cells]
+    highest = summarize(few).settings[0].similarities[0].bins[2]
+    assert (highest.pairs, highest.interval) == (2, None)  # both of one receiver
+    assert highest.gain == pytest.approx(np.mean([p.gain for p in summarize(few).settings[0].pairs()[:2]]))
 
 
 def test_prop_1_against_what_was_measured() -> None:
@@ -390,8 +454,58 @@ def test_costs_of_every_way() -> None:
     assert mean.share_of_gap == row(setting, "mean/lambda_1").share_of_gap
     assert by_key["pair/label_free"].receiver_s > len(LAMBDAS) * one.receiver_s
     assert summarize(make_cells((0,), TASKS[:2])).settings[0].costs == ()
+    assert list(by_key) == [
+        "pair/lambda_1",
+        "pair/label_free",
+        "donor/label_free",
+        "donor_lambda/label_free",
+        "mean/lambda_1",
+        "mean/label_free",
+    ]
+
+
+def test_what_a_candidate_takes() -> None:
+    cell = make_cell(0, "lower", 0)
+    seconds = {"patch": 3.0, "quantize": 9.0, "forward": 60.0, "mix": 5.0}
+    setting = summarize([replace(cell, seconds=seconds)], make_fine_tunes()).settings[0]
+    found = {cost.key: cost.receiver_s for cost in setting.costs}
+    by_weights = [t for t in cell.trials if t.inputs is None or t.kind == "control"]
+    make = 3.0 / sum(t.lam != 0 for t in by_weights) + 9.0 / len(by_weights)
+    looked, blind = (sum((t.divergence is None) == blind for t in cell.trials) for blind in (False, True))
+    # every trial runs 400 testing images, some 197 selecting ones too, and the float receiver runs those once more
+    look = 60.0 * 197 / (looked * 597 + blind * 400 + 197)
+    assert found["pair/lambda_1"] == found["mean/lambda_1"] == pytest.approx(make)
+    assert found["pair/label_free"] == found["mean/label_free"] == pytest.approx(9 * (make + look))
+    assert found["donor/label_free"] == pytest.approx(5 * (make + look))
+    assert found["donor_lambda/label_free"] == pytest.approx(13 * (make + look))  # 5 at lambda 1, 8 others of one
+    assert found["mix"] == pytest.approx(5 * (make + look) + 5.0 + make)
+    mix = next(cost for cost in setting.costs if cost.key == "mix")
+    assert (mix.donors, mix.training_s, mix.own_qat_s) == (5, 230.0, 26.0)
+    assert mix.share_of_gap == row(setting, "mix").share_of_gap
     only_fp = [FineTune("fp", MODEL, "lower", None, 0, 20.0)]
     assert summarize(make_cells((0,), TASKS[:2]), only_fp).settings[0].costs == ()
+
+
+def test_two_models_of_one_timm_name_are_two_settings() -> None:
+    cells = make_cells((1,), TASKS[:2], seeds=(0,))
+    again = [replace(cell, request=replace(cell.request, name="other base")) for cell in cells]
+    first, second = summarize([*cells, *again]).settings
+    assert (first.name, first.model, second.name, second.model) == (MODEL, MODEL, "other base", MODEL)
+    assert second.rows == first.rows
+
+
+def test_a_seed_without_its_own_qat_is_left_out_of_the_gap() -> None:
+    whole_, second, third = make_cells((1,), ("upper",))
+    entry = summarize([whole_, second, without(third, "own_qat")]).settings[0].headroom[0]
+    gaps = np.array([top1(c, kind="own_qat") - top1(c, kind="plain", method="grid") for c in (whole_, second)])
+    assert entry.gap == pytest.approx(gaps.mean())
+    assert entry.gap_error == pytest.approx(gaps.std(ddof=1) / np.sqrt(2))
+
+
+def test_how_many_images_chose_is_not_known_of_old_cells() -> None:
+    cell = make_cell(1, "lower", 0)
+    assert summarize([replace(cell, selecting=None)]).settings[0].headroom[0].selecting is None
+    assert summarize([replace(cell, selecting=0)]).settings[0].headroom[0].selecting == 0
 
 
 def test_a_cell_that_is_missing_is_named_and_the_rest_used() -> None:
@@ -445,6 +559,7 @@ def paper_cell(receiver: str, donors: list[str], shift: float) -> Cell:
     request = replace(
         make_cell(0, "lower", 0).request,
         model=VIT_B,
+        model_args={},
         grid=W3,
         receiver=TaskData(receiver, "x"),
         donors=tuple(DonorFiles(donor, "v", "f") for donor in donors),
@@ -473,8 +588,12 @@ def test_the_papers_figures_stand_beside_the_same_setting() -> None:
     cells = [paper_cell(task, donors, -5.0 if task == "Cars" else 10.0) for task, donors in others.items()]
     gap = published(cells, "gap: own QAT over round to nearest")
     assert (gap.published, gap.study) == (45.26, pytest.approx(45.0))
-    assert gap.low is not None
+    assert (gap.low, gap.high) == (None, None)  # all receivers have the same
     assert gap.reason.startswith("same setting")
+    assert "trained here" not in gap.reason
+    gain = published(cells, "mean gain of a pair at lambda 1")
+    assert gain.low is not None
+    assert gain.low < 205 / 22 < (gain.high or 0)
     wins = published(cells, "pairs that gain at lambda 1")
     assert (wins.published, wins.study, wins.unit) == (76.6, pytest.approx(100 * 21 / 22), "%")
     assert published(cells, "median gain of a pair at lambda 1").study == pytest.approx(10.0)
@@ -482,6 +601,29 @@ def test_the_papers_figures_stand_beside_the_same_setting() -> None:
     assert published(cells, "round to nearest, MNIST").study == pytest.approx(20.0)
     fewer = [*cells[1:], paper_cell("Cars", others["Cars"][1:], -5.0)]
     assert "published over 462 pairs; the study has 461" in published(fewer, "pairs that gain at lambda 1").reason
+
+
+def test_fine_tunes_that_were_trained_here_are_said_to_be() -> None:
+    cell = paper_cell("mnist", ["cars"], 10.0)
+    for kind, said in (("fp", True), ("qat", True), ("base", False)):
+        trained = [FineTune(kind, VIT_B, "mnist", None, 0, 9.0)]  # type: ignore[arg-type]
+        found = next(p for p in summarize([cell], trained).published if p.what == "round to nearest, MNIST")
+        assert found.study == pytest.approx(20.0)
+        assert ("trained here" in found.reason) == said
+    other = summarize([cell], [FineTune("fp", MODEL, "mnist", None, 0, 9.0)]).published
+    assert not any("trained here" in entry.reason for entry in other)
+
+
+def test_where_published_figures_stand() -> None:
+    sources = {(entry.what, entry.setting): entry.source for entry in summarize([make_cell(0, "lower", 0)]).published}
+    vit = f"{VIT_B}, {W3}, test split"
+    note, log, journal = "authors' research note", "authors' quant-steering log", "authors' journal"
+    assert sources["gain from STL10 at lambda 1, CIFAR10", vit] == note
+    assert sources["gain from CIFAR10 at lambda 1, STL10", vit] == note
+    for task in ("CIFAR10", "Flowers102", "Cars", "GTSRB", "EMNIST"):
+        assert sources[f"float top-1, {task}", vit] == log
+    for what in ("float top-1, EuroSAT", "float top-1, ImageNet", "own QAT, CIFAR10", "round to nearest, GTSRB"):
+        assert sources[what, vit] == journal
 
 
 def test_other_settings_are_not_comparable_and_say_why() -> None:
@@ -493,11 +635,12 @@ def test_other_settings_are_not_comparable_and_say_why() -> None:
     assert "GTSRB is not among" in published([cell], "round to nearest, GTSRB").reason
     assert "not comparable: the study has no 3 bits per channel, rtn" in _reason(cell, grid=Scheme(3, "tensor"))
     assert "that skips only the head" in _reason(cell, skip=("head", "fc1"))
+    assert "for this model without model_args" in _reason(cell, model_args={"img_size": 32})
     assert "the study has no vit_base_patch16_224.orig_in21k" in _reason(cell, model="vit_tiny")
     entries = summarize([cell]).published
     assert any("validation split" in entry.reason for entry in entries)
     assert any("does not compute it" in entry.reason for entry in entries)
-    tried = published([paper_cell("CIFAR10", ["cars"], 1.0)], "CIFAR10 gains from STL10, CIFAR10")
+    tried = published([paper_cell("CIFAR10", ["cars"], 1.0)], "gain from STL10 at lambda 1, CIFAR10")
     assert tried.reason == "not comparable: the study did not try it"
 
 

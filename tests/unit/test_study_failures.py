@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy import stats
 from study_cells import make_cell, make_cells
 
 from qvec_deploy.study.analysis import summarize
 from qvec_deploy.study.failures import cause_of, noise_of
 from qvec_deploy.study.summary import Headroom, LambdaGain, PairGain
 
-ROOM = Headroom("lower", 400, 92.0, 90.0, 70.0, 20.0, None)
+ROOM = Headroom("lower", 400, 92.0, 90.0, 70.0, 20.0, None, 2.0, None)
 UP, DOWN = LambdaGain(0.5, 0.3), LambdaGain(0.5, -0.3)
 BACK, NOT_BACK = LambdaGain(-0.5, 1.0), LambdaGain(-0.5, 0.0)
 
@@ -38,9 +41,23 @@ def test_the_first_rule_that_applies(
 
 
 def test_noise_is_of_seeds_and_images_together() -> None:
-    pair = PairGain("a", "b", -1.0, 3.0, 4.0, (1.0,))
-    assert noise_of(pair) == pytest.approx(1.96 * 5)
-    assert noise_of(replace(pair, seed_error=None)) == pytest.approx(1.96 * 4)
+    pair = PairGain("a", "b", -1.0, 3.0, 4.0, (1.0, 1.0, 1.0))
+    assert noise_of(pair) == pytest.approx(5 * stats.t.ppf(0.975, 2 * (25 / 9) ** 2))
+    assert noise_of(replace(pair, seed_error=None, lambdas=(1.0,))) == pytest.approx(1.959964 * 4)
+    assert noise_of(replace(pair, seed_error=0.0)) == pytest.approx(1.959964 * 4)
+    two = replace(pair, image_error=0.0, lambdas=(1.0, 1.0))
+    assert noise_of(two) == pytest.approx(12.7062 * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize(("seeds", "of_seeds"), [(2, 1.0), (2, 0.3), (3, 1.0), (5, 0.5)])
+def test_noise_reaches_as_far_as_it_says(seeds: int, of_seeds: float) -> None:
+    draw, within = np.random.default_rng(seeds), 0
+    for _ in range(2000):
+        images = draw.standard_normal()  # their error is known well: there are hundreds
+        gains = images + of_seeds * math.sqrt(seeds) * draw.standard_normal(seeds)
+        error = gains.std(ddof=1) / math.sqrt(seeds)
+        within += abs(gains.mean()) <= noise_of(PairGain("a", "b", gains.mean(), error, 1.0, (1.0,) * seeds))
+    assert 0.93 <= within / 2000 <= 0.99
 
 
 def test_causes_that_were_built_in_are_found() -> None:

@@ -39,11 +39,18 @@ def test_a_heatmap_says_every_gain_with_its_error():
 def test_without_errors_a_heatmap_shows_none():
     figure = heatmap("h", "Gains", "", squares(error=None), 30.0)
     assert not [text for text in texts(figure.svg) if text.startswith("±")]
+    assert "Small" not in figure.caption
+
+
+def test_a_heatmap_says_what_its_errors_are_over():
+    figure = heatmap("h", "Gains", "", squares(), 30.0, "test images")
+    assert figure.caption.endswith("Small: standard error over test images.")
+    assert figure.columns[-1] == "standard error over test images, points"
 
 
 def test_many_tasks_have_no_room_for_numbers_but_losses_are_marked():
     tasks = tuple(f"task{index:02d}" for index in range(22))
-    every = squares(tasks, error=None)
+    every = squares(tasks)
     figure = heatmap("h", "Gains", "", every, 100.0)
     shown = texts(figure.svg)
     assert shown.count("−") == sum(square.gain < 0 for square in every)
@@ -75,6 +82,12 @@ def test_rows_keep_their_numbers_in_full():
     figure = gains("g", "t", "c", bars, "gain, points")
     assert figure.samples == (("one donor", 2.0 / 3, 1.0 / 3, 1.0), ("random", 0.0, -1.0, 1.0))
     assert {"one donor", "random"} <= set(texts(figure.svg))
+
+
+def test_a_row_without_an_interval_is_a_point_alone():
+    figure = gains("g", "t", "c", [Bar("one receiver", 2.0, 2.0, 2.0)], "gain, points")
+    assert figure.samples == (("one receiver", 2.0, None, None),)
+    assert "one receiver: +2.0<" in figure.svg.replace('"', "<") and "[" not in figure.svg.partition(">")[0]
 
 
 def test_a_curve_is_told_in_words_and_numbers():

@@ -11,13 +11,12 @@ from study_cells import LAMBDAS, TASKS, make_cells, make_fine_tunes
 
 from qvec_deploy.errors import StorageError
 from qvec_deploy.measure.statistics import Estimate
-from qvec_deploy.study import notation
+from qvec_deploy.study import notation, sections_gains, sections_pairs, sections_results, sections_setting
 from qvec_deploy.study.analysis import summarize
 from qvec_deploy.study.answers import answers, remarks
 from qvec_deploy.study.page import to_html, to_markdown
 from qvec_deploy.study.report import Studied, study_page
 from qvec_deploy.study.sections_results import compact
-from qvec_deploy.study.sections_setting import paper
 from qvec_deploy.study.spreadsheet import pairs_csv, trials_csv
 from qvec_deploy.study.summary import SUMMARY_VERSION, Published
 from qvec_deploy.study.write import REPORT_VERSION, to_json, write_study
@@ -35,6 +34,7 @@ SECTIONS = (
     "results",
     "controls",
     "gains",
+    "candidates",
     "lambda",
     "wins",
     "selection",
@@ -44,6 +44,7 @@ SECTIONS = (
     "costs",
     "paper",
     "tests",
+    "terms",
     "environment",
 )
 
@@ -152,7 +153,7 @@ def test_an_answer_says_what_the_test_shows(adjusted, difference, said):
 
 def test_a_control_that_is_not_beaten_is_named():
     certain = having(summary(), "pair/lambda_1", "control/", t_adjusted=0.001, difference=Estimate(3.0, 2.0, 4.0))
-    assert remarks(certain)[0] == "It is better than each of the 4 controls of equal norm in every setting."
+    assert remarks(certain)[0].startswith("In every setting it is better than each of the 4 controls of its norm.")
     doubtful = having(certain, "pair/lambda_1", "control/random", t_adjusted=0.2)
     assert "not shown to be better than random control" in remarks(doubtful)[0]
     assert "better than each of" not in remarks(doubtful)[0]
@@ -165,14 +166,17 @@ def test_methods_without_a_vector_are_told_by_verdict():
     shown = having(shown, "mean/lambda_1", "gptq/images", t_adjusted=0.01, difference=Estimate(-5.0, -6.0, -4.0))
     shown = having(shown, "mean/lambda_1", "awq/images", t_adjusted=0.01, difference=Estimate(5.0, 4.0, 6.0))
     told = next(remark for remark in remarks(shown) if remark.startswith("Against methods"))
-    assert "better than AWQ," in told and "worse than GPTQ." in told and "not told apart from" in told
+    assert "better than AWQ (+5.0 points)," in told and "worse than GPTQ (−5.0 points)." in told
+    assert "not told apart from" in told
 
 
 def test_many_settings_are_counted():
     shown = having(summary(), "pair/lambda_1", "plain", t_adjusted=0.01, difference=Estimate(3.0, 2.0, 4.0))
     many = replace(shown, settings=shown.settings * 3)
+    least, most = (notation.points(one.row("pair/lambda_1").gain.value) for one in shown.settings)
     assert answers(many) == (
-        "One donor's vector at λ = 1, against plain PTQ on the same grid: better in 6 of 6 settings.",
+        "One donor's vector at λ = 1, against plain PTQ on the same grid: better in 6 of 6 settings; mean gains are "
+        f"{least} to {most} points.",
     )
     assert len(set(notation.setting_names(many))) == 6
 
@@ -203,14 +207,224 @@ def test_one_seed_and_one_receiver_can_be_reported():
 
 
 def test_published_figures_are_beside_the_studys_or_have_a_reason():
-    same = Published("J", "win rate", "%", "ViT-B, 3 bits", 76.6, 71.25, 65.0, 78.0, "")
+    same = Published("J", "win rate", "%", "ViT-B, 3 bits", 76.6, 71.25, 65.0, 78.0, "other images")
     other = Published("J", "mean gain", "points", "ViT-B, 3 bits", 9.7, None, None, None, "not comparable: other model")
-    section = paper(replace(summary(), published=(same, other)))
-    assert section.sentences[0].startswith("1 of 2 published figures is of a setting")
-    assert section.listings[0].rows == (("win rate", "76.6 %", "71.2 % [65, 78]", "ViT-B, 3 bits", "–", "J"),)
-    assert section.folded[0].rows[0][2:5] == ("not comparable", "ViT-B, 3 bits", "other model")
-    assert paper(replace(summary(), published=(other,))).sentences[0].startswith("None of 1 published figure")
-    assert paper(replace(summary(), published=())).empty
+    section = sections_setting.paper(replace(summary(), published=(same, other)))
+    assert section.sentences[0].startswith("1 of 2 published figures has its like in this study")
+    assert section.listings[0].rows == (
+        ("win rate", "76.6 %", "71.2 % [65, 78]", "ViT-B, 3 bits", "other images", "J"),
+    )
+    assert "95 % interval" in section.listings[0].note
+    assert section.folded[0].rows[0][2:5] == ("–", "ViT-B, 3 bits", "other model")
+    assert (
+        sections_setting.paper(replace(summary(), published=(other,)))
+        .sentences[0]
+        .startswith("None of 1 published figure")
+    )
+    assert sections_setting.paper(replace(summary(), published=())).empty
+
+
+MAKERS = {
+    "results": sections_results.results,
+    "controls": sections_results.controls,
+    "candidates": sections_results.candidates,
+    "selection": sections_results.selection,
+    "tests": sections_results.tests,
+    "gains": sections_gains.matrices,
+    "lambda": sections_pairs.lambdas,
+    "failures": sections_pairs.failures,
+    "similarity": sections_pairs.similarities,
+    "costs": sections_setting.costs,
+}
+
+
+def section(shown, name):
+    return MAKERS[name](shown)
+
+
+@cache
+def few(receivers):
+    return summarize(make_cells(grids=(0,), receivers=receivers, seeds=(0,), images=40), ())
+
+
+def test_where_there_is_no_interval_none_is_printed():
+    shown = few(("lower", "upper"))
+    similar = section(shown, "similarity")
+    told = [row[3] for row in similar.listings[0].rows]
+    assert any("[" not in text for text in told) and "too few tasks, or a pair is missing" in similar.figures[0].caption
+    alone = few(("lower",))
+    assert {row[3] for row in section(alone, "tests").folded[0].rows} <= {
+        notation.points(one.difference.value) for one in alone.settings[0].comparisons
+    }
+    controls = section(alone, "controls").figures[0]
+    assert {line[2:] for line in controls.samples} == {(None, None)} and "interval" not in controls.caption
+    for part in study_page(studied(summary=alone)).shown:
+        for table in (*part.listings, *part.folded):
+            for row in table.rows:
+                assert not [
+                    text for text in row if "[" in text and len(set(text.strip("]").split("[")[-1].split(", "))) == 1
+                ]
+
+
+def test_a_row_without_any_spread_has_no_interval_over_images():
+    setting = summary().settings[0]  # on a grid of MSE clipping, MSE clipping is plain
+    rows = {row[0]: row for row in section(summary(), "candidates").listings[0].rows}
+    assert setting.row("mse").gain.value == 0 and rows["MSE clipping"][3:6:2] == ("0.0", "–")
+
+
+def test_figures_say_what_their_intervals_are_over():
+    for receivers, over in ((("lower",), "test images of one receiver"), (("lower", "upper"), "receivers and seeds")):
+        shown = few(receivers)
+        figures = (*section(shown, "results").figures, *section(shown, "lambda").figures)
+        assert len(figures) == 2
+        assert all(f"95 % intervals over {over}" in figure.caption for figure in figures)
+    row = few(("lower",)).settings[0].row("pair/lambda_1")
+    drawn = section(few(("lower",)), "results").figures[0].samples
+    assert (row.gain.images.low, row.gain.images.high) in {line[2:] for line in drawn}
+
+
+def test_a_headline_names_its_interval_and_whose_donors_it_is_about():
+    told = answers(summary())
+    assert all("95 % interval [" in one and "over receivers and seeds, for these donors" in one for one in told)
+    assert "over test images of one receiver" in answers(few(("lower",)))[0]
+    assert all("for these donors" in table.note for table in section(summary(), "candidates").listings)
+
+
+def test_the_gptq_displacement_is_said_to_have_the_norm_in_the_linears_alone():
+    assert "quantized Linears alone" in section(summary(), "controls").sentences[0]
+    assert "quantized Linears alone" in remarks(summary())[0]
+    without = [
+        replace(
+            setting,
+            rows=tuple(row for row in setting.rows if row.key != "control/gptq_displacement"),
+            comparisons=tuple(one for one in setting.comparisons if "displacement" not in one.worse),
+        )
+        for setting in summary().settings
+    ]
+    assert "Linears" not in remarks(replace(summary(), settings=tuple(without)))[0]
+
+
+def test_many_settings_are_counted_against_every_method():
+    shown = having(summary(), "mean/lambda_1", "gptq/images", t_adjusted=0.01, difference=Estimate(-5.0, -6.0, -4.0))
+    shown = having(shown, "mean/lambda_1", "awq/images", t_adjusted=0.01, difference=Estimate(5.0, 4.0, 6.0))
+    told = next(
+        one for one in remarks(replace(shown, settings=shown.settings * 2)) if one.startswith("Against methods")
+    )
+    assert "Mean of donors at λ = 1 is, against AWQ better in 4 of 4 settings; against GPTQ worse in 4 of 4" in told
+
+
+def test_remarks_need_no_answer():
+    shown = summary()
+    bare = tuple(replace(one, rows=tuple(r for r in one.rows if r.key != "pair/lambda_1")) for one in shown.settings)
+    assert remarks(replace(shown, settings=bare)) == ()
+    assert to_html(study_page(studied(summary=replace(shown, settings=bare))))
+
+
+def test_two_models_of_one_timm_name_are_told_apart():
+    shown = summary()
+    first, second = (replace(shown.settings[0], name=name) for name in ("small_base", "large_base"))
+    both = replace(shown, settings=(first, second))
+    assert [name.partition(",")[0] for name in notation.setting_names(both)] == ["small_base", "large_base"]
+    page = study_page(studied(summary=both))
+    assert page.kicker.startswith("small_base and large_base")
+    assert first.model in dict(page.sections[-1].facts)[notation.setting_names(both)[0]]
+    alone = replace(shown, settings=(first,))
+    assert study_page(studied(summary=alone)).kicker.startswith(first.model)
+
+
+def test_a_bin_has_its_mean_with_an_interval_or_without():
+    shown = summary()
+    setting = shown.settings[0]
+    similar = setting.similarities[0]
+    bare = replace(similar, bins=tuple(replace(one, gain=2.0, interval=None) for one in similar.bins))
+    shown = replace(shown, settings=(replace(setting, similarities=(bare,)),))
+    rows = section(shown, "similarity").folded[0].rows
+    assert [row[4] for row in rows] == ["+2.0"] * len(similar.bins)
+    assert all("[" in row[4] for row in section(summary(), "similarity").folded[0].rows)
+
+
+def test_causes_are_told_as_they_are_decided_and_may_be_chance():
+    lost = section(summary(), "failures")
+    rules = dict(lost.facts)
+    assert rules["Anti-aligned"] == "Of the λ below 1, only a negative one gains."
+    assert rules["Overshoot"] == "Some λ between 0 and 1 gains."
+    assert "chance alone may" in lost.sentences[-1] and all("chance alone may" in table.note for table in lost.folded)
+
+
+def test_every_gain_over_every_baseline_is_in_a_table():
+    shown = summary()
+    tables = {table.title: table for table in section(shown, "gains").folded}
+    for name, setting in zip(notation.setting_names(shown), shown.settings, strict=True):
+        for matrix in setting.matrices:
+            table = tables[f"Every pair at {notation.words(matrix.label)}: {name}"]
+            label = (
+                "Gain over plain, points"
+                if matrix.baseline == "plain"
+                else f"over {notation.SHORT.get(matrix.baseline) or notation.short_label(matrix.baseline)}"
+            )
+            place = table.columns.index(label)
+            found = {(row[1], row[0]): row[place] for row in table.rows}
+            assert found == {(pair.donor, pair.receiver): notation.points(pair.gain) for pair in matrix.pairs}
+
+
+def test_a_receiver_is_told_how_many_donors_beat_which_method():
+    setting = summary().settings[1]
+    table = section(summary(), "gains").listings[1]
+    methods = ("plain PTQ", "MSE clipping", "AWQ", "GPTQ", "asymmetric GPTQ")
+    assert table.columns == ("Receiver", "Best donor", *(f"over {method}" for method in methods))
+    mine = [pair for pair in setting.pairs(baseline="gptq/images") if pair.receiver == "lower"]
+    best = max(mine, key=lambda pair: pair.gain)
+    row = next(row for row in table.rows if row[0] == "lower")
+    assert row[1] == best.donor
+    assert row[5] == f"{sum(pair.gain > 0 for pair in mine)} of 5, {notation.points(best.gain)}"
+
+
+def test_with_one_seed_pairs_and_gaps_have_errors_over_images():
+    shown = few(TASKS)
+    gains = section(shown, "gains")
+    assert "standard error over test images" in gains.figures[0].caption
+    assert gains.figures[0].columns[3] == "standard error over test images, points"
+    errors = {(pair.donor, pair.receiver): pair.image_error for pair in shown.settings[0].pairs()}
+    assert {line[:2]: line[3] for line in gains.figures[0].samples} == errors
+    assert all(row[4] == "–" and row[5].startswith("± ") for row in gains.folded[0].rows)
+    headroom = section(shown, "candidates").folded[0]
+    assert [row[-2] for row in headroom.rows] == ["–"] * len(TASKS)
+    expected = [notation.error(one.gap_image_error) for one in shown.settings[0].headroom]
+    assert [row[-1] for row in headroom.rows] == expected
+    assert "over seeds" in section(summary(), "gains").figures[0].caption
+
+
+def test_images_that_really_chose_are_shown_where_they_are_known():
+    shown = summary()
+    setting = shown.settings[0]
+    headroom = tuple(
+        replace(one, selecting=count) for one, count in zip(setting.headroom, (180, *[None] * 5), strict=True)
+    )
+    shown = replace(shown, settings=(replace(setting, headroom=headroom),))
+    rows = section(shown, "candidates").folded[0].rows
+    assert [row[2] for row in rows] == ["180", *["–"] * 5]
+    assert section(shown, "selection").listings[0].note.startswith("Up to 200 images")
+
+
+def test_every_way_of_paying_is_in_the_table_and_drawn():
+    shown = summary()
+    setting = shown.settings[0]
+    ways = (*setting.costs, replace(setting.costs[-1], key="mix", label="label-free mix of 5 donors"))
+    assert len(ways) == 7
+    costs = section(replace(shown, settings=(replace(setting, costs=ways),)), "costs")
+    assert [row[0] for row in costs.listings[0].rows] == [notation.words(one.label) for one in ways]
+    drawn = list(dict.fromkeys(line[0] for line in costs.figures[0].samples))
+    assert drawn == ["own QAT", *(notation.short_label(one.key) for one in ways)]
+
+
+def test_a_newcomer_is_told_what_the_words_mean():
+    html, text = to_html(page()), to_markdown(page())
+    assert html.count('<a href="#terms">') == 2
+    terms = dict(next(one for one in page().sections if one.name == "terms").facts)
+    for word in ("λ", "Plain PTQ", "Label-free, labelled", "Mean, mix", "Share of QAT gap", "p, Holm"):
+        assert f"**{word}.**" in text and terms[word]
+    assert "about loss; what is measured here is accuracy" in text
+    assert page().question in text
 
 
 def test_failed_work_is_listed():
@@ -233,7 +447,7 @@ def test_trials_have_a_row_each():
     assert len(found) == len(cells[0].trials)
     pair = next(line for line in found if line["kind"] == "pair" and line["lambda"] == "1.0")
     assert float(pair["top1"]) == int(pair["test_right"]) / 40
-    assert (pair["bits"], pair["receiver"], pair["donor"], pair["selecting_images"]) == ("2", "lower", "upper", "200")
+    assert (pair["bits"], pair["receiver"], pair["donor"], pair["selecting_images"]) == ("2", "lower", "upper", "197")
     assert next(line for line in found if line["kind"] == "float")["divergence_nats"] == ""
 
 
@@ -298,6 +512,8 @@ def test_numbers_have_signs_and_no_negative_zero():
     assert [notation.points(value) for value in (8.25, -0.04, 0.04, -3.0)] == ["+8.2", "0.0", "0.0", "−3.0"]
     assert notation.percent(-0.001) == "0 %"
     assert notation.share(Estimate(1.0, 1.0, 1.0)) == "100 %"
+    assert notation.correlation(Estimate(0.75, -0.001, 1.0)) == "+0.75 [0.00, +1.00]"
+    assert notation.correlation(Estimate(1.0, 1.0, 1.0)) == "+1.00"
     assert notation.short_label("gptq/generated") == "GPTQ (generated)"
     assert notation.short_label("mean+awq/images/label_free") == "mean at chosen λ + AWQ"
     assert notation.short_label("other", "its label, lambda 1") == "its label, λ = 1"

@@ -10,7 +10,19 @@ import pytest
 from scipy import stats
 
 from qvec_deploy.study import statistics
-from qvec_deploy.study.statistics import holm, image_error, mean, measured, paired, qap, ratio, seed_error, spearman
+from qvec_deploy.study.statistics import (
+    holm,
+    image_error,
+    mean,
+    measured,
+    paired,
+    qap,
+    ratio,
+    reach_of,
+    seed_error,
+    share,
+    spearman,
+)
 
 OFF = {tasks: ~np.eye(tasks, dtype=bool) for tasks in range(3, 9)}
 
@@ -26,8 +38,40 @@ def test_a_ratio_is_a_sum_over_a_sum() -> None:
     found = ratio(np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([[2.0, 2.0], [4.0, 4.0]]))
     assert found is not None
     assert found.value == 1.0
-    assert found.low == 0.5  # every drawn seed the first, every drawn receiver any: 1/2 or 3/4
-    assert found.high == 1.5
+    receivers = 1 / (1 - 1 / 3) + 1 / (1 - 2 / 3)  # residuals -1 and 1, a third and two thirds of the denominator
+    seeds = 4 / (1 - 1 / 2) + 4 / (1 - 1 / 2)  # residuals -2 and 2
+    reach = stats.t.ppf(0.975, 1) * math.sqrt(receivers + seeds) / 12
+    assert (found.low, found.high) == pytest.approx((1 - reach, 1 + reach))
+
+
+@pytest.mark.parametrize("receivers", [2, 3, 6])
+def test_a_mean_of_one_seed_has_the_t_interval(receivers: int) -> None:
+    values = np.random.default_rng(receivers).standard_normal((receivers, 1))
+    expected = stats.ttest_1samp(values[:, 0], 0.0).confidence_interval(0.95)
+    found = mean(values)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_receivers_without_a_denominator_do_not_count() -> None:
+    part, of = np.array([[1.0, 2.0], [3.0, 5.0], [0.0, 0.0]]), np.array([[2.0, 2.0], [2.0, 2.0], [0.0, 0.0]])
+    assert ratio(part, of) == ratio(part[:2], of[:2])
+    assert ratio(part[1:], of[1:]) is None  # one is left
+    gappy = [np.insert(table, 1, 0.0, axis=1) for table in (part, of)]  # nor do seeds
+    assert ratio(*gappy) == ratio(part, of)
+
+
+def test_a_share_stays_between_0_and_1() -> None:
+    won, of = np.array([[4.0], [5.0], [3.0]]), np.full((3, 1), 5.0)
+    uncut, cut = ratio(won, of), share(won, of)
+    assert uncut is not None
+    assert cut is not None
+    assert uncut.high > 1
+    assert (cut.value, cut.low, cut.high) == (uncut.value, uncut.low, 1.0)
+    all_win = share(of, of)
+    assert all_win is not None
+    assert (all_win.low, all_win.value, all_win.high) == (1.0, 1.0, 1.0)
+    assert share(won[:1], of[:1]) is None
 
 
 def test_a_ratio_of_equal_ratios_has_no_spread() -> None:
@@ -42,7 +86,9 @@ def test_a_ratio_of_equal_ratios_has_no_spread() -> None:
     [
         ([[1.0, 2.0]], [[1.0, 1.0]]),  # one receiver
         ([[1.0], [1.0]], [[1.0], [-3.0]]),  # no gap in all
-        ([[1.0], [1.0]], [[9.0], [-3.0]]),  # no gap in some resamples
+        ([[1.0], [1.0]], [[9.0], [-3.0]]),  # one receiver has more than all of the gap
+        ([[1.0, 1.0], [1.0, 1.0]], [[9.0, -1.0], [9.0, -1.0]]),  # one seed has
+        ([[1.0, 1.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 0.0]]),  # one receiver that counts
     ],
 )
 def test_a_ratio_that_means_nothing_is_not_given(numerator: list, denominator: list) -> None:
@@ -53,18 +99,47 @@ def test_a_mean_leaves_out_cells_that_are_not_there() -> None:
     found = mean(np.array([[1.0, np.nan], [4.0, 7.0], [0.0, 3.0]]))
     assert found is not None
     assert found.value == pytest.approx(15 / 5)
-    assert 0.0 <= found.low < found.value < found.high <= 7.0
+    assert found.low < found.value < found.high
 
 
-def test_the_interval_of_a_mean_covers_the_truth() -> None:
-    draw = np.random.default_rng(2)
-    covered = 0
-    for _ in range(200):
-        receivers, seeds = draw.standard_normal((6, 1)), 0.3 * draw.standard_normal((1, 3))
-        found = mean(receivers + seeds + 0.5 * draw.standard_normal((6, 3)))
+@pytest.mark.parametrize(
+    ("receivers", "seeds", "spread", "least", "most"),
+    [  # standard deviations of receivers, of seeds, of each pair of them
+        (2, 1, (1.0, 0.0, 0.3), 0.93, 0.97),
+        (3, 1, (1.0, 0.0, 0.3), 0.93, 0.97),
+        (5, 1, (1.0, 0.0, 0.3), 0.93, 0.97),
+        (22, 1, (1.0, 0.0, 0.3), 0.93, 0.97),
+        (2, 3, (1.0, 0.3, 0.5), 0.95, 1.0),
+        (6, 2, (1.0, 0.0, 0.5), 0.93, 0.99),
+        (6, 2, (1.0, 0.3, 0.5), 0.93, 0.99),
+        (6, 3, (1.0, 0.0, 0.5), 0.93, 0.98),
+        (6, 3, (1.0, 1.0, 0.5), 0.92, 0.98),
+        (6, 5, (1.0, 0.0, 0.5), 0.93, 0.98),
+        (6, 5, (1.0, 1.0, 0.5), 0.93, 0.99),
+        (6, 3, (0.0, 0.0, 1.0), 0.95, 1.0),
+    ],
+)
+def test_how_often_the_interval_of_a_mean_covers_the_truth(
+    receivers: int, seeds: int, spread: tuple[float, float, float], least: float, most: float
+) -> None:
+    draw, covered = np.random.default_rng(10 * receivers + seeds), 0
+    for _ in range(800):
+        shapes = ((receivers, 1), (1, seeds), (receivers, seeds))
+        found = mean(sum(size * draw.standard_normal(shape) for size, shape in zip(spread, shapes, strict=True)))
         assert found is not None
         covered += found.contains(0.0)
-    assert covered / 200 >= 0.92
+    assert least <= covered / 800 <= most
+
+
+def test_how_often_the_interval_of_a_share_of_the_gap_covers_the_truth() -> None:
+    draw, covered = np.random.default_rng(3), 0
+    for _ in range(500):
+        gap = 20 * np.exp(0.5 * draw.standard_normal((6, 1))) + draw.standard_normal((6, 3))
+        shares = 0.3 + 0.2 * draw.standard_normal((6, 1)) + 0.05 * draw.standard_normal((6, 3))
+        found = ratio(shares * gap, gap)
+        assert found is not None
+        covered += found.contains(0.3)
+    assert 0.90 <= covered / 500 <= 0.98
 
 
 def test_the_error_over_seeds() -> None:
@@ -73,6 +148,11 @@ def test_the_error_over_seeds() -> None:
     assert seed_error(values) == pytest.approx(complete.std(ddof=1) / math.sqrt(3))
     assert seed_error(values[:, :1]) is None
     assert seed_error(values[2:]) is None
+
+
+def test_how_far_an_interval_reaches() -> None:
+    assert reach_of() == pytest.approx(1.959964)
+    assert reach_of(1) == pytest.approx(12.7062, abs=1e-4)
 
 
 def test_images_are_resampled_within_receivers() -> None:
@@ -117,6 +197,8 @@ def test_six_receivers_cannot_give_less_than_a_thirtysecond() -> None:
 
 
 def test_differences_that_cannot_be_tested() -> None:
+    alone = paired([3.0]).difference
+    assert (alone.low, alone.value, alone.high) == (3.0, 3.0, 3.0)
     assert paired([3.0]).t_p is None
     assert paired([3.0]).wilcoxon_p is None
     assert paired([2.0, 2.0, 2.0]).t_p is None
@@ -220,7 +302,15 @@ def test_qap_needs_every_pair_and_leaves_out_tasks_that_are_only_donors() -> Non
     found = qap(only_donor, second)
     assert found is not None
     assert found == qap(first[:5, :5], second[:5, :5])
+    only_donor[1, 4] = np.nan
+    assert qap(only_donor, second) is None  # however many pairs the donor brings
     assert qap(first[:2, :2], second[:2, :2]) is None
+
+
+def test_too_few_tasks_leave_a_correlation_without_an_interval() -> None:
+    found = spearman(np.array([[np.nan, 1.0], [2.0, np.nan]]), np.array([[np.nan, 3.0], [4.0, np.nan]]))
+    assert found is not None
+    assert (found.low, found.value, found.high) == (1.0, 1.0, 1.0)
 
 
 def test_permuting_tasks_of_both_tables_changes_nothing() -> None:
