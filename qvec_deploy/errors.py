@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -55,3 +56,12 @@ class FetchError(QvecError):
     """A remote file could not be fetched (exit 7)."""
 
     exit_code = 7
+
+
+SEVERITY = (1, 5, 6, 7, 4, 2, 3, 0)
+"""Exit codes, the worst first. What is refused is worse than a gate: 3 says that everything was built."""
+
+
+def worst(codes: Iterable[int]) -> int:
+    """The worst of exit codes; 0 without any."""
+    return min(codes, key=SEVERITY.index, default=0)

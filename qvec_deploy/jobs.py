@@ -6,6 +6,7 @@ A job is plain values, so that other executors (another machine's, for one) can 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -40,13 +41,15 @@ class Job:
         name: Unique among the jobs of an executor.
         function: `module:function`; called with a `Tell` and the arguments, it returns a JSON value.
         arguments: Keyword arguments, JSON values.
-        gpus: GPUs that it needs, for executors that share them out.
+        gpus: GPUs that it needs.
+        cpus: Cores that it uses, for executors that share them out.
     """
 
     name: str
     function: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     gpus: int = 0
+    cpus: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Failure:
         """An error as plain values."""
         if isinstance(error, QvecError):
             return cls(type(error).__name__, error.message, error.hint, error.exit_code)
-        if isinstance(error, MemoryError):
+        if _is_memory(error):
             return cls("IncompatibleError", "out of memory", "run fewer jobs at a time", IncompatibleError.exit_code)
         text = "".join(traceback.format_exception(error)).strip()
         return cls(type(error).__name__, text.splitlines()[-1], "this is a bug: report it with its details", 1, text)
@@ -90,6 +93,9 @@ class Outcome:
 class Executor(Protocol):
     """Runs jobs somewhere."""
 
+    def gpus(self) -> int:
+        """GPUs that it shares out."""
+
     def submit(self, job: Job) -> None:
         """Add a job; it starts while `outcomes` is read."""
 
@@ -98,6 +104,21 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """End what still runs."""
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether there was no room in memory: PyTorch, which is not imported for this, has errors of its own."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    refusals = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in refusals)
+
+
+def too_few_gpus(job: Job, found: int, where: str) -> Failure:
+    """Of a job that needs more GPUs than there are anywhere."""
+    hint = "set train.device to cpu, or use a machine or a Ray cluster with GPUs"
+    message = f"it needs {job.gpus} GPU and {where} has {found or 'none'}"
+    return Failure("IncompatibleError", message, hint, IncompatibleError.exit_code)
 
 
 def perform(function: str, arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
@@ -113,10 +134,20 @@ def perform(function: str, arguments: Mapping[str, Any], tell: Tell) -> dict[str
         return {"failure": asdict(Failure.of(error))}
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A job, its process, and the GPUs that are its own."""
+
+    job: Job
+    process: BaseProcess
+    gpus: list[str]
+
+
 class LocalProcesses:
     """Jobs in processes of this machine, so many at a time.
 
-    They are forked from a server that has the heavy modules in memory, and nothing of this process.
+    They are forked from a server that has the heavy modules in memory, and nothing of this process. One that needs a
+    GPU has it alone, and sees no other.
 
     Args:
         workers: Jobs at a time.
@@ -137,7 +168,8 @@ class LocalProcesses:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([*preload])
         self._waiting: deque[Job] = deque()
-        self._running: dict[Connection, tuple[Job, BaseProcess]] = {}
+        self._running: dict[Connection, _Running] = {}
+        self._gpus = _gpu_names()
 
     def __enter__(self) -> Self:
         """Nothing is started yet."""
@@ -147,6 +179,10 @@ class LocalProcesses:
         """End what still runs."""
         self.close()
 
+    def gpus(self) -> int:
+        """GPUs that it shares out: this machine's, or those that CUDA_VISIBLE_DEVICES leaves."""
+        return len(self._gpus)
+
     def submit(self, job: Job) -> None:
         """Add a job; it starts while `outcomes` is read."""
         self._waiting.append(job)
@@ -154,20 +190,23 @@ class LocalProcesses:
     def outcomes(self) -> Iterator[Outcome]:
         """Every job as it ends, until none is left; more may be submitted meanwhile."""
         while self._waiting or self._running:
-            while self._waiting and len(self._running) < self._workers:
-                self._start(self._waiting.popleft())
+            while (job := self._next()) is not None:
+                if job.gpus > len(self._gpus):
+                    yield Outcome(job, failure=too_few_gpus(job, len(self._gpus), "this machine"))
+                else:
+                    self._start(job)
             for connection in wait(list(self._running)):
                 assert isinstance(connection, Connection)  # noqa: S101 - what was put in
                 message = _receive(connection)
                 if message is None or "event" not in message:
                     yield self._finish(connection, message)
                 elif self._on_event is not None:
-                    self._on_event(self._running[connection][0].name, message["event"])
+                    self._on_event(self._running[connection].job.name, message["event"])
 
     def close(self) -> None:
         """End what still runs: jobs may clean up, for a while."""
         self._waiting.clear()
-        processes = [process for _, process in self._running.values()]
+        processes = [running.process for running in self._running.values()]
         for process in processes:
             process.terminate()
         deadline = time.monotonic() + _GRACE_S
@@ -179,20 +218,34 @@ class LocalProcesses:
             connection.close()
         self._running.clear()
 
+    def _next(self) -> Job | None:
+        """Takes the first job that can start, or that never can."""
+        free = len(self._free_gpus())
+        for number, job in enumerate(self._waiting if len(self._running) < self._workers else ()):
+            if not free < job.gpus <= len(self._gpus):
+                del self._waiting[number]
+                return job
+        return None
+
+    def _free_gpus(self) -> list[str]:
+        taken = {name for running in self._running.values() for name in running.gpus}
+        return [name for name in self._gpus if name not in taken]
+
     def _start(self, job: Job) -> None:
         receiver, sender = self._context.Pipe(duplex=False)
         log = str(self._log(job) or os.devnull)
         arguments = json.dumps(dict(job.arguments), allow_nan=False)
-        process = self._context.Process(target=_work, args=(sender, job.function, arguments, log), name=job.name)
+        gpus = self._free_gpus()[: job.gpus]
+        process = self._context.Process(target=_work, args=(sender, job.function, arguments, log, gpus), name=job.name)
         process.start()
         sender.close()
-        self._running[receiver] = (job, process)
+        self._running[receiver] = _Running(job, process, gpus)
 
     def _log(self, job: Job) -> Path | None:
         return None if self._logs is None else self._logs / f"{job.name}.log"
 
     def _finish(self, connection: Connection, message: dict[str, Any] | None) -> Outcome:
-        job, process = self._running[connection]
+        job, process = self._running[connection].job, self._running[connection].process
         process.join(_GRACE_S)  # a thread of its own may keep it from ending
         _kill_group(process)  # it, or what a killed job had started itself
         process.join()
@@ -236,8 +289,27 @@ def _kill_group(process: BaseProcess) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _work(sender: Connection, function: str, arguments: str, log: str) -> None:
+def _gpu_names() -> list[str]:
+    """This machine's GPUs as CUDA_VISIBLE_DEVICES names them. CUDA itself, which forbids forks, is not asked."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = (name.strip() for name in visible.split(","))
+        return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))  # where CUDA stops, too
+    import pynvml  # type: ignore[import-untyped]
+
+    try:
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:  # there is no driver, mostly
+        return []
+    return [str(number) for number in range(count)]
+
+
+def _work(sender: Connection, function: str, arguments: str, log: str, gpus: list[str]) -> None:
     """The process's work."""
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)  # CUDA reads it when it is first used
     os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which ends the jobs
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from qvec_deploy.bundle.finish import require_engine, require_gates
 from qvec_deploy.bundle.manifest import MANIFEST_FILE
 from qvec_deploy.bundle.progress import Advance, Progress
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
-from qvec_deploy.errors import QvecError, RecipeError
+from qvec_deploy.errors import QvecError, RecipeError, worst
 from qvec_deploy.jobs import Executor, Failure, Job, LocalProcesses, Outcome, Tell
 from qvec_deploy.measure.statistics import Estimate, median, speed_up
 from qvec_deploy.recipe import Recipe
@@ -32,8 +32,6 @@ from qvec_deploy.workshop import Workshop, made_by
 
 STORE, SUMMARY = ".store", "sweep.json"
 SCHEMA_VERSION = 1
-SEVERITY = (1, 5, 6, 7, 4, 2, 3, 0)
-"""Exit codes, the worst first. A recipe that is refused is worse than a gate: 3 says that everything was built."""
 
 _PRELOAD = ("torch", "timm", "onnx", "qvec_deploy.sweep", "qvec_deploy.lower.export")
 """Nothing that touches CUDA, as ModelOpt does: processes forked after that cannot use it."""
@@ -108,7 +106,7 @@ class Summary:
     @property
     def exit_code(self) -> int:
         """That of the worst outcome so far."""
-        return min((row.exit_code for row in self.rows if row.exit_code is not None), key=SEVERITY.index, default=0)
+        return worst(row.exit_code for row in self.rows if row.exit_code is not None)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values; without an exit code while anything is pending."""
@@ -177,7 +175,9 @@ def sweep(
     with contextlib.closing(start(jobs, preload=_PRELOAD, logs=logs, on_event=watcher.event)) as processes:
         for recipe in recipes:
             if recipe.name not in rows:
-                processes.submit(_job(recipe, folder, force=force, offline=offline, threads=jobs))
+                gpus = 0 if recipe.target.runtime == "onnxruntime" else min(1, processes.gpus())
+                job = _job(recipe, folder, force=force, offline=offline, threads=max(1, available_threads() // jobs))
+                processes.submit(replace(job, gpus=gpus))
         for outcome in processes.outcomes():
             row = rows[outcome.job.name] = _row(outcome)
             watcher.ended(row)
@@ -222,9 +222,9 @@ def _job(recipe: Recipe, folder: Path, *, force: bool, offline: bool, threads: i
         "folder": str(folder),
         "force": force,
         "offline": offline,
-        "threads": max(1, available_threads() // threads),
+        "threads": threads,
     }
-    return Job(recipe.name, "qvec_deploy.sweep:build_job", arguments)
+    return Job(recipe.name, "qvec_deploy.sweep:build_job", arguments, cpus=threads)
 
 
 def _row(outcome: Outcome) -> Row:

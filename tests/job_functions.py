@@ -42,6 +42,13 @@ def exhaust(tell: Tell) -> None:
     raise MemoryError
 
 
+def occupy(tell: Tell, *, seconds: float) -> dict[str, Any]:
+    """Which GPUs it sees, and from when to when it was at work, by the machine's one clock."""
+    start = time.monotonic()
+    time.sleep(seconds)
+    return {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "start": start, "end": time.monotonic()}
+
+
 def die(tell: Tell, *, by: str | int) -> None:
     os.kill(os.getpid(), getattr(signal, by) if isinstance(by, str) else by)
     time.sleep(60)

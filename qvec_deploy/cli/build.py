@@ -13,7 +13,7 @@ from qvec_deploy.cli.tables import print_report
 from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
-    from qvec_deploy.study.executors import ExecutorName
+    from qvec_deploy.executors import ExecutorName
 
 
 @click.command()
@@ -64,14 +64,15 @@ def build(
     """
     from qvec_deploy.build import run
     from qvec_deploy.bundle.finish import require_engine, require_gates
+    from qvec_deploy.executors import check_address, start_executor
     from qvec_deploy.recipe import load_recipes
     from qvec_deploy.shelf import Machine
     from qvec_deploy.workshop import Workshop
 
+    check_address(executor, address)
     loaded = [load_recipes(path, overrides) for path in recipe_paths]
     if len(loaded) > 1 or len(loaded[0]) > 1:
         from qvec_deploy.cli.sweep import run_sweep
-        from qvec_deploy.study.executors import start_executor
 
         recipes = [recipe for recipes in loaded for recipe in recipes]
         return run_sweep(

@@ -11,7 +11,7 @@ from qvec_deploy.cli.options import echo_json, json_option, offline_option, quie
 from qvec_deploy.cli.study_report import report
 
 if TYPE_CHECKING:
-    from qvec_deploy.study.executors import ExecutorName
+    from qvec_deploy.executors import ExecutorName
 
 _PATH = click.Path(path_type=Path)
 study_argument = click.argument("study_path", metavar="STUDY.yaml", type=_PATH)
@@ -49,6 +49,8 @@ def run(
     After a kill or Ctrl-C the same command goes on. A node that fails costs itself and what is made from it; the exit
     code is that of the worst failure.
     """
+    from rich.console import Console
+
     from qvec_deploy.cli.study_display import StudyDisplay, print_outcome
     from qvec_deploy.study.recipe import load_study
     from qvec_deploy.study.run import run_study
@@ -59,7 +61,7 @@ def run(
         if quiet or as_json:
             outcome = run_study(recipe, output, **settings)
         else:
-            with StudyDisplay() as display:
+            with StudyDisplay(Console(stderr=True)) as display:
                 outcome = run_study(recipe, output, watcher=display, **settings)
     except KeyboardInterrupt:
         click.echo("the same command goes on with what is missing", err=True)

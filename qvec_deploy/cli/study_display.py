@@ -22,13 +22,15 @@ _EVERY_S = 30.0  # between two lines without a terminal
 
 
 class StudyDisplay(Watcher):
-    """A bar a kind; without a terminal a line now and then, and one for every failure."""
+    """A bar a kind and one a running node; without a terminal a line now and then, and one for every failure."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, console: Console) -> None:
+        self._console = console
         columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
+        self._names: dict[str, str] = {}
+        self._running: dict[str, TaskID] = {}
         self._total, self._over, self._kept, self._failed = 0, 0, 0, 0
         self._start = self._said = time.monotonic()
 
@@ -44,13 +46,22 @@ class StudyDisplay(Watcher):
     def begun(self, nodes: Sequence[Node]) -> None:
         """A bar for every kind there is."""
         self._total = len(nodes)
+        self._names = {node.id: node.name for node in nodes}
         for kind in KINDS:
             count = sum(node.kind == kind for node in nodes)
             if count:
                 self._tasks[kind] = self._bars.add_task(TITLES[kind], total=count)
 
+    def event(self, name: str, event: Any) -> None:
+        """Show how far a node is."""
+        if name not in self._running:
+            self._running[name] = self._bars.add_task(f"[dim]{self._names[name]}", total=None)
+        self._bars.update(self._running[name], completed=event["done"], total=event["total"])
+
     def ended(self, ended: Ended) -> None:
         """Count it; say what failed by itself."""
+        if ended.node.id in self._running:
+            self._bars.remove_task(self._running.pop(ended.node.id))
         self._over += 1
         self._kept += ended.state == "kept"
         self._failed += ended.state == "failed"

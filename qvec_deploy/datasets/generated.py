@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ class GeneratedDataset:
         self.classes = 0
         self.class_names: tuple[str, ...] = ()
         self.parallel = False
+        self._spec, self._config = spec, config
         self._count = spec.limit or _COUNT
         self._shape = config.input_size
         self._mean = np.asarray(config.mean, np.float32)[:, None, None]
@@ -48,6 +50,10 @@ class GeneratedDataset:
 
     def __len__(self) -> int:
         return self._count
+
+    def limited(self, limit: int) -> GeneratedDataset:
+        """At most so many images of it: the first."""
+        return GeneratedDataset(replace(self._spec, limit=min(limit, self._count)), self._config)
 
     @property
     def identity(self) -> str:

@@ -61,10 +61,14 @@ def _attractor(rng: np.random.Generator) -> Masks:
     second = np.stack([np.cos(turns[1]), -np.sin(turns[1]), np.sin(turns[1]), np.cos(turns[1])], -1)
     linear = first.reshape(maps, 2, 2) * singular.T[:, None, :] @ second.reshape(maps, 2, 2)
     weight = np.abs(np.linalg.det(linear)) + 0.05
-    points = np.zeros((_POINTS, 2))
+    bounds = np.cumsum(weight / weight.sum())
+    moves = np.hstack([linear.reshape(maps, 4), shifts]).T
+    x = y = np.zeros(_POINTS)
     for _ in range(24):  # every point plays the chaos game by itself: 24 steps, not 3000
-        chosen = rng.choice(maps, _POINTS, p=weight / weight.sum())
-        points = np.einsum("nij,nj->ni", linear[chosen], points) + shifts[chosen]
+        chosen = np.searchsorted(bounds / bounds[-1], rng.random(_POINTS), side="right")
+        xx, xy, yx, yy, right, down = moves.take(chosen, axis=1)
+        x, y = xx * x + xy * y + right, yx * x + yy * y + down
+    points = np.stack([x, y], axis=1)
     low, high = np.quantile(points, [0.01, 0.99], axis=0)
     scaled = (points - (low + high) / 2) / max(float((high - low).max()), 1e-3)
     pixel = np.floor(scaled * 46 + MASK / 2).astype(np.int64)

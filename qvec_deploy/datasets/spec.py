@@ -110,6 +110,10 @@ class OpenedDataset(Dataset, Protocol):
     class_names: tuple[str, ...]
     parallel: bool
 
+    def limited(self, limit: int) -> OpenedDataset:
+        """The same opened once more, but at most `limit` images of it, as a spec with that limit gives them."""
+        ...
+
     @property
     def identity(self) -> str:
         """What tells these images from others of the same name, split and count, as far as it is known unread."""

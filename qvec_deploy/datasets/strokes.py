@@ -156,24 +156,25 @@ def digit_masks() -> tuple[Masks, NDArray[np.int64]]:
     return masks, digits.target.astype(np.int64)
 
 
-def view(masks: Masks, jitter: Jitter, rng: np.random.Generator) -> Masks:
+def view(masks: Masks, jitter: Jitter, rng: np.random.Generator, drawn: int | None = None) -> Masks:
     """See each mask through its own random affine map and warp.
 
     Args:
         masks: (N, 64, 64) coverage.
         jitter: Bounds of the random maps.
         rng: Source of all randomness.
+        drawn: So many maps are drawn, and the first N used; N if None.
 
     Returns:
         (N, 32, 32) coverage in [0, 1].
     """
-    count = len(masks)
-    angle = np.radians(rng.uniform(-jitter.degrees, jitter.degrees, count))
-    zoom = rng.uniform(*jitter.scale, (2, count)) ** -0.5 * rng.uniform(*jitter.scale, count) ** -0.5
-    shear = rng.uniform(-jitter.shear, jitter.shear, count)
-    shift = rng.uniform(-jitter.shift, jitter.shift, (2, count)) * (MASK / IMAGE)
-    phase = rng.uniform(0, 2 * math.pi, (2, count))
-    bend = rng.uniform(-jitter.warp, jitter.warp, (2, count)) * (MASK / IMAGE)
+    count, used = drawn or len(masks), len(masks)
+    angle = np.radians(rng.uniform(-jitter.degrees, jitter.degrees, count))[:used]
+    zoom = (rng.uniform(*jitter.scale, (2, count)) ** -0.5 * rng.uniform(*jitter.scale, count) ** -0.5)[:, :used]
+    shear = rng.uniform(-jitter.shear, jitter.shear, count)[:used]
+    shift = rng.uniform(-jitter.shift, jitter.shift, (2, count))[:, :used] * (MASK / IMAGE)
+    phase = rng.uniform(0, 2 * math.pi, (2, count))[:, :used]
+    bend = rng.uniform(-jitter.warp, jitter.warp, (2, count))[:, :used] * (MASK / IMAGE)
 
     axis = np.arange(MASK, dtype=np.float32) - (MASK - 1) / 2
     y, x = (grid[None] for grid in np.meshgrid(axis, axis, indexing="ij"))
@@ -190,7 +191,7 @@ def view(masks: Masks, jitter: Jitter, rng: np.random.Generator) -> Masks:
     source_x = each(zoom[0]) * (cos * x + sin * y) + each(shear) * y
     source_y = each(zoom[1]) * (cos * y - sin * x)
     seen = _sample(masks, source_x + (MASK - 1) / 2, source_y + (MASK - 1) / 2)
-    half: Masks = seen.reshape(count, IMAGE, 2, IMAGE, 2).mean(axis=(2, 4), dtype=np.float32)
+    half: Masks = seen.reshape(used, IMAGE, 2, IMAGE, 2).mean(axis=(2, 4), dtype=np.float32)
     return half
 
 
@@ -210,7 +211,7 @@ def _sample(masks: Masks, x: NDArray[np.float32], y: NDArray[np.float32]) -> Mas
     return blended
 
 
-def colour(coverage: Masks, jitter: Jitter, rng: np.random.Generator) -> Images:
+def colour(coverage: Masks, jitter: Jitter, rng: np.random.Generator, drawn: int | None = None) -> Images:
     """Paint coverage bright on a dark, shaded, noisy background.
 
     Bright on dark always: with random polarity a network this small does not start to learn.
@@ -219,16 +220,17 @@ def colour(coverage: Masks, jitter: Jitter, rng: np.random.Generator) -> Images:
         coverage: (N, 32, 32) in [0, 1].
         jitter: Its `noise` bounds.
         rng: Source of all randomness.
+        drawn: So many colours are drawn, and the first N used; N if None.
 
     Returns:
         (N, 32, 32, 3) uint8.
     """
-    count = len(coverage)
-    dark = rng.uniform(0.0, 0.25, (count, 1, 1, 3)).astype(np.float32)
-    bright = rng.uniform(0.55, 1.0, (count, 1, 1, 3)).astype(np.float32)
-    slope = rng.uniform(-0.1, 0.1, (2, count, 1, 1, 1)).astype(np.float32)
-    sigma = rng.uniform(*jitter.noise, (count, 1, 1, 1)).astype(np.float32)
-    noise = rng.standard_normal((count, IMAGE, IMAGE, 3), np.float32)
+    count, used = drawn or len(coverage), len(coverage)
+    dark = rng.uniform(0.0, 0.25, (count, 1, 1, 3)).astype(np.float32)[:used]
+    bright = rng.uniform(0.55, 1.0, (count, 1, 1, 3)).astype(np.float32)[:used]
+    slope = rng.uniform(-0.1, 0.1, (2, count, 1, 1, 1)).astype(np.float32)[:, :used]
+    sigma = rng.uniform(*jitter.noise, (count, 1, 1, 1)).astype(np.float32)[:used]
+    noise = rng.standard_normal((used, IMAGE, IMAGE, 3), np.float32)
     ramp = np.linspace(-1, 1, IMAGE, dtype=np.float32)
     shade = slope[0] * ramp[None, :, None, None] + slope[1] * ramp[None, None, :, None]
     painted = dark + shade + coverage[..., None] * (bright - dark) + sigma * noise

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qvec_deploy.datasets.hub import is_on_hub, names_of, require_datasets
 from qvec_deploy.datasets.spec import DataConfig, DatasetSpec, Float32, Int64, Split
-from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
+from qvec_deploy.errors import RecipeError, StorageError
 from qvec_deploy.store import canonical_json, sha256_bytes, sha256_file, storage_errors
 
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -34,7 +35,7 @@ class TimmDataset:
         self.class_names = _names(inner)
         # A reader opens a file for each image; what torchvision's datasets do is up to each of them.
         self.parallel = getattr(inner, "reader", None) is not None
-        self._inner, self._root = inner, spec.root or Path()
+        self._spec, self._inner, self._root = spec, inner, spec.root or Path()
         self._transform = transform
         count = len(inner)
         # A folder is sorted by class, so its first images would be one class.
@@ -42,6 +43,10 @@ class TimmDataset:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def limited(self, limit: int) -> TimmDataset:
+        """At most so many images of it, as the spec's `limit`."""
+        return TimmDataset(replace(self._spec, limit=limit), self._inner, self._transform, self.classes)
 
     @property
     def identity(self) -> str:
@@ -123,9 +128,10 @@ def open_timm(spec: DatasetSpec, config: DataConfig) -> TimmDataset:
         raise RecipeError(
             f"{spec.name} is a stream and has no fixed order", hint="use an image folder, `torch/...` or `hfds/...`"
         )
-    if prefix == "hfds" and importlib.util.find_spec("datasets") is None:
-        raise IncompatibleError(f"{spec.name} needs Hugging Face datasets", hint="pip install datasets")
-    folder = None if prefix == "hfds" and spec.root is None else _folder(spec, search=prefix == "")
+    on_hub = is_on_hub(spec.name)
+    if on_hub:
+        require_datasets(spec.name)
+    folder = None if on_hub and spec.root is None else _folder(spec, search=prefix == "")
     inner = _create(spec, folder)
     if len(inner) == 0:
         raise StorageError(f"{spec.name} {spec.split} in {folder} holds no images", hint="check the folder")
@@ -158,7 +164,11 @@ def _folder(spec: DatasetSpec, *, search: bool) -> Path:
 
 
 def _create(spec: DatasetSpec, folder: Path | None) -> Any:
-    split = "validation" if spec.split == "val" and spec.name.lower().startswith("hfds/") else spec.split
+    split: str = spec.split
+    columns = {}
+    if is_on_hub(spec.name):
+        names = names_of(spec.name)
+        split, columns = names.split(spec.split), {"input_key": names.image, "target_key": names.label}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from timm.data import create_dataset
@@ -166,7 +176,7 @@ def _create(spec: DatasetSpec, folder: Path | None) -> Any:
         try:
             name = "" if spec.name == "folder" else spec.name
             root = None if folder is None else str(folder)
-            return create_dataset(name, root, split=split, search_split=False)
+            return create_dataset(name, root, split=split, search_split=False, **columns)
         except (OSError, RuntimeError, ValueError, AssertionError, NotADirectoryError) as error:
             raise StorageError(
                 f"timm cannot open `{spec.name or 'folder'}` {spec.split} in {folder}: {error}",

@@ -28,7 +28,9 @@ _SYMBOLS = tuple("!#$%&()*+/<=>?@[]^{}~")
 _PAIRS = tuple(first + second for first in "AEKS" for second in "2579")
 _DIGITS = tuple("0123456789")
 
-Draw = Callable[[Int64, Split, np.random.Generator], tuple[Images, Int64]]
+Draw = Callable[[Int64, Split, np.random.Generator, int], tuple[Images, Int64]]
+"""From image numbers (N,), split, generator and the number of images that are wanted, to these first images and their
+labels. Random numbers are drawn for all N."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class TinyTask:
         classes: Number of labels.
         sizes: Usual number of images of each split.
         names: Of the classes, by label; empty for the mix, whose classes have none.
-        draw: From image numbers (N,), split and generator to images (N, 32, 32, 3) and labels (N,).
+        draw: The images.
         bounded: Splits that hold no more than their usual number of distinct originals.
     """
 
@@ -50,20 +52,27 @@ class TinyTask:
     bounded: tuple[Split, ...] = ()
 
 
-def _draw_glyphs(texts: tuple[str, ...], rows: Int64, split: Split, rng: np.random.Generator) -> tuple[Images, Int64]:
-    return _draw_masks(strokes.glyph_masks(texts), len(rows), rng)
+def _draw_glyphs(
+    texts: tuple[str, ...], rows: Int64, split: Split, rng: np.random.Generator, wanted: int
+) -> tuple[Images, Int64]:
+    return _draw_masks(strokes.glyph_masks(texts), len(rows), rng, wanted)
 
 
-def _draw_outlines(rows: Int64, split: Split, rng: np.random.Generator) -> tuple[Images, Int64]:
-    return _draw_masks(strokes.figure_masks(strokes.OUTLINES, filled=False), len(rows), rng)
+def _draw_outlines(rows: Int64, split: Split, rng: np.random.Generator, wanted: int) -> tuple[Images, Int64]:
+    return _draw_masks(strokes.figure_masks(strokes.OUTLINES, filled=False), len(rows), rng, wanted)
 
 
-def _draw_masks(masks: strokes.Masks, count: int, rng: np.random.Generator) -> tuple[Images, Int64]:
-    """`count` jittered images of masks (classes, weights, 64, 64), label and stroke weight at random."""
-    labels = rng.integers(masks.shape[0], size=count)
-    weights = rng.integers(masks.shape[1], size=count)
+def _draw_masks(masks: strokes.Masks, count: int, rng: np.random.Generator, wanted: int) -> tuple[Images, Int64]:
+    """The first of `count` jittered images of masks (classes, weights, 64, 64), label and stroke weight at random."""
+    labels = rng.integers(masks.shape[0], size=count)[:wanted]
+    weights = rng.integers(masks.shape[1], size=count)[:wanted]
+    return _painted(masks[labels, weights], count, rng), labels
+
+
+def _painted(masks: strokes.Masks, count: int, rng: np.random.Generator) -> Images:
+    """Masks as the first of `count` images."""
     jitter = Jitter()
-    return strokes.colour(strokes.view(masks[labels, weights], jitter, rng), jitter, rng), labels
+    return strokes.colour(strokes.view(masks, jitter, rng, count), jitter, rng, count)
 
 
 DIGIT_TEST, DIGIT_VAL = 500, 200
@@ -85,18 +94,17 @@ def digit_split(split: Split) -> NDArray[np.int64]:
     return order[low:high]
 
 
-def _draw_digits(rows: Int64, split: Split, rng: np.random.Generator) -> tuple[Images, Int64]:
+def _draw_digits(rows: Int64, split: Split, rng: np.random.Generator, wanted: int) -> tuple[Images, Int64]:
     """The split's scans by number, jittered; numbers beyond the last scan start again with other jitter."""
     masks, labels = strokes.digit_masks()
     pool = digit_split(split)
-    scans = pool[rows % len(pool)]
-    jitter = Jitter()
-    return strokes.colour(strokes.view(masks[scans], jitter, rng), jitter, rng), labels[scans]
+    scans = pool[rows[:wanted] % len(pool)]
+    return _painted(masks[scans], len(rows), rng), labels[scans]
 
 
-def _draw_mix(rows: Int64, split: Split, rng: np.random.Generator) -> tuple[Images, Int64]:
+def _draw_mix(rows: Int64, split: Split, rng: np.random.Generator, wanted: int) -> tuple[Images, Int64]:
     labels = rng.integers(mix.CLASSES, size=len(rows))
-    return mix.draw_mix(labels, rng), labels
+    return mix.draw_mix(labels, rng)[:wanted], labels[:wanted]
 
 
 _SIZES: dict[Split, int] = {"train": 4000, "val": 400, "test": 500}
@@ -127,11 +135,16 @@ class TinyDataset:
         self._task = task
         self._key = name
         self._count = count
+        self._config = config
         self._mean = np.asarray(config.mean, np.float32)[:, None, None]
         self._std = np.asarray(config.std, np.float32)[:, None, None]
 
     def __len__(self) -> int:
         return self._count
+
+    def limited(self, limit: int) -> TinyDataset:
+        """At most so many images of it: the first."""
+        return TinyDataset(self._key, self.split, min(limit, self._count), self._config)
 
     @property
     def identity(self) -> str:
@@ -153,9 +166,9 @@ class TinyDataset:
         labels = np.empty(self._count, np.int64)
         for start in range(0, self._count, _CHUNK):
             key = [_SEED, zlib.crc32(self._key.encode()), SPLITS.index(self.split), start]
-            drawn = self._task.draw(np.arange(start, start + _CHUNK), self.split, np.random.default_rng(key))
-            stop = min(start + _CHUNK, self._count)
-            images[start:stop], labels[start:stop] = (part[: stop - start] for part in drawn)
+            rows, stop = np.arange(start, start + _CHUNK), min(start + _CHUNK, self._count)
+            drawn = self._task.draw(rows, self.split, np.random.default_rng(key), stop - start)
+            images[start:stop], labels[start:stop] = drawn
         return images, labels
 
     def take(self, rows: Sequence[int] | Int64) -> tuple[Float32, Int64]:

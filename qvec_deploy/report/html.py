@@ -106,7 +106,7 @@ def page_environment(load: Callable[[str], str]) -> Environment:
 def unbroken(text: str) -> str:
     """No line break inside an interval, between a number and its unit, or around an error and a lambda's value."""
     text = re.sub(r"\[[^\]]*\]", lambda interval: interval.group().replace(" ", "\u00a0"), text)
-    text = re.sub(r"(?<=\d) ± (?=\d)|(?<=λ) = (?=\S)", lambda sign: sign.group().replace(" ", "\u00a0"), text)
+    text = re.sub(r"(?<=\d) ± (?=\d)|(?<=[λp]) = (?=\S)", lambda sign: sign.group().replace(" ", "\u00a0"), text)
     return re.sub(r"(?<=\d) (?=(?:%|ms|MB|s|nats|points|times)(?!\w))", "\u00a0", text)
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
-from qvec_deploy.store import require_file, storage_errors
-from qvec_deploy.study.costs import FineTune
-from qvec_deploy.study.store import CELLS, COSTS_FILE, RUN_FILE, STUDY_FILE
+from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError, worst
+from qvec_deploy.jobs import Failure
+from qvec_deploy.store import file_lock, require_file, storage_errors, write_bytes
+from qvec_deploy.study.store import CELLS, COSTS_FILE, RUN_FILE, RUN_VERSION, STUDY_FILE, Store
 from qvec_deploy.study.values import CELL_VERSION, Cell
 from qvec_deploy.tensors import Scheme
 
-RUN_VERSION = 1
+if TYPE_CHECKING:
+    from qvec_deploy.study.costs import FineTune
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,41 @@ class Study:
     run: dict[str, Any]
     fine_tunes: tuple[FineTune, ...]
     cells: tuple[Cell, ...]
+
+
+def write_documents(
+    store: Store, *, recipe: str, cells: Mapping[str, Path], costs: Sequence[Mapping[str, Any]], run: dict[str, Any]
+) -> None:
+    """Write what a run leaves, all of one run whatever runs beside it: run.json comes last, and is gone meanwhile.
+
+    Where the disk refuses the others, run.json tells that as a failure, and nothing older stays beside it.
+
+    Args:
+        store: The study's folder.
+        recipe: study.yaml.
+        cells: The file of every cell by its name among the documents.
+        costs: Of costs.json, an entry a fine-tune.
+        run: run.json; a failure to write the others is added.
+
+    Raises:
+        StorageError: The disk refuses run.json too.
+    """
+    folder, path = store.out / CELLS, store.out / RUN_FILE
+    with file_lock(store.documents_lock):
+        with storage_errors(path):
+            folder.mkdir(exist_ok=True)
+            for old in (path, store.out / STUDY_FILE, store.out / COSTS_FILE, *folder.glob("*.json")):
+                old.unlink(missing_ok=True)
+        try:
+            write_bytes(store.out / STUDY_FILE, recipe.encode())
+            write_bytes(store.out / COSTS_FILE, json.dumps({"fine_tunes": costs}, indent=1).encode() + b"\n")
+            for name, source in cells.items():
+                with storage_errors(source):
+                    write_bytes(folder / name, source.read_bytes())
+        except StorageError as error:
+            run["failures"].append({"node": "documents", "because": None, **asdict(Failure.of(error))})
+            run["exit_code"] = worst([run["exit_code"], error.exit_code])
+        write_bytes(path, json.dumps(run, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def cell_json(cell: Cell) -> bytes:
@@ -71,15 +108,36 @@ def read_study(out: Path) -> Study:
     """What a run left in a folder.
 
     Raises:
-        StorageError: It is no study's folder, or a file cannot be read.
+        StorageError: It is no study's folder, no run of it has ended, or a file cannot be read.
         IncompatibleError: Of another version.
         IntegrityError: A damaged file, or no cell.
     """
     path = out / RUN_FILE
-    if not path.is_file():
+    before = _written(path)
+    if before is None:
         raise StorageError(
-            f"{out} is not the folder of a finished study", hint="name the -o of `qvec-deploy study run`"
+            f"{out} is not the folder of a finished study",
+            hint="name the -o of `qvec-deploy study run`; the same run goes on with one that was stopped",
         )
+    try:
+        return _read(out, path)
+    finally:  # what is wrong with documents of two runs is that
+        if _written(path) != before:
+            raise StorageError(f"{path} changed while it was read: a run has ended", hint="try it again")
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that was written in its place; None without one."""
+    if not path.is_file():
+        return None
+    with storage_errors(path):
+        found = path.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(out: Path, path: Path) -> Study:
+    from qvec_deploy.study.costs import FineTune
+
     run = _parsed(path)
     if run.get("version") != RUN_VERSION:
         raise IncompatibleError(

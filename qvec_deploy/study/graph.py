@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from qvec_deploy.checkpoint import is_remote
 from qvec_deploy.datasets import SPLITS, DataConfig
+from qvec_deploy.datasets.hub import offline_hub
 from qvec_deploy.donors.recipe import DonorGrid
-from qvec_deploy.errors import RecipeError
 from qvec_deploy.store import require_file, sha256_file
+from qvec_deploy.study.checks import check_images, check_model, check_training
 from qvec_deploy.study.images import look_at
 from qvec_deploy.study.nodes import Node
-from qvec_deploy.study.published import checkpoint_pattern, identify
+from qvec_deploy.study.published import checkpoint_pattern, identify, pinned
 from qvec_deploy.study.recipe import StudyModel, StudyRecipe, StudyTask, grid_name
-from qvec_deploy.study.store import Store
 from qvec_deploy.study.values import CELL_VERSION
 
 _FREE = ("workers", "save_every")  # fields of `train` that do not change the weights
@@ -53,12 +53,11 @@ class Weights:
         return () if self.node is None else (self.node,)
 
 
-def build_graph(recipe: StudyRecipe, store: Store, *, offline: bool = False) -> list[list[Node]]:
+def build_graph(recipe: StudyRecipe, *, offline: bool = False) -> list[list[Node]]:
     """Every node of a study, parents before children.
 
     Args:
         recipe: What is wanted.
-        store: The study's folder; nothing is written.
         offline: Use the Hub's local cache only.
 
     Returns:
@@ -66,8 +65,11 @@ def build_graph(recipe: StudyRecipe, store: Store, *, offline: bool = False) -> 
 
     Raises:
         RecipeError, StorageError, IncompatibleError: A model or a task that cannot be; the message names it.
+        FetchError: The Hub, or its cache, does not know what a recipe names.
     """
-    groups = [list(_Model(recipe, model, store, offline).nodes()) for model in recipe.models]
+    look = cache(look_at)  # models of one preprocessing look at the same images
+    with offline_hub(offline):
+        groups = [list(_Model(recipe, model, offline, look).nodes()) for model in recipe.models]
     if recipe.checkpoints is not None:
         return groups
     return [[node for group in groups for node in group]]
@@ -76,14 +78,16 @@ def build_graph(recipe: StudyRecipe, store: Store, *, offline: bool = False) -> 
 class _Model:
     """The nodes of one model."""
 
-    def __init__(self, recipe: StudyRecipe, model: StudyModel, store: Store, offline: bool) -> None:
+    def __init__(
+        self, recipe: StudyRecipe, model: StudyModel, offline: bool, look: Callable[..., dict[str, Any]]
+    ) -> None:
         from qvec_deploy.models import describe
 
-        self._recipe, self._model, self._store, self._offline = recipe, model, store, offline
+        self._recipe, self._model, self._offline, self._look = recipe, model, offline, look
         self._tasks = recipe.tasks.all()
         architecture = describe(model.timm, 1, model.model_args)
         self._config = DataConfig.from_mapping(architecture.data_config)
-        _check_skip(model, architecture.linears)
+        check_model(model, architecture, recipe.grids)
         self._what = {"model": model.timm, "model_args": dict(model.model_args)}
         self._gpus = int(recipe.train.device == "cuda")
 
@@ -108,19 +112,19 @@ class _Model:
     @cached_property
     def _images(self) -> dict[str, dict[str, Any]]:
         """What each task's images are."""
-        trained = self._recipe.checkpoints is None or "moments" in self._recipe.inputs
-        found = {}
-        for task in self._tasks:
-            used = {"train": trained, task.selecting_split: True, task.testing_split: True}
-            splits = tuple(split for split in SPLITS if used.get(split))
-            seen = look_at(task.name, task.dataset, self._root(task), splits, self._config)
-            if task.classes is not None and seen["classes"] != task.classes:
-                raise RecipeError(
-                    f"task {task.name}: {task.dataset} has {seen['classes']} classes, the study says {task.classes}",
-                    hint="check its dataset, or `classes`",
-                )
-            found[task.name] = seen
-        return found
+        return {task.name: self._seen(task) for task in self._tasks}
+
+    def _seen(self, task: StudyTask) -> dict[str, Any]:
+        """What a task's images are: its classes, and by split what tells them from others."""
+        trains = self._recipe.checkpoints is None
+        read = {"train": trains or "moments" in self._recipe.inputs}
+        read |= {task.selecting_split: True, task.testing_split: True}
+        splits = tuple(split for split in SPLITS if read.get(split))
+        augment = self._recipe.train.augment if trains else "none"
+        seen = dict(self._look(f"task {task.name}", task.dataset, self._root(task), splits, self._config, augment))
+        seen["classes"] = seen["classes"] or task.classes  # a card on the Hub may not say
+        check_images(task, seen, trained=trains)
+        return seen
 
     def _root(self, task: StudyTask) -> str | None:
         if task.root is None:
@@ -133,7 +137,7 @@ class _Model:
         if base is None:
             return None, []
         if base.checkpoint is not None:
-            path = self._recipe.locate(base.checkpoint)
+            path = pinned(self._recipe.locate(base.checkpoint), offline=self._offline)
             key = path if is_remote(path) else sha256_file(require_file(Path(path), what=f"base of {self._model.name}"))
             return Weights(key, path=path), []
         settings: dict[str, Any] = {**self._what, "skip": list(self._model.skip), "offline": self._offline}
@@ -142,7 +146,7 @@ class _Model:
         if base.train is not None:
             root = None if base.train.root is None else self._recipe.locate(base.train.root)
             training = base.train.model_dump()
-            images = look_at("of the base", base.train.dataset, root, ("train",), self._config)
+            images = self._look(f"base of {self._model.name}", base.train.dataset, root, ("train",), self._config)
             decides = {**self._what, "skip": list(self._model.skip), "training": training, "images": images}
             decides["device"] = self._recipe.train.device
             settings["training"] = {**training, "root": root}
@@ -162,6 +166,7 @@ class _Model:
             return self._released(task, seed, grid, kind, about)
         assert base is not None  # noqa: S101 - only released fine-tunes have none
         values: dict[str, Any] = self._donor(task, seed, grid, base)
+        check_training(task.name, values, self._images[task.name]["train"][1])
         train = {name: value for name, value in values["train"].items() if name not in _FREE}
         decides = {**self._what, "run": kind, "base": base.key, "skip": list(self._model.skip), "train": train}
         decides |= {"images": self._images[task.name]["train"], "classes": self._images[task.name]["classes"]}
@@ -172,9 +177,6 @@ class _Model:
 
     def _donor(self, task: StudyTask, seed: int, grid: DonorGrid | None, base: Weights) -> dict[str, Any]:
         """The fields of a donor recipe; where its base is is for the job to fill in."""
-        train = {**self._recipe.train.model_dump(), "seed": seed}
-        if task.epochs is not None:
-            train |= {"epochs": task.epochs, "steps": None}
         return {
             "version": 1,
             "name": task.name,
@@ -182,21 +184,25 @@ class _Model:
             "task": {"dataset": task.dataset, "root": self._root(task), "val": None},
             "scheme": (grid or DonorGrid()).model_dump(),
             "skip": list(self._model.skip),
-            "train": train,
+            "train": {**self._recipe.train_of(task), "seed": seed},
         }
 
     def _released(
         self, task: StudyTask, seed: int, grid: DonorGrid | None, kind: Any, about: Mapping[str, str | int]
     ) -> Node:
-        published = self._recipe.checkpoints
-        assert published is not None  # noqa: S101 - asked before
-        hub = self._recipe.locate(published.hub)
         scheme = None if grid is None else grid.scheme()
         pattern = checkpoint_pattern(self._model.timm, task.name, task.epochs, seed, scheme, self._model.skip)
         classes = self._images[task.name]["classes"]
-        settings = {**self._what, "hub": hub, "pattern": pattern, "classes": classes, "offline": self._offline}
-        decides = {**self._what, "released": identify(hub, pattern), "classes": classes}
+        settings = {**self._what, "hub": self._hub, "pattern": pattern, "classes": classes, "offline": self._offline}
+        decides = {**self._what, "released": identify(self._hub, pattern), "classes": classes}
         return Node(kind, about, decides, settings)
+
+    @cached_property
+    def _hub(self) -> str:
+        """Where released fine-tunes are."""
+        published = self._recipe.checkpoints
+        assert published is not None  # noqa: S101 - asked before
+        return pinned(self._recipe.locate(published.hub), offline=self._offline)
 
     def _vector(self, task: StudyTask, seed: int, grid: DonorGrid, fp: Node, qat: Node, base: Weights | None) -> Node:
         moments = self._recipe.moments if "moments" in self._recipe.inputs else 0
@@ -231,6 +237,7 @@ class _Model:
         others = [other for other in self._tasks if other.name != task.name]
         values = {
             **self._what,
+            "name": self._model.name,
             "skip": list(self._model.skip),
             "grid": grid.scheme().as_dict(),
             "seed": seed,
@@ -249,7 +256,9 @@ class _Model:
             "fp": fps[task.name].key,
             "qat": qat.key,
             "base": base.key if base else None,
-            "donors": [[other.name, vectors[other.name].key, fps[other.name].key] for other in others],
+            "donors": [
+                [other.name, other.selecting_split, vectors[other.name].key, fps[other.name].key] for other in others
+            ],
         }
         settings = {
             **values,
@@ -271,13 +280,3 @@ class _Model:
     def _data(self, task: StudyTask) -> dict[str, Any]:
         splits = {"selecting_split": task.selecting_split, "testing_split": task.testing_split}
         return {"name": task.name, "dataset": task.dataset, "root": self._root(task), **splits}
-
-
-def _check_skip(model: StudyModel, linears: tuple[str, ...]) -> None:
-    from qvec_deploy.models import is_skipped
-
-    for name in model.skip:
-        if not any(is_skipped(linear, (name,)) for linear in linears):
-            raise RecipeError(
-                f"model {model.name}: skip `{name}` matches none of its Linears", hint="the head's name is usual"
-            )

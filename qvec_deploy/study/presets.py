@@ -30,7 +30,7 @@ class PaperTask:
         classes: Width of the head.
         epochs: Of either fine-tune, and in the names of the released files.
         test: The split that the paper tests on.
-        odd: Why timm's factory cannot open it there; empty where it can.
+        odd: Why it cannot be opened there as the paper did; empty where it can.
     """
 
     dataset: str
@@ -49,8 +49,8 @@ PAPER_TASKS = {
     "RESISC45": PaperTask("hfds/tanganke/resisc45", 45, 15),
     "SUN397": PaperTask("hfds/tanganke/sun397", 397, 14),
     "SVHN": PaperTask("hfds/ufldl-stanford/svhn", 10, 4, odd="it has two configurations"),
-    "CIFAR10": PaperTask("hfds/uoft-cs/cifar10", 10, 6, odd="its column is called img"),
-    "CIFAR100": PaperTask("hfds/uoft-cs/cifar100", 100, 6, odd="its columns are called img and fine_label"),
+    "CIFAR10": PaperTask("hfds/uoft-cs/cifar10", 10, 6),
+    "CIFAR100": PaperTask("hfds/uoft-cs/cifar100", 100, 6),
     "STL10": PaperTask("hfds/tanganke/stl10", 10, 60),
     "Food101": PaperTask("hfds/ethz/food101", 101, 4, test="val"),
     "Flowers102": PaperTask("hfds/dpdl-benchmark/oxford_flowers102", 102, 147),
@@ -58,11 +58,14 @@ PAPER_TASKS = {
     "PCAM": PaperTask("hfds/1aurent/PatchCamelyon", 2, 1),
     "OxfordIIITPet": PaperTask("hfds/timm/oxford-iiit-pet", 37, 82),
     "RenderedSST2": PaperTask("hfds/nateraw/rendered-sst2", 2, 39),
-    "EMNIST": PaperTask("hfds/tanganke/emnist_letters", 26, 2),
+    "EMNIST": PaperTask(
+        "hfds/tanganke/emnist_letters", 26, 2, odd="the paper turned its images by -90 degrees and flipped them"
+    ),
     "FashionMNIST": PaperTask("hfds/zalando-datasets/fashion_mnist", 10, 5),
     "KMNIST": PaperTask("hfds/tanganke/kmnist", 10, 5),
-    "TinyImageNet": PaperTask("hfds/zh-plus/tiny-imagenet", 200, 4, test="val", odd="its split is called valid"),
+    "TinyImageNet": PaperTask("hfds/zh-plus/tiny-imagenet", 200, 4, test="val"),
     "ImageNet": PaperTask("hfds/ILSVRC/imagenet-1k", 1000, 1, test="val"),
 }
 """The paper's tasks by its names. Its validation images are a tenth of the training images, 5,000 at most: where a task
-is opened on the Hub, training images choose here too; a folder has a val split of its own."""
+is opened on the Hub, training images choose here too; a folder has a val split of its own, and its images
+must be as the fine-tunes saw them: those of EMNIST turned by -90 degrees and flipped."""

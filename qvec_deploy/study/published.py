@@ -2,17 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import re
 from pathlib import Path
 from typing import Any
 
 from qvec_deploy.checkpoint import Checkpoint, fetch, is_remote
-from qvec_deploy.errors import FetchError, IncompatibleError
+from qvec_deploy.errors import FetchError, IncompatibleError, RecipeError, StorageError
 from qvec_deploy.models import ModelArgs, describe, head_name
+from qvec_deploy.store import write_bytes
 from qvec_deploy.tensors import Scheme
 
 _ROOT = "checkpoints/vision/ilharco_timm_supervised"
+_ADDRESS = re.compile(r"hf://(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?(?P<path>/.*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def pinned(address: str, *, offline: bool = False) -> str:
+    """An address on the Hub with the commit that its branch or tag stands for now: its bytes never change.
+
+    Args:
+        address: `hf://org/repo@revision`, with or without a path behind it; anything else comes back as it is.
+        offline: Take the commit that the Hub's local cache knows. So it is where the Hub does not answer.
+
+    Raises:
+        RecipeError: The address is malformed.
+        FetchError: The commit is not to be had.
+    """
+    if not is_remote(address):
+        return address
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        raise RecipeError(f"{address} is not an address on the Hub", hint="write hf://org/repo@revision")
+    revision = found["revision"] or "main"
+    if not _COMMIT.fullmatch(revision):
+        revision = _commit(found["repository"], revision, offline)
+    return f"hf://{found['repository']}@{revision}{found['path'] or ''}"
+
+
+def _commit(repository: str, revision: str, offline: bool) -> str:
+    """The commit of a branch or tag, from the Hub, else from the cache, where it is then kept."""
+    from huggingface_hub import HfApi, constants
+
+    known = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs" / revision
+    reason = "it is not in the local cache"
+    if not offline:
+        try:
+            commit = str(HfApi().repo_info(repository, revision=revision).sha)
+        except Exception as error:  # noqa: BLE001 - the Hub client's transport, and its errors, differ by version
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        else:
+            with contextlib.suppress(StorageError):  # the cache may be another user's
+                write_bytes(known, commit.encode())
+            return commit
+    try:
+        return known.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise FetchError(
+            f"hf://{repository}@{revision}: {reason}",
+            hint="leave out --offline" if offline else "check the name, the revision, the network and your rights",
+        ) from error
 
 
 def checkpoint_pattern(
@@ -39,9 +89,19 @@ def checkpoint_pattern(
 
 
 def identify(hub: str, pattern: str) -> Any:
-    """What tells a released file from others: its address, and for a folder the file's size and date. Reads nothing."""
+    """What tells a released file from others: its address, and for a folder the file's size and date. Reads nothing.
+
+    Args:
+        hub: As `pinned` gives it, or a folder.
+        pattern: As `checkpoint_pattern`.
+
+    Raises:
+        StorageError: There is no such folder.
+    """
     if is_remote(hub):
         return f"{hub}/{pattern}"
+    if not Path(hub).is_dir():
+        raise StorageError(f"{hub}: no such folder", hint="check checkpoints.hub")
     matches = _matches(Path(hub), pattern)
     return [pattern, [[name, _stat(Path(hub) / name)] for name in matches]]
 

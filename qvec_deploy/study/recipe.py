@@ -99,7 +99,9 @@ class Tasks(Block):
     """The tasks, each in turn receiver and donor. A plain list is short for `list`."""
 
     preset: Literal["tiny", "paper22"] | None = Field(
-        default=None, description="`tiny`: the six bundled tasks. `paper22`: those of arXiv 2604.03420."
+        default=None,
+        description="`tiny`: the six bundled tasks. `paper22`: those of arXiv 2604.03420, with its epochs "
+        "where `train` gives neither `epochs` nor `steps`.",
     )
     only: tuple[str, ...] = Field(default=(), description="Some of the preset's tasks, by name.")
     root: str | None = Field(
@@ -136,7 +138,9 @@ class Tasks(Block):
             root = str(Path(self.root) / name)
             return StudyTask(name=name, dataset="folder", root=root, classes=task.classes, epochs=task.epochs)
         if task.odd:
-            raise ValueError(f"{name} cannot be opened as {task.dataset}: {task.odd}; give `root`, a folder of folders")
+            raise ValueError(
+                f"{name} cannot be taken from {task.dataset}: {task.odd}; give `root`, a folder of folders"
+            )
         return StudyTask(
             name=name,
             dataset=task.dataset,
@@ -233,6 +237,14 @@ class StudyRecipe(Block):
     def base_of(self, model: StudyModel) -> StudyBase | None:
         """Where a model's fine-tunes start; None where it is not known."""
         return model.base or (None if self.checkpoints is not None else StudyBase(pretrained=True))
+
+    def train_of(self, task: StudyTask) -> dict[str, Any]:
+        """The fields of a task's fine-tunes, but for their seed. Its own epochs are what counts, but a preset's."""
+        train = self.train.model_dump()
+        said = self.train.epochs is not None or self.train.steps is not None
+        if task.epochs is not None and not (said and self.tasks.preset is not None):
+            train |= {"epochs": task.epochs, "steps": None}
+        return train
 
     def locate(self, path: str) -> str:
         """A path of this recipe, resolved against its folder; Hub addresses stay as they are."""

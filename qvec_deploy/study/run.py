@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 import time
 from collections import Counter
@@ -13,15 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qvec_deploy.bundle.bundle import available_threads
+from qvec_deploy.errors import worst
+from qvec_deploy.executors import ExecutorName, check_address, start_executor
 from qvec_deploy.jobs import Executor, Failure
-from qvec_deploy.store import storage_errors, write_bytes
-from qvec_deploy.study.documents import RUN_VERSION
-from qvec_deploy.study.executors import ExecutorName, start_executor
+from qvec_deploy.store import storage_errors
+from qvec_deploy.study.documents import write_documents
 from qvec_deploy.study.graph import build_graph
 from qvec_deploy.study.nodes import KINDS, Node, package_versions
 from qvec_deploy.study.recipe import StudyRecipe
-from qvec_deploy.study.store import CELLS, COSTS_FILE, RUN_FILE, STUDY_FILE, Store
-from qvec_deploy.sweep import SEVERITY
+from qvec_deploy.study.store import RUN_VERSION, Store
 
 PRELOAD = ("torch", "timm", "qvec_deploy.study.work", "qvec_deploy.study.cell")
 """Nothing that touches CUDA, as ModelOpt does: processes forked after that cannot use it."""
@@ -35,7 +34,7 @@ class Ended:
 
     Attributes:
         node: Which.
-        state: `kept` from an earlier run, `made` now, or `failed`.
+        state: `made` by this run, `failed`, or `kept`: of another run, or needed by nothing that is missing.
         seconds: That making it took, whenever that was.
         failure: Why it failed.
         because: Name of the node whose failure it shares; None for its own.
@@ -81,11 +80,12 @@ class _Runner:
     store: Store
     executor: Executor
     watcher: Watcher
+    missing: set[str]
     over: dict[str, Ended] = field(default_factory=dict)
 
     def run(self, nodes: Sequence[Node]) -> None:
         """Do a group of nodes, parents before children in it."""
-        self._advance(nodes)
+        self._keep(nodes)
         waiting = [node for node in nodes if node.id not in self.over]
         by_id = {node.id: node for node in waiting}
         submitted: set[str] = set()
@@ -95,16 +95,18 @@ class _Runner:
             if outcome.failure is not None:
                 self._end(Ended(node, "failed", failure=outcome.failure))
             else:
-                self._end(Ended(node, "made", outcome.result["seconds"]))
+                made = outcome.result["made"]  # else another run has made it meanwhile
+                self._end(Ended(node, "made" if made else "kept", outcome.result["seconds"]))
             waiting = [node for node in waiting if node.id not in self.over]
             self._submit(waiting, submitted)
 
-    def _advance(self, nodes: Iterable[Node]) -> None:
-        """What an earlier run has done."""
+    def _keep(self, nodes: Iterable[Node]) -> None:
+        """What need not be made."""
         for node in nodes:
-            found = self.store.record(node.id)
-            if found is not None:
-                self._end(Ended(node, "kept", found["record"]["seconds"]))
+            if node.id not in self.missing:
+                if self.store.record(node.id) is not None:  # a worker that was killed could not
+                    self.store.forget_work(node.id)
+                self._end(Ended(node, "kept", self.store.seconds(node.id)))
 
     def _submit(self, nodes: Iterable[Node], submitted: set[str]) -> None:
         """Start what can start; what needs a failed node fails with it."""
@@ -148,29 +150,39 @@ def run_study(
     Raises:
         RecipeError, StorageError, IncompatibleError: A model, a task or a folder that cannot be; nothing is begun then.
     """
+    check_address(executor, address)
     watcher = watcher or Watcher()
     start = time.monotonic()
-    store = Store.open(out)
-    groups = build_graph(recipe, store, offline=offline)
+    Store.at(out)  # another's folder is refused before anything else
+    groups = build_graph(recipe, offline=offline)
     nodes = [node for group in groups for node in group]
+    store = Store.open(out)
     watcher.begun(nodes)
     jobs = jobs or available_threads()
     logs = store.out / "logs"
     with storage_errors(logs):
         logs.mkdir(exist_ok=True)
-    write_bytes(store.out / STUDY_FILE, _yaml(recipe).encode())
     runs_on = start_executor(executor, jobs, address=address, preload=PRELOAD, logs=logs, on_event=watcher.event)
     with contextlib.closing(runs_on):
-        runner = _Runner(store, runs_on, watcher)
+        runner = _Runner(store, runs_on, watcher, _missing(nodes, store))
         for group in groups:
             runner.run(group)
     ended = [runner.over[node.id] for node in nodes]
-    _write_cells(store, ended)
-    _write_costs(store, ended)
-    code = min((one.failure.exit_code for one in ended if one.failure), key=SEVERITY.index, default=0)
-    run = _document(recipe, ended, time.monotonic() - start, executor, jobs, code)
-    write_bytes(store.out / RUN_FILE, json.dumps(run, indent=1, allow_nan=False).encode() + b"\n")
-    return Outcome(run, code)
+    run = _document(recipe, ended, time.monotonic() - start, executor, jobs)
+    cells = [one.node for one in ended if one.node.kind == "cell" and one.state != "failed"]
+    paths = {cell_file(node): store.folder(node.id) / "cell.json" for node in cells}
+    write_documents(store, recipe=_yaml(recipe), cells=paths, costs=_costs(ended), run=run)
+    return Outcome(run, run["exit_code"])
+
+
+def _missing(nodes: Sequence[Node], store: Store) -> set[str]:
+    """What must be made: cells that are not there, and what they are made from as far as that is not there."""
+    missing, needed = set(), {node.id for node in nodes if node.kind == "cell"}
+    for node in reversed(nodes):  # children before parents
+        if node.id in needed and store.record(node.id) is None:
+            missing.add(node.id)
+            needed.update(node.parents)
+    return missing
 
 
 def plan_study(
@@ -185,26 +197,26 @@ def plan_study(
         offline: Use the Hub's local cache only.
 
     Returns:
-        `kinds`: by kind `total`, `done`, `mean_seconds` of those done (None without one); `pairs`; `seconds_left`
-        (None while a kind that is missing has none done).
+        `kinds`: by kind `total`, `done` (needed by nothing that is missing, if it is not there), `mean_seconds` of
+        those (None where that is not known); `pairs`; `seconds_left` (None while it is not known of a kind that is
+        missing).
 
     Raises:
         RecipeError, StorageError, IncompatibleError: As `run_study`.
     """
-    begun = out is not None and out.exists() and any(out.iterdir())
-    store = Store.existing(out) if begun and out is not None else Store(out or Path())
-    nodes = [node for group in build_graph(recipe, store, offline=offline) for node in group]
+    store = Store.at(out) if out is not None else Store(Path())
+    nodes = [node for group in build_graph(recipe, offline=offline) for node in group]
+    missing = _missing(nodes, store) if out is not None else {node.id for node in nodes}
     kinds: dict[str, Any] = {}
     left: float | None = 0.0
     for kind in KINDS:
         mine = [node for node in nodes if node.kind == kind]
-        records = [store.record(node.id) for node in mine] if begun else []
-        seconds = [found["record"]["seconds"] for found in records if found is not None]
+        done = [node for node in mine if node.id not in missing]
+        seconds = [known for node in done if (known := store.seconds(node.id))]
         mean = sum(seconds) / len(seconds) if seconds else None
-        kinds[kind] = {"total": len(mine), "done": len(seconds), "mean_seconds": mean}
-        missing = len(mine) - len(seconds)
-        if missing:
-            left = None if left is None or mean is None else left + missing * mean
+        kinds[kind] = {"total": len(mine), "done": len(done), "mean_seconds": mean}
+        if len(done) < len(mine):
+            left = None if left is None or mean is None else left + (len(mine) - len(done)) * mean
     workers = jobs or available_threads()
     return {
         "study": recipe.name,
@@ -221,27 +233,12 @@ def cell_file(node: Node) -> str:
     return f"{about['model']}-{about['grid']}-seed{about['seed']}-{about['task']}.json"
 
 
-def _write_cells(store: Store, ended: Sequence[Ended]) -> None:
-    """The study's cells and no others: those of an earlier recipe stay in the store."""
-    folder = store.out / CELLS
-    wanted = {cell_file(one.node): one.node for one in ended if one.node.kind == "cell" and one.state != "failed"}
-    with storage_errors(folder):
-        folder.mkdir(exist_ok=True)
-        for path in folder.glob("*.json"):
-            if path.name not in wanted:
-                path.unlink(missing_ok=True)
-    for name, node in wanted.items():
-        source = store.folder(node.id) / "cell.json"
-        with storage_errors(source):
-            write_bytes(folder / name, source.read_bytes())
-
-
-def _write_costs(store: Store, ended: Sequence[Ended]) -> None:
-    """The seconds of what was trained here."""
+def _costs(ended: Sequence[Ended]) -> list[dict[str, Any]]:
+    """The seconds of what was trained here, where they are known."""
     costs = []
     for one in ended:
         node = one.node
-        if node.kind not in ("base", "fp", "qat") or one.state == "failed" or not _trained(node):
+        if node.kind not in ("base", "fp", "qat") or not one.seconds or not _trained(node):
             continue
         grid = node.settings["recipe"]["scheme"] if node.kind == "qat" else None
         scheme = None if grid is None else {key: value for key, value in grid.items() if key != "clip_every"}
@@ -255,23 +252,21 @@ def _write_costs(store: Store, ended: Sequence[Ended]) -> None:
                 "seconds": one.seconds,
             }
         )
-    write_bytes(store.out / COSTS_FILE, json.dumps({"fine_tunes": costs}, indent=1).encode() + b"\n")
+    return costs
 
 
 def _trained(node: Node) -> bool:
     return "recipe" in node.settings or "training" in node.settings
 
 
-def _document(
-    recipe: StudyRecipe, ended: Sequence[Ended], wall: float, executor: str, jobs: int, code: int
-) -> dict[str, Any]:
+def _document(recipe: StudyRecipe, ended: Sequence[Ended], wall: float, executor: str, jobs: int) -> dict[str, Any]:
     from importlib.metadata import version
 
     counts = {kind: Counter(one.state for one in ended if one.node.kind == kind) for kind in KINDS}
     return {
         "version": RUN_VERSION,
         "name": recipe.name,
-        "exit_code": code,
+        "exit_code": worst(one.failure.exit_code for one in ended if one.failure),
         "made_by": f"qvec-deploy {version('qvec-deploy')}",
         "versions": {"python": platform.python_version(), **package_versions()},
         "machine": f"{platform.machine()}, {available_threads()} cores",

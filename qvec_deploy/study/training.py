@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from qvec_deploy.donors.config import Progress, TrainConfig
 from qvec_deploy.donors.finetune import start, weights
 from qvec_deploy.donors.recipe import DonorRecipe
 from qvec_deploy.donors.sources import open_base, open_task
-from qvec_deploy.donors.state import DonorFolder
-from qvec_deploy.donors.train import Training
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.donors.state import DonorFolder, require_space
+from qvec_deploy.donors.train import Training, TrainState
+from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.models import create, describe, head_name, is_skipped
 from qvec_deploy.study.recipe import BaseTraining
 from qvec_deploy.tensors import Float32
+
+_COPIES = 7  # of the weights: themselves; a saved state is three, and there are two while one is replaced
 
 Watch = Callable[[Progress], None]
 State = Mapping[str, Float32]
@@ -116,8 +119,9 @@ def fine_tune(recipe: DonorRecipe, run: str, place: Place, *, offline: bool = Fa
 def _run(training: Training, run: str, place: Place) -> float:
     """Do the steps that are left, saving the state now and then; returns the seconds of all steps."""
     folder = DonorFolder(place.folder)
-    folder.claim(place.settings)
-    saved = folder.load(run)
+    size = sum(value.numel() * value.element_size() for value in training.state().tensors.values())
+    require_space(place.folder, _COPIES * size - folder.size())
+    saved = _claimed(folder, run, place.settings)
     if saved is not None:
         training.restore(saved)
     seconds = 0.0 if saved is None else saved.seconds
@@ -131,6 +135,17 @@ def _run(training: Training, run: str, place: Place) -> float:
 
     training.run(after)
     return seconds
+
+
+def _claimed(folder: DonorFolder, run: str, settings: Mapping[str, Any]) -> TrainState | None:
+    """Where a run stood when it was last saved; a damaged state costs the time that it took."""
+    try:
+        folder.claim(settings)
+        return folder.load(run)
+    except IntegrityError as error:
+        sys.stderr.write(f"{error.message}; this training begins again\n")  # the node's log
+        folder.claim(settings, force=True)
+        return None
 
 
 def told(tell: Callable[[Any], None], every_s: float = 0.5) -> Watch:

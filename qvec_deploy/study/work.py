@@ -39,6 +39,8 @@ def work(tell: Tell, *, out: str, values: dict[str, Any]) -> dict[str, Any]:
     import torch
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+    from qvec_deploy.datasets.hub import offline_hub
+
     torch.set_num_threads(1)
     node, store = Node(**values), Store.existing(Path(out))
     if dict(node.versions) != dict(package_versions()):
@@ -54,7 +56,9 @@ def work(tell: Tell, *, out: str, values: dict[str, Any]) -> dict[str, Any]:
         record = make(node, store, folder, tell)
         return {"seconds": round(time.monotonic() - start, 3), **record}
 
-    with threadpool_limits(1):  # numpy's too: sums over two threads are other sums, and the cores are taken
+    offline = bool(node.settings.get("offline", False))
+    # one thread for numpy too: sums over two threads are other sums, and the cores are taken
+    with threadpool_limits(1), offline_hub(offline):
         record = store.obtain(node, timed)
     store.forget_work(node.id)
     return record

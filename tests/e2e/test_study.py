@@ -44,10 +44,13 @@ def test_killed_and_then_run_twice_at_once(tmp_path: Path, run: Run) -> None:
     assert code == 0 and planned["kinds"]["base"]["done"] == 1 and planned["kinds"]["cell"]["done"] == 0
     assert planned["pairs"] == 2 and planned["seconds_left"] is None
     finished = {path: path.stat().st_mtime_ns for path in out.glob("files/*/*.safetensors")}
+    missing = sum(kind["total"] - kind["done"] for kind in planned["kinds"].values())
 
     both = [_start(recipe, out) for _ in range(2)]
     answers = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], answers
+    made = [count.get("made", 0) for text in answers for count in json.loads(text)["counts"].values()]
+    assert sum(made) == missing  # each by one of the two
     assert len(read_study(out).cells) == 2
     assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing was made again
     assert not list(out.glob("files/.*"))  # and nothing is left half written
@@ -56,6 +59,14 @@ def test_killed_and_then_run_twice_at_once(tmp_path: Path, run: Run) -> None:
     assert code == 0 and "receivers" in text and "of one thread in all" in text
     code, text, _ = run("study", "plan", recipe, "-o", out)
     assert code == 0 and "2 pairs" in text and "about 0 s" in text
+
+    code, text, log = run("study", "run", recipe, "-o", out, "--quiet")
+    assert code == 0 and "receivers" in text and log == ""
+    code, text, log = run("study", "run", recipe, "-o", out, "--json", "--set", "testing=40")
+    assert code == 0 and json.loads(text)["counts"]["cell"] == {"total": 2, "made": 2} and log == ""
+    changed = tmp_path / "changed"
+    code, text, log = run("study", "run", recipe, "-o", changed, "--quiet", "--set", "train.lr=1e9")
+    assert code == 2 and "exit code 2: the loss is" in text and log == ""
 
 
 @pytest.mark.slow
@@ -100,14 +111,25 @@ def test_refusals(
 ) -> None:
     found, _, log = run("study", "run", write_study(tmp_path, **changes), "-o", tmp_path / "out", *options)
     assert found == code and message in log
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_another_version(tmp_path: Path, run: Run) -> None:
     store = tmp_path / "out" / "store"
     store.mkdir(parents=True)
     (store / "version.json").write_text('{"qvec-study-store": 7}')
-    code, _, log = run("study", "run", write_study(tmp_path), "-o", tmp_path / "out")
-    assert code == 4 and "of version 7, and this is version 1" in log
+    for command in ("run", "plan"):
+        code, _, log = run("study", command, write_study(tmp_path), "-o", tmp_path / "out")
+        assert code == 4 and "of version 7, and this is version 1" in log
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["store", "version.json"]
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_file_in_the_folders_place(command: str, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "out").write_text("mine")
+    code, _, log = run("study", command, write_study(tmp_path), "-o", tmp_path / "out")
+    assert code == 6 and "is not a study's folder" in log
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_the_schema_is_printed(run: Run) -> None:
@@ -118,3 +140,8 @@ def test_the_schema_is_printed(run: Run) -> None:
 def test_an_executor_for_one_build_is_refused(pico_recipe: Callable[..., Path], tmp_path: Path, run: Run) -> None:
     code, _, log = run("build", "--recipe", pico_recipe(), "-o", tmp_path / "b", "--executor", "ray")
     assert code == 2 and "--executor is for several builds" in log
+
+
+def test_an_address_without_ray_is_refused(pico_recipe: Callable[..., Path], tmp_path: Path, run: Run) -> None:
+    code, _, log = run("build", "--recipe", pico_recipe(), "-o", tmp_path / "b", "--address", "auto")
+    assert code == 2 and "add --executor ray" in log and not (tmp_path / "b").exists()

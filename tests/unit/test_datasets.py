@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,20 @@ def test_a_model_of_another_input_size(size):
 
 
 # What all datasets share
+
+
+@pytest.mark.parametrize("name", ["folder", "tiny/lower", "tiny/realdigits", "generated/structured"])
+@pytest.mark.parametrize("limit", [1, 5, 10_000])
+def test_a_dataset_limited_is_one_opened_with_the_limit(folder, name, limit):
+    spec = DatasetSpec(name, "val", root=folder if name == "folder" else None)
+    opened = open_dataset(spec, CONFIG)
+    limited, expected = opened.limited(limit), open_dataset(replace(spec, limit=min(limit, len(opened))), CONFIG)
+    assert len(limited) == len(expected) == min(limit, len(opened))
+    rows = range(min(5, len(limited)))
+    for one, other in zip(limited.take(rows), expected.take(rows), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (limited.name, limited.split, limited.classes) == (opened.name, opened.split, opened.classes)
+    assert limited.identity == expected.identity
 
 
 def test_an_unknown_split():

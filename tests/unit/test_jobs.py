@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pynvml
 import pytest
+import torch
 
 from qvec_deploy import jobs
 from qvec_deploy.jobs import Failure, Job, LocalProcesses, Outcome, perform
@@ -22,8 +25,8 @@ from qvec_deploy.jobs import Failure, Job, LocalProcesses, Outcome, perform
 FUNCTIONS = "job_functions"
 
 
-def _job(function: str, name: str = "", **arguments: Any) -> Job:
-    return Job(name or function, f"{FUNCTIONS}:{function}", arguments)
+def _job(function: str, name: str = "", gpus: int = 0, **arguments: Any) -> Job:
+    return Job(name or function, f"{FUNCTIONS}:{function}", arguments, gpus=gpus)
 
 
 def _run(*jobs: Job, workers: int = 2, **settings: Any) -> dict[str, Outcome]:
@@ -95,6 +98,63 @@ def test_a_failed_job_costs_itself_alone(job: Job, kind: str, message: str, hint
     assert (failure.kind, failure.exit_code) == (kind, code)
     assert message in failure.message and hint in failure.hint
     assert outcomes["add"].result == 3
+
+
+def test_pytorchs_errors_of_memory_are_told_from_bugs() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    on_a_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    for error in (refused.value, on_a_gpu, RuntimeError("CUDA error: out of memory\nCompile with ...")):
+        assert Failure.of(error) == Failure("IncompatibleError", "out of memory", "run fewer jobs at a time", 4)
+    assert Failure.of(RuntimeError("mat1 and mat2 shapes cannot be multiplied")).exit_code == 1
+
+
+def test_a_gpu_is_one_jobs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
+    wanted = [_job("occupy", f"gpu{number}", gpus=1, seconds=0.3) for number in range(4)]
+    outcomes = _run(*wanted, _job("occupy", "cpu", seconds=0.0), _job("occupy", "both", gpus=2, seconds=0.1), workers=4)
+    results = {name: outcome.result for name, outcome in outcomes.items()}
+    assert {results[job.name]["gpus"] for job in wanted} == {"4", "GPU-7"} and results["both"]["gpus"] == "4,GPU-7"
+    for gpu in ("4", "GPU-7"):
+        had = sorted(
+            (one["start"], one["end"]) for name, one in results.items() if name != "cpu" and gpu in one["gpus"]
+        )
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(had))
+    assert results["cpu"]["end"] < max(results[job.name]["start"] for job in wanted)  # who needs none waits for none
+
+
+def test_a_job_for_a_gpu_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    outcomes = _run(_job("occupy", "gpu", gpus=1, seconds=0.0), _job("add", left=1, right=2), workers=1)
+    failure = outcomes["gpu"].failure
+    assert failure is not None and failure.exit_code == 4
+    assert failure.message == "it needs 1 GPU and this machine has none" and "train.device" in failure.hint
+    assert outcomes["add"].result == 3
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [("0", ["0"]), ("2, 5", ["2", "5"]), ("1,-1,2", ["1"]), ("-1", []), ("", []), (None, ["0", "1", "2"])],
+)
+def test_gpus_are_those_that_are_left_visible(
+    visible: str | None, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for function, answer in (("nvmlInit", None), ("nvmlDeviceGetCount", 3), ("nvmlShutdown", None)):
+        monkeypatch.setattr(pynvml, function, lambda answer=answer: answer)
+    with LocalProcesses(1) as processes:
+        assert processes._gpus == names and processes.gpus() == len(names)
+
+
+def test_without_a_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    assert LocalProcesses(1).gpus() == 0
 
 
 def test_a_crash_names_its_log(tmp_path: Path) -> None:

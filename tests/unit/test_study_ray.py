@@ -12,8 +12,8 @@ import pytest
 from study_recipes import write_study
 
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.executors import RayTasks
 from qvec_deploy.jobs import Job
-from qvec_deploy.study.executors import RayTasks
 from qvec_deploy.study.recipe import load_study
 from qvec_deploy.study.run import run_study
 

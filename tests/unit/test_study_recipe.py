@@ -63,6 +63,26 @@ def test_the_papers_tasks(tmp_path: Path) -> None:
     ]
 
 
+def test_a_presets_epochs_are_for_those_who_say_nothing(tmp_path: Path) -> None:
+    paper = {"preset": "paper22", "only": ["DTD", "Food101"]}
+    own = [{"name": name, "dataset": "tiny/lower", "epochs": 7} for name in "ab"]
+
+    def trained(tasks: Any, **changes: Any) -> list[tuple[Any, Any]]:
+        recipe = load_study(write_study(tmp_path, tasks=tasks, train=changes))
+        assert load_study(_written(tmp_path / "again.yaml", recipe)).as_dict() == recipe.as_dict()
+        return [(train["epochs"], train["steps"]) for train in map(recipe.train_of, recipe.tasks.all())]
+
+    assert trained(paper) == [(76, None), (4, None)]
+    assert trained(paper, steps=9) == [(None, 9)] * 2
+    assert trained(paper, epochs=3) == [(3, None)] * 2
+    assert trained(own, steps=9) == [(7, None)] * 2  # a task's own word is nearer than that of all
+
+
+def _written(path: Path, recipe: StudyRecipe) -> Path:
+    path.write_text(yaml.safe_dump(recipe.as_dict()), encoding="utf-8")
+    return path
+
+
 def test_released_fine_tunes_have_their_seed_and_no_base_unless_it_is_given(tmp_path: Path) -> None:
     recipe = load_study(hub_study(tmp_path, tmp_path / "hub"))
     assert recipe.seeds == (2038,)
@@ -93,7 +113,11 @@ def test_the_resolved_recipe_reads_back_from_anywhere(tmp_path: Path) -> None:
         ({"tasks": {"preset": "tiny", "only": ["upper"]}}, "at least two tasks"),
         ({"tasks": {"preset": "tiny", "root": "images"}}, "`root` is where"),
         ({"tasks": {"only": ["upper"]}}, "give `preset` or `list`"),
-        ({"tasks": {"preset": "paper22", "only": ["DTD", "CIFAR10"]}}, "CIFAR10 cannot be opened"),
+        (
+            {"tasks": {"preset": "paper22", "only": ["DTD", "SVHN"]}},
+            "SVHN cannot be taken from hfds/ufldl-stanford/svhn",
+        ),
+        ({"tasks": {"preset": "paper22", "only": ["DTD", "EMNIST"]}}, "the paper turned its images by -90 degrees"),
         ({"tasks": [{"name": "a", "dataset": "x", "selecting_split": "test"}] * 2}, "both chooses and judges"),
         ({"seeds": 0}, "seeds"),
         ({"seeds": [1, 1]}, "named twice"),

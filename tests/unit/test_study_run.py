@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -12,83 +14,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from study_here import Ends, Here, in_this_process
 from study_recipes import hub_study, write_hub, write_study
 
-from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset, tiny
+from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.donors.config import TrainConfig
 from qvec_deploy.errors import (
     FetchError,
     IncompatibleError,
     IntegrityError,
-    QvecError,
     StorageError,
 )
-from qvec_deploy.jobs import Failure, Job, Outcome, perform
-from qvec_deploy.study import cell as cell_module
-from qvec_deploy.study import run as run_module
+from qvec_deploy.jobs import perform
 from qvec_deploy.study import training
 from qvec_deploy.study.documents import cell_json, read_cell, read_study
-from qvec_deploy.study.executors import start_executor
 from qvec_deploy.study.nodes import Node
 from qvec_deploy.study.recipe import load_study
-from qvec_deploy.study.run import Ended, Watcher, plan_study, run_study
+from qvec_deploy.study.run import plan_study, run_study
 from qvec_deploy.study.store import Store
-from qvec_deploy.study.values import Cell, CellRequest, Relation, Trial
+from qvec_deploy.study.values import Relation
 from qvec_deploy.tensors import Scheme
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-class Here:
-    """Jobs in this process, one after another, last come first served."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Job] = []
-        self.did: list[str] = []
-
-    def submit(self, job: Job) -> None:
-        self.waiting.append(job)
-
-    def outcomes(self) -> Iterator[Outcome]:
-        while self.waiting:
-            job = self.waiting.pop()
-            self.did.append(job.name)
-            answer = perform(job.function, json.loads(json.dumps(job.arguments)), lambda value: None)
-            failure = answer.get("failure")
-            yield Outcome(job, answer.get("result"), Failure(**failure) if failure else None)
-
-    def close(self) -> None:
-        self.waiting.clear()
-
-
-class Ends(Watcher):
-    """Keeps how nodes ended."""
-
-    def __init__(self) -> None:
-        self.all: list[Ended] = []
-
-    def ended(self, ended: Ended) -> None:
-        self.all.append(ended)
 
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
-    """Nodes run in this process, on one thread, and cells are computed by nobody."""
-    threads = torch.get_num_threads()
-    executor = Here()
-    monkeypatch.setattr(run_module, "start_executor", lambda *args, **kwargs: executor)
-    monkeypatch.setattr(cell_module, "compute_cell", _fake)
-    for sizes in (tiny._SIZES, tiny._DIGIT_SIZES):  # drawing is all that takes time here
-        monkeypatch.setitem(sizes, "train", 250)
-    yield executor
-    torch.set_num_threads(threads)
-
-
-def _fake(request: CellRequest) -> Cell:
-    for path in (request.fp, request.own_qat, *(file for d in request.donors for file in (d.vector, d.fp))):
-        assert path is None or Path(path).is_file()
-    return Cell(request, 8, (Trial("float", "float", 0.0, right="f0"),), {"x": Relation(0.5)}, seconds={"all": 1.0})
+    with in_this_process(monkeypatch) as executor:
+        yield executor
 
 
 def test_what_is_missing_is_made_and_nothing_else(tmp_path: Path, here: Here) -> None:
@@ -118,12 +69,23 @@ def test_what_is_missing_is_made_and_nothing_else(tmp_path: Path, here: Here) ->
     run_study(recipe, out)
     assert len(here.did) == 9 + 8
 
-    # What was damaged is made anew from the shelf or from nothing; what was deleted comes back.
+    # What was damaged or deleted is made anew, from the shelf or from nothing, as soon as it is needed.
     (weights,) = out.glob("files/fp-pico-lower-seed1-*/fp.safetensors")
     data = weights.read_bytes()
     weights.write_bytes(data[:-1])  # a hard link: the shelf's copy is damaged too
-    run_study(recipe, out)
-    assert here.did[17:] == [weights.parent.name] and weights.read_bytes() == data
+    (vector,) = out.glob("files/vector-pico-realdigits-*-seed1-*")
+    shutil.rmtree(vector)
+    run = run_study(recipe, out).run
+    assert len(here.did) == 17 and run["counts"]["fp"] == {"total": 2, "kept": 2}
+    assert run["summed_seconds"] == pytest.approx(first.run["summed_seconds"], abs=0.2)  # but for the vector's
+    assert plan_study(recipe, out)["kinds"]["fp"]["done"] == 2
+    (cell,) = out.glob("files/cell-pico-lower-*-seed1-*")
+    shutil.rmtree(cell)
+    assert plan_study(recipe, out)["kinds"]["fp"]["done"] == 1
+    run = run_study(recipe, out).run
+    assert sorted(here.did[17:]) == [cell.name, weights.parent.name, vector.name] and weights.read_bytes() == data
+    assert run["counts"]["vector"] == run["counts"]["cell"] == {"total": 2, "kept": 2}  # they were on the shelf
+    assert run["counts"]["fp"] == {"total": 2, "kept": 1, "made": 1}
 
 
 def test_what_a_run_leaves_reads_back(tmp_path: Path) -> None:
@@ -167,6 +129,21 @@ def test_documents_of_another_version_or_damaged(tmp_path: Path) -> None:
         read_study(out)
     with pytest.raises(StorageError, match="not the folder of a finished study"):
         read_study(tmp_path)
+
+
+def test_what_runs_a_study_loads_neither_builds_nor_reports() -> None:
+    """`study plan` and every worker would wait for them; and a build needs no study."""
+    script = (
+        "import importlib, sys\n"
+        "importlib.import_module(sys.argv[1])\n"
+        "print([name for name in sys.argv[2:] if name in sys.modules])\n"
+    )
+    for wanted, heavy in (
+        ("study.run", ["onnx", "torch", "qvec_deploy.sweep", "qvec_deploy.build", "qvec_deploy.study.summary"]),
+        ("executors", ["qvec_deploy.study", "ray"]),
+    ):
+        command = [sys.executable, "-c", script, f"qvec_deploy.{wanted}", *heavy]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_a_folder_that_is_not_a_studys_or_of_another_version(tmp_path: Path) -> None:
@@ -255,11 +232,6 @@ def test_a_worker_with_other_packages_is_refused(tmp_path: Path) -> None:
     assert failure["exit_code"] == 4 and "torch" in failure["message"]
 
 
-def test_an_address_without_ray_is_refused() -> None:
-    with pytest.raises(QvecError, match="--address is that of a Ray cluster"):
-        start_executor("local", 1, address="auto")
-
-
 def _weights(folder: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in folder.glob("files/*/*.safetensors")}
 
@@ -289,41 +261,56 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
     assert _weights(tmp_path / "killed") == _weights(tmp_path / "whole")
 
 
-def test_trainings_are_those_of_the_published_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Base and fine-tunes of study_tiny.yaml, a few steps of each: byte for byte what scripts/tiny_training makes."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import tiny_training
-    from safetensors.numpy import load_file, save_file
+@pytest.mark.parametrize("name", ["qat.safetensors", "settings.json"])
+def test_a_damaged_state_costs_its_training_alone(
+    name: str, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qvec_deploy.donors import train
 
-    few: dict[str, Any] = {"steps": 3, "clip_every": 2}
-    recipe = load_study(
-        Path(__file__).parents[2] / "recipes" / "study_tiny.yaml",
-        ["models=[{name: v, timm: vit_tiny_patch16_224, model_args: "
-         + json.dumps(tiny_training.MODEL_ARGS)
-         + ", base: {train: {dataset: tiny/pairs, steps: 3}}}]",
-         "train.steps=10", "train.warmup_steps=1", "seeds=[4]", "tasks.only=[lower, upper]",
-         "grids=[{bits: 2, clip_every: 2}]", "inputs=[images]"],
-    )  # fmt: skip
-    hyper = dataclasses.replace(tiny_training.FINETUNE, **{**few, "steps": 10})
-    assert hyper == dataclasses.replace(TrainConfig(), steps=10, clip_every=2)
-    run_study(recipe, tmp_path / "out")
+    recipe, out = load_study(write_study(tmp_path)), tmp_path / "out"
+    real, seen = train.rate, []
 
-    data = open_dataset(DatasetSpec("tiny/pairs", "train"), DataConfig())
+    def interrupt(step: int, hyper: TrainConfig) -> float:
+        seen.append(step)
+        if here.did[-1].startswith("qat-") and step == 4:
+            raise KeyboardInterrupt
+        return real(step, hyper)
+
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_training, "open_split", lambda task, split: data)
-        pretrain = dataclasses.replace(tiny_training.PRETRAIN, steps=3)
-        base = tiny_training.pretrain(tiny_training.Job("mix", None, pretrain, 1), lambda progress: None)
-    _assert_same(base, load_file(*(tmp_path / "out").glob("files/base-*/base.safetensors")))
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.setattr(tiny_training.Job, "path", lambda job, folder: folder / "base.safetensors")
-    save_file(base, work / "base.safetensors")
+        patch.setattr(train, "rate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(recipe, out)
+    (damaged,) = out.glob(f"work/qat-*/.state/{name}")
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert run_study(recipe, out).exit_code == 0
+    assert f"{name} is damaged" in (said := capsys.readouterr().err) and "begins again" in said
+    run_study(recipe, tmp_path / "whole")
+    assert _weights(out) == _weights(tmp_path / "whole")
+
+
+def test_fine_tunes_are_those_of_a_donor(tmp_path: Path) -> None:
+    """A few steps of study_tiny.yaml's fine-tunes: byte for byte what `donor train` makes of the same base."""
+    from safetensors.numpy import load_file
+
+    from qvec_deploy.donors.finetune import Base, finetune
+
+    bundled = Path(__file__).parents[2] / "recipes" / "study_tiny.yaml"
+    model = load_study(bundled).models[0].model_dump(mode="json", exclude={"preset"})
+    model |= {"name": "v", "base": {"train": {"dataset": "tiny/pairs", "steps": 3}}}
+    recipe = load_study(
+        bundled,
+        [f"models={json.dumps([model])}", "train.steps=10", "train.warmup_steps=1", "seeds=[4]",
+         "tasks.only=[lower, upper]", "grids=[{bits: 2, clip_every: 2}]", "inputs=[images]"],
+    )  # fmt: skip
+    run_study(recipe, tmp_path / "out")
+    hyper = dataclasses.replace(TrainConfig(), steps=10, clip_every=2)
+    data = open_dataset(DatasetSpec("tiny/lower", "train"), DataConfig())
+    (path,) = (tmp_path / "out").glob("files/base-*/base.safetensors")
+    base = Base(model["timm"], load_file(path), model["model_args"])
     for kind, scheme in (("fp", None), ("qat", Scheme(2, "channel", method="mse"))):
-        job = tiny_training.Job("lower", scheme, hyper, 4)
-        expected = tiny_training._finetune(job, work, lambda progress: None)
+        expected = finetune(base, data, scheme=scheme, hyper=hyper, seed=4, skip=("head",))
         (found,) = (tmp_path / "out").glob(f"files/{kind}-v-lower-*/{kind}.safetensors")
         _assert_same(expected, load_file(found))
-    assert "tiny_training" in sys.modules
 
 
 def _assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:

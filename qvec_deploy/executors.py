@@ -6,27 +6,28 @@ import importlib
 import json
 import logging
 import os
+import platform
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from qvec_deploy.errors import FetchError, IncompatibleError, RecipeError
-from qvec_deploy.jobs import Executor, Failure, Job, LocalProcesses, Outcome, perform
+from qvec_deploy.jobs import Executor, Failure, Job, LocalProcesses, Outcome, perform, too_few_gpus
 
 ExecutorName = Literal["local", "ray"]
 OnEvent = Callable[[str, Any], None]
 
 
 class RayTasks:
-    """Jobs as Ray tasks: one core each, and the GPUs that a job asks for.
+    """Jobs as Ray tasks, with the GPUs that they need and, on a cluster, the cores that they use.
 
     What a task writes is found through the file system: every machine of a cluster must see the same folders under the
     same paths. Its result comes back as JSON. What it tells while it runs is not passed on. A worker that dies costs
     its task and nothing else; nothing is tried twice.
 
     Args:
-        workers: Tasks at a time on this machine; with an address, as many as the cluster has cores.
+        workers: Tasks at a time on this machine; with an address, as many as the cluster has room for.
         address: Of a running cluster, such as `auto` or `ray://head:10001`; Ray is started here without one.
 
     Raises:
@@ -55,6 +56,11 @@ class RayTasks:
         self._perform = self._ray.remote(_perform)
         self._waiting: deque[Job] = deque()
         self._running: dict[Any, Job] = {}
+        self._cluster = address is not None  # Ray that is started here has a "core" for every job at a time
+
+    def gpus(self) -> int:
+        """GPUs of all its machines."""
+        return int(self._ray.cluster_resources().get("GPU", 0))
 
     def submit(self, job: Job) -> None:
         """Add a job; it starts while `outcomes` is read."""
@@ -65,10 +71,11 @@ class RayTasks:
         while self._waiting or self._running:
             while self._waiting:
                 job = self._waiting.popleft()
-                if job.gpus > self._ray.cluster_resources().get("GPU", 0):
-                    yield Outcome(job, failure=_no_gpu(job))
-                else:
+                failure = self._impossible(job)
+                if failure is None:
                     self._start(job)
+                else:
+                    yield Outcome(job, failure=failure)
             if self._running:
                 (done,), _ = self._ray.wait(list(self._running), num_returns=1)
                 yield self._outcome(done)
@@ -81,8 +88,20 @@ class RayTasks:
         self._running.clear()
         self._ray.shutdown()
 
+    def _impossible(self, job: Job) -> Failure | None:
+        """Why a job would wait for ever."""
+        if job.gpus > self.gpus():
+            return too_few_gpus(job, self.gpus(), "Ray")
+        most = max((node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]), default=0)
+        if self._cluster and job.cpus > most:
+            message = f"it uses {job.cpus} cores and no machine of the cluster has more than {most:.0f}"
+            hint = "raise --jobs: more at a time have fewer cores each"
+            return Failure("IncompatibleError", message, hint, IncompatibleError.exit_code)
+        return None
+
     def _start(self, job: Job) -> None:
-        task = self._perform.options(num_cpus=1, num_gpus=job.gpus, max_retries=0, name=job.name)
+        cpus = job.cpus if self._cluster else 1
+        task = self._perform.options(num_cpus=cpus, num_gpus=job.gpus, max_retries=0, name=job.name)
         reference = task.remote(str(Path.cwd()), job.function, json.dumps(dict(job.arguments), allow_nan=False))
         self._running[reference] = job
 
@@ -94,6 +113,16 @@ class RayTasks:
             return Outcome(job, failure=_lost(error))
         failure = answer.get("failure")
         return Outcome(job, answer.get("result"), Failure(**failure) if failure is not None else None)
+
+
+def check_address(name: ExecutorName, address: str | None) -> None:
+    """Refuse the address of a Ray cluster that would not be used.
+
+    Raises:
+        RecipeError: An address without Ray.
+    """
+    if address is not None and name != "ray":
+        raise RecipeError("--address is that of a Ray cluster", hint="add --executor ray, or leave it out")
 
 
 def start_executor(
@@ -119,16 +148,20 @@ def start_executor(
         RecipeError: An address without Ray.
         IncompatibleError, FetchError: As RayTasks.
     """
+    check_address(name, address)
     if name == "ray":
         return RayTasks(workers, address=address)
-    if address is not None:
-        raise RecipeError("--address is that of a Ray cluster", hint="add --executor ray, or leave it out")
     return LocalProcesses(workers, preload=preload, logs=logs, on_event=on_event)
 
 
 def _perform(folder: str, function: str, arguments: str) -> str:
     """The task's work, in a Ray worker: as JSON, whatever the job returned."""
-    os.chdir(folder)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        message = f"the Ray worker on {platform.node()} has no {folder}: {error.strerror}"
+        hint = "start from a folder that every machine of the cluster sees under the same path"
+        return json.dumps({"failure": vars(Failure.of(IncompatibleError(message, hint=hint)))})
     answer = perform(function, json.loads(arguments), lambda value: None)
     try:
         return json.dumps(answer, allow_nan=False)
@@ -143,11 +176,6 @@ def _lost(error: Exception) -> Failure:
         hint = "its machine may be out of memory: run fewer jobs at a time; Ray's logs say more"
         return Failure("IncompatibleError", f"its worker died ({kind})", hint, IncompatibleError.exit_code)
     return Failure("Crash", f"Ray lost it: {kind}: {first}", "Ray's logs may say more; try it alone", 1, str(error))
-
-
-def _no_gpu(job: Job) -> Failure:
-    hint = "set train.device to cpu, or give the address of a cluster with GPUs"
-    return Failure("IncompatibleError", f"it needs {job.gpus} GPU and Ray has none", hint, IncompatibleError.exit_code)
 
 
 def _import_ray() -> Any:

@@ -1,0 +1,177 @@
+"""A study's folder: where one may begin, and released files that are the ones that were used first."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, StorageError
+from qvec_deploy.store import canonical_json, sha256_file
+from qvec_deploy.study import store as store_module
+from qvec_deploy.study.nodes import Node
+from qvec_deploy.study.store import Store
+
+NODE = Node("fp", {"model": "m", "task": "t", "seed": 1}, {"released": "there"}, {})
+
+
+def _tree(folder: Path) -> dict[str, bytes | None]:
+    paths = sorted(folder.rglob("*"))
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+@pytest.mark.parametrize("left", [[], ["store"], ["store", "store/.version.json.k3_x.tmp"]], ids=len)
+def test_a_start_that_was_killed_leaves_a_folder_to_start_in(left: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ["", *left]:
+        (out / name).touch() if name.endswith(".tmp") else (out / name).mkdir()
+    assert not Store.begun(out)
+    Store.open(out)
+    assert Store.begun(out)
+
+
+def test_two_starts_in_one_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second comes when the first has made its folders and written half of the version."""
+    out, real = tmp_path / "out", store_module.write_bytes
+
+    def halfway(path: Path, data: bytes) -> None:
+        path.parent.mkdir(parents=True)
+        (path.parent / f".{path.name}.abc.tmp").write_bytes(data[:3])
+        monkeypatch.setattr(store_module, "write_bytes", real)
+        Store.open(out)
+        (out / "logs").mkdir()  # it has begun
+        real(path, data)
+
+    monkeypatch.setattr(store_module, "write_bytes", halfway)
+    Store.open(out)
+    assert Store.begun(out)
+
+
+def test_many_starts_in_one_empty_folder(tmp_path: Path) -> None:
+    errors: list[Exception] = []
+
+    def start(out: Path, barrier: threading.Barrier) -> None:
+        barrier.wait()
+        try:
+            Store.open(out)
+        except Exception as error:  # noqa: BLE001 - told below
+            errors.append(error)
+
+    for number in range(20):
+        barrier = threading.Barrier(4)
+        threads = [threading.Thread(target=start, args=(tmp_path / str(number), barrier)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not errors
+
+
+def _file(out: Path) -> None:
+    out.write_text("mine")
+
+
+def _other(out: Path) -> None:
+    (out / "store").mkdir(parents=True)
+    (out / "store" / "shoes").touch()
+
+
+def _beside(out: Path) -> None:
+    (out / "store").mkdir(parents=True)
+    (out / "photos").mkdir()
+
+
+@pytest.mark.parametrize("make", [_file, _other, _beside])
+def test_what_is_no_studys_is_left_alone(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "out")
+    before = _tree(tmp_path)
+    for call in (Store.open, Store.begun):
+        with pytest.raises(StorageError, match="is not a study's folder"):
+            call(tmp_path / "out")
+    assert _tree(tmp_path) == before
+
+
+def test_another_versions_is_left_alone(tmp_path: Path) -> None:
+    Store.open(tmp_path)
+    (tmp_path / "store" / "version.json").write_bytes(canonical_json({"qvec-study-store": 2}))
+    before = _tree(tmp_path)
+    with pytest.raises(IncompatibleError, match="of version 2, and this is version 1"):
+        Store.open(tmp_path)
+    assert _tree(tmp_path) == before
+
+
+class Released:
+    """Finds a file that lies elsewhere, as released fine-tunes do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.looked = path, 0
+
+    def __call__(self, staging: Path) -> dict[str, Any]:
+        self.looked += 1
+        if not self.path.is_file():
+            raise FetchError("gone", hint="")
+        size = self.path.stat().st_size
+        return {"seconds": 0.1, "path": str(self.path), "bytes": size, "sha256": sha256_file(self.path)}
+
+
+def test_a_released_file_is_found_again_where_it_is_now(tmp_path: Path) -> None:
+    store, make = Store.open(tmp_path / "out"), Released(tmp_path / "a")
+    make.path.write_bytes(b"weights")
+    first = store.obtain(NODE, make)
+    assert first["made"] and not store.obtain(NODE, make)["made"] and make.looked == 1
+    make.path = make.path.rename(tmp_path / "b")
+    assert store.record(NODE.id) is None
+    assert store.obtain(NODE, make)["path"] == str(tmp_path / "b")
+    assert store.weights(NODE.id) == tmp_path / "b"
+    make.path.unlink()
+    with pytest.raises(FetchError):
+        store.obtain(NODE, make)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_released_file_of_other_bytes_is_refused(elsewhere: bool, tmp_path: Path) -> None:
+    """Results are there that were computed from the first."""
+    store, make = Store.open(tmp_path / "out"), Released(tmp_path / "a")
+    make.path.write_bytes(b"weights")
+    store.obtain(NODE, make)
+    if elsewhere:
+        make.path.unlink()
+        make.path = tmp_path / "b"
+    make.path.write_bytes(b"other weights")
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="changed since it was first used") as caught:
+            store.obtain(NODE, make)
+        assert str(make.path) in caught.value.message and "another directory" in caught.value.hint
+    make.path.write_bytes(b"weights")
+    assert store.obtain(NODE, make)["path"] == str(make.path)
+
+
+def _make(staging: Path) -> dict[str, Any]:
+    (staging / "fp.safetensors").write_bytes(b"x")
+    return {"seconds": 2.0}
+
+
+def test_what_another_run_made_meanwhile_is_not_made_here(tmp_path: Path) -> None:
+    store, other, found = Store.open(tmp_path), Store.open(tmp_path), []
+    waiting = threading.Thread(target=lambda: found.append(other.obtain(NODE, _make)))
+
+    def make(staging: Path) -> dict[str, Any]:
+        waiting.start()
+        waiting.join(0.2)
+        assert not found  # the second maker waits for the first
+        return _make(staging)
+
+    assert store.obtain(NODE, make) == {"seconds": 2.0, "made": True}
+    waiting.join()
+    assert found == [{"seconds": 2.0, "made": False}]
+
+
+def test_seconds_are_known_when_the_files_are_gone(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    assert store.seconds(NODE.id) == 0.0
+    store.obtain(NODE, _make)
+    (store.folder(NODE.id) / "fp.safetensors").unlink()
+    assert store.record(NODE.id) is None and store.seconds(NODE.id) == 2.0
