@@ -31,6 +31,7 @@ class StudyDisplay(Watcher):
         self._tasks: dict[str, TaskID] = {}
         self._names: dict[str, str] = {}
         self._running: dict[str, TaskID] = {}
+        self._counts: dict[str, list[int]] = {}  # by kind: over, all
         self._total, self._over, self._kept, self._failed = 0, 0, 0, 0
         self._start = self._said = time.monotonic()
 
@@ -50,6 +51,7 @@ class StudyDisplay(Watcher):
         for kind in KINDS:
             count = sum(node.kind == kind for node in nodes)
             if count:
+                self._counts[kind] = [0, count]
                 self._tasks[kind] = self._bars.add_task(TITLES[kind], total=count)
 
     def event(self, name: str, event: Any) -> None:
@@ -63,6 +65,7 @@ class StudyDisplay(Watcher):
         if ended.node.id in self._running:
             self._bars.remove_task(self._running.pop(ended.node.id))
         self._over += 1
+        self._counts[ended.node.kind][0] += 1
         self._kept += ended.state == "kept"
         self._failed += ended.state == "failed"
         self._bars.advance(self._tasks[ended.node.kind])
@@ -73,7 +76,12 @@ class StudyDisplay(Watcher):
             self._said = now
             kept = f", {self._kept} of them kept" if self._kept else ""
             failed = f", {self._failed} failed" if self._failed else ""
-            self._print(Text(f"{now - self._start:7.1f} s  {self._over}/{self._total}{kept}{failed}", style="dim"))
+            text = f"{now - self._start:7.1f} s  {self._over}/{self._total}{kept}{failed}"
+            if self._over < self._total:
+                text += (
+                    "  (" + ", ".join(f"{TITLES[kind]} {n}/{all_}" for kind, (n, all_) in self._counts.items()) + ")"
+                )
+            self._print(Text(text, style="dim"))
 
     def _print(self, line: Text) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)

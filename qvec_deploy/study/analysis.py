@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.measure.statistics import Estimate
 from qvec_deploy.store import canonical_json
-from qvec_deploy.study.choices import METHOD_LABELS, Answers, baseline, order_of, words_of
+from qvec_deploy.study.choices import (
+    BY_WEIGHTS,
+    METHOD_LABELS,
+    Answers,
+    baseline,
+    clip_name,
+    order_of,
+    words_of,
+)
 from qvec_deploy.study.comparisons import adjust, compare, is_plain
 from qvec_deploy.study.costs import FineTune, costs_of
 from qvec_deploy.study.crossed import Crossed, Pick, PickPair, row_of
@@ -60,7 +68,9 @@ def setting_of(cells: Sequence[Cell], fine_tunes: Sequence[FineTune]) -> Setting
     """What the cells of one model on one grid answer; p-values are not yet adjusted."""
     crossed = Crossed(cells)
     request = cells[0].request
-    keys = order_of(dict.fromkeys(key for answers in crossed.answers.values() for key in answers.rows))
+    tried = dict.fromkeys(key for answers in crossed.answers.values() for key in answers.rows)
+    copies = {key for key in BY_WEIGHTS if is_plain(crossed, key)}  # one thing is one row
+    keys = order_of(key for key in tried if key not in copies)
     rows = tuple(_row(crossed, key, keys) for key in keys)
     headroom, matrices = _headroom(crossed), _matrices(crossed, keys)
     at_one = crossed.pairs(lambda answers, donor: answers.at_one.get(donor))
@@ -93,7 +103,7 @@ def _row(crossed: Crossed, key: str, keys: Sequence[str]) -> Row:
     picked = [pick(answers) for answers in crossed.answers.values() if pick(answers)]
     return Row(
         key=key,
-        label=words_of(key).label,
+        label=f"plain PTQ: {clip_name(crossed.cells[0].request.grid)}" if key == "plain" else words_of(key).label,
         needs=words_of(key).needs,
         cells=len(picked),
         candidates=sum(map(len, picked)),
@@ -164,9 +174,10 @@ def _matrices(crossed: Crossed, keys: Sequence[str]) -> tuple[Matrix, ...]:
         ("label_free", "label-free lambda", lambda answers, donor: answers.with_lambda("label_free").get(donor)),
         ("labelled", "labelled lambda", lambda answers, donor: answers.with_lambda("labelled").get(donor)),
     )
-    over = [key for key in _baselines(keys) if key == "plain" or not is_plain(crossed, key)]
     found = [
-        Matrix(mode, label, key, crossed.tasks, crossed.pairs(pick, key)) for key in over for mode, label, pick in ways
+        Matrix(mode, label, key, crossed.tasks, crossed.pairs(pick, key))
+        for key in _baselines(keys)
+        for mode, label, pick in ways
     ]
     return tuple(matrix for matrix in found if matrix.pairs)
 

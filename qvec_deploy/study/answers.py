@@ -7,8 +7,11 @@ higher mean is said to have the higher mean.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import mean
 
 from qvec_deploy.study import notation
+from qvec_deploy.study.choices import words_of
+from qvec_deploy.study.failures import NO_HEADROOM
 from qvec_deploy.study.summary import Comparison, Measured, Setting, Summary
 
 VECTOR = "pair/lambda_1"
@@ -16,6 +19,7 @@ PLAIN = "plain"
 CONTROL = "control/"
 DISPLACEMENT = "control/gptq_displacement"
 MEAN = "mean/lambda_1"
+NO_IMAGES = "need none of the receiver's images either"
 TOLD = 3  # settings that are told one by one
 AGAINST = (
     ("better", "better than"),
@@ -72,7 +76,8 @@ def _gain(name: str, setting: Setting) -> str:
     known = [_interval(row.gain)]
     if tested is not None and tested.t_adjusted is not None:
         known.append(
-            f"p {notation.equals(tested.t_adjusted)} after Holm's correction, {notation.chance(tested.t_p)} before"
+            f"p of a paired t-test over {notation.many(tested.receivers, 'receiver')} "
+            f"{notation.equals(tested.t_adjusted)} after Holm's correction, {notation.chance(tested.t_p)} before"
         )
     beside = "; ".join(filter(None, known))
     value = f"{notation.points(row.gain.value)} points" + (f" ({beside})" if beside else "")
@@ -148,19 +153,40 @@ def _methods(setting: Setting) -> tuple[str, list[Comparison]]:
 
 
 def _told(name: str, setting: Setting) -> str:
-    """One setting: which methods by verdict, each with the difference."""
+    """One setting: which methods by verdict, each with the difference; those apart that need more than a vector."""
     subject, held = _methods(setting)
-    by_verdict = [(words, [one for one in held if verdict(one) == found]) for found, words in AGAINST]
-    told = [f"{words} {notation.listed(list(map(_difference, some)))}" for words, some in by_verdict if some]
-    return f"{name}: {notation.short_label(subject)} is {', '.join(told)}." if told else ""
+    parts = []
+    for where, looking in ((NO_IMAGES, False), (_looking(setting), True)):
+        some = [one for one in held if _looks(one.worse) == looking]
+        told = [_by_verdict(words, [one for one in some if verdict(one) == found]) for found, words in AGAINST]
+        if some:
+            parts.append(f"against those that {where}, {', '.join(filter(None, told))}")
+    return f"{name}: {notation.short_label(subject)} is, {'; '.join(parts)}." if parts else ""
+
+
+def _looks(key: str) -> bool:
+    """Whether a row needs images of the receiver."""
+    return words_of(key).needs == "images"
+
+
+def _looking(setting: Setting) -> str:
+    """What methods do that need the receiver's images; doubles of test images are dropped from them."""
+    fewer = any(one.selecting is not None and one.selecting < setting.selecting for one in setting.headroom)
+    return f"look at {'up to ' if fewer else ''}{setting.selecting:,} unlabelled images of it"
+
+
+def _by_verdict(words: str, some: list[Comparison]) -> str:
+    return f"{words} {notation.listed(list(map(_difference, some)))}" if some else ""
 
 
 def _difference(one: Comparison) -> str:
-    return f"{notation.short_label(one.worse)} ({notation.points(one.difference.value)} points)"
+    """A method with the difference: GPTQ (−5.1 points), GPTQ (generated: −1.5 points)."""
+    name, _, looked = notation.short_label(one.worse).rstrip(")").partition(" (")
+    return f"{name} ({f'{looked}: ' if looked else ''}{notation.points(one.difference.value)} points)"
 
 
 def _counted(settings: list[tuple[str, Setting]]) -> list[str]:
-    """Many settings: how often each method was better, worse or neither."""
+    """Many settings: how often each method was better, worse or neither; those apart that look at images."""
     verdicts: dict[str, dict[str, list[str]]] = {}  # by the row that is held against the method, and the method
     for _, setting in settings:
         subject, held = _methods(setting)
@@ -168,19 +194,45 @@ def _counted(settings: list[tuple[str, Setting]]) -> list[str]:
             verdicts.setdefault(subject, {}).setdefault(one.worse, []).append(verdict(one))
     told = []
     for subject, against in verdicts.items():
-        parts = [f"against {notation.short_label(method)} {_counts(found)}" for method, found in against.items()]
-        told.append(f"{notation.short_label(subject).capitalize()} is, {'; '.join(parts)}.")
+        for where, looking in ((NO_IMAGES, False), ("look at unlabelled images of it", True)):
+            parts = [
+                f"against {notation.short_label(method)} {_counts(found)}"
+                for method, found in against.items()
+                if _looks(method) == looking
+            ]
+            if parts:
+                told.append(f"Of those that {where}, {notation.short_label(subject)} is {'; '.join(parts)}.")
     return told
 
 
 def _doubts(summary: Summary) -> str:
     """What the study cannot say."""
-    doubts = []
-    if any(len(setting.seeds) == 1 for setting in summary.settings):
+    doubts = [_no_headroom(summary)]
+    counts = {len(setting.seeds) for setting in summary.settings}
+    if 1 in counts:
         doubts.append("One seed: nothing here says what training again would change.")
+    if 2 in counts:
+        doubts.append("Two seeds: an interval over seeds rests on one difference of two, and is weak.")
     missing = sum(len(setting.missing) for setting in summary.settings)
     if missing:
         doubts.append(
             f"{notation.many(missing, 'cell')} {'is' if missing == 1 else 'are'} missing: the tables name them."
         )
-    return " ".join(doubts)
+    return " ".join(filter(None, doubts))
+
+
+def _no_headroom(summary: Summary) -> str:
+    """Settings in which rounding costs next to nothing, so that nothing can win it back."""
+    parts = []
+    for name, setting in zip(notation.setting_names(summary), summary.settings, strict=True):
+        if setting.headroom and (gap := mean(one.gap for one in setting.headroom)) < NO_HEADROOM:
+            trained = [one.own_qat_top1 is not None for one in setting.headroom]
+            ceiling = "the receivers' own QAT" if all(trained) else "own QAT or float" if any(trained) else "float"
+            parts.append(f"{name}: {ceiling} less plain PTQ is {notation.points(gap)} points on average")
+    if not parts:
+        return ""
+    told = "; ".join(parts)
+    if len(parts) > TOLD:
+        shown = f"In {len(parts)} of {len(summary.settings)} settings"
+        told = f"{shown} own QAT (or float) less plain PTQ is below {NO_HEADROOM:g} points on average"
+    return f"{told}. There is next to nothing to recover: the question cannot be answered there."

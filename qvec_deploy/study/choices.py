@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qvec_deploy.errors import IntegrityError
 from qvec_deploy.study.summary import Needs
 from qvec_deploy.study.values import Cell, Trial, unpack_right
+from qvec_deploy.tensors import Scheme
 
 Chooser = Literal["label_free", "labelled", "hindsight"]
 Trials = tuple[Trial, ...]
@@ -63,6 +64,8 @@ the mean of donors under them follows the mix."""
 
 INPUT_LABELS = {"images": "unlabelled images", "generated": "generated images", "moments": "donors' second moments"}
 METHOD_LABELS = {"awq": "AWQ", "gptq": "GPTQ", "gptaq": "asymmetric GPTQ"}
+BY_WEIGHTS = ("rtn", "mse")
+"""Methods that look at nothing; on a grid of the same rule they are plain PTQ by another name."""
 
 
 class Answers:
@@ -180,7 +183,7 @@ class Answers:
         of_kind = {kind: tuple(t for t in self.cell.trials if t.kind == kind) for kind in ("float", "own_qat", "mix")}
         yield "float", of_kind["float"]
         yield "own_qat", of_kind["own_qat"]
-        for method in ("rtn", "mse"):
+        for method in BY_WEIGHTS:
             yield method, self._without_patch(method)
         yield "plain", (self.plain,)
         for trial in self.cell.trials:
@@ -240,10 +243,22 @@ def words_of(key: str) -> Words:
     return Words(f"mean of donors, {chosen}, under {words}", needs, vector=True)
 
 
+def clip_name(grid: Scheme) -> str:
+    """How a grid's scale is found, and so what plain PTQ on it is: MSE clipping, absmax or clip 0.65."""
+    if grid.method == "mse":
+        return "MSE clipping"
+    return "absmax" if grid.clip == 1 else f"clip {grid.clip:g}"
+
+
 def _calibrated(key: str) -> tuple[str, str, str]:
     """Method, its inputs, and how the mean of donors under it was scaled: nothing without a mean."""
     method, inputs, *way = key.removeprefix("mean+").split("/")
     return method, inputs, way[0] if way else ""
+
+
+def methods_of(rows: Iterable[str]) -> tuple[str, ...]:
+    """The rows of methods without a vector that do more than plain PTQ, in the order of the table."""
+    return tuple(key for key in order_of(rows) if key == "mse" or (key not in ROWS and "+" not in key))
 
 
 def baseline(rows: Iterable[str], method: str) -> str | None:

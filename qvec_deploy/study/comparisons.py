@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qvec_deploy.study.choices import CONTROLS, METHOD_LABELS, ROWS, baseline, words_of
+from qvec_deploy.study.choices import CONTROLS, ROWS, methods_of, words_of
 from qvec_deploy.study.crossed import Crossed, row_of
 from qvec_deploy.study.statistics import holm, paired
 from qvec_deploy.study.summary import Comparison, Family, Setting
@@ -51,8 +51,7 @@ def questions(rows: Iterable[str]) -> tuple[Question, ...]:
     there = set(keys)
     asked = [Question(_against_plain(key), key, "plain") for key in keys if key not in REFERENCES]
     asked += [Question("controls", "pair/lambda_1", f"control/{control}") for control in CONTROLS]
-    methods = [baseline(keys, method) for method in ("mse", *METHOD_LABELS)]
-    asked += [Question("methods", vector, method) for vector in VECTORS for method in methods if method is not None]
+    asked += [Question("methods", vector, method) for vector in VECTORS for method in methods_of(keys)]
     asked += [Question("on top", key, key.removeprefix("mean+").rpartition("/")[0]) for key in keys if "mean+" in key]
     asked += [Question("choices", *pair) for pair in CHOICES]
     return tuple(question for question in asked if {question.better, question.worse} <= there)
@@ -68,8 +67,8 @@ def _against_plain(key: str) -> str:
 def compare(crossed: Crossed, rows: Iterable[str]) -> tuple[Comparison, ...]:
     """Paired tests over receivers, seeds averaged first; not yet adjusted.
 
-    A receiver's difference is over the seeds that have both rows. A row that is plain PTQ by another name (MSE clipping
-    on an MSE grid) is not compared with anything: plain is.
+    A receiver's difference is over the seeds that have both rows. A row that is plain PTQ by another name (a lambda
+    that was always chosen to be 0) is not compared with anything: plain is.
     """
     top1 = {key: crossed.top1(row_of(key)) for key in rows if key == "plain" or not is_plain(crossed, key)}
     found = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,16 +38,22 @@ class Study:
 
 
 def write_documents(
-    store: Store, *, recipe: str, cells: Mapping[str, Path], costs: Sequence[Mapping[str, Any]], run: dict[str, Any]
+    store: Store,
+    *,
+    recipe: str,
+    cells: Mapping[str, tuple[Path, str]],
+    costs: Sequence[Mapping[str, Any]],
+    run: dict[str, Any],
 ) -> None:
     """Write what a run leaves, all of one run whatever runs beside it: run.json comes last, and is gone meanwhile.
 
-    Where the disk refuses the others, run.json tells that as a failure, and nothing older stays beside it.
+    Where the disk refuses the others, or a cell is damaged, run.json tells that as a failure, and nothing older stays
+    beside it.
 
     Args:
         store: The study's folder.
         recipe: study.yaml.
-        cells: The file of every cell by its name among the documents.
+        cells: By its name among the documents, every cell's file and what the study calls its model.
         costs: Of costs.json, an entry a fine-tune.
         run: run.json; a failure to write the others is added.
 
@@ -63,13 +69,17 @@ def write_documents(
         try:
             write_bytes(store.out / STUDY_FILE, recipe.encode())
             write_bytes(store.out / COSTS_FILE, json.dumps({"fine_tunes": costs}, indent=1).encode() + b"\n")
-            for name, source in cells.items():
-                with storage_errors(source):
-                    write_bytes(folder / name, source.read_bytes())
-        except StorageError as error:
+            for name, (source, model) in cells.items():
+                write_bytes(folder / name, cell_json(_called(read_cell(source), model)))
+        except (StorageError, IncompatibleError, IntegrityError) as error:
             run["failures"].append({"node": "documents", "because": None, **asdict(Failure.of(error))})
             run["exit_code"] = worst([run["exit_code"], error.exit_code])
         write_bytes(path, json.dumps(run, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def _called(cell: Cell, model: str) -> Cell:
+    """A cell with the study's name for its model, which decides nothing and may be another in the next run."""
+    return replace(cell, request=replace(cell.request, name=model))
 
 
 def cell_json(cell: Cell) -> bytes:
@@ -124,6 +134,15 @@ def read_study(out: Path) -> Study:
     finally:  # what is wrong with documents of two runs is that
         if _written(path) != before:
             raise StorageError(f"{path} changed while it was read: a run has ended", hint="try it again")
+
+
+def documents_of(out: Path) -> str | None:
+    """The name of the study whose documents a folder holds; None where there are none that can be read."""
+    try:
+        name = json.loads((out / RUN_FILE).read_bytes())["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _written(path: Path) -> tuple[int, int] | None:

@@ -237,7 +237,6 @@ class _Model:
         others = [other for other in self._tasks if other.name != task.name]
         values = {
             **self._what,
-            "name": self._model.name,
             "skip": list(self._model.skip),
             "grid": grid.scheme().as_dict(),
             "seed": seed,

@@ -8,6 +8,7 @@ from operator import attrgetter
 
 from qvec_deploy.measure.statistics import Estimate
 from qvec_deploy.report.formatting import NONE, p_value, signed_text
+from qvec_deploy.study.choices import clip_name
 from qvec_deploy.study.summary import Measured, Needs, Setting, Summary, Wins
 from qvec_deploy.tensors import Scheme
 
@@ -141,8 +142,7 @@ def duration(seconds: float) -> str:
 def grid_name(grid: Scheme) -> str:
     """A grid in a few words: 3 bits per tensor, MSE clipping."""
     grain = f"group of {grid.group_size}" if grid.granularity == "group" else grid.granularity
-    clips = {"mse": "MSE clipping", "rtn": "absmax" if grid.clip == 1 else f"clip {grid.clip:g}"}
-    return f"{grid.bits} bits per {grain}, {clips[grid.method]}"
+    return f"{grid.bits} bits per {grain}, {clip_name(grid)}"
 
 
 def setting_names(summary: Summary) -> tuple[str, ...]:
@@ -165,6 +165,11 @@ def model_names(summary: Summary) -> tuple[str, ...]:
     for setting in summary.settings:
         called.setdefault(setting.model, set()).add(setting.name)
     return tuple(one.name if len(called[one.model]) > 1 else one.model for one in summary.settings)
+
+
+def model_title(setting: Setting) -> str:
+    """The study's name for the model with timm's, or the one name that it has: vit_demo (vit_tiny_patch16_224)."""
+    return setting.model if setting.name == setting.model else f"{setting.name} ({setting.model})"
 
 
 def many(count: int, noun: str) -> str:

@@ -12,8 +12,10 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from qvec_deploy.checkpoint import is_remote
 from qvec_deploy.donors.recipe import DonorGrid, DonorTrain
+from qvec_deploy.errors import StorageError
 from qvec_deploy.recipe.blocks import Block, ModelArg
 from qvec_deploy.recipe.reading import parse, read_values
+from qvec_deploy.store import storage_errors
 from qvec_deploy.study.presets import BACKBONES, PAPER_TASKS, TINY_TASKS
 from qvec_deploy.tensors import Scheme
 
@@ -23,6 +25,7 @@ RELEASED = "hf://gladia/qat-transfer-timm@main"
 
 RELEASED_SEED = 2038
 _MIN_IMAGES = 8
+_SOME: dict[str, Any] = {"minItems": 1}  # `min_length` would tell of none where the only one is wrong, too
 
 ModelPreset = Literal["vit_b", "vit_l", "vit_h", "deit3_b", "deit3_l", "swin_b", "swin_l"]
 
@@ -120,8 +123,11 @@ class Tasks(Block):
         if odd:
             raise ValueError(f"`only`: the preset has no task `{odd[0]}`; it has {', '.join(known)}")
         names = [task.name for task in self.all()]
-        if len(names) < 2 or len(set(names)) != len(names):
-            raise ValueError("at least two tasks are needed, each under a name of its own")
+        twice = _twice(names)
+        if twice is not None:
+            raise ValueError(f"two tasks have the name `{twice}`: give each one of its own")
+        if len(names) < 2:
+            raise ValueError("at least two tasks are needed")
         return self
 
     def all(self) -> tuple[StudyTask, ...]:
@@ -164,14 +170,16 @@ class StudyRecipe(Block):
 
     version: Literal[1] = Field(description="Version of this file's format.")
     name: str = Field(pattern=NAME, description="Name of the study.")
-    models: tuple[StudyModel, ...] = Field(min_length=1, description="Models, one study each.")
+    models: tuple[StudyModel, ...] = Field(json_schema_extra=_SOME, description="Models, one study each.")
     tasks: Tasks = Field(description="Tasks: a list, or a preset.")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(1,),
-        min_length=1,
+        json_schema_extra=_SOME,
         description="Seeds of the fine-tunes; a number N stands for 1 to N.",
     )
-    grids: tuple[DonorGrid, ...] = Field(min_length=1, description="Grids, each with QAT fine-tunes of its own.")
+    grids: tuple[DonorGrid, ...] = Field(
+        json_schema_extra=_SOME, description="Grids, each with QAT fine-tunes of its own."
+    )
     methods: tuple[Literal["awq", "gptq", "gptaq"], ...] = Field(
         default=("gptq", "awq"), description="PTQ methods beside round to nearest and MSE clipping."
     )
@@ -181,7 +189,7 @@ class StudyRecipe(Block):
     moments: int = Field(default=200, ge=1, description="With that input: a donor's images behind its moments.")
     lambdas: tuple[float, ...] = Field(
         default=(-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
-        min_length=1,
+        json_schema_extra=_SOME,
         description="Lambdas of every pair; 0 and 1 are always tried.",
     )
     controls: tuple[Literal["random", "shuffle", "task_vector", "gptq_displacement"], ...] = Field(
@@ -195,6 +203,28 @@ class StudyRecipe(Block):
 
     _folder: Path = PrivateAttr(default=Path())
 
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, values: Any) -> Any:
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ValueError("give a number from 1, or a list")
+        return tuple(values)
+
+    @field_validator("models", "grids", "lambdas")
+    @classmethod
+    def _some(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not values:
+            raise ValueError("at least one is needed")
+        return values
+
+    @field_validator("grids")
+    @classmethod
+    def _grids_once(cls, values: tuple[DonorGrid, ...]) -> tuple[DonorGrid, ...]:
+        twice = _twice([grid_name(grid) for grid in values])
+        if twice is not None:
+            raise ValueError(f"the grid `{twice}` is named twice")
+        return values
+
     @field_validator("methods", "inputs", "lambdas", "controls", "seeds")
     @classmethod
     def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -207,8 +237,6 @@ class StudyRecipe(Block):
         names = [model.name for model in self.models]
         if len(set(names)) != len(names):
             raise ValueError("two models have one name: give them a `name`")
-        if len({grid_name(grid) for grid in self.grids}) != len(self.grids):
-            raise ValueError("a grid is named twice")
         if "seed" in self.train.model_fields_set:
             raise ValueError("train.seed: the study's `seeds` are those of its fine-tunes; leave it out")
         if "moments" in self.inputs and "gptq" not in self.methods:
@@ -269,6 +297,11 @@ class StudyRecipe(Block):
             yield values["checkpoints"], "hub"
 
 
+def _twice(names: Sequence[str]) -> str | None:
+    """The first name that is there before."""
+    return next((name for place, name in enumerate(names) if name in names[:place]), None)
+
+
 def grid_name(grid: DonorGrid | Scheme) -> str:
     """A grid in a word, such as `3bit_channel_mse`."""
     scheme = grid if isinstance(grid, Scheme) else grid.scheme()
@@ -288,6 +321,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
         StorageError: The file is missing or unreadable.
         RecipeError: Not YAML, unknown keys, wrong types, impossible values; with field, line and nearest name.
     """
+    with storage_errors(path):
+        if not path.exists():
+            raise StorageError(f"study recipe: {path} does not exist", hint="check the path")
     values, places = read_values(path, overrides, what="study recipe")
     recipe = parse(StudyRecipe, _completed(values), str(path), places)
     recipe._folder = path.parent
@@ -302,7 +338,7 @@ def _completed(values: Any) -> Any:
     if isinstance(values.get("tasks"), list):
         values["tasks"] = {"list": values["tasks"]}
     seeds = values.get("seeds")
-    if type(seeds) is int:
+    if type(seeds) is int and seeds > 0:
         values["seeds"] = list(range(1, seeds + 1))
     if seeds is None and values.get("checkpoints") is not None:
         values["seeds"] = [RELEASED_SEED]

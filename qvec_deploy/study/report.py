@@ -63,7 +63,7 @@ def study_page(studied: Studied) -> Page:
 
 
 def _kicker(summary: Summary) -> str:
-    models = dict.fromkeys(notation.model_names(summary))
+    models = dict.fromkeys(map(notation.model_title, summary.settings))
     tasks = dict.fromkeys(task for setting in summary.settings for task in setting.tasks)
     seeds = dict.fromkeys(seed for setting in summary.settings for seed in setting.seeds)
     pairs = max((notation.pairs(setting) for setting in summary.settings), default=0)

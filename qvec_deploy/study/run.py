@@ -6,17 +6,17 @@ import contextlib
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from qvec_deploy.bundle.bundle import available_threads
-from qvec_deploy.errors import worst
+from qvec_deploy.errors import StorageError, worst
 from qvec_deploy.executors import ExecutorName, check_address, start_executor
 from qvec_deploy.jobs import Executor, Failure
 from qvec_deploy.store import storage_errors
-from qvec_deploy.study.documents import write_documents
+from qvec_deploy.study.documents import documents_of, write_documents
 from qvec_deploy.study.graph import build_graph
 from qvec_deploy.study.nodes import KINDS, Node, package_versions
 from qvec_deploy.study.recipe import StudyRecipe
@@ -106,7 +106,7 @@ class _Runner:
             if node.id not in self.missing:
                 if self.store.record(node.id) is not None:  # a worker that was killed could not
                     self.store.forget_work(node.id)
-                self._end(Ended(node, "kept", self.store.seconds(node.id)))
+                self._end(Ended(node, "kept", self.store.seconds(node)))
 
     def _submit(self, nodes: Iterable[Node], submitted: set[str]) -> None:
         """Start what can start; what needs a failed node fails with it."""
@@ -153,7 +153,7 @@ def run_study(
     check_address(executor, address)
     watcher = watcher or Watcher()
     start = time.monotonic()
-    Store.at(out)  # another's folder is refused before anything else
+    _require_same(recipe, Store.at(out))  # another's folder is refused before anything else
     groups = build_graph(recipe, offline=offline)
     nodes = [node for group in groups for node in group]
     store = Store.open(out)
@@ -164,22 +164,32 @@ def run_study(
         logs.mkdir(exist_ok=True)
     runs_on = start_executor(executor, jobs, address=address, preload=PRELOAD, logs=logs, on_event=watcher.event)
     with contextlib.closing(runs_on):
-        runner = _Runner(store, runs_on, watcher, _missing(nodes, store))
+        runner = _Runner(store, runs_on, watcher, _missing(nodes, store.find))
         for group in groups:
             runner.run(group)
     ended = [runner.over[node.id] for node in nodes]
     run = _document(recipe, ended, time.monotonic() - start, executor, jobs)
     cells = [one.node for one in ended if one.node.kind == "cell" and one.state != "failed"]
-    paths = {cell_file(node): store.folder(node.id) / "cell.json" for node in cells}
-    write_documents(store, recipe=_yaml(recipe), cells=paths, costs=_costs(ended), run=run)
+    files = {cell_file(node): (store.folder(node.id) / "cell.json", str(node.about["model"])) for node in cells}
+    write_documents(store, recipe=_yaml(recipe), cells=files, costs=_costs(ended), run=run)
     return Outcome(run, run["exit_code"])
 
 
-def _missing(nodes: Sequence[Node], store: Store) -> set[str]:
+def _require_same(recipe: StudyRecipe, store: Store) -> None:
+    """Refuse a folder with another study's documents: this one's would replace them."""
+    name = documents_of(store.out)
+    if name not in (None, recipe.name):
+        raise StorageError(
+            f"{store.out} holds the study `{name}`, and this one is `{recipe.name}`",
+            hint="choose another directory, or keep the name",
+        )
+
+
+def _missing(nodes: Sequence[Node], is_there: Callable[[Node], bool]) -> set[str]:
     """What must be made: cells that are not there, and what they are made from as far as that is not there."""
     missing, needed = set(), {node.id for node in nodes if node.kind == "cell"}
     for node in reversed(nodes):  # children before parents
-        if node.id in needed and store.record(node.id) is None:
+        if node.id in needed and not is_there(node):
             missing.add(node.id)
             needed.update(node.parents)
     return missing
@@ -205,14 +215,16 @@ def plan_study(
         RecipeError, StorageError, IncompatibleError: As `run_study`.
     """
     store = Store.at(out) if out is not None else Store(Path())
+    if out is not None:
+        _require_same(recipe, store)
     nodes = [node for group in build_graph(recipe, offline=offline) for node in group]
-    missing = _missing(nodes, store) if out is not None else {node.id for node in nodes}
+    missing = _missing(nodes, store.knows) if out is not None else {node.id for node in nodes}
     kinds: dict[str, Any] = {}
     left: float | None = 0.0
     for kind in KINDS:
         mine = [node for node in nodes if node.kind == kind]
         done = [node for node in mine if node.id not in missing]
-        seconds = [known for node in done if (known := store.seconds(node.id))]
+        seconds = [known for node in done if (known := store.seconds(node))]
         mean = sum(seconds) / len(seconds) if seconds else None
         kinds[kind] = {"total": len(mine), "done": len(done), "mean_seconds": mean}
         if len(done) < len(mine):

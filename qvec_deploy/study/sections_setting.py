@@ -162,10 +162,10 @@ def _term(key: str) -> str:
 
 
 def _setting(setting: Setting) -> str:
-    arguments = ", ".join(f"{key} {value}" for key, value in setting.model_args.items())
+    model = ", ".join([notation.model_title(setting), *(f"{key} {value}" for key, value in setting.model_args.items())])
     seeds = ", ".join(map(str, setting.seeds))
     return (
-        f"{setting.model}{f' ({arguments})' if arguments else ''}; {notation.grid_name(setting.grid)}, symmetric, "
+        f"{model}; {notation.grid_name(setting.grid)}, symmetric, "
         f"{2 * setting.grid.qmax + 1} levels, {', '.join(setting.skip) or 'nothing'} stays float; "
         f"tasks {notation.listed(setting.tasks)}; seeds {seeds}; {setting.selecting:,} images select; weights only."
     )

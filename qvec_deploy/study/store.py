@@ -11,14 +11,15 @@ Several processes, and several machines that share the folder, may work in it at
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
-from qvec_deploy.shelf import Shelf
+from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError
+from qvec_deploy.shelf import ENTRY_FILE, Shelf
 from qvec_deploy.store import canonical_json, file_lock, sha256_file, staging_directory, storage_errors, write_bytes
 from qvec_deploy.study.nodes import Node
 
@@ -104,11 +105,20 @@ class Store:
         return self.out / "work" / node
 
     def weights(self, node: str) -> Path:
-        """The weights of a finished node: its own file, or the one it found elsewhere."""
+        """The weights of a finished node: its own file, or the one it found elsewhere, with the bytes it had then.
+
+        Raises:
+            IntegrityError: They are not whole, or of other bytes.
+        """
         found = self.record(node)
         if found is None:
             raise IntegrityError(f"{self.folder(node)} is not whole", hint="run the study again")
         elsewhere = found["record"].get("path")
+        damaged = self._damaged(node, found)
+        if damaged is not None and elsewhere is not None:
+            raise _other_bytes(damaged)
+        if damaged is not None:
+            raise IntegrityError(f"{damaged} is damaged", hint="run the study again: it is made anew")
         return self.folder(node) / found["files"][0] if elsewhere is None else Path(elsewhere)
 
     @property
@@ -116,24 +126,78 @@ class Store:
         """Held while study.yaml, cells, costs.json and run.json are written."""
         return self._shelf.folder / "locks" / "documents"
 
-    def seconds(self, node: str) -> float:
+    def seconds(self, node: Node) -> float:
         """What making a node took, be its files still there or not; 0 where that is not known."""
-        try:
-            return float(json.loads((self.folder(node) / _NODE_FILE).read_bytes())["record"]["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0.0
+        for path in (self.folder(node.id) / _NODE_FILE, self._entry(node) / ENTRY_FILE):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                return float(json.loads(path.read_bytes())["record"]["seconds"])
+        return 0.0
 
     def record(self, node: str) -> dict[str, Any] | None:
-        """What is known of a finished node: `record` and `files`; None where it is not whole."""
+        """What is known of a finished node: `record`, `files`, their `sha256`; None where it is not whole by sizes."""
         folder = self.folder(node)
         try:
             found: dict[str, Any] = json.loads((folder / _NODE_FILE).read_bytes())
             whole = all((folder / name).stat().st_size == size for name, size in found["sizes"].items())
             path = found["record"].get("path")
             whole = whole and (path is None or Path(path).stat().st_size == found["record"]["bytes"])
+            hashes = dict(found.get("sha256", {}))  # an older release kept none
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return {"record": found["record"], "files": list(found["sizes"])} if whole else None
+        return {"record": found["record"], "files": list(found["sizes"]), "sha256": hashes} if whole else None
+
+    def knows(self, node: Node) -> bool:
+        """Whether a node is there, under this name or another one of its model, by sizes; nothing is written."""
+        return self.record(node.id) is not None or self._is_shelved(node)
+
+    def find(self, node: Node) -> bool:
+        """Whether a node is there byte for byte; what the shelf has gets its place among the files.
+
+        What is damaged is removed.
+        """
+        if self._is_whole(node.id):
+            return True
+        if not self.knows(node):
+            return False
+        try:
+            self.obtain(node, _make_nothing)
+        except QvecError:  # whoever makes the node will tell what is wrong
+            return False
+        return True
+
+    def _is_whole(self, node: str) -> bool:
+        found = self.record(node)
+        try:
+            return found is not None and self._damaged(node, found) is None
+        except StorageError:  # it cannot be read
+            return False
+
+    def _damaged(self, node: str, found: dict[str, Any]) -> Path | None:
+        """A file of a finished node that has other bytes than it was recorded with, if any."""
+        known = {self.folder(node) / name: found["sha256"].get(name) for name in found["files"]}
+        record = found["record"]
+        if "path" in record:
+            known[Path(record["path"])] = record.get("sha256")
+        return next((path for path, sha in known.items() if sha is not None and sha256_file(path) != sha), None)
+
+    def _entry(self, node: Node) -> Path:
+        """Where the shelf has a node's files."""
+        return self._shelf.folder / f"{node.kind}-{node.key[:32]}"
+
+    def _is_shelved(self, node: Node) -> bool:
+        """Whether the shelf has a node's files, of the sizes they had under its name if they had one."""
+        entry = self._entry(node)
+        sizes: dict[str, int] = {}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            sizes = dict(json.loads((self.folder(node.id) / _NODE_FILE).read_bytes())["sizes"])
+        try:
+            found = json.loads((entry / ENTRY_FILE).read_bytes())
+            now = {name: (entry / name).stat().st_size for name in found["files"]}
+            path = found["record"].get("path")
+            there = path is None or Path(path).stat().st_size == found["record"]["bytes"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        return bool(there) and all(sizes.get(name, size) == size for name, size in now.items())
 
     def obtain(self, node: Node, make: Make) -> dict[str, Any]:
         """Make a node's files, or find them; a second maker of the same waits for the first.
@@ -154,7 +218,7 @@ class Store:
             return make(staging)
 
         with file_lock(self._shelf.folder / "locks" / f"{node.id}.node"):
-            if self.record(node.id) is None:
+            if not self._is_whole(node.id):
                 with storage_errors(folder):
                     if folder.exists():
                         shutil.rmtree(folder)
@@ -170,8 +234,11 @@ class Store:
         record = self._shelf.obtain(node.kind, node.keyed, staging, make)
         if "path" in record:
             record = _found_again(record, staging, make)
-        sizes = {file.name: file.stat().st_size for file in sorted(staging.iterdir())}
-        write_bytes(staging / _NODE_FILE, canonical_json({"record": record, "sizes": sizes, "of": node.keyed}))
+        files = sorted(staging.iterdir())
+        sizes = {file.name: file.stat().st_size for file in files}
+        hashes = {file.name: sha256_file(file) for file in files}
+        values = {"record": record, "sizes": sizes, "sha256": hashes, "of": node.keyed}
+        write_bytes(staging / _NODE_FILE, canonical_json(values))
 
     def forget_work(self, node: str) -> None:
         """Remove what a finished node kept of how far it was."""
@@ -196,11 +263,19 @@ def _found_again(record: dict[str, Any], staging: Path, make: Make) -> dict[str,
     """The record of a file that lies elsewhere, where it may have gone or changed since it was first found."""
     now = record if Path(record["path"]).is_file() else make(staging)
     if sha256_file(Path(now["path"])) != record["sha256"]:
-        raise IntegrityError(
-            f"the released file {now['path']} changed since it was first used in this study",
-            hint="put back the file that it was, or begin again in another directory",
-        )
+        raise _other_bytes(Path(now["path"]))
     return now
+
+
+def _other_bytes(path: Path) -> IntegrityError:
+    return IntegrityError(
+        f"the released file {path} changed since it was first used in this study",
+        hint="put back the file that it was, or begin again in another directory",
+    )
+
+
+def _make_nothing(staging: Path) -> dict[str, Any]:
+    raise IntegrityError("it is not there", hint="run the study again")
 
 
 def _require_version(path: Path) -> None:

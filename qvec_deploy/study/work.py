@@ -201,7 +201,6 @@ def cell_request(settings: Mapping[str, Any], store: Store) -> CellRequest:
         controls=tuple(settings["controls"]),
         selecting=settings["selecting"],
         testing=settings["testing"],
-        name=settings.get("name", ""),
     )
 
 

@@ -25,10 +25,20 @@ def _command(recipe: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "qvec_deploy", "study", "run", str(recipe), "-o", str(out), "--json", "--jobs", "2"]
 
 
+def _interruptible() -> None:
+    """What is started in a shell's background ignores Ctrl-C from birth, these tests perhaps."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_interruptible,
     )
     try:
         yield process

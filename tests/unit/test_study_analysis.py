@@ -149,11 +149,27 @@ def test_plain_gains_nothing_and_its_own_qat_closes_the_gap() -> None:
         assert (own.low, own.value, own.high) == pytest.approx((1.0, 1.0, 1.0))
         at_zero = [point for curve in setting.curves for point in curve.points if point.lam == 0.0]
         assert [(point.gain.value, point.win_share) for point in at_zero] == [(0.0, 0.0), (0.0, 0.0)]
-    same = row(whole().settings[0], "mse")  # the same trial under another name
-    assert (same.wins[0].wins, same.wins[0].ties, same.wins[0].count) == (0, 18, 18)
-    on_mse = same.gain
-    assert on_mse is not None
-    assert (on_mse.value, on_mse.images.low, on_mse.images.high) == (0.0, 0.0, 0.0)
+
+
+def test_plain_by_another_name_is_no_row_and_no_baseline() -> None:
+    on_mse, clipped = whole().settings
+    assert on_mse.row("mse") is None
+    assert clipped.row("mse") is not None
+    assert "mse" not in {wins.baseline for entry in on_mse.rows for wins in entry.wins}
+    assert row(on_mse, "plain").label == "plain PTQ: MSE clipping"
+    assert row(clipped, "plain").label == "plain PTQ: clip 0.65"
+    absmax = [
+        replace(
+            cell,
+            request=replace(cell.request, grid=Scheme(3, "tensor")),
+            trials=tuple(t for t in cell.trials if (t.kind, t.method) != ("plain", "grid")),
+        )
+        for cell in make_cells((1,), TASKS[:2])
+    ]
+    setting = summarize(absmax).settings[0]
+    assert setting.row("rtn") is None
+    assert setting.row("mse") is not None
+    assert row(setting, "plain").label == "plain PTQ: absmax"
 
 
 def test_rows_say_what_they_need_and_stand_in_order() -> None:
@@ -280,6 +296,8 @@ def test_a_choice_between_equals_falls_on_the_least_patch() -> None:
         assert {pair.gain for pair in setting.matrices[mode].pairs} == {0.0}
     chosen = next(s for s in setting.selection if s.key == "pair/label_free")
     assert (chosen.median_lambda, chosen.at_zero, chosen.at_edge) == (0.0, 1.0, 0.0)
+    assert row(setting, "mean/label_free").top1 == row(setting, "plain").top1  # a finding, but nothing to test
+    assert not [c for c in setting.comparisons if "mean/label_free" in (c.better, c.worse)]
 
 
 def test_what_was_not_looked_at_is_not_chosen() -> None:
@@ -319,6 +337,31 @@ def test_comparisons_average_seeds_and_then_test_receivers() -> None:
     assert found.t_p == pytest.approx(expected.pvalue)
     assert found.difference.value == pytest.approx(np.mean(by_receiver[0] - by_receiver[1]))
     assert found.wilcoxon_least == 1 / 32
+
+
+def test_a_vector_is_tested_against_methods_on_images_and_on_generated_ones_alike() -> None:
+    on_mse, clipped = whole().settings
+    calibrated = [f"{method}/{inputs}" for method in ("awq", "gptq", "gptaq") for inputs in ("images", "generated")]
+    for setting, methods in ((on_mse, calibrated), (clipped, ["mse", *calibrated])):
+        for vector in ("pair/lambda_1", "mean/lambda_1", "mix"):
+            asked = [c.worse for c in setting.comparisons if c.family == "methods" and c.better == vector]
+            assert asked == methods
+    by_name = {family.name: family.size for family in whole().families}
+    assert by_name["methods"] == 3 * (6 + 7)
+    cells = make_cells((1,), TASKS[:2])
+    brought = [  # as if the generated images of GPTQ had been the donors' second moments
+        replace(
+            cell,
+            trials=tuple(
+                replace(t, inputs="moments") if (t.method, t.inputs) == ("gptq", "generated") else t
+                for t in cell.trials
+            ),
+        )
+        for cell in cells
+    ]
+    asked = [(c.better, c.worse) for c in summarize(brought).settings[0].comparisons if c.family == "methods"]
+    assert ("mean/lambda_1", "gptq/moments") in asked
+    assert ("mean/lambda_1", "gptq/generated") not in asked
 
 
 def test_families_are_adjusted_over_all_settings() -> None:

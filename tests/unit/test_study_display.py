@@ -41,6 +41,15 @@ def test_running_nodes_are_shown_with_their_steps(node: Node, steps: int) -> Non
         assert len(display._bars.tasks) == 3
 
 
+def test_without_a_terminal_a_line_says_how_many_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, other = _console(terminal=False), Node("fp", {"model": "vit", "task": "upper", "seed": 1}, {}, {})
+    monkeypatch.setattr(study_display, "_EVERY_S", 0.0)
+    with StudyDisplay(console) as display:
+        display.begun([FP, other, CELL])
+        display.ended(Ended(FP, "kept"))
+    assert _written(console).rstrip().endswith("1/3, 1 of them kept  (float fine-tunes 1/2, receivers 0/1)")
+
+
 def test_without_a_terminal_steps_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     console = _console(terminal=False)
     with StudyDisplay(console) as display:

@@ -52,7 +52,7 @@ def test_parents_come_first_and_nothing_is_there_twice(tmp_path: Path) -> None:
         ({"train__lr": 1e-4}, {"fp", "qat", "vector", "cell"}),
         ({"grids": [{"bits": 3, "granularity": "tensor", "clip_every": 7}]}, {"qat", "vector", "cell"}),
         ({"inputs": ["images", "moments"], "methods": ["gptq"], "moments": 8}, {"vector", "cell"}),
-        ({"models": [{**study_recipes.VALUES["models"][0], "name": "other"}]}, {"cell"}),
+        ({"models": [{**study_recipes.VALUES["models"][0], "name": "other"}]}, set()),
         ({"train__save_every": 3}, set()),
         ({"train__workers": 1}, set()),
         ({"name": "other"}, set()),
@@ -170,10 +170,6 @@ def test_the_split_that_chooses_of_a_donor_decides_the_cells_of_others(tmp_path:
         return next(node.key for node in nodes if node.kind == "cell" and node.about["task"] == "b")
 
     assert key("val", "test") != key("test", "val")  # the same images: the donor's prototypes are of others
-
-
-def test_a_cell_is_told_its_models_name(tmp_path: Path) -> None:
-    assert {node.settings["name"] for node in _nodes(tmp_path) if node.kind == "cell"} == {"pico"}
 
 
 def _on_hub(name: str, **changes: Any) -> dict[str, Any]:

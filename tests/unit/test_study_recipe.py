@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 from study_recipes import VALUES, hub_study, write_study
 
-from qvec_deploy.errors import RecipeError
+from qvec_deploy.errors import RecipeError, StorageError
 from qvec_deploy.study.presets import BACKBONES, PAPER_TASKS
 from qvec_deploy.study.recipe import StudyRecipe, grid_name, load_study, study_schema
 from qvec_deploy.tensors import Scheme
@@ -119,9 +119,16 @@ def test_the_resolved_recipe_reads_back_from_anywhere(tmp_path: Path) -> None:
         ),
         ({"tasks": {"preset": "paper22", "only": ["DTD", "EMNIST"]}}, "the paper turned its images by -90 degrees"),
         ({"tasks": [{"name": "a", "dataset": "x", "selecting_split": "test"}] * 2}, "both chooses and judges"),
-        ({"seeds": 0}, "seeds"),
+        ({"tasks": [{"name": name, "dataset": "x"} for name in "aba"]}, "two tasks have the name `a`"),
+        ({"tasks": {"preset": "tiny", "only": ["upper", "lower", "upper"]}}, "two tasks have the name `upper`"),
+        ({"seeds": 0}, "seeds: give a number from 1, or a list"),
+        ({"seeds": True}, "seeds: give a number from 1, or a list"),
+        ({"seeds": []}, "seeds: give a number from 1, or a list"),
+        ({"lambdas": ["a"]}, "lambdas.0: Input should be a valid number"),
+        ({"lambdas": []}, "lambdas: at least one is needed"),
+        ({"models": []}, "models: at least one is needed"),
         ({"seeds": [1, 1]}, "named twice"),
-        ({"grids": [{"bits": 3}, {"bits": 3}]}, "a grid is named twice"),
+        ({"grids": [{"bits": 3}, {"bits": 3}]}, "grids: the grid `3bit_channel_mse` is named twice"),
         ({"grids": [{"bits": 9}]}, "grids.0.bits"),
         ({"methods": ["gtpq"]}, "methods.0"),
         ({"inputs": ["moments"]}, "is for method `gptq`"),
@@ -150,6 +157,21 @@ def test_refusals(tmp_path: Path, changes: dict[str, Any], message: str) -> None
 def test_what_released_fine_tunes_cannot_be_asked_for(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_study(hub_study(tmp_path, tmp_path / "hub", **changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lambdas": ["a"]}, {"lambdas": []}, {"grids": [{"bits": 9}]}, {"seeds": 0}, {"seeds": "x"}]
+)
+def test_a_wrong_list_is_one_error(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_study(write_study(tmp_path, **changes))
+    assert len(caught.value.message.splitlines()) == 1 and "Tuple" not in caught.value.message
+
+
+def test_a_recipe_that_is_not_there_is_looked_for_from_here(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"gone\.yaml does not exist") as caught:
+        load_study(tmp_path / "gone.yaml")
+    assert caught.value.hint == "check the path"
 
 
 def test_names_of_grids() -> None:

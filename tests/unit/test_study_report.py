@@ -13,7 +13,7 @@ from qvec_deploy.errors import StorageError
 from qvec_deploy.measure.statistics import Estimate
 from qvec_deploy.study import notation, sections_gains, sections_pairs, sections_results, sections_setting
 from qvec_deploy.study.analysis import summarize
-from qvec_deploy.study.answers import answers, remarks
+from qvec_deploy.study.answers import answers, compared, remarks
 from qvec_deploy.study.page import to_html, to_markdown
 from qvec_deploy.study.report import Studied, study_page
 from qvec_deploy.study.sections_results import compact
@@ -170,6 +170,27 @@ def test_methods_without_a_vector_are_told_by_verdict():
     assert "not told apart from" in told
 
 
+def test_methods_that_look_at_images_are_told_apart_from_those_that_need_none():
+    shown = having(summary(), "mean/lambda_1", "", t_adjusted=0.01, difference=Estimate(5.0, 4.0, 6.0))
+    shown = having(shown, "mean/lambda_1", "gptaq", difference=Estimate(-5.0, -6.0, -4.0))
+    shown = replace(shown, settings=shown.settings[:1])
+    told = next(remark for remark in remarks(shown) if remark.startswith("Against methods"))
+    assert told == (
+        "Against methods without a vector. 3 bits per tensor, MSE clipping: mean of donors at λ = 1 is, against those "
+        "that need none of the receiver's images either, better than AWQ (generated: +5.0 points) and GPTQ (generated: "
+        "+5.0 points), worse than asymmetric GPTQ (generated: −5.0 points); against those that look at up to 200 "
+        "unlabelled images of it, better than AWQ (+5.0 points) and GPTQ (+5.0 points), worse than asymmetric GPTQ "
+        "(−5.0 points)."
+    )
+    setting = shown.settings[0]
+    headroom = tuple(replace(one, selecting=200) for one in setting.headroom)
+    whole = replace(shown, settings=(replace(setting, headroom=headroom),))
+    assert any("look at 200 unlabelled images of it" in remark for remark in remarks(whole))
+    images = tuple(one for one in setting.comparisons if one.worse.endswith("/images"))
+    alone = replace(shown, settings=(replace(setting, comparisons=images),))
+    assert not any("either" in remark for remark in remarks(alone))
+
+
 def test_many_settings_are_counted():
     shown = having(summary(), "pair/lambda_1", "plain", t_adjusted=0.01, difference=Estimate(3.0, 2.0, 4.0))
     many = replace(shown, settings=shown.settings * 3)
@@ -196,6 +217,37 @@ def test_one_seed_and_missing_cells_are_said():
     assert "One seed: nothing here says" in told and "2 cells are missing" in told
     page = study_page(studied(summary=replace(shown, settings=weak)))
     assert "Missing: lower, seed 1." in to_markdown(page)
+
+
+def test_two_seeds_are_said_to_be_few():
+    shown = summary()
+    for seeds, said in (((0,), False), ((0, 1), True), ((0, 1, 2), False)):
+        told = " ".join(remarks(replace(shown, settings=tuple(replace(one, seeds=seeds) for one in shown.settings))))
+        assert ("Two seeds: an interval over seeds rests on one difference" in told) == said
+
+
+def with_gaps(setting, gap, trained=True):
+    """The setting with another gap for every receiver."""
+    headroom = tuple(
+        replace(one, gap=gap, own_qat_top1=one.own_qat_top1 if trained else None) for one in setting.headroom
+    )
+    return replace(setting, headroom=headroom)
+
+
+def test_a_setting_without_headroom_cannot_answer():
+    shown = summary()
+    first, second = shown.settings
+    assert "recover" not in " ".join(remarks(shown))
+    assert "recover" not in " ".join(remarks(replace(shown, settings=(with_gaps(first, 2.0), second))))
+    told = remarks(replace(shown, settings=(with_gaps(first, 0.43), second)))[-1]
+    assert told == (
+        "3 bits per tensor, MSE clipping: the receivers' own QAT less plain PTQ is +0.4 points on average. There is "
+        "next to nothing to recover: the question cannot be answered there."
+    )
+    told = remarks(replace(shown, settings=(with_gaps(first, -0.5, trained=False), second)))[-1]
+    assert "MSE clipping: float less plain PTQ is −0.5 points on average. There is next to nothing" in told
+    told = remarks(replace(shown, settings=(*(with_gaps(first, 0.4),) * 4, second)))[-1]
+    assert told.startswith("In 4 of 5 settings own QAT (or float) less plain PTQ is below 2 points on average. There")
 
 
 def test_one_seed_and_one_receiver_can_be_reported():
@@ -267,9 +319,47 @@ def test_where_there_is_no_interval_none_is_printed():
 
 
 def test_a_row_without_any_spread_has_no_interval_over_images():
-    setting = summary().settings[0]  # on a grid of MSE clipping, MSE clipping is plain
-    rows = {row[0]: row for row in section(summary(), "candidates").listings[0].rows}
-    assert setting.row("mse").gain.value == 0 and rows["MSE clipping"][3:6:2] == ("0.0", "–")
+    setting = summary().settings[1]
+    none = replace(setting.row("mse").gain, value=0.0, images=Estimate(0.0, 0.0, 0.0), receivers=None)
+    rows = tuple(replace(row, gain=none) if row.key == "mse" else row for row in setting.rows)
+    table = section(replace(summary(), settings=(replace(setting, rows=rows),)), "candidates").listings[0]
+    assert next(row for row in table.rows if row[0] == "MSE clipping")[3:6:2] == ("0.0", "–")
+
+
+def test_where_the_grid_is_mse_clipping_it_is_one_row_and_no_column():
+    first, second = (
+        [part.listings[index] for part in (section(summary(), "candidates"), sections_results.wins(summary()))]
+        for index in (0, 1)
+    )
+    assert "plain PTQ: MSE clipping" in {row[0] for row in first[0].rows}
+    assert "MSE clipping" not in {row[0] for row in first[0].rows} and "over MSE clipping" not in first[1].columns
+    assert {"plain PTQ: clip 0.65", "MSE clipping"} <= {row[0] for row in second[0].rows}
+    assert "over MSE clipping" in second[1].columns
+    drawn = [{line[0] for line in figure.samples} for figure in section(summary(), "results").figures]
+    assert ["MSE clipping" in labels for labels in drawn] == [False, True]
+
+
+def test_highest_means_are_not_said_twice_and_have_their_paired_difference():
+    shown = summary()
+    setting = shown.settings[1]
+
+    def highest(best):
+        """The table where some rows are higher than all others."""
+        high = dict.fromkeys(best, 99.0)
+        rows = tuple(replace(row, top1=replace(row.top1, value=high.get(row.key, 50.0))) for row in setting.rows)
+        return section(replace(shown, settings=(replace(setting, rows=rows),)), "results").listings[0].rows
+
+    tested = next(one for one in setting.comparisons if (one.better, one.worse) == ("mean/lambda_1", "gptaq/generated"))
+    rows = highest(("mean/lambda_1", "gptaq/generated"))
+    assert [row[1] for row in rows] == ["nothing of the receiver"]
+    assert rows[0][2:] == (
+        "mean of donors at λ = 1: 99.0 %",
+        "asymmetric GPTQ (generated): 99.0 %",
+        notation.points(tested.difference.value) + notation.ends(tested.difference),
+    )
+    rows = highest(("donor/labelled", "gptaq/images"))
+    assert [row[1] for row in rows] == ["nothing of the receiver", "its unlabelled images", "its labelled images"]
+    assert rows[2][2] == "labelled donor: 99.0 %" and rows[2][4] == "–"  # no test asked for these two
 
 
 def test_figures_say_what_their_intervals_are_over():
@@ -286,7 +376,12 @@ def test_figures_say_what_their_intervals_are_over():
 def test_a_headline_names_its_interval_and_whose_donors_it_is_about():
     told = answers(summary())
     assert all("95 % interval [" in one and "over receivers and seeds, for these donors" in one for one in told)
+    tested = [compared(setting, "pair/lambda_1", "plain") for setting in summary().settings]
+    for one, sentence in zip(tested, told, strict=True):
+        p = notation.equals(one.t_adjusted)
+        assert f"; p of a paired t-test over 6 receivers {p} after Holm's correction, " in sentence
     assert "over test images of one receiver" in answers(few(("lower",)))[0]
+    assert "t-test" not in answers(few(("lower",)))[0]
     assert all("for these donors" in table.note for table in section(summary(), "candidates").listings)
 
 
@@ -310,7 +405,12 @@ def test_many_settings_are_counted_against_every_method():
     told = next(
         one for one in remarks(replace(shown, settings=shown.settings * 2)) if one.startswith("Against methods")
     )
-    assert "Mean of donors at λ = 1 is, against AWQ better in 4 of 4 settings; against GPTQ worse in 4 of 4" in told
+    assert (
+        "Of those that look at unlabelled images of it, mean of donors at λ = 1 is against AWQ better in 4 of 4 "
+        "settings; against GPTQ worse in 4 of 4"
+    ) in told
+    either = "Of those that need none of the receiver's images either, mean of donors at λ = 1 is against"
+    assert either in told and told.count("(generated)") == 3
 
 
 def test_remarks_need_no_answer():
@@ -326,10 +426,11 @@ def test_two_models_of_one_timm_name_are_told_apart():
     both = replace(shown, settings=(first, second))
     assert [name.partition(",")[0] for name in notation.setting_names(both)] == ["small_base", "large_base"]
     page = study_page(studied(summary=both))
-    assert page.kicker.startswith("small_base and large_base")
+    assert page.kicker.startswith("small_base (vit_tiny_example) and large_base (vit_tiny_example) · ")
     assert first.model in dict(page.sections[-1].facts)[notation.setting_names(both)[0]]
     alone = replace(shown, settings=(first,))
-    assert study_page(studied(summary=alone)).kicker.startswith(first.model)
+    assert study_page(studied(summary=alone)).kicker.startswith("small_base (vit_tiny_example) · ")
+    assert study_page(studied()).kicker.startswith(f"{first.model} · ")
 
 
 def test_a_bin_has_its_mean_with_an_interval_or_without():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from study_here import Ends, Here, in_this_process
-from study_recipes import hub_study, write_hub, write_study
+from study_recipes import VALUES, hub_study, write_hub, write_study
 
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.donors.config import TrainConfig
@@ -81,11 +82,76 @@ def test_what_is_missing_is_made_and_nothing_else(tmp_path: Path, here: Here) ->
     assert plan_study(recipe, out)["kinds"]["fp"]["done"] == 2
     (cell,) = out.glob("files/cell-pico-lower-*-seed1-*")
     shutil.rmtree(cell)
+    assert plan_study(recipe, out)["kinds"]["fp"]["done"] == 2  # the shelf has it
+    (shelved,) = (path for path in out.glob("store/cell-*") if cell.name[-12:] in path.name)
+    shutil.rmtree(shelved)
     assert plan_study(recipe, out)["kinds"]["fp"]["done"] == 1
     run = run_study(recipe, out).run
-    assert sorted(here.did[17:]) == [cell.name, weights.parent.name, vector.name] and weights.read_bytes() == data
-    assert run["counts"]["vector"] == run["counts"]["cell"] == {"total": 2, "kept": 2}  # they were on the shelf
+    assert sorted(here.did[17:]) == [cell.name, weights.parent.name] and weights.read_bytes() == data
+    assert run["counts"]["vector"] == {"total": 2, "kept": 2} and vector.is_dir()  # it was on the shelf
     assert run["counts"]["fp"] == {"total": 2, "kept": 1, "made": 1}
+
+
+def test_weights_that_were_damaged_are_made_anew_before_they_are_worked_with(tmp_path: Path, here: Here) -> None:
+    recipe, out = load_study(write_study(tmp_path)), tmp_path / "out"
+    run_study(recipe, out)
+    whole = _weights(out)
+    (weights,) = out.glob("files/fp-pico-lower-*/fp.safetensors")
+    times = weights.stat()
+    weights.write_bytes(whole[weights.parent.name][:-9] + b"x" * 9)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    run_study(recipe, out)
+    assert len(here.did) == 9  # nobody needs them
+    run = run_study(load_study(write_study(tmp_path, testing=40)), out).run
+    assert run["counts"]["fp"] == {"total": 2, "kept": 1, "made": 1} and not run["failures"]
+    assert len(here.did) == 9 + 1 + 2 and _weights(out) == whole
+
+
+def test_a_cell_that_was_damaged_is_computed_anew(tmp_path: Path) -> None:
+    recipe, out = load_study(write_study(tmp_path)), tmp_path / "out"
+    run_study(recipe, out)
+    (path,) = out.glob("files/cell-pico-lower-*/cell.json")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"0.5", b"0.6"))
+    assert run_study(recipe, out).run["counts"]["cell"] == {"total": 2, "kept": 1, "made": 1}
+    assert path.read_bytes() == data
+
+
+def test_a_model_under_another_name_costs_nothing(tmp_path: Path, here: Here) -> None:
+    recipe, out = load_study(write_study(tmp_path)), tmp_path / "out"
+    run_study(recipe, out)
+    before = read_study(out)
+    assert {cell.request.name for cell in before.cells} == {"pico"}
+    other = load_study(write_study(tmp_path, models=[{**VALUES["models"][0], "name": "other"}]))
+    planned = plan_study(other, out)
+    assert all(kind["done"] == kind["total"] for kind in planned["kinds"].values()) and planned["seconds_left"] == 0
+    assert not list(out.glob("files/*-other-*"))
+    run = run_study(other, out).run
+    assert len(here.did) == 9 and all(count["total"] == count["kept"] for count in run["counts"].values())
+    after = read_study(out)
+    assert {cell.request.name for cell in after.cells} == {"other"} and after.fine_tunes == before.fine_tunes
+    assert sorted(path.name for path in (out / "cells").iterdir()) == [
+        "other-3bit_tensor_mse-seed1-lower.json",
+        "other-3bit_tensor_mse-seed1-realdigits.json",
+    ]
+    assert {read_cell(path).request.name for path in out.glob("files/cell-*/cell.json")} == {""}
+    assert [dataclasses.replace(cell.request, name="") for cell in before.cells] == [
+        dataclasses.replace(cell.request, name="") for cell in after.cells
+    ]
+
+
+def test_another_study_in_the_folder_is_refused_before_anything_is_made(tmp_path: Path, here: Here) -> None:
+    recipe, out = load_study(write_study(tmp_path)), tmp_path / "out"
+    run_study(recipe, out)
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = load_study(write_study(tmp_path, name="other", seeds=[2]))
+    for call in (run_study, plan_study):
+        with pytest.raises(StorageError, match="holds the study `pico`, and this one is `other`") as caught:
+            call(other, out)
+        assert caught.value.hint == "choose another directory, or keep the name"
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
+    (out / "run.json").write_text("{")  # of nobody any more
+    assert run_study(other, out).run["name"] == "other"
 
 
 def test_what_a_run_leaves_reads_back(tmp_path: Path) -> None:

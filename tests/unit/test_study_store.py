@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from qvec_deploy import shelf
 from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, StorageError
-from qvec_deploy.store import canonical_json, sha256_file
+from qvec_deploy.store import canonical_json, sha256_bytes, sha256_file
 from qvec_deploy.study import store as store_module
 from qvec_deploy.study.nodes import Node
 from qvec_deploy.study.store import Store
@@ -171,7 +176,78 @@ def test_what_another_run_made_meanwhile_is_not_made_here(tmp_path: Path) -> Non
 
 def test_seconds_are_known_when_the_files_are_gone(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
-    assert store.seconds(NODE.id) == 0.0
+    assert store.seconds(NODE) == 0.0
     store.obtain(NODE, _make)
     (store.folder(NODE.id) / "fp.safetensors").unlink()
-    assert store.record(NODE.id) is None and store.seconds(NODE.id) == 2.0
+    assert store.record(NODE.id) is None and store.seconds(NODE) == 2.0
+    shutil.rmtree(store.folder(NODE.id))
+    assert store.seconds(NODE) == 2.0  # the shelf knows it
+    assert store.seconds(dataclasses.replace(NODE, decides={})) == 0.0
+
+
+def _damage(path: Path) -> None:
+    """Other bytes, as many, and of the same age."""
+    times = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_bytes_that_are_not_those_that_were_made_are_not_worked_with(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    store.obtain(NODE, _make)
+    weights = store.weights(NODE.id)
+    _damage(weights)
+    assert store.record(NODE.id) is not None and store.knows(NODE)  # a plan looks at sizes only
+    with pytest.raises(IntegrityError, match=r"fp\.safetensors is damaged") as caught:
+        store.weights(NODE.id)
+    assert "run the study again" in caught.value.hint
+    assert not store.find(NODE)  # nor has the shelf others: a hard link
+    assert store.obtain(NODE, _make)["made"] and store.weights(NODE.id).read_bytes() == b"x"
+    assert store.find(NODE)
+
+
+def test_weights_that_cannot_be_read_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> str:
+        raise StorageError(f"{path}: Input/output error", hint="")
+
+    store = Store.open(tmp_path)
+    store.obtain(NODE, _make)
+    with monkeypatch.context() as patch:
+        for module in (store_module, shelf):
+            patch.setattr(module, "sha256_file", broken)
+        assert not store.find(NODE)
+    assert store.obtain(NODE, _make)["made"]
+
+
+def test_a_released_file_of_other_bytes_is_not_worked_with(tmp_path: Path) -> None:
+    store, make = Store.open(tmp_path / "out"), Released(tmp_path / "a")
+    make.path.write_bytes(b"weights")
+    store.obtain(NODE, make)
+    _damage(make.path)
+    with pytest.raises(IntegrityError, match="changed since it was first used"):
+        store.weights(NODE.id)
+    assert not store.find(NODE)
+    with pytest.raises(IntegrityError, match="changed since it was first used"):
+        store.obtain(NODE, make)
+
+
+def test_what_an_older_release_made_is_known_by_its_size(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    store.obtain(NODE, _make)
+    path = store.folder(NODE.id) / "node.json"
+    values = json.loads(path.read_bytes())
+    assert values.pop("sha256") == {"fp.safetensors": sha256_bytes(b"x")}
+    path.write_text(json.dumps(values))
+    _damage(store.folder(NODE.id) / "fp.safetensors")
+    assert store.find(NODE) and store.weights(NODE.id).is_file()
+
+
+def test_what_lies_on_the_shelf_is_there_under_every_name(tmp_path: Path) -> None:
+    store, renamed = Store.open(tmp_path), dataclasses.replace(NODE, about={**NODE.about, "model": "other"})
+    assert not store.knows(renamed) and not store.find(renamed)
+    store.obtain(NODE, _make)
+    assert store.knows(renamed) and store.record(renamed.id) is None  # nothing is written
+    assert store.find(renamed) and store.weights(renamed.id).read_bytes() == b"x"
+    (tmp_path / "store" / f"fp-{NODE.key[:32]}" / "entry.json").write_text("[]")
+    again = dataclasses.replace(NODE, about={})
+    assert not store.knows(again) and not store.find(again) and not store.folder(again.id).exists()
