@@ -34,7 +34,15 @@ from qvec_deploy.study.run import Ended, Watcher, run_study
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_EFFICIENCY = 0.9
-SMALLER = ("name=bench_workers", "seeds=1", "train.steps=200", "methods=[gptq]", "inputs=[images]", "controls=[]")
+SMALLER = (
+    "name=bench_workers",
+    "seeds=1",
+    "tasks.only=[lower, upper, symbols, pairs]",
+    "train.steps=100",
+    "methods=[]",
+    "inputs=[images]",
+    "controls=[]",
+)
 GRIDS = 'grids=[{"bits": 3, "granularity": "tensor", "method": "mse"}]'
 
 
