@@ -47,6 +47,15 @@ class Shelf:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def entry(self, kind: str, inputs: Any) -> Path:
+        """Where the files of a key are, or would be.
+
+        Args:
+            kind: What they are, in a word.
+            inputs: Everything that decides what they are, as JSON values.
+        """
+        return self.folder / f"{kind}-{sha256_bytes(canonical_json(inputs))[:32]}"
+
     def obtain(self, kind: str, inputs: Any, target: Path, make: Make) -> Any:
         """Put into a folder the files that `make` writes, made now or found.
 
@@ -63,9 +72,8 @@ class Shelf:
             StorageError: The disk refuses.
             QvecError: As `make`.
         """
-        key = f"{kind}-{sha256_bytes(canonical_json(inputs))[:32]}"
-        entry = self.folder / key
-        with file_lock(self.folder / "locks" / f"{key}.lock"):
+        entry = self.entry(kind, inputs)
+        with file_lock(self.folder / "locks" / f"{entry.name}.lock"):
             if not _is_whole(entry):
                 with storage_errors(entry):
                     if entry.exists():

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qvec_deploy.cli.options import echo_document, json_option, offline_option, progress_shown, quiet_option, set_option
+from qvec_deploy.cli.options import (
+    address_option,
+    echo_document,
+    json_option,
+    offline_option,
+    progress_shown,
+    quiet_option,
+    set_option,
+)
 from qvec_deploy.cli.tables import print_report
 from qvec_deploy.errors import RecipeError
 
@@ -40,7 +48,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of several builds: where.",
 )
-@click.option("--address", help="Of a running Ray cluster that shares this file system.")
+@address_option
 @set_option
 @offline_option
 @quiet_option

@@ -22,6 +22,7 @@ set_option = click.option(
 )
 offline_option = click.option("--offline", is_flag=True, help="Use the Hub's local cache only.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+address_option = click.option("--address", help="Of a running Ray cluster that shares this file system.")
 quiet_option = click.option("--quiet", is_flag=True, help="Print results and errors only.")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qvec_deploy.cli.options import echo_json, json_option, offline_option, quiet_option, set_option
+from qvec_deploy.cli.options import address_option, echo_json, json_option, offline_option, quiet_option, set_option
 from qvec_deploy.cli.study_report import report
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def study() -> None:
 @click.option("-o", "--output", type=_PATH, required=True, help="The study's folder; the same again goes on in it.")
 @jobs_option
 @click.option("--executor", type=click.Choice(["local", "ray"]), default="local", help="Where its nodes run.")
-@click.option("--address", help="Of a running Ray cluster that shares this file system.")
+@address_option
 @set_option
 @offline_option
 @quiet_option

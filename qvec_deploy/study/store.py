@@ -128,7 +128,7 @@ class Store:
 
     def seconds(self, node: Node) -> float:
         """What making a node took, be its files still there or not; 0 where that is not known."""
-        for path in (self.folder(node.id) / _NODE_FILE, self._entry(node) / ENTRY_FILE):
+        for path in (self.folder(node.id) / _NODE_FILE, self._shelf.entry(node.kind, node.keyed) / ENTRY_FILE):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 return float(json.loads(path.read_bytes())["record"]["seconds"])
         return 0.0
@@ -180,13 +180,9 @@ class Store:
             known[Path(record["path"])] = record.get("sha256")
         return next((path for path, sha in known.items() if sha is not None and sha256_file(path) != sha), None)
 
-    def _entry(self, node: Node) -> Path:
-        """Where the shelf has a node's files."""
-        return self._shelf.folder / f"{node.kind}-{node.key[:32]}"
-
     def _is_shelved(self, node: Node) -> bool:
         """Whether the shelf has a node's files, of the sizes they had under its name if they had one."""
-        entry = self._entry(node)
+        entry = self._shelf.entry(node.kind, node.keyed)
         sizes: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             sizes = dict(json.loads((self.folder(node.id) / _NODE_FILE).read_bytes())["sizes"])
