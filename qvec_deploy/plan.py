@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qvec_deploy.checkpoint import Checkpoint, TensorInfo
 from qvec_deploy.errors import IncompatibleError, RecipeError
+from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
 from qvec_deploy.models import Architecture, describe, head_name, is_skipped
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.tensors import Scheme

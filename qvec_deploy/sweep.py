@@ -14,26 +14,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qvec_deploy.build import run
+from qvec_deploy.bench.statistics import Estimate, median, speed_up
+from qvec_deploy.build.context import Workshop, made_by
+from qvec_deploy.build.pipeline import run
 from qvec_deploy.bundle.bundle import Bundle, available_threads
-from qvec_deploy.bundle.finish import require_engine, require_gates
 from qvec_deploy.bundle.manifest import MANIFEST_FILE
-from qvec_deploy.bundle.progress import Advance, Progress
+from qvec_deploy.bundle.write import require_engine, require_gates
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.errors import QvecError, RecipeError, worst
-from qvec_deploy.jobs import Executor, Failure, Job, LocalProcesses, Outcome, Tell
-from qvec_deploy.measure.statistics import Estimate, median, speed_up
+from qvec_deploy.io.cache import Machine, Record, Shelf
+from qvec_deploy.io.files import file_lock, restore, storage_errors, write_bytes
+from qvec_deploy.jobs.processes import Executor, Failure, Job, LocalProcesses, Outcome, Tell
+from qvec_deploy.progress import Advance, Progress
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.recipe.recipe import validate
-from qvec_deploy.report.document import from_json
-from qvec_deploy.shelf import Machine, Record, Shelf
-from qvec_deploy.store import file_lock, restore, storage_errors, write_bytes
-from qvec_deploy.workshop import Workshop, made_by
+from qvec_deploy.report.report_json import from_json
 
 STORE, SUMMARY = ".store", "sweep.json"
 SCHEMA_VERSION = 1
 
-_PRELOAD = ("torch", "timm", "onnx", "qvec_deploy.sweep", "qvec_deploy.lower.export")
+_PRELOAD = ("torch", "timm", "onnx", "qvec_deploy.sweep", "qvec_deploy.runtimes.graph.export")
 """Nothing that touches CUDA, as ModelOpt does: processes forked after that cannot use it."""
 _EVERY_S = 0.2  # between two messages about one stage
 

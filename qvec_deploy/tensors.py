@@ -14,6 +14,9 @@ Float32 = NDArray[np.float32]
 Int8 = NDArray[np.int8]
 Int32 = NDArray[np.int32]
 
+INPUT_SCALE = ".input_scale"
+"""After a Linear's name: the tensor (in,) that its input is multiplied by, where AWQ found no norm to fold it into."""
+
 Granularity = Literal["tensor", "channel", "group"]
 Method = Literal["rtn", "mse"]
 

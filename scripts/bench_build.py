@@ -71,9 +71,9 @@ def make_inputs(folder: Path) -> None:
 
 def build_once(folder: Path, candidate: str) -> None:
     """In a fresh process: build one candidate and print its stages, peak memory and size as JSON."""
-    from qvec_deploy.build import Workshop, build
+    from qvec_deploy.build.pipeline import Workshop, build
     from qvec_deploy.recipe import load_recipe
-    from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
+    from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 
     recipe = next(r for r in load_recipe(folder / "vit_base.yaml").candidates() if r.name == candidate)
     directory = folder / candidate
@@ -114,11 +114,11 @@ def build_apart(folder: Path, candidate: str) -> dict[str, Any]:
 
 def measure(folder: Path, threads: int, blocks: int) -> dict[str, dict[str, float]]:
     """Latency of every lowering, interleaved, and its footprint in a process of its own."""
-    from qvec_deploy.bundle.parity import parity_images
-    from qvec_deploy.measure.latency import measure_latency
-    from qvec_deploy.measure.probe import probe
-    from qvec_deploy.measure.statistics import median, speed_up
-    from qvec_deploy.targets import find_target
+    from qvec_deploy.bench.footprint import probe
+    from qvec_deploy.bench.latency import measure_latency
+    from qvec_deploy.bench.parity import parity_images
+    from qvec_deploy.bench.statistics import median, speed_up
+    from qvec_deploy.runtimes.registry import find_target
 
     places = {name: folder / ("float" if name == "float" else "vit_base") for name in LOWERINGS}
     images = parity_images((3, 224, 224))[:1]
@@ -129,7 +129,7 @@ def measure(folder: Path, threads: int, blocks: int) -> dict[str, dict[str, floa
         samples = measure_latency(sessions, images, blocks=blocks, warmup=5, seed=0)
     for name, place in places.items():
         arguments = {"runtime": "onnxruntime", "directory": str(place), "lowering": name, "threads": threads}
-        opener = "qvec_deploy.targets:open_engine"
+        opener = "qvec_deploy.runtimes.registry:open_engine"
         footprint = probe(opener, arguments, input_shape=(3, 224, 224), preload=["onnxruntime"])
         ratio = speed_up(samples["float"].samples_ms, samples[name].samples_ms)
         rows[name] = {
@@ -146,7 +146,7 @@ def measure(folder: Path, threads: int, blocks: int) -> dict[str, dict[str, floa
 
 def int8_cost(folder: Path) -> dict[str, float]:
     """Top-1 of the demo's exact 3-bit engine and of `int8` on the same weights and 5,000 generated images."""
-    from qvec_deploy.build import run
+    from qvec_deploy.build.pipeline import run
     from qvec_deploy.bundle.side_by_side import bench_bundles
     from qvec_deploy.recipe import load_recipe
 

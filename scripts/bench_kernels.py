@@ -40,8 +40,8 @@ import numpy as np
 from kernel_candidates import BITS, LAUNCHES, make_candidates, record_graph, replay_us
 from kernel_instructions import print_static, static_table
 
-from qvec_deploy.measure.environment import capture_environment
-from qvec_deploy.measure.statistics import median, speed_up
+from qvec_deploy.bench.environment import capture_environment
+from qvec_deploy.bench.statistics import median, speed_up
 
 ROOT = Path(__file__).parents[1]
 WIDTHS = {"S": 384, "B": 768, "L": 1024, "H": 1280}
@@ -226,12 +226,12 @@ def machine_limits() -> dict[str, float]:
 
 def end_to_end(rounds: int) -> dict[str, Any]:
     """A whole ViT-B/16 at batch 1: the packed torch-cuda engine against the float16 one, both with CUDA graphs."""
-    from qvec_deploy.measure.latency import measure_latency
+    from qvec_deploy.bench.latency import measure_latency
     from qvec_deploy.models import create, describe
     from qvec_deploy.packed import Entry, pack, write_packed
     from qvec_deploy.quantize.reference import quantize
-    from qvec_deploy.targets import WEIGHTS_FILE
-    from qvec_deploy.targets.torch_cuda import TorchCuda, write_structure
+    from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
+    from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda, write_structure
     from qvec_deploy.tensors import Scheme
 
     scheme, architecture = Scheme(BITS, "channel"), describe(END_TO_END, 1000, {})

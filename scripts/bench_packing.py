@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from qvec_deploy.packed import pack, pack_codes, unpack_codes
-from qvec_deploy.packed.file import FloatArray
-from qvec_deploy.packed.layout import Entry
+from qvec_deploy.packed.file_layout import Entry
+from qvec_deploy.packed.packed_file import FloatArray
 from qvec_deploy.tensors import PackedTensor, Scheme
 
 BITS = 3
@@ -199,7 +199,7 @@ def work(way: str, directory: Path) -> dict[str, float]:
 
 def prepare_library() -> Callable[[Path, dict[str, Any], Path], None]:
     """The library's way: headers first, then one tensor at a time."""
-    from qvec_deploy.checkpoint import Checkpoint
+    from qvec_deploy.io.checkpoint import Checkpoint
     from qvec_deploy.packed import write_packed
     from qvec_deploy.quantize.reference import quantize
     from qvec_deploy.vectors.patch import add_scaled

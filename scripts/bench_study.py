@@ -27,15 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from qvec_deploy.bundle.progress import Progress
-from qvec_deploy.candidate import BATCH, load_model, make_weights
+from qvec_deploy.build.select.trial_model import at
+from qvec_deploy.build.weights import BATCH, load_model, make_weights
 from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
 from qvec_deploy.datasets.generated import NAME as GENERATED
-from qvec_deploy.select.student import at
-from qvec_deploy.study.candidates import Bench, read_all
-from qvec_deploy.study.decoded import Images, judging_images
-from qvec_deploy.study.opening import Opened, open_request
-from qvec_deploy.study.values import CellRequest, DonorFiles, TaskData, pack_right
+from qvec_deploy.progress import Progress
+from qvec_deploy.research.study.cell_inputs import Opened, open_request
+from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData, pack_right
+from qvec_deploy.research.study.task_images import Images, judging_images
+from qvec_deploy.research.study.trial_weights import Bench, read_all
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,12 +25,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, get_args
 
-from qvec_deploy.executors import ExecutorName
-from qvec_deploy.store import canonical_json, sha256_bytes
-from qvec_deploy.study.documents import read_study
-from qvec_deploy.study.nodes import Node
-from qvec_deploy.study.recipe import StudyRecipe, load_study
-from qvec_deploy.study.run import Ended, Watcher, run_study
+from qvec_deploy.io.files import canonical_json, sha256_bytes
+from qvec_deploy.jobs.ray import ExecutorName
+from qvec_deploy.research.study.nodes import Node
+from qvec_deploy.research.study.study_documents import read_study
+from qvec_deploy.research.study.study_recipe import StudyRecipe, load_study
+from qvec_deploy.research.study.study_run import Ended, Watcher, run_study
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_EFFICIENCY = 0.9

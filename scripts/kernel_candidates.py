@@ -24,9 +24,9 @@ def make_candidates(size: tuple[int, int, int], copies: dict[str, int]) -> tuple
     import torch
     from torch.nn.functional import linear as dense
 
-    import qvec_deploy.kernels.op  # noqa: F401 - registers torch.ops.qvec.linear
-    from qvec_deploy.kernels import launch
-    from qvec_deploy.kernels.layouts import choose_layout
+    import qvec_deploy.runtimes.kernels.op  # noqa: F401 - registers torch.ops.qvec.linear
+    from qvec_deploy.runtimes.kernels import launch
+    from qvec_deploy.runtimes.kernels.layouts import choose_layout
 
     m, n, k = size
     generator = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def fastest_tile(
     """The tile that TensorRT would choose of those that engines carry: it times them, and so does this."""
     import torch
 
-    from qvec_deploy.kernels.ahead import SHARED_LIMIT, TILES, compile_ahead
+    from qvec_deploy.runtimes.kernels.ahead import SHARED_LIMIT, TILES, compile_ahead
 
     m, n, k = size
     y = torch.empty((m, n), dtype=torch.float16, device=x.device)

@@ -65,8 +65,8 @@ def static_table() -> list[dict[str, Any]]:
     Raises:
         IncompatibleError: Triton or its assembler is missing.
     """
-    from qvec_deploy.kernels.ahead import ARCHITECTURES, TILES, assemble, compile_ahead
-    from qvec_deploy.kernels.layouts import LAYOUTS
+    from qvec_deploy.runtimes.kernels.ahead import ARCHITECTURES, TILES, assemble, compile_ahead
+    from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
 
     table = []
     for layout in ("fp16", *LAYOUTS):

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qvec_deploy.kernels.layouts import choose_layout
-from qvec_deploy.kernels.plugin_config import CONFIG, DEQUANTIZE, NAMESPACE, VERSION, PluginConfig
-from qvec_deploy.lower import DOMAIN, INPUT, OUTPUT
-from qvec_deploy.lower.tensorrt_graph import TensorrtGraph, allowed_bytes
-from qvec_deploy.lower.tensorrt_linear import CONVERTERS, device_function
 from qvec_deploy.quantize.reference import quantize
-from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.graph import DOMAIN, INPUT, OUTPUT
+from qvec_deploy.runtimes.kernels.layouts import choose_layout
+from qvec_deploy.runtimes.kernels.plugin_config import CONFIG, DEQUANTIZE, NAMESPACE, VERSION, PluginConfig
+from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph, allowed_bytes
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import CONVERTERS, device_function
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 ROWS = COLUMNS = 768
@@ -152,12 +152,12 @@ def write_model(name: str, folder: Path) -> Path:
     import torch
     from safetensors.numpy import load_file
 
-    from qvec_deploy.bundle.parity import parity_images, reference_logits, write_reference
-    from qvec_deploy.lower.activations import calibrate_amax, write_amax
-    from qvec_deploy.lower.export import export_skeleton
-    from qvec_deploy.lower.graph import attach_weights
+    from qvec_deploy.bench.parity import parity_images, reference_logits, write_reference
     from qvec_deploy.models import create, describe, quantized_linears
     from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
+    from qvec_deploy.runtimes.graph.activations import calibrate_amax, write_amax
+    from qvec_deploy.runtimes.graph.export import export_skeleton
+    from qvec_deploy.runtimes.graph.stored import attach_weights
 
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("engine.*"):

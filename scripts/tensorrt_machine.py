@@ -26,32 +26,32 @@ from tensorrt_graphs import (
 )
 from tensorrt_items import Skip
 
-from qvec_deploy.bundle.parity import parity_images, read_reference
+from qvec_deploy.bench.environment import capture_environment
+from qvec_deploy.bench.latency import measure_latency
+from qvec_deploy.bench.parity import parity_images, read_reference
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.lower.tensorrt_graph import TensorrtGraph
-from qvec_deploy.measure.environment import capture_environment
-from qvec_deploy.measure.latency import measure_latency
-from qvec_deploy.targets.cuda import Cuda
-from qvec_deploy.targets.tensorrt import TOLERANCES, TensorRT, describe
-from qvec_deploy.targets.tensorrt_build import Built, EngineOptions, build_engine, save_graph, sidecar_of
-from qvec_deploy.targets.tensorrt_library import machine, make_logger, require
-from qvec_deploy.targets.tensorrt_session import TensorrtSession, load_engines
-from qvec_deploy.targets.tensorrt_sidecar import Batches, Sidecar
+from qvec_deploy.runtimes.cuda_driver import Cuda
+from qvec_deploy.runtimes.tensorrt.sidecar import Batches, Sidecar
+from qvec_deploy.runtimes.tensorrt.tensorrt_builder import Built, EngineOptions, build_engine, save_graph, sidecar_of
+from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
+from qvec_deploy.runtimes.tensorrt.tensorrt_library import machine, make_logger, require
+from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TOLERANCES, TensorRT, describe
+from qvec_deploy.runtimes.tensorrt.tensorrt_session import TensorrtSession, load_engines
 
 SHAPE = (1, 1, COLUMNS)
 RUNS, WARMUP = 200, 20
 FRESH = """
 import json, sys
-from qvec_deploy.targets import open_engine
+from qvec_deploy.runtimes.registry import open_engine
 import numpy as np
-from qvec_deploy.bundle.parity import parity_images, read_reference
+from qvec_deploy.bench.parity import parity_images, read_reference
 from pathlib import Path
 with open_engine("tensorrt", sys.argv[1], "packed", 1) as session:
     logits = session.run(parity_images(session.input_shape))
 reference = read_reference(Path(sys.argv[1]))
 print(json.dumps({
     "error": float(np.linalg.norm(logits - reference) / np.linalg.norm(reference)),
-    "plugins_loaded": "qvec_deploy.kernels.plugins" in sys.modules or "triton" in sys.modules,
+    "plugins_loaded": "qvec_deploy.runtimes.kernels.plugins" in sys.modules or "triton" in sys.modules,
 }))
 """
 
@@ -135,7 +135,7 @@ class Machine:
     def precedence(self, namespace: bool) -> dict[str, Any]:
         """See `tensorrt_items.Backend.precedence`."""
         trt, _ = self._ready()
-        from qvec_deploy.kernels.plugins import plugin_errors, register_plugins
+        from qvec_deploy.runtimes.kernels.plugins import plugin_errors, register_plugins
 
         register_plugins()
         logger = make_logger(trt)
@@ -167,8 +167,8 @@ class Machine:
 
     def copies(self) -> dict[str, Any]:
         """See `tensorrt_items.Backend.copies`."""
-        from qvec_deploy.kernels.ahead import compile_ahead
-        from qvec_deploy.kernels.layouts import choose_layout
+        from qvec_deploy.runtimes.kernels.ahead import compile_ahead
+        from qvec_deploy.runtimes.kernels.layouts import choose_layout
 
         one, many = layer_graph(), layer_graph(layers=8)
         sizes = [len(self._build(graph).plan) - graph.weight_bytes for graph in (one, many)]
@@ -261,7 +261,7 @@ def _handed_over(code: str, sm: int) -> Iterator[None]:
     if code == "stripped":
         yield
         return
-    from qvec_deploy.kernels import plugins
+    from qvec_deploy.runtimes.kernels import plugins
 
     real = plugins.compile_ahead
     variants: dict[str, Callable[..., Any]] = {
@@ -285,6 +285,6 @@ def _unstripped(kernel: Any) -> Any:
 
 
 def _cubin(kernel: Any, sm: int) -> Any:
-    from qvec_deploy.kernels.ahead import assemble
+    from qvec_deploy.runtimes.kernels.ahead import assemble
 
     return replace(kernel, ptx=assemble(kernel.ptx, sm).cubin)

@@ -25,9 +25,9 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.lower import DOMAIN
-from qvec_deploy.lower.tensorrt_linear import device_function
-from qvec_deploy.targets.cuda import Gpu, OutOfDeviceMemory
+from qvec_deploy.runtimes.cuda_driver import Gpu, OutOfDeviceMemory
+from qvec_deploy.runtimes.graph import DOMAIN
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import device_function
 
 GPU = Gpu("NVIDIA Test", 89, "13.0")
 
@@ -269,7 +269,7 @@ class _Builder:
                 return None
         monitor.phase_finish("Building")
         if faults.plugin_error is not None:
-            sys.modules["qvec_deploy.kernels.plugins"].errors.append(faults.plugin_error)
+            sys.modules["qvec_deploy.runtimes.kernels.plugins"].errors.append(faults.plugin_error)
             return None
         reason = faults.refuses_build
         if faults.out_of_memory_at is not None and not faults.at_load and batch >= faults.out_of_memory_at:
@@ -429,11 +429,11 @@ class Setup:
 
 def install(monkeypatch: pytest.MonkeyPatch, version: str = "10.16.1.11", gpu: Gpu = GPU) -> Setup:
     """Put the fakes where the real ones would be."""
-    from qvec_deploy.targets import tensorrt_library
+    from qvec_deploy.runtimes.tensorrt import tensorrt_library
 
     cuda, faults = FakeCuda(gpu), Faults()
     trt = fake_tensorrt(cuda, faults, version)
-    plugins: Any = types.ModuleType("qvec_deploy.kernels.plugins")
+    plugins: Any = types.ModuleType("qvec_deploy.runtimes.kernels.plugins")
     plugins.registered, plugins.errors = 0, []
 
     def register_plugins() -> None:
@@ -447,7 +447,7 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str = "10.16.1.11", gpu: G
 
     plugins.register_plugins, plugins.plugin_errors = register_plugins, plugin_errors
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    monkeypatch.setitem(sys.modules, "qvec_deploy.kernels.plugins", plugins)
+    monkeypatch.setitem(sys.modules, "qvec_deploy.runtimes.kernels.plugins", plugins)
     monkeypatch.setattr(tensorrt_library, "open_cuda", lambda: cuda)
     return Setup(trt, cuda, faults)
 
@@ -456,13 +456,13 @@ def write_sources(folder: Path, state: dict[str, np.ndarray], scheme: Any, width
     """A pico model's files as a build leaves them, with calibrated activations; PyTorch's logits."""
     from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 
-    from qvec_deploy.bundle.parity import parity_images, reference_logits, write_reference
-    from qvec_deploy.lower.activations import calibrate_amax, write_amax
-    from qvec_deploy.lower.graph import attach_weights
+    from qvec_deploy.bench.parity import parity_images, reference_logits, write_reference
     from qvec_deploy.models import create, quantized_linears
     from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
     from qvec_deploy.quantize.reference import quantize
-    from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
+    from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+    from qvec_deploy.runtimes.graph.activations import calibrate_amax, write_amax
+    from qvec_deploy.runtimes.graph.stored import attach_weights
 
     args = PICO_ARGS | {"embed_dim": width}
     model = create(PICO_MODEL, PICO_CLASSES, args)
@@ -484,7 +484,7 @@ def write_sources(folder: Path, state: dict[str, np.ndarray], scheme: Any, width
 def _skeleton(width: int) -> onnx.ModelProto:
     from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 
-    from qvec_deploy.lower.export import export_skeleton
+    from qvec_deploy.runtimes.graph.export import export_skeleton
 
     return export_skeleton(PICO_MODEL, PICO_CLASSES, PICO_ARGS | {"embed_dim": width}, ("head",), (3, 32, 32))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qvec_deploy.errors import FetchError
-from qvec_deploy.jobs import Tell
-from qvec_deploy.shelf import Machine, Shelf
+from qvec_deploy.io.cache import Machine, Shelf
+from qvec_deploy.jobs.processes import Tell
 
 
 def add(tell: Tell, *, left: int, right: int) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from qvec_deploy.kernels.layouts import LAYOUTS, DeviceLayout
-from qvec_deploy.kernels.tiles import Tile
+from qvec_deploy.runtimes.kernels.layouts import LAYOUTS, DeviceLayout
+from qvec_deploy.runtimes.kernels.tiles import Tile
 
 SMALL = Tile(16, 64, 4, 3)
 
@@ -130,7 +130,7 @@ def dequantized(case: Case, values: dict[str, Any], emulated: bool = False) -> t
 
 def interpret() -> dict[str, dict[str, Any]]:
     """Run every case in Triton's interpreter; memory that a kernel leaves out is NaN."""
-    from qvec_deploy.kernels import launch
+    from qvec_deploy.runtimes.kernels import launch
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # fills what is not initialized

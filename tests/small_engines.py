@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 
-from qvec_deploy.bundle.parity import parity_images, reference_logits
-from qvec_deploy.lower.export import export_skeleton
-from qvec_deploy.lower.graph import attach_weights
+from qvec_deploy.bench.parity import parity_images, reference_logits
 from qvec_deploy.models import create, describe, is_skipped
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.quantize.reference import quantize
-from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.targets.torch_cuda import write_structure
+from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.graph.export import export_skeleton
+from qvec_deploy.runtimes.graph.stored import attach_weights
+from qvec_deploy.runtimes.torch_cuda.torch_session import write_structure
 from qvec_deploy.tensors import Scheme
 
 WIDE_ARGS = {**PICO_ARGS, "embed_dim": 256, "depth": 1, "num_heads": 4}

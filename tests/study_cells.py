@@ -14,8 +14,17 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-from qvec_deploy.study.costs import FineTune
-from qvec_deploy.study.values import Cell, CellRequest, Control, DonorFiles, Relation, TaskData, Trial, pack_right
+from qvec_deploy.research.study.cell_values import (
+    Cell,
+    CellRequest,
+    Control,
+    DonorFiles,
+    Relation,
+    TaskData,
+    Trial,
+    pack_right,
+)
+from qvec_deploy.research.study.costs import FineTune
 from qvec_deploy.tensors import Scheme
 
 TASKS = ("lower", "upper", "symbols", "plates", "pencils", "photos")

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from qvec_deploy.datasets import tiny
-from qvec_deploy.jobs import Failure, Job, Outcome, perform
-from qvec_deploy.study import cell as cell_module
-from qvec_deploy.study import run as run_module
-from qvec_deploy.study.run import Ended, Watcher
-from qvec_deploy.study.values import Cell, CellRequest, Relation, Trial
+from qvec_deploy.jobs.processes import Failure, Job, Outcome, perform
+from qvec_deploy.research.study import cell as cell_module
+from qvec_deploy.research.study import study_run as run_module
+from qvec_deploy.research.study.cell_values import Cell, CellRequest, Relation, Trial
+from qvec_deploy.research.study.study_run import Ended, Watcher
 
 
 class Here:

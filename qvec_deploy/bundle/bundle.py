@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qvec_deploy.bench.parity import PARITY_FILE, check_parity, read_reference
 from qvec_deploy.bundle.manifest import Manifest, check_files, read_manifest
-from qvec_deploy.bundle.parity import PARITY_FILE, check_parity, read_reference
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.plan import check_lowering
 from qvec_deploy.recipe import Recipe, load_recipe
-from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, Session, find_target
+from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.registry import Session, find_target
 
 RECIPE_FILE = "recipe.yaml"
 COMPILED = "tensorrt"

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from qvec_deploy.bench.comparison import Changed, GateChange, Group, Value
+from qvec_deploy.bench.comparison_verdicts import gate_verdict
+from qvec_deploy.bench.environment import Environment
+from qvec_deploy.bench.results import Report
 from qvec_deploy.bundle.bundle import Bundle
-from qvec_deploy.bundle.manifest import is_of_engine
-from qvec_deploy.measure.environment import Environment
-from qvec_deploy.report.comparison import Changed, GateChange, Group, Value
-from qvec_deploy.report.comparison_verdicts import gate_verdict
-from qvec_deploy.report.values import Report
+from qvec_deploy.runtimes.engine_files import is_of_engine
 
 _PASSING = ("load_average", "load_average_after", "frequency_mhz", "packages", "threads")
 """Fields of an environment that say nothing about which machine it was, or that other groups hold."""

@@ -9,12 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qvec_deploy.bench.results import Model, Parity
+from qvec_deploy.bench.selection import Selection
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
-from qvec_deploy.lower.activations import ACTIVATIONS_FILE
-from qvec_deploy.select.values import Selection
-from qvec_deploy.store import sha256_file, storage_errors, write_bytes
-from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.targets.torch_cuda import STRUCTURE_FILE
+from qvec_deploy.io.files import sha256_file, storage_errors, write_bytes
 
 MANIFEST_FILE = "manifest.json"
 LAMBDA0 = "lambda0"
@@ -34,16 +32,6 @@ class FileEntry(_Part):
     size: int
 
 
-class Model(_Part):
-    """What the engine takes and gives."""
-
-    name: str
-    args: dict[str, Any]
-    classes: int
-    input_shape: tuple[int, int, int]
-    data_config: dict[str, Any]
-
-
 class Engine(_Part):
     """How the engine runs.
 
@@ -61,14 +49,6 @@ class Vector(_Part):
 
     name: str
     weight: float
-
-
-class Parity(_Part):
-    """Agreement of the engine with PyTorch on generated images (see parity.py)."""
-
-    relative_error: float
-    top1_agreement: float
-    images: int
 
 
 class Layer(_Part):
@@ -171,11 +151,6 @@ def read_manifest(directory: Path) -> Manifest:
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"])
         raise IntegrityError(f"{path}: {field}: {problem['msg']}", hint="build or copy the bundle again") from error
-
-
-def is_of_engine(name: str) -> bool:
-    """Whether a bundle's file is a part of what runs: not one that describes or checks it, nor of another engine."""
-    return name in (MODEL_FILE, WEIGHTS_FILE, STRUCTURE_FILE, ACTIVATIONS_FILE) or name.startswith("engine.")
 
 
 def check_files(directory: Path, manifest: Manifest) -> None:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qvec_deploy.bundle.bench import Bench, Contender, measure_contenders, open_images
+from qvec_deploy.bench.results import Report, Role
+from qvec_deploy.bench.run import Bench, Contender, measure_contenders, open_images
 from qvec_deploy.bundle.bundle import Bundle
-from qvec_deploy.bundle.progress import Progress
 from qvec_deploy.errors import IncompatibleError, StorageError
+from qvec_deploy.io.cache import Machine
+from qvec_deploy.progress import Progress
 from qvec_deploy.recipe import FLOAT_BITS, Evaluate, Measure
-from qvec_deploy.report.values import Report, Role
-from qvec_deploy.shelf import Machine
 
 
 def bench_bundles(

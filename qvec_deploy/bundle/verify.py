@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qvec_deploy.errors import IntegrityError
 from qvec_deploy.packed import PackedFile
-from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 
 
 def check_weights(directory: Path) -> str:

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qvec_deploy.cli.analyze import analyze
-from qvec_deploy.cli.bench import bench
-from qvec_deploy.cli.build import build
-from qvec_deploy.cli.compare import compare
-from qvec_deploy.cli.compile import compile_command
-from qvec_deploy.cli.donor import donor
+from qvec_deploy.cli.analyze_command import analyze
+from qvec_deploy.cli.bench_command import bench
+from qvec_deploy.cli.build_command import build
+from qvec_deploy.cli.compare_command import compare
+from qvec_deploy.cli.compile_command import compile_command
+from qvec_deploy.cli.donor_command import donor
 from qvec_deploy.cli.options import Printed, echo_json, json_option
-from qvec_deploy.cli.plan import plan
-from qvec_deploy.cli.release import release
-from qvec_deploy.cli.report import report
-from qvec_deploy.cli.study import study
-from qvec_deploy.cli.vector import vector
-from qvec_deploy.cli.verify import verify
+from qvec_deploy.cli.plan_command import plan
+from qvec_deploy.cli.release_command import release
+from qvec_deploy.cli.report_command import report
+from qvec_deploy.cli.study_command import study
+from qvec_deploy.cli.vector_command import vector
+from qvec_deploy.cli.verify_command import verify
 from qvec_deploy.errors import QvecError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def commands() -> None:
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
     """Print what a bundle, vector, packed file or checkpoint is, without opening an engine."""
-    from qvec_deploy.cli.show import inspect_path, print_document
+    from qvec_deploy.cli.printing import inspect_path, print_document
 
     document = inspect_path(path)
     if as_json:
@@ -122,7 +122,7 @@ def inspect(path: Path, as_json: bool) -> None:
 @json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine can do, and how to get the rest."""
-    from qvec_deploy.cli.doctor import examine, print_examination
+    from qvec_deploy.cli.doctor_command import examine, print_examination
 
     found = examine()
     if as_json:
@@ -136,12 +136,12 @@ def doctor(as_json: bool) -> None:
 def schema(of: str) -> None:
     """Print the JSON schema of recipes, of report.json, or of study recipes."""
     if of == "report":
-        from qvec_deploy.report.document import report_schema
+        from qvec_deploy.report.report_json import report_schema
 
         echo_json(report_schema())
         return
     if of == "study":
-        from qvec_deploy.study.recipe import study_schema
+        from qvec_deploy.research.study.study_recipe import study_schema
 
         echo_json(study_schema())
         return

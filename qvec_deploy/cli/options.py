@@ -12,7 +12,7 @@ import click
 from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
-    from qvec_deploy.bundle.progress import Progress
+    from qvec_deploy.progress import Progress
 
 recipe_option = click.option(
     "--recipe", "recipe_path", type=click.Path(path_type=Path), required=True, help="The recipe, a YAML file."
@@ -30,8 +30,8 @@ def progress_shown(quiet: bool) -> Progress:
     """Progress on stderr, or none."""
     from rich.console import Console
 
-    from qvec_deploy.bundle.progress import Progress
-    from qvec_deploy.cli.progress import TerminalProgress
+    from qvec_deploy.cli.terminal_progress import TerminalProgress
+    from qvec_deploy.progress import Progress
 
     return Progress() if quiet else TerminalProgress(Console(stderr=True))
 

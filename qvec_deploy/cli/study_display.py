@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from qvec_deploy.study.nodes import KINDS, Node
-from qvec_deploy.study.run import Ended, Watcher
+from qvec_deploy.research.study.nodes import KINDS, Node
+from qvec_deploy.research.study.study_run import Ended, Watcher
 
 TITLES = {"base": "bases", "fp": "float fine-tunes", "qat": "QAT fine-tunes", "vector": "vectors", "cell": "receivers"}
 _EVERY_S = 30.0  # between two lines without a terminal

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from qvec_deploy.datasets.hub import is_on_hub, names_of, require_datasets
+from qvec_deploy.datasets.hub_datasets import is_on_hub, names_of, require_datasets
 from qvec_deploy.datasets.spec import DataConfig, DatasetSpec, Float32, Int64, Split
 from qvec_deploy.errors import RecipeError, StorageError
-from qvec_deploy.store import canonical_json, sha256_bytes, sha256_file, storage_errors
+from qvec_deploy.io.files import canonical_json, sha256_bytes, sha256_file, storage_errors
 
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qvec_deploy.datasets import mix, strokes
+from qvec_deploy.datasets import pretraining_mix as mix
+from qvec_deploy.datasets import strokes
 from qvec_deploy.datasets.spec import SPLITS, DataConfig, DatasetSpec, Float32, Int64, Split
 from qvec_deploy.datasets.strokes import IMAGE, Images, Jitter
 from qvec_deploy.errors import RecipeError

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.datasets import Dataset
-from qvec_deploy.donors.config import Progress, TrainConfig
+from qvec_deploy.donors.donor_folder import LOG, RUNS, VECTOR, DonorFolder, Entry, require_space
+from qvec_deploy.donors.donor_inputs import Task, fingerprint, open_base, open_task
+from qvec_deploy.donors.donor_recipe import DonorRecipe
 from qvec_deploy.donors.feed import feed
 from qvec_deploy.donors.finetune import Base, start, weights
-from qvec_deploy.donors.recipe import DonorRecipe
-from qvec_deploy.donors.sources import Task, fingerprint, open_base, open_task
-from qvec_deploy.donors.state import LOG, RUNS, VECTOR, DonorFolder, Entry, require_space
 from qvec_deploy.donors.train import Training
+from qvec_deploy.donors.train_config import Progress, TrainConfig
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.io.files import atomic_path, sha256_file
 from qvec_deploy.models import create, describe, head_name
 from qvec_deploy.quantize.modelopt import insert_fake_quantizers
-from qvec_deploy.store import atomic_path, sha256_file
 from qvec_deploy.tensors import Float32, Scheme
 
 _COPIES = 10  # of the model: fp, qat, vector; a saved state is three, and there are two while one is replaced

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from qvec_deploy.datasets import Dataset
-from qvec_deploy.donors.config import OnStep, TrainConfig, TrainOptions
 from qvec_deploy.donors.train import train
+from qvec_deploy.donors.train_config import OnStep, TrainConfig, TrainOptions
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import ModelArgs, create, head_name
 from qvec_deploy.quantize.modelopt import insert_fake_quantizers, latent_state_dict

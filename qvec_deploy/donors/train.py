@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from qvec_deploy.datasets import Dataset
-from qvec_deploy.donors.config import OnStep, Progress, TrainConfig, TrainOptions
 from qvec_deploy.donors.feed import Rows, feed
+from qvec_deploy.donors.train_config import OnStep, Progress, TrainConfig, TrainOptions
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.quantize.modelopt import refresh_clip
 

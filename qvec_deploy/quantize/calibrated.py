@@ -108,7 +108,7 @@ def calibrate_from_moments(
     """
     import torch
 
-    from qvec_deploy.quantize.inputs import weight_at
+    from qvec_deploy.quantize.layer_inputs import weight_at
     from qvec_deploy.quantize.solver import round_for_inputs
 
     names = quantized_linears(model, skip)
@@ -137,7 +137,7 @@ def collect_moments(model: nn.Module, images: Sequence[Float32], skip: tuple[str
         RecipeError: No finite images.
         IncompatibleError: A Linear that the model does not call.
     """
-    from qvec_deploy.quantize.inputs import accumulate_moments
+    from qvec_deploy.quantize.layer_inputs import accumulate_moments
 
     _check_images(images, "collecting second moments")
     names = quantized_linears(model, skip)
@@ -188,7 +188,7 @@ def _with_notes(
     rounding: Rounding,
 ) -> Calibrated:
     """Say which Linears no image reached, and round those to nearest; say so if the method did nothing at all."""
-    from qvec_deploy.quantize.inputs import accumulate_moments
+    from qvec_deploy.quantize.layer_inputs import accumulate_moments
 
     reached = accumulate_moments(model, [images[0][:1]], names)
     codes = {f"{name}.weight": result.codes.get(f"{name}.weight") or _nearest(model, name, scheme) for name in names}
@@ -214,7 +214,7 @@ def _check_images(images: Sequence[Float32], purpose: str) -> None:
 
 
 def _check_moments(model: nn.Module, moments: Mapping[str, Float32], names: Sequence[str]) -> None:
-    from qvec_deploy.quantize.inputs import linear_at
+    from qvec_deploy.quantize.layer_inputs import linear_at
 
     for name in names:
         width = linear_at(model, name).in_features
@@ -227,7 +227,7 @@ def _check_moments(model: nn.Module, moments: Mapping[str, Float32], names: Sequ
 
 
 def _nearest(model: nn.Module, name: str, scheme: Scheme) -> QuantizedTensor:
-    from qvec_deploy.quantize.inputs import weight_at
+    from qvec_deploy.quantize.layer_inputs import weight_at
     from qvec_deploy.quantize.modelopt import quantize
 
     return quantize(weight_at(model, name), scheme)

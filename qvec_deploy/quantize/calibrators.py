@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qvec_deploy.models import quantized_linears
-from qvec_deploy.quantize.inputs import accumulate_moments, linear_at, on_device_of, weight_at
+from qvec_deploy.quantize.layer_inputs import accumulate_moments, linear_at, on_device_of, weight_at
 from qvec_deploy.quantize.modelopt import BACKEND, insert_fake_quantizers, quantize, refresh_clip
 from qvec_deploy.quantize.solver import feed_back, inverse_factor
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qvec_deploy.quantize.inputs import linear_at, on_device_of
+from qvec_deploy.quantize.layer_inputs import linear_at, on_device_of
 from qvec_deploy.tensors import Float32
 
 _TOLERANCE = 1e-6

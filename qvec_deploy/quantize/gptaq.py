@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import quantized_linears
-from qvec_deploy.quantize.inputs import flatten, in_step, linear_at
+from qvec_deploy.quantize.layer_inputs import flatten, in_step, linear_at
 from qvec_deploy.quantize.solver import move_toward, round_for_inputs
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 

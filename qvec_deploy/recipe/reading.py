@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.store import require_file, storage_errors
-from qvec_deploy.yamltext import NOT_YAML, Place, parse_yaml, parse_yaml_value
+from qvec_deploy.io.files import require_file, storage_errors
+from qvec_deploy.io.yaml import NOT_YAML, Place, parse_yaml, parse_yaml_value
 
 Places = Mapping[Place, str]
 Model = TypeVar("Model", bound=BaseModel)

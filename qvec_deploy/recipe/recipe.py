@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from qvec_deploy.errors import RecipeError
+from qvec_deploy.io.files import storage_errors
 from qvec_deploy.recipe.blocks import (
     CALIBRATED,
     FLOAT_BITS,
@@ -31,7 +32,6 @@ from qvec_deploy.recipe.blocks import (
 )
 from qvec_deploy.recipe.matrix import Matrix
 from qvec_deploy.recipe.reading import Places, assign, parse
-from qvec_deploy.store import storage_errors
 
 
 def _or_a_word(schema: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from qvec_deploy.measure.statistics import median
-from qvec_deploy.report.comparison import AccuracyChange, Changed, Comparison, GateChange, LatencyChange, Value
-from qvec_deploy.report.formatting import NONE, megabytes, percent, short, signed_text, three, times
+from qvec_deploy.bench.comparison import AccuracyChange, Changed, Comparison, GateChange, LatencyChange, Value
+from qvec_deploy.bench.statistics import median
+from qvec_deploy.formatting import NONE, megabytes, percent, short, signed_text, three, times
 from qvec_deploy.report.markdown import escape
 
 GOOD = ("FASTER", "BETTER", "SMALLER", "PASSED")

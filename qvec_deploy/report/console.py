@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from qvec_deploy.report import verdict
-from qvec_deploy.report.formatting import short
-from qvec_deploy.report.listing import Listing
-from qvec_deploy.report.summary import rows
+from qvec_deploy.bench.results import Report
+from qvec_deploy.bench.summary import rows
+from qvec_deploy.formatting import short
+from qvec_deploy.report import report_verdict as verdict
+from qvec_deploy.report.html_listing import Listing
 from qvec_deploy.report.table import batch_columns, columns
-from qvec_deploy.report.values import Report
 
 COMPACT = ("size", "top1", "median", "speed_up", "peak")
 MARK = " *"

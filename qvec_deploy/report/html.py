@@ -8,18 +8,21 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.report import accuracy, overview, prose, timing, verdict
+from qvec_deploy.bench.results import Report
+from qvec_deploy.bench.summary import numbered_warnings, rows
+from qvec_deploy.report import accuracy_section as accuracy
+from qvec_deploy.report import overview, prose
+from qvec_deploy.report import report_verdict as verdict
+from qvec_deploy.report import timing_section as timing
+from qvec_deploy.report.environment_facts import environment_facts
+from qvec_deploy.report.headline_tiles import tiles
 from qvec_deploy.report.layer_plot import layer_errors
 from qvec_deploy.report.overview import Overview
 from qvec_deploy.report.plots import trade_offs
 from qvec_deploy.report.reliability_plot import reliability
 from qvec_deploy.report.selection_plot import selection_figures
-from qvec_deploy.report.summary import numbered_warnings, rows
-from qvec_deploy.report.surroundings import environment_facts
 from qvec_deploy.report.table import batch_columns, columns
-from qvec_deploy.report.tiles import tiles
 from qvec_deploy.report.time_plot import distributions, layer_times
-from qvec_deploy.report.values import Report
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from qvec_deploy.bench.results import Candidate, Report
+from qvec_deploy.bench.roofline.operations import layer_kind
 from qvec_deploy.report import svg
 from qvec_deploy.report.svg import WIDTH, Figure
-from qvec_deploy.report.values import Candidate, Report
-from qvec_deploy.roofline.operations import layer_kind
 
 PANEL, GAP = 50.0, 20.0  # units
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 12.0, 40.0, 38.0

@@ -6,13 +6,16 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from qvec_deploy.report import accuracy, overview, prose, timing, verdict
-from qvec_deploy.report.listing import Listing
+from qvec_deploy.bench.results import Report
+from qvec_deploy.bench.summary import Row, numbered_warnings, rows
+from qvec_deploy.report import accuracy_section as accuracy
+from qvec_deploy.report import overview, prose
+from qvec_deploy.report import report_verdict as verdict
+from qvec_deploy.report import timing_section as timing
+from qvec_deploy.report.environment_facts import environment_facts
+from qvec_deploy.report.html_listing import Listing
 from qvec_deploy.report.overview import Overview
-from qvec_deploy.report.summary import Row, numbered_warnings, rows
-from qvec_deploy.report.surroundings import environment_facts
 from qvec_deploy.report.table import batch_columns, columns
-from qvec_deploy.report.values import Report
 
 _AUTOLINK = re.compile(
     r"((?:https?|ftp):(?=//)|www(?=\.)|#(?=\d)|gh-(?=\d)|(?<!\w)@(?=\w)|@(?=[\w-]+\.\w))", re.IGNORECASE

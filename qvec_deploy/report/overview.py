@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from qvec_deploy import formatting
+from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.results import Candidate, Report
+from qvec_deploy.bench.statistics import paired_difference
+from qvec_deploy.bench.summary import DISTURBED, Row, rows
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.measure.accuracy import Paired
-from qvec_deploy.measure.statistics import paired_difference
-from qvec_deploy.report import formatting, verdict
-from qvec_deploy.report.formatting import BYTES_PER_MB, NONE
-from qvec_deploy.report.listing import Listing
+from qvec_deploy.formatting import BYTES_PER_MB, NONE
+from qvec_deploy.report import candidate_text
+from qvec_deploy.report import report_verdict as verdict
+from qvec_deploy.report.html_listing import Listing
 from qvec_deploy.report.plots import Point, scatter
-from qvec_deploy.report.summary import DISTURBED, Row, rows
 from qvec_deploy.report.svg import Figure
-from qvec_deploy.report.values import Candidate, Report
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _cells(standing: Standing, same: bool) -> tuple[str, ...]:
         f"{formatting.three(entry.median_ms)} (batch {entry.batch_size})" if entry is not None else NONE,
         verdict.standing(report)[0],
         f"{formatting.times(ratio.value)} {formatting.times_interval(ratio)}" if ratio is not None else NONE,
-        formatting.bits(candidate),
+        candidate_text.bits(candidate),
         (_patch(candidate).removeprefix(", ") or "none") if same else candidate.name + _patch(candidate),
         f"{candidate.runtime}, {candidate.lowering}",
     )

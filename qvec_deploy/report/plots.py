@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from qvec_deploy.bench.results import Role
+from qvec_deploy.bench.summary import Row
+from qvec_deploy.formatting import BYTES_PER_MB
 from qvec_deploy.report import svg
-from qvec_deploy.report.formatting import BYTES_PER_MB
-from qvec_deploy.report.summary import Row
 from qvec_deploy.report.svg import WIDTH, Figure
-from qvec_deploy.report.values import Role
 
 HEIGHT = 270.0
 LABEL_PITCH = 13.0  # units between two labels

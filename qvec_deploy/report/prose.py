@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qvec_deploy.measure.statistics import Estimate, speed_up
-from qvec_deploy.report import formatting, verdict
-from qvec_deploy.report.summary import DISTURBED, Row
-from qvec_deploy.report.values import Candidate, Report
+from qvec_deploy import formatting
+from qvec_deploy.bench.results import Candidate, Report
+from qvec_deploy.bench.statistics import Estimate, speed_up
+from qvec_deploy.bench.summary import DISTURBED, Row
+from qvec_deploy.report import candidate_text
+from qvec_deploy.report import report_verdict as verdict
 
 CHANCE = 0.05  # of calling any rival better that is not: divided by their number (Bonferroni)
 SMALLER = 0.05  # of the bytes: less is not worth a word
@@ -179,7 +181,8 @@ def setup(report: Report) -> str:
     shown = _described(report)
     accuracy = f"Accuracy is top-1 on {report.dataset}, split {report.split}, {report.images:,} images."
     return (
-        f"Weights of {shown.name}: {formatting.grid(shown)}.{_skipped(shown)} Patch: {formatting.mixture(shown)}. "
+        f"Weights of {shown.name}: {candidate_text.grid(shown)}.{_skipped(shown)} "
+        f"Patch: {candidate_text.mixture(shown)}. "
         f"{accuracy if report.images else 'Accuracy was not measured.'}"
     )
 
@@ -283,11 +286,11 @@ def facts(report: Report, row: Row) -> tuple[tuple[str, str], ...]:
     candidate = row.candidate
     entries = [
         ("Role", ROLE_TEXT[candidate.role]),
-        ("Weights", formatting.grid(candidate)),
+        ("Weights", candidate_text.grid(candidate)),
         ("Left in float", ", ".join(candidate.skip) if candidate.scheme else ""),
-        ("Patch", formatting.mixture(candidate)),
+        ("Patch", candidate_text.mixture(candidate)),
         ("Engine", f"{candidate.runtime}, lowering {candidate.lowering}"),
-        ("Bits per weight", f"{formatting.bits(candidate)} (stored / at run time)"),
+        ("Bits per weight", f"{candidate_text.bits(candidate)} (stored / at run time)"),
         ("Weight error", _mean_error(candidate)),
         ("Same answer as", _agreements(report, candidate)),
         ("Memory added by loading", _added_memory(candidate)),

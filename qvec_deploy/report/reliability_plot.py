@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from qvec_deploy.bench.results import Candidate, Report
 from qvec_deploy.report import svg
-from qvec_deploy.report.accuracy import described
+from qvec_deploy.report.accuracy_section import described
 from qvec_deploy.report.svg import WIDTH, Figure
-from qvec_deploy.report.values import Candidate, Report
 
 HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 300.0, 44.0, 12.0, 28.0, 42.0  # units
 LARGEST = 110.0  # area of the mark of a bin with every image, in square points

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from qvec_deploy.bench.results import Report
+from qvec_deploy.bench.selection import Curve, Selection
+from qvec_deploy.formatting import short, three
 from qvec_deploy.report import svg
-from qvec_deploy.report.formatting import short, three
+from qvec_deploy.report.report_verdict import donor_names, factor, images_of, quantity
 from qvec_deploy.report.svg import WIDTH, Figure
-from qvec_deploy.report.values import Report
-from qvec_deploy.report.verdict import donor_names, factor, images_of, quantity
-from qvec_deploy.select.values import Curve, Selection
 
 CURVE_HEIGHT, CURVE_TOP = 250.0, 10.0  # units
 LEGEND_ROW, PER_ROW = 16.0, 4

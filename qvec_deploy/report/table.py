@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qvec_deploy.report import formatting
-from qvec_deploy.report.formatting import NONE
-from qvec_deploy.report.summary import LatencyRow, Row
-from qvec_deploy.report.values import Report
+from qvec_deploy import formatting
+from qvec_deploy.bench.results import Report
+from qvec_deploy.bench.summary import LatencyRow, Row
+from qvec_deploy.formatting import NONE
+from qvec_deploy.report import candidate_text
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _columns(report: Report) -> tuple[Column, ...]:
         return Cell(formatting.points(estimate.value, count), formatting.points_interval(estimate, count))
 
     return (
-        Column("bits", "Bits", "stored / run time", lambda row: Cell(formatting.bits(row.candidate))),
+        Column("bits", "Bits", "stored / run time", lambda row: Cell(candidate_text.bits(row.candidate))),
         Column("size", "Size", "MB", lambda row: Cell(formatting.megabytes(row.candidate.stored_bytes))),
         Column("top1", "Top-1", f"%, n = {count:,}", top1),
         Column("delta", f"Δ to {plain.name if plain else 'plain PTQ'}", "points", delta),

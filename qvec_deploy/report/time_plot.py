@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qvec_deploy.bench.results import Candidate, Report
+from qvec_deploy.bench.roofline.operations import layer_kind
 from qvec_deploy.report import svg
-from qvec_deploy.report.accuracy import described
+from qvec_deploy.report.accuracy_section import described
 from qvec_deploy.report.svg import WIDTH, Figure
-from qvec_deploy.report.values import Candidate, Report
-from qvec_deploy.roofline.operations import layer_kind
 
 ROW, TOP, BOTTOM, RIGHT, GAP = 26.0, 30.0, 40.0, 14.0, 8.0  # units
 CHARACTER = 5.6  # units a character takes at font size 9, on the safe side

@@ -11,8 +11,8 @@ import numpy as np
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.extract import MADE_BY, l2_norm
-from qvec_deploy.vectors.file import QuantizationVector, VectorHeader, write_vector
-from qvec_deploy.vectors.sources import random_like
+from qvec_deploy.vectors.vector_file import QuantizationVector, VectorHeader, write_vector
+from qvec_deploy.vectors.vector_sources import random_like
 
 KINDS = ("random", "shuffle", "task")
 

@@ -45,7 +45,7 @@ from qvec_deploy.vectors.symmetries import (
 from qvec_deploy.vectors.undo import Change
 
 if TYPE_CHECKING:
-    from qvec_deploy.vectors.geometry import Geometry
+    from qvec_deploy.vectors.symmetric_places import Geometry
 
 UNRELATED = 0.7
 """Relative distance of weights from which they have another base: fine-tunes are within 0.2, strangers about 1.4."""

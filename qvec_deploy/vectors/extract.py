@@ -15,8 +15,8 @@ from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
 from qvec_deploy.models import Architecture, is_skipped
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.coordinates import UNRELATED
-from qvec_deploy.vectors.file import VectorHeader, write_vector
 from qvec_deploy.vectors.sketch import make_sketch
+from qvec_deploy.vectors.vector_file import VectorHeader, write_vector
 
 DTYPES = ("float32", "float16")
 MADE_BY = f"qvec-deploy {version('qvec-deploy')}"

@@ -10,10 +10,10 @@ from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.coordinates import check_coordinates
 from qvec_deploy.vectors.extract import MADE_BY, l2_norm
-from qvec_deploy.vectors.file import Part, QuantizationVector, VectorHeader, write_vector
-from qvec_deploy.vectors.geometry import Geometry
 from qvec_deploy.vectors.patch import mix
 from qvec_deploy.vectors.sketch import Sketch
+from qvec_deploy.vectors.symmetric_places import Geometry
+from qvec_deploy.vectors.vector_file import Part, QuantizationVector, VectorHeader, write_vector
 
 _SLACK = 1e-6  # what a sum of decimal weights may miss 1 by
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from qvec_deploy.checkpoint import Checkpoint
+from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.plan import Plan
 from qvec_deploy.tensors import Float32
-from qvec_deploy.vectors.sources import Source, random_like
+from qvec_deploy.vectors.vector_sources import Source, random_like
 
 
 def add_scaled(weight: Float32, rho: Float32, lam: float) -> Float32:

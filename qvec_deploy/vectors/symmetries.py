@@ -22,7 +22,7 @@ from qvec_deploy.vectors.sketch import LinearSketch, Sketch
 from qvec_deploy.vectors.undo import Change, change_columns, change_rows
 
 if TYPE_CHECKING:
-    from qvec_deploy.vectors.geometry import Attention, Mlp
+    from qvec_deploy.vectors.symmetric_places import Attention, Mlp
 
 NEURONS = "permutation of MLP neurons"
 HEADS = "permutation of attention heads"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qvec_deploy.checkpoint import Checkpoint
-from qvec_deploy.store import atomic_path
+from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.io.files import atomic_path
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.matching import Indices
 from qvec_deploy.vectors.sketch import Read

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from qvec_deploy.donors.recipe import DonorRecipe, load_donor_recipe
+from qvec_deploy.donors.donor_recipe import DonorRecipe, load_donor_recipe
 from qvec_deploy.recipe import Recipe, load_recipe, recipe_schema
-from qvec_deploy.study.recipe import StudyRecipe, load_study
+from qvec_deploy.research.study.study_recipe import StudyRecipe, load_study
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

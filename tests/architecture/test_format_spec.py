@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qvec_deploy.packed import VERSION, codec, layout, pack_codes, unpack_codes
+from qvec_deploy.packed import VERSION, codec, pack_codes, unpack_codes
+from qvec_deploy.packed import file_layout as layout
 
 SPEC = (Path(codec.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
 

@@ -38,12 +38,13 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_reading_a_recipe_imports_no_framework() -> None:
-    loaded = _modules_after("from qvec_deploy.recipe import load_recipe\nimport qvec_deploy.checkpoint")
+    loaded = _modules_after("from qvec_deploy.recipe import load_recipe\nimport qvec_deploy.io.checkpoint")
     assert not loaded & {"torch", "timm", "onnx", "onnxruntime", "modelopt"}
 
 
 def test_running_an_engine_needs_no_torch() -> None:
-    code = "import qvec_deploy.targets, qvec_deploy.bundle.bundle, qvec_deploy.lower.inmemory, onnxruntime"
+    code = "import qvec_deploy.runtimes.registry, qvec_deploy.bundle.bundle, onnxruntime\n"
+    code += "import qvec_deploy.runtimes.onnxruntime.ort_lowering"
     assert not _modules_after(code) & {"torch", "timm", "modelopt"}
 
 

@@ -24,7 +24,7 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "qvec_deploy").rglob("*.py")}
     pages = {f"report/{name}" for name in ("report.html", "macros.html", "overview.html", "report.css")}
-    pages |= {"study/study.html", "study/study.css"}
+    pages |= {"research/study/study.html", "research/study/study.css"}
     data = {"py.typed", "recipe.schema.json", "report.schema.json", "packed/FORMAT.md", *pages}
     assert package <= names
     assert {f"qvec_deploy/{name}" for name in data} <= names

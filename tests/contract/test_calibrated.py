@@ -28,7 +28,7 @@ from qvec_deploy.quantize.calibrated import (
     collect_moments,
 )
 from qvec_deploy.quantize.folding import fold_into_norms
-from qvec_deploy.quantize.inputs import linear_at, weight_at
+from qvec_deploy.quantize.layer_inputs import linear_at, weight_at
 from qvec_deploy.quantize.solver import round_for_inputs
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 

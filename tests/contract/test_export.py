@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qvec_deploy.bundle.parity import check_parity, parity_images, reference_logits
-from qvec_deploy.lower.export import export_skeleton
-from qvec_deploy.lower.graph import attach_weights
+from qvec_deploy.bench.parity import check_parity, parity_images, reference_logits
 from qvec_deploy.models import create, describe, is_skipped
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.quantize.reference import quantize
-from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE, find_target
+from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.graph.export import export_skeleton
+from qvec_deploy.runtimes.graph.stored import attach_weights
+from qvec_deploy.runtimes.registry import find_target
 from qvec_deploy.tensors import Scheme
 
 MODELS = {

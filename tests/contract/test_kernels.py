@@ -20,12 +20,19 @@ import torch
 import triton
 from kernel_cases import CASES, Case
 
-import qvec_deploy.kernels.op  # noqa: F401 - registers the operator
+import qvec_deploy.runtimes.kernels.op  # noqa: F401 - registers the operator
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.kernels import ahead, launch
-from qvec_deploy.kernels.ahead import ARCHITECTURES, BASELINE_SM, SHARED_LIMIT, Compiled, assemble, compile_ahead
-from qvec_deploy.kernels.layouts import LAYOUTS, choose_layout
-from qvec_deploy.kernels.tiles import DEEP_TILES, TILES, Tile
+from qvec_deploy.runtimes.kernels import ahead, launch
+from qvec_deploy.runtimes.kernels.ahead import (
+    ARCHITECTURES,
+    BASELINE_SM,
+    SHARED_LIMIT,
+    Compiled,
+    assemble,
+    compile_ahead,
+)
+from qvec_deploy.runtimes.kernels.layouts import LAYOUTS, choose_layout
+from qvec_deploy.runtimes.kernels.tiles import DEEP_TILES, TILES, Tile
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / f"kernels_{triton.__version__}.json"
@@ -255,7 +262,7 @@ def test_what_is_compiled_only_for_the_gpu_at_hand_compiles() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from qvec_deploy.kernels import triton_kernels
+    from qvec_deploy.runtimes.kernels import triton_kernels
 
     types = {"x": "*fp16", "words": "*i32", "scale": "*fp32", "y": "*fp32", "parts": "*fp32"}
     types |= dict.fromkeys(("m", "n", "k"), "i32")

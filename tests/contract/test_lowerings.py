@@ -12,13 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.lower import DOMAIN, OPSET
-from qvec_deploy.lower.bits import runtime_bits_per_weight
-from qvec_deploy.lower.graph import attach_weights, operator_function
-from qvec_deploy.lower.inmemory import lower_in_memory
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.plan import LOWERINGS
 from qvec_deploy.quantize.reference import quantize
+from qvec_deploy.runtimes.bits import runtime_bits_per_weight
+from qvec_deploy.runtimes.graph import DOMAIN, OPSET
+from qvec_deploy.runtimes.graph.stored import attach_weights, operator_function
+from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 ROWS = 24

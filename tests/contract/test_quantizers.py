@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from qvec_deploy.build import Workshop, build
+from qvec_deploy.build.pipeline import Workshop, build
 from qvec_deploy.models import create
 from qvec_deploy.quantize import modelopt, reference
 from qvec_deploy.recipe import load_recipe

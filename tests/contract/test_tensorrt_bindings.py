@@ -31,19 +31,19 @@ from onnx import TensorProto, helper
 from tensorrt_stub.scratch import NO_REGISTRY, scratch
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.kernels.ahead import SHARED_LIMIT
-from qvec_deploy.kernels.layouts import LAYOUTS
-from qvec_deploy.kernels.plugin_config import DEQUANTIZE, LINEAR, NAMESPACE, VERSION, PluginConfig
-from qvec_deploy.kernels.plugins import plugin_errors, register_plugins, tactics
-from qvec_deploy.kernels.tiles import TILES, Tile
-from qvec_deploy.lower.tensorrt_linear import CONVERTERS
+from qvec_deploy.runtimes.kernels.ahead import SHARED_LIMIT
+from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
+from qvec_deploy.runtimes.kernels.plugin_config import DEQUANTIZE, LINEAR, NAMESPACE, VERSION, PluginConfig
+from qvec_deploy.runtimes.kernels.plugins import plugin_errors, register_plugins, tactics
+from qvec_deploy.runtimes.kernels.tiles import TILES, Tile
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import CONVERTERS
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 ROOT = Path(__file__).parents[2]
 OBSERVE = Path(__file__).parent / "tensorrt_stub" / "observe.py"
 RELEASES = ("10.16.1.11", "11.4.0.106")
 SOURCES = [
-    ROOT / "qvec_deploy/kernels/plugins.py",
+    ROOT / "qvec_deploy/runtimes/kernels/plugins.py",
     *sorted((ROOT / "qvec_deploy/targets").rglob("tensorrt*.py")),
     *(path for path in sorted((ROOT / "scripts").glob("*tensorrt*")) if b"bash" not in path.read_bytes()[:30]),
 ]

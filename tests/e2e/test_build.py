@@ -12,11 +12,11 @@ import onnxruntime
 import pytest
 import yaml
 
+from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.bundle.bundle import Bundle
-from qvec_deploy.bundle.parity import parity_images
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.quantize import reference
-from qvec_deploy.report.document import from_json
+from qvec_deploy.report.report_json import from_json
 from qvec_deploy.tensors import Scheme
 
 FILES = {
@@ -158,7 +158,7 @@ def test_force_replaces_a_bundle(tmp_path: Path, pico_recipe: Callable[..., Path
 def test_plan_reads_no_weights(
     pico_recipe: Callable[..., Path], run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qvec_deploy.checkpoint import Checkpoint
+    from qvec_deploy.io.checkpoint import Checkpoint
 
     def refuse(self: Checkpoint, name: str) -> None:
         raise AssertionError(f"read {name}")

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.footprint import Footprint
+from qvec_deploy.bench.latency import LatencySamples
+from qvec_deploy.bench.predictions import PREDICTIONS_FILE, Predictions, read_predictions, write_predictions
+from qvec_deploy.bench.results import Report
 from qvec_deploy.bundle.bundle import Bundle
-from qvec_deploy.bundle.kept import paired_answers
+from qvec_deploy.bundle.compare_stored import paired_answers
 from qvec_deploy.bundle.manifest import Gate, hash_files, read_manifest, write_manifest
-from qvec_deploy.bundle.predictions import PREDICTIONS_FILE, Predictions, read_predictions, write_predictions
-from qvec_deploy.measure.accuracy import Paired
-from qvec_deploy.measure.latency import LatencySamples
-from qvec_deploy.measure.probe import Footprint
-from qvec_deploy.report.document import from_json, to_json
-from qvec_deploy.report.values import Report
+from qvec_deploy.report.report_json import from_json, to_json
 
 Run = Callable[..., tuple[int, str, str]]
 COUNT = 5000
@@ -86,7 +86,7 @@ def keep_samples(bundle: Path, samples_ms: tuple[float, ...], **environment: Any
 @pytest.fixture(autouse=True)
 def no_footprint(monkeypatch: pytest.MonkeyPatch) -> None:
     """A comparison does not show memory: spare its two processes an engine."""
-    monkeypatch.setattr("qvec_deploy.bundle.bench._probe", lambda *_: Footprint(0.1, 1, 2, 3))
+    monkeypatch.setattr("qvec_deploy.bench.run._probe", lambda *_: Footprint(0.1, 1, 2, 3))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
             )
             return replace(reports[0], candidates=(old, new), baseline="a", selected=None, gates=())
 
-        monkeypatch.setattr("qvec_deploy.bundle.comparison.bench_bundles", fake)
+        monkeypatch.setattr("qvec_deploy.bundle.compare.bench_bundles", fake)
 
     return script
 
@@ -404,7 +404,7 @@ def test_an_engine_that_cannot_be_opened_here_is_unsure(
 
 
 def test_an_engine_that_computes_something_else_is_refused(pair: tuple[Path, Path], run: Run) -> None:
-    from qvec_deploy.bundle.parity import read_reference, write_reference
+    from qvec_deploy.bench.parity import read_reference, write_reference
 
     old, new = pair
     write_reference(new, read_reference(new) + 1)

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qvec_deploy.build import Workshop, build
-from qvec_deploy.bundle.parity import reference_logits
+from qvec_deploy.bench.parity import reference_logits
+from qvec_deploy.build.pipeline import Workshop, build
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.recipe import load_recipe
-from qvec_deploy.targets import WEIGHTS_FILE, find_target
+from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
+from qvec_deploy.runtimes.registry import find_target
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo_3bit.yaml"
 

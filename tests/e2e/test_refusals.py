@@ -19,12 +19,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from qvec_deploy.bundle.bench import Measured
+from qvec_deploy.bench.run import Measured
 from qvec_deploy.errors import StorageError
 from qvec_deploy.packed import PackedFile
-from qvec_deploy.report.document import from_json
+from qvec_deploy.report.report_json import from_json
 from qvec_deploy.tensors import Scheme
-from qvec_deploy.vectors.file import VectorHeader, write_vector
+from qvec_deploy.vectors.vector_file import VectorHeader, write_vector
 
 WEIGHTS = "weights.qvec.safetensors"
 FLOAT = ("--set", "quantize.bits=32", "--set", "target.lowering=float", "--set", "lambda=0")  # one candidate only
@@ -344,7 +344,7 @@ _skeletons: dict[str, onnx.ModelProto] = {}
 @pytest.fixture
 def quick(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds that end early or late in a tenth of the time: one export for all of them, and nothing is measured."""
-    from qvec_deploy.lower import export
+    from qvec_deploy.runtimes.graph import export
 
     report, real = from_json((finished / "report.json").read_bytes()), export.export_skeleton
 
@@ -355,7 +355,7 @@ def quick(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return _skeletons[key]
 
     monkeypatch.setattr(export, "export_skeleton", export_skeleton)
-    monkeypatch.setattr("qvec_deploy.build.measure_contenders", lambda *_: Measured(report, None))
+    monkeypatch.setattr("qvec_deploy.build.pipeline.measure_contenders", lambda *_: Measured(report, None))
 
 
 @pytest.mark.parametrize(
@@ -498,7 +498,7 @@ def test_ctrl_c_while_weights_are_written(
     shop: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from qvec_deploy import candidate
+    from qvec_deploy.build.pipeline import weights as candidate
 
     real = candidate.patch
     written = []
@@ -551,7 +551,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return fail
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", guard("session"))
-    monkeypatch.setattr("qvec_deploy.bundle.bench.probe", guard("probe"))
+    monkeypatch.setattr("qvec_deploy.bench.run.probe", guard("probe"))
     monkeypatch.setattr(PackedFile, "open", guard("weights"))
     monkeypatch.setattr(onnx, "load", guard("graph"))
     return seen

@@ -278,7 +278,7 @@ def test_whole_or_not_at_all(
         raise StorageError("no space", hint="free some")
 
     (tmp_path / "shop").mkdir()
-    monkeypatch.setattr("qvec_deploy.release.release.bill_of_materials", fail)
+    monkeypatch.setattr("qvec_deploy.bundle.release.release.bill_of_materials", fail)
     assert "no space" in refused(6, "release", gated, "--to", tmp_path / "shop" / "r", "--key", keys["own"], "--quiet")
     assert list((tmp_path / "shop").iterdir()) == []
 
@@ -352,7 +352,7 @@ def test_a_forger_with_a_key_of_their_own(
     signed: Path, keys: dict[str, Path], run: Run, refused: Callable[..., str]
 ) -> None:
     """Everything is consistent but the one thing a forger does not have."""
-    from qvec_deploy.release.signature import open_signer
+    from qvec_deploy.bundle.release.signature import open_signer
 
     _rewrite(signed, "MODEL_CARD.md", b"# Better than ever\n")
     open_signer(keys["other"])(signed)

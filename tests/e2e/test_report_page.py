@@ -16,9 +16,9 @@ import jsonschema
 import pytest
 
 from qvec_deploy.bundle.manifest import hash_files, read_manifest, write_manifest
-from qvec_deploy.report.document import report_schema
 from qvec_deploy.report.html import overview_html, to_html
 from qvec_deploy.report.overview import overview
+from qvec_deploy.report.report_json import report_schema
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from report_example import gpu_report, patched_report, selecting_report

@@ -60,8 +60,8 @@ def test_a_patch_without_images_is_unverified_and_lambda_0_lies_beside_it(
 
 
 def test_the_engine_at_lambda_0_is_an_engine(built: Callable[..., tuple[int, Path, str]]) -> None:
-    from qvec_deploy.bundle.parity import check_parity, read_reference
-    from qvec_deploy.targets import find_target
+    from qvec_deploy.bench.parity import check_parity, read_reference
+    from qvec_deploy.runtimes.registry import find_target
 
     _, path, _ = built()
     with find_target("onnxruntime").open(path / "lambda0", "int4", 1) as session:

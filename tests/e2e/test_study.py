@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from study_recipes import hub_study, write_hub, write_study
 
-from qvec_deploy.study.documents import read_study
+from qvec_deploy.research.study.study_documents import read_study
 
 Run = Callable[..., tuple[int, str, str]]
 

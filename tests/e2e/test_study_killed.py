@@ -16,7 +16,7 @@ import psutil
 import pytest
 from study_recipes import write_study
 
-from qvec_deploy.study.documents import read_study
+from qvec_deploy.research.study.study_documents import read_study
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +115,7 @@ def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(tmp_path: Pa
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from qvec_deploy.cli import program
-from qvec_deploy.study import documents
+from qvec_deploy.research.study import documents
 real = documents.write_bytes
 def write(path, data):
     real(path, data)

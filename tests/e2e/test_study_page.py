@@ -14,11 +14,11 @@ import pytest
 from study_cells import GRIDS, MODEL, make_cells, make_fine_tunes
 from test_report_page import assert_whole, browser
 
-from qvec_deploy.study.analysis import summarize
-from qvec_deploy.study.documents import RUN_VERSION, cell_json
-from qvec_deploy.study.page import to_html
-from qvec_deploy.study.report import Studied, study_page
-from qvec_deploy.study.summary import Summary
+from qvec_deploy.research.study.study_documents import RUN_VERSION, cell_json
+from qvec_deploy.research.study.study_page import to_html
+from qvec_deploy.research.study.study_sections import Studied, study_page
+from qvec_deploy.research.study.study_summary import Summary
+from qvec_deploy.research.study.summarize import summarize
 
 __all__ = ["browser"]  # a fixture: it starts Chromium
 

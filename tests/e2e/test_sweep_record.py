@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qvec_deploy.bundle.bench import Bench
+from qvec_deploy.bench.run import Bench
+from qvec_deploy.build.context import Workshop
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.cli.commands import main
 from qvec_deploy.errors import FetchError, StorageError
+from qvec_deploy.io.cache import Machine, Record
+from qvec_deploy.io.files import file_lock, staging_directory
 from qvec_deploy.recipe import Recipe, load_recipes
-from qvec_deploy.shelf import Machine, Record
-from qvec_deploy.store import file_lock, staging_directory
 from qvec_deploy.sweep import build_job
-from qvec_deploy.workshop import Workshop
 
 
 class _Stop(BaseException):
@@ -130,7 +130,7 @@ class TestWhoseBundleItIs:
     ) -> None:
         job("one")
         with monkeypatch.context() as patch:
-            patch.setattr("qvec_deploy.shelf.Record._put_back", lambda *_: None)
+            patch.setattr("qvec_deploy.io.cache.Record._put_back", lambda *_: None)
             with pytest.raises(_Stop):
                 job("two", error=_Stop(), blocks=3)
         assert job("three", blocks=3) == "built" and _signed(place) == "three"
@@ -140,7 +140,7 @@ class TestWhoseBundleItIs:
     ) -> None:
         job("one")
         with monkeypatch.context() as patch:
-            patch.setattr("qvec_deploy.shelf.Record._put_back", lambda *_: None)
+            patch.setattr("qvec_deploy.io.cache.Record._put_back", lambda *_: None)
             with pytest.raises(_Stop):
                 job("two", error=_Stop(), blocks=3)
             (place / "pico").rename(place / ".pico.abcdefgh.old")
@@ -213,7 +213,7 @@ def test_what_measures_beside_a_sweep_takes_its_turn(
         raise FetchError("enough", hint="seen")
 
     monkeypatch.setattr("qvec_deploy.bundle.side_by_side.measure_contenders", measure)
-    monkeypatch.setattr("qvec_deploy.build.run", run)
+    monkeypatch.setattr("qvec_deploy.build.pipeline.run", run)
     arguments = ["bench", str(bundle)] if command == "bench" else ["build", "--recipe", str(pico_recipe())]
     monkeypatch.setattr("sys.argv", ["qvec-deploy", *arguments, "--quiet"])
     with pytest.raises(SystemExit) as stop:

@@ -14,9 +14,9 @@ from older import write_format_1_0
 from pico import PICO_ARGS, PICO_MODEL
 from safetensors.numpy import save_file
 
-from qvec_deploy.checkpoint import Checkpoint
+from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.models import describe
-from qvec_deploy.vectors.file import QuantizationVector
+from qvec_deploy.vectors.vector_file import QuantizationVector
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
 GRID = ("--bits", 3, "--granularity", "channel", "--task", "letters")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qvec_deploy.packed import VERSION, PackedFile, entry_of, pack, unpack, write_packed
-from qvec_deploy.packed.file import FloatArray
+from qvec_deploy.packed.packed_file import FloatArray
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 FILES = Path(__file__).parent / "packed"

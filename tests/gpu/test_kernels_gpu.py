@@ -9,11 +9,11 @@ import pytest
 import torch
 from kernel_cases import CASES, Case, dequantized, excess, tensors
 
-import qvec_deploy.kernels.op  # noqa: F401 - registers the operator
+import qvec_deploy.runtimes.kernels.op  # noqa: F401 - registers the operator
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.kernels import launch
-from qvec_deploy.kernels.ahead import Compiled, compile_ahead
-from qvec_deploy.kernels.tiles import DEEP_TILES, TILES, Tile
+from qvec_deploy.runtimes.kernels import launch
+from qvec_deploy.runtimes.kernels.ahead import Compiled, compile_ahead
+from qvec_deploy.runtimes.kernels.tiles import DEEP_TILES, TILES, Tile
 
 pytestmark = pytest.mark.gpu
 

@@ -12,11 +12,11 @@ import torch
 from pico import PICO_ARGS
 from small_engines import WIDE_ARGS, relative_error, write_engine
 
-from qvec_deploy.bundle.parity import parity_images
+from qvec_deploy.bench.latency import measure_latency
+from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.measure.latency import measure_latency
-from qvec_deploy.targets.onnxruntime_cuda import CPU, OnnxRuntimeCuda
-from qvec_deploy.targets.torch_cuda import GRAPHS, TorchCuda, TorchSession
+from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_session import CPU, OnnxRuntimeCuda
+from qvec_deploy.runtimes.torch_cuda.torch_session import GRAPHS, TorchCuda, TorchSession
 from qvec_deploy.tensors import Scheme
 
 pytestmark = pytest.mark.gpu
@@ -144,8 +144,8 @@ def test_parts_of_a_run_add_up_and_a_cold_cache_is_slower_or_equal(tmp_path: Pat
     ids=["x on the CPU", "words on the CPU", "x not contiguous", "x float32", "x too narrow", "words of another shape"],
 )
 def test_the_operator_refuses_other_tensors(change: Any) -> None:
-    import qvec_deploy.kernels.op  # noqa: F401 - registers qvec::linear
-    from qvec_deploy.kernels.layouts import choose_layout
+    import qvec_deploy.runtimes.kernels.op  # noqa: F401 - registers qvec::linear
+    from qvec_deploy.runtimes.kernels.layouts import choose_layout
 
     layout = choose_layout(64, 256, 3)
     codes = np.random.default_rng(0).integers(-4, 4, (64, 256), dtype=np.int8)

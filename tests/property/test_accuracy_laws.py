@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qvec_deploy.bundle.answers import answers_of
-from qvec_deploy.measure.accuracy import Accuracy, compare, measure_accuracies
-from qvec_deploy.measure.calibration import calibration_error
-from qvec_deploy.report.values import Answers
+from qvec_deploy.bench.accuracy import Accuracy, compare, measure_accuracies
+from qvec_deploy.bench.confidence import calibration_error
+from qvec_deploy.bench.evaluation import answers_of
+from qvec_deploy.bench.results import Answers
 
 
 class Gives:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from qvec_deploy.analyze.geometry import Alignment, gradient_estimate
-from qvec_deploy.analyze.network import gauss_newton_form
+from qvec_deploy.research.analyze.network import gauss_newton_form
+from qvec_deploy.research.analyze.quadratic_model import Alignment, gradient_estimate
 
 SHAPE = (5, 4)
 TINY = 1e-4

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
-from qvec_deploy.kernels.layouts import K_BLOCK, LAYOUTS, N_BLOCK, choose_layout, layout_named
 from qvec_deploy.packed import pack_codes
+from qvec_deploy.runtimes.kernels.layouts import K_BLOCK, LAYOUTS, N_BLOCK, choose_layout, layout_named
 
 LAW = settings(derandomize=True, deadline=None, max_examples=40)
 P32, ROWS = LAYOUTS["p32"], LAYOUTS["rows"]

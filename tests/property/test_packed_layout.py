@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qvec_deploy.errors import IntegrityError
 from qvec_deploy.packed import VERSION, Entry, Layout
-from qvec_deploy.packed.layout import decode, encode, place
+from qvec_deploy.packed.file_layout import decode, encode, place
 from qvec_deploy.tensors import Scheme
 
 LAW = settings(derandomize=True, deadline=None, max_examples=60)

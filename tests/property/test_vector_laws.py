@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from qvec_deploy.build import Workshop
+from qvec_deploy.build.pipeline import Workshop
 from qvec_deploy.packed import pack
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.recipe import load_recipe
@@ -21,7 +21,7 @@ from qvec_deploy.vectors.controls import shuffled
 from qvec_deploy.vectors.extract import extract_vector, require_reproduction
 from qvec_deploy.vectors.patch import add_scaled, mix, patch
 from qvec_deploy.vectors.sketch import make_sketch
-from qvec_deploy.vectors.sources import random_like
+from qvec_deploy.vectors.vector_sources import random_like
 
 SHAPE = (4, 32)
 EPS = float(np.finfo(np.float32).eps)

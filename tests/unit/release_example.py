@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from qvec_deploy.bundle.manifest import Engine, FileEntry, Gate, Layer, Manifest, Model, Parity, Vector
-from qvec_deploy.measure.accuracy import Paired
-from qvec_deploy.measure.environment import Environment
-from qvec_deploy.measure.latency import LatencySamples
-from qvec_deploy.measure.warnings import Finding, MeasurementWarning
+from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.environment import Environment
+from qvec_deploy.bench.gates import judge
+from qvec_deploy.bench.latency import LatencySamples
+from qvec_deploy.bench.results import Answers, Candidate, Donor, Model, Parity, Patch, Report
+from qvec_deploy.bench.selection import Confirmed, Curve, Point, Selection
+from qvec_deploy.bench.warnings import Finding, MeasurementWarning
+from qvec_deploy.bundle.manifest import Engine, FileEntry, Gate, Layer, Manifest, Vector
+from qvec_deploy.bundle.release.release_subject import Subject
 from qvec_deploy.recipe import Recipe
-from qvec_deploy.release.subject import Subject
-from qvec_deploy.report.gates import judge
-from qvec_deploy.report.values import Answers, Candidate, Donor, Patch, Report
-from qvec_deploy.select.values import Confirmed, Curve, Point, Selection
 from qvec_deploy.tensors import Scheme
 
 PACKAGES = {"qvec-deploy": "0.1.0", "torch": "2.11.0", "onnx": "1.22.0", "onnxruntime": "1.24.0"}

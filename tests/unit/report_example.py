@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qvec_deploy.measure.accuracy import Paired
-from qvec_deploy.measure.environment import Environment, GpuState
-from qvec_deploy.measure.latency import LatencySamples, StageSamples
-from qvec_deploy.measure.probe import Footprint
-from qvec_deploy.measure.warnings import Finding, accuracy_findings, latency_findings, machine_findings
-from qvec_deploy.recipe import Gates
-from qvec_deploy.report.gates import judge
-from qvec_deploy.report.values import (
+from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.environment import Environment, GpuState
+from qvec_deploy.bench.footprint import Footprint
+from qvec_deploy.bench.gates import judge
+from qvec_deploy.bench.latency import LatencySamples, StageSamples
+from qvec_deploy.bench.results import (
     Answers,
     Bin,
     Candidate,
@@ -24,8 +22,10 @@ from qvec_deploy.report.values import (
     Report,
     Role,
 )
-from qvec_deploy.roofline.values import Device, LayerPrediction, Prediction
-from qvec_deploy.select.values import Confirmed, Curve, DonorScore, Point, Selection
+from qvec_deploy.bench.roofline.roofline_values import Device, LayerPrediction, Prediction
+from qvec_deploy.bench.selection import Confirmed, Curve, DonorScore, Point, Selection
+from qvec_deploy.bench.warnings import Finding, accuracy_findings, latency_findings, machine_findings
+from qvec_deploy.recipe import Gates
 from qvec_deploy.tensors import Scheme
 
 IMAGES = 2700

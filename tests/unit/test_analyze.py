@@ -16,15 +16,15 @@ from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from PIL import Image
 from safetensors.numpy import save_file
 
-from qvec_deploy.analyze.analysis import METRICS, Analysis, analyze
-from qvec_deploy.analyze.document import analysis_document
-from qvec_deploy.analyze.inputs import Request
-from qvec_deploy.analyze.response import GRID
-from qvec_deploy.cli.analyze import analyze as command
+from qvec_deploy.cli.analyze_command import analyze as command
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, RecipeError, StorageError
 from qvec_deploy.models import create
 from qvec_deploy.quantize.reference import quantize
+from qvec_deploy.research.analyze.analysis import METRICS, Analysis, analyze
+from qvec_deploy.research.analyze.analysis_inputs import Request
+from qvec_deploy.research.analyze.analysis_json import analysis_document
+from qvec_deploy.research.analyze.response import GRID
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector
 

@@ -12,10 +12,10 @@ from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from qvec_deploy.analyze.network import Network, divergence, gauss_newton_form, inner
 from qvec_deploy.models import create
 from qvec_deploy.quantize.modelopt import insert_fake_quantizers
 from qvec_deploy.quantize.reference import quantize
+from qvec_deploy.research.analyze.network import Network, divergence, gauss_newton_form, inner
 from qvec_deploy.tensors import Scheme
 
 State = dict[str, Tensor]

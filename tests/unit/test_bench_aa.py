@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.errors import StorageError
-from qvec_deploy.measure.latency import LatencySamples
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_aa.py"
 STEADY = tuple(1.0 + 0.001 * (i % 7) for i in range(60))

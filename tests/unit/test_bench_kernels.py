@@ -58,7 +58,7 @@ def test_the_main_loop_is_the_innermost_with_most_mma(bench: ModuleType) -> None
 def test_a_compiled_kernel_has_a_main_loop(bench: ModuleType) -> None:
     import kernel_instructions
 
-    from qvec_deploy.kernels.ahead import TILES, assemble, compile_ahead
+    from qvec_deploy.runtimes.kernels.ahead import TILES, assemble, compile_ahead
 
     compiled = compile_ahead("linear", layout="p32", bits=3, rows=768, columns=768, tile=TILES[2])
     loop = kernel_instructions.main_loop(kernel_instructions.disassemble(assemble(compiled.ptx, 89).cubin))
@@ -88,7 +88,7 @@ def test_the_engines_tile_is_chosen_with_the_cache_as_cold_as_the_row(
     import kernel_candidates
     import torch
 
-    from qvec_deploy.kernels.layouts import choose_layout
+    from qvec_deploy.runtimes.kernels.layouts import choose_layout
 
     read: list[int] = []
     graphs: list[int] = []

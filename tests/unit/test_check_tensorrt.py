@@ -317,8 +317,8 @@ def test_without_tensorrt_everything_is_skipped(here: Any, monkeypatch: pytest.M
 
 def test_kernels_are_handed_over_in_other_ways() -> None:
     """All of what is handed over is code that ptxas knows; whether TensorRT takes it is what the script is for."""
-    from qvec_deploy.kernels import plugins
-    from qvec_deploy.kernels.ahead import assemble
+    from qvec_deploy.runtimes.kernels import plugins
+    from qvec_deploy.runtimes.kernels.ahead import assemble
 
     wanted = {"layout": "p32", "bits": 3, "rows": 768, "columns": 768}
     real = plugins.compile_ahead

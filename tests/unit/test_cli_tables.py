@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from report_example import example_report, gpu_report
 
-from qvec_deploy.cli.tables import print_report
+from qvec_deploy.cli.report_table import print_report
 
 
 def test_every_batch_size_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

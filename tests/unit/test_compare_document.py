@@ -9,15 +9,8 @@ import pytest
 from report_example import ENVIRONMENT
 from rich.console import Console
 
-from qvec_deploy.bundle.changes import machine_differences
-from qvec_deploy.bundle.comparison import require_no_regression
-from qvec_deploy.errors import GateError
-from qvec_deploy.measure.accuracy import Paired
-from qvec_deploy.measure.environment import GpuState
-from qvec_deploy.measure.latency import LatencySamples
-from qvec_deploy.measure.verdict import Verdict, latency_verdict
-from qvec_deploy.measure.warnings import Finding, MeasurementWarning
-from qvec_deploy.report.comparison import (
+from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.comparison import (
     AccuracyChange,
     Changed,
     Comparison,
@@ -28,8 +21,7 @@ from qvec_deploy.report.comparison import (
     Tolerances,
     comparison_json,
 )
-from qvec_deploy.report.comparison_text import comparison_markdown, comparison_tables, verdict_lines
-from qvec_deploy.report.comparison_verdicts import (
+from qvec_deploy.bench.comparison_verdicts import (
     AccuracyVerdict,
     GateVerdict,
     SizeVerdict,
@@ -37,6 +29,14 @@ from qvec_deploy.report.comparison_verdicts import (
     gate_verdict,
     size_verdict,
 )
+from qvec_deploy.bench.environment import GpuState
+from qvec_deploy.bench.latency import LatencySamples
+from qvec_deploy.bench.latency_verdict import Verdict, latency_verdict
+from qvec_deploy.bench.warnings import Finding, MeasurementWarning
+from qvec_deploy.bundle.changes import machine_differences
+from qvec_deploy.bundle.compare import require_no_regression
+from qvec_deploy.errors import GateError
+from qvec_deploy.report.comparison_text import comparison_markdown, comparison_tables, verdict_lines
 
 OLD_MS = tuple(10 + 0.01 * (index % 7) for index in range(60))
 

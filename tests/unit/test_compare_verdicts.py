@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qvec_deploy.measure.statistics import paired_difference
-from qvec_deploy.report.comparison_verdicts import (
+from qvec_deploy.bench.comparison_verdicts import (
     AccuracyVerdict,
     GateVerdict,
     SizeVerdict,
@@ -17,6 +16,7 @@ from qvec_deploy.report.comparison_verdicts import (
     gate_verdict,
     size_verdict,
 )
+from qvec_deploy.bench.statistics import paired_difference
 
 
 @pytest.mark.parametrize(

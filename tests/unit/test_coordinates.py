@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.models import create, describe
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.tensors import Scheme
@@ -23,11 +23,11 @@ from qvec_deploy.vectors.coordinates import (
     sketch_like,
 )
 from qvec_deploy.vectors.extract import extract_vector
-from qvec_deploy.vectors.file import QuantizationVector
-from qvec_deploy.vectors.geometry import Attention, Geometry, Mlp, find_geometry
 from qvec_deploy.vectors.sketch import Sketch, make_sketch
+from qvec_deploy.vectors.symmetric_places import Attention, Geometry, Mlp, find_geometry
 from qvec_deploy.vectors.symmetries import commutes
 from qvec_deploy.vectors.undo import corrected
+from qvec_deploy.vectors.vector_file import QuantizationVector
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
 MODEL = "vit_tiny_patch16_224"

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from qvec_deploy.datasets import SPLITS, DataConfig, Dataset, DatasetSpec, Split, batches, open_dataset
-from qvec_deploy.datasets.mix import draw_mix
+from qvec_deploy.datasets.pretraining_mix import draw_mix
 from qvec_deploy.datasets.timm_factory import TimmDataset
 from qvec_deploy.datasets.tiny import TASKS, TinyDataset, digit_split, open_tiny
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError

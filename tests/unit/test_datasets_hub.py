@@ -11,7 +11,7 @@ import pytest
 from fake_datasets import fake_datasets
 
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
-from qvec_deploy.datasets.hub import OnHub, look, offline_hub
+from qvec_deploy.datasets.hub_datasets import OnHub, look, offline_hub
 from qvec_deploy.errors import FetchError, IncompatibleError, StorageError
 
 SPLITS = {"train": 6, "test": 4}

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from fake_tensorrt import GPU, install
 
-from qvec_deploy.cli import doctor
+from qvec_deploy.bench import gpu_watch as nvml
+from qvec_deploy.bench.environment import GpuState
+from qvec_deploy.cli import doctor_command as doctor
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.kernels.ahead import BASELINE_SM
-from qvec_deploy.measure import gpu as nvml
-from qvec_deploy.measure.environment import GpuState
 from qvec_deploy.plan import LOWERINGS
-from qvec_deploy.targets import cuda, onnxruntime_cuda
+from qvec_deploy.runtimes import cuda_driver as cuda
+from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
+from qvec_deploy.runtimes.onnxruntime_cuda import ort_cuda_session as onnxruntime_cuda
 
 
 def _refuse() -> Any:

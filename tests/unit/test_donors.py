@@ -15,17 +15,17 @@ from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from torch import nn
 
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
-from qvec_deploy.donors.config import Progress, TrainConfig, log_lines
 from qvec_deploy.donors.finetune import Base, finetune
 from qvec_deploy.donors.train import parameter_groups, rate, train
+from qvec_deploy.donors.train_config import Progress, TrainConfig, log_lines
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.models import create, quantized_linears
 from qvec_deploy.quantize import reference
 from qvec_deploy.quantize.modelopt import insert_fake_quantizers, latent_state_dict
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector
-from qvec_deploy.vectors.file import QuantizationVector
 from qvec_deploy.vectors.patch import add_scaled
+from qvec_deploy.vectors.vector_file import QuantizationVector
 
 State = dict[str, np.ndarray]
 

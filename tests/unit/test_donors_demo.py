@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
-from qvec_deploy.store import sha256_bytes, sha256_file
+from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.io.files import sha256_bytes, sha256_file
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.coordinates import require_same_coordinates
-from qvec_deploy.vectors.file import QuantizationVector
-from qvec_deploy.vectors.geometry import find_geometry
+from qvec_deploy.vectors.symmetric_places import find_geometry
+from qvec_deploy.vectors.vector_file import QuantizationVector
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
 RECORD = json.loads((DEMO / "record.json").read_text(encoding="utf-8"))

@@ -18,14 +18,14 @@ from safetensors.numpy import load_file, save_file
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.donors import donor as donors
 from qvec_deploy.donors.donor import top1, train_donor
-from qvec_deploy.donors.recipe import DonorRecipe, load_donor_recipe
-from qvec_deploy.donors.sources import fingerprint, open_base, open_task
+from qvec_deploy.donors.donor_inputs import fingerprint, open_base, open_task
+from qvec_deploy.donors.donor_recipe import DonorRecipe, load_donor_recipe
 from qvec_deploy.errors import FetchError, IncompatibleError, RecipeError, StorageError
+from qvec_deploy.io.files import sha256_file
 from qvec_deploy.models import create, quantized_linears
 from qvec_deploy.quantize import reference
-from qvec_deploy.store import sha256_file
 from qvec_deploy.tensors import Scheme
-from qvec_deploy.vectors.file import QuantizationVector
+from qvec_deploy.vectors.vector_file import QuantizationVector
 
 Write = Callable[..., DonorRecipe]
 

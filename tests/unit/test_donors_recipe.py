@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from qvec_deploy.donors.config import TrainConfig, TrainOptions
-from qvec_deploy.donors.recipe import DonorRecipe, load_donor_recipe
+from qvec_deploy.donors.donor_recipe import DonorRecipe, load_donor_recipe
+from qvec_deploy.donors.train_config import TrainConfig, TrainOptions
 from qvec_deploy.errors import RecipeError, StorageError
 from qvec_deploy.tensors import Scheme
 

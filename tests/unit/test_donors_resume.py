@@ -12,10 +12,10 @@ import torch
 from pico import PICO_ARGS, PICO_MODEL
 
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
-from qvec_deploy.donors.config import Progress, TrainConfig, TrainOptions
+from qvec_deploy.donors.donor_folder import DonorFolder
 from qvec_deploy.donors.finetune import Base, finetune, start, weights
-from qvec_deploy.donors.state import DonorFolder
 from qvec_deploy.donors.train import Training, draws, parameter_groups
+from qvec_deploy.donors.train_config import Progress, TrainConfig, TrainOptions
 from qvec_deploy.errors import IntegrityError, RecipeError, StorageError
 from qvec_deploy.models import create
 from qvec_deploy.tensors import Scheme

@@ -24,7 +24,7 @@ from qvec_deploy.packed import (
     unpack_codes,
     write_packed,
 )
-from qvec_deploy.packed.file import FloatArray
+from qvec_deploy.packed.packed_file import FloatArray
 from qvec_deploy.tensors import PackedTensor, QuantizedTensor, Scheme
 
 Weights = dict[str, PackedTensor | FloatArray]

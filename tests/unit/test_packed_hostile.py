@@ -13,7 +13,7 @@ import pytest
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError
 from qvec_deploy.packed import Entry, PackedFile, entry_of, pack, write_packed
-from qvec_deploy.packed.layout import MAX_HEADER, decode, encode
+from qvec_deploy.packed.file_layout import MAX_HEADER, decode, encode
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 Header = dict[str, Any]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qvec_deploy.build import Workshop
-from qvec_deploy.checkpoint import Checkpoint
+from qvec_deploy.build.pipeline import Workshop
 from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError
-from qvec_deploy.kernels.layouts import choose_layout
-from qvec_deploy.lower.tensorrt_linear import int4_block
+from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.plan import LOWERINGS, Plan, check_lowering
 from qvec_deploy.recipe import load_recipe
+from qvec_deploy.runtimes.kernels.layouts import choose_layout
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import int4_block
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector
 

@@ -51,7 +51,7 @@ def test_what_is_refused(recipe: Path, override: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["x", "0,-1", "", "1,,2"])
 def test_cores_that_are_no_list(text: str) -> None:
-    from qvec_deploy.cli.bench import bench
+    from qvec_deploy.cli.bench_command import bench
 
     result = CliRunner().invoke(bench, ["bundle", "--cores", text])
     assert result.exit_code == 2
@@ -60,7 +60,7 @@ def test_cores_that_are_no_list(text: str) -> None:
 
 def test_options_of_bench_become_fields_of_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     from qvec_deploy.bundle import side_by_side
-    from qvec_deploy.cli.bench import bench
+    from qvec_deploy.cli.bench_command import bench
 
     asked: list[Any] = []
 

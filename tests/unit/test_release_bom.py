@@ -13,8 +13,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from release_example import subject
 
-from qvec_deploy.release.bom import bill_of_materials
-from qvec_deploy.release.subject import Subject
+from qvec_deploy.bundle.release.bom import bill_of_materials
+from qvec_deploy.bundle.release.release_subject import Subject
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "release_sbom.cdx.json"
 

@@ -13,8 +13,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from qvec_deploy.bundle.release.signature import SIGNATURE_FILE, check_signature, is_signed, open_signer
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError, StorageError
-from qvec_deploy.release.signature import SIGNATURE_FILE, check_signature, is_signed, open_signer
 
 PEM = serialization.Encoding.PEM
 Private = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey

@@ -12,9 +12,9 @@ import pytest
 from release_example import subject
 
 from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.release.release_subject import OWN_FILES, Subject, is_release, read_subject, without_own_files
 from qvec_deploy.errors import GateError, IntegrityError, QvecError
-from qvec_deploy.release.subject import OWN_FILES, Subject, is_release, read_subject, without_own_files
-from qvec_deploy.report.document import to_json
+from qvec_deploy.report.report_json import to_json
 
 Change = Callable[[Subject], Subject]
 

@@ -9,9 +9,9 @@ from urllib.parse import unquote
 import pytest
 from report_example import example_report, gpu_report, selecting_report
 
+from qvec_deploy.bench.summary import rows
+from qvec_deploy.report.headline_tiles import tiles
 from qvec_deploy.report.html import to_html, unbroken
-from qvec_deploy.report.summary import rows
-from qvec_deploy.report.tiles import tiles
 
 SECTIONS = (
     "gates",

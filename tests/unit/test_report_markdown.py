@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from report_example import IMAGES, example_report, selecting_report
 
-from qvec_deploy.measure.accuracy import Paired
-from qvec_deploy.measure.latency import LatencySamples
+from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.latency import LatencySamples
+from qvec_deploy.bench.results import GateResult
 from qvec_deploy.report.markdown import escape, to_markdown
-from qvec_deploy.report.values import GateResult
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report.md"
 

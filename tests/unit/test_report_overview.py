@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from report_example import example_report, gpu_report, patched_report, selecting_report
 
+from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.results import GateResult
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.measure.accuracy import Paired
 from qvec_deploy.report.html import overview_html
 from qvec_deploy.report.markdown import overview_markdown
 from qvec_deploy.report.overview import caveat, figures, headline, listing, overview
-from qvec_deploy.report.values import GateResult
 
 PASSED = (GateResult("max_stored_bits", "at most 4", "3.04", passed=True),)
 

@@ -7,11 +7,11 @@ import pytest
 from report_example import SELECTION, example_report, patched_report, selecting_report
 from rich.console import Console
 
-from qvec_deploy.report import verdict
+from qvec_deploy.bench.results import GateResult, Report
+from qvec_deploy.bench.selection import Curve, DonorScore, Point
+from qvec_deploy.report import report_verdict as verdict
 from qvec_deploy.report.console import summary_table, verdict_lines
 from qvec_deploy.report.selection_plot import selection_figures
-from qvec_deploy.report.values import GateResult, Report
-from qvec_deploy.select.values import Curve, DonorScore, Point
 
 
 def selecting(report: Report, **changes: object) -> Report:

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from report_example import IMAGES, example_report, gpu_report, selecting_report
 
-from qvec_deploy.bundle.answers import CHANGES, answers_of
-from qvec_deploy.measure.accuracy import Accuracy, pair
-from qvec_deploy.measure.latency import LatencySamples
-from qvec_deploy.report import accuracy, prose, timing
-from qvec_deploy.report.formatting import p_value
-from qvec_deploy.report.spreadsheet import candidates_csv, data_uri, samples_csv, to_csv
-from qvec_deploy.report.summary import rows
-from qvec_deploy.report.surroundings import environment_facts
-from qvec_deploy.report.values import Answers, ClassCount, Report
+from qvec_deploy.bench.accuracy import Accuracy, pair
+from qvec_deploy.bench.evaluation import CHANGES, answers_of
+from qvec_deploy.bench.latency import LatencySamples
+from qvec_deploy.bench.results import Answers, ClassCount, Report
+from qvec_deploy.bench.summary import rows
+from qvec_deploy.formatting import p_value
+from qvec_deploy.report import accuracy_section as accuracy
+from qvec_deploy.report import prose
+from qvec_deploy.report import timing_section as timing
+from qvec_deploy.report.csv_tables import candidates_csv, data_uri, samples_csv, to_csv
+from qvec_deploy.report.environment_facts import environment_facts
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from report_example import example_report, selecting_report
 from rich.console import Console
 
 from qvec_deploy.errors import StorageError
+from qvec_deploy.io.files import require_report_folder
 from qvec_deploy.report.console import listing_table, summary_table
-from qvec_deploy.report.document import from_json
 from qvec_deploy.report.overview import listing, overview
-from qvec_deploy.report.write import write_report, write_tables
-from qvec_deploy.store import require_report_folder
+from qvec_deploy.report.report_json import from_json
+from qvec_deploy.report.write_report import write_report, write_tables
 
 
 def printed(report, width: int = 120) -> str:

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from qvec_deploy.bench.latency import LatencySamples
+from qvec_deploy.bench.roofline import devices
+from qvec_deploy.bench.roofline.devices import LISTED, find_gpu_here, find_listed, measure_device
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.measure.latency import LatencySamples
-from qvec_deploy.roofline import devices
-from qvec_deploy.roofline.devices import LISTED, find_gpu_here, find_listed, measure_device
 
 
 def test_listed_devices() -> None:

@@ -11,15 +11,15 @@ import pytest
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from small_engines import write_engine
 
-from qvec_deploy.bundle import layers
-from qvec_deploy.bundle.layers import Layers, measure_layers
-from qvec_deploy.bundle.progress import Progress
+from qvec_deploy.bench import layers
+from qvec_deploy.bench.layers import Layers, measure_layers
+from qvec_deploy.bench.results import Candidate, LayerTime
+from qvec_deploy.bench.roofline import trace
+from qvec_deploy.bench.roofline.devices import LISTED
+from qvec_deploy.bench.roofline.roofline_values import Device
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.report.values import Candidate, LayerTime
-from qvec_deploy.roofline import trace
-from qvec_deploy.roofline.devices import LISTED
-from qvec_deploy.roofline.values import Device
-from qvec_deploy.targets.onnxruntime import OnnxRuntime
+from qvec_deploy.progress import Progress
+from qvec_deploy.runtimes.onnxruntime.ort_session import OnnxRuntime
 
 CPU = Device("a CPU", "measured", 10.0, {"fp32": 100.0}, threads=2)
 MODEL = SimpleNamespace(name=PICO_MODEL, classes=PICO_CLASSES, args=PICO_ARGS, input_shape=(3, 32, 32))

@@ -11,11 +11,11 @@ from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from qvec_deploy.bench.roofline import trace
+from qvec_deploy.bench.roofline.operations import REST, Operation, Product, layer_kind
+from qvec_deploy.bench.roofline.trace import trace_operations
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import create, describe
-from qvec_deploy.roofline import trace
-from qvec_deploy.roofline.operations import REST, Operation, Product, layer_kind
-from qvec_deploy.roofline.trace import trace_operations
 
 PICO_SWIN: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4]}
 PICO_SWIN |= {"window_size": 4}

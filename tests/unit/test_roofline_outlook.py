@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from qvec_deploy.checkpoint import Checkpoint
+from qvec_deploy.bench.roofline import devices
+from qvec_deploy.bench.roofline.devices import LISTED
+from qvec_deploy.bench.roofline.operations import Operation, Product
+from qvec_deploy.bench.roofline.outlook import columns_of, look_ahead
+from qvec_deploy.bench.roofline.roofline_values import Device
+from qvec_deploy.build.context import Workshop
 from qvec_deploy.cli.commands import commands
 from qvec_deploy.errors import RecipeError
+from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.recipe import load_recipe
-from qvec_deploy.roofline import devices
-from qvec_deploy.roofline.devices import LISTED
-from qvec_deploy.roofline.operations import Operation, Product
-from qvec_deploy.roofline.outlook import columns_of, look_ahead
-from qvec_deploy.roofline.values import Device
-from qvec_deploy.workshop import Workshop
 
 CPU = Device("a CPU", "measured", 10.0, {"fp32": 100.0, "int8": 400.0}, threads=3)
 PLAIN = {"vector": None, "lambda": 0}

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qvec_deploy.bench.roofline.devices import LISTED
+from qvec_deploy.bench.roofline.operations import REST, Operation, Product
+from qvec_deploy.bench.roofline.predict import Mode, mode_of, planned_bits, predict
+from qvec_deploy.bench.roofline.roofline_values import Device
+from qvec_deploy.build.context import Workshop
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.lower.bits import runtime_bits_per_weight
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.plan import LOWERINGS
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.recipe import load_recipe
-from qvec_deploy.roofline.devices import LISTED
-from qvec_deploy.roofline.operations import REST, Operation, Product
-from qvec_deploy.roofline.predict import Mode, mode_of, planned_bits, predict
-from qvec_deploy.roofline.values import Device
-from qvec_deploy.workshop import Workshop
+from qvec_deploy.runtimes.bits import runtime_bits_per_weight
 
 CPU = Device("a CPU", "measured", 10.0, {"fp32": 100.0, "int8": 400.0}, threads=1)
 FLOAT = Mode("fp32", 32.0, "fp32")

@@ -11,15 +11,15 @@ from onnx import TensorProto, helper
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from small_engines import SCHEME, write_engine
 
-from qvec_deploy.bundle.parity import parity_images
+from qvec_deploy.bench.parity import parity_images
+from qvec_deploy.bench.roofline.trace import trace_operations
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.lower.export import export_skeleton
-from qvec_deploy.lower.graph import attach_weights
 from qvec_deploy.packed import PackedFile
-from qvec_deploy.roofline.trace import trace_operations
-from qvec_deploy.targets import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.targets.onnxruntime import OnnxRuntime
-from qvec_deploy.targets.onnxruntime_profile import layer_times
+from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.graph.export import export_skeleton
+from qvec_deploy.runtimes.graph.stored import attach_weights
+from qvec_deploy.runtimes.onnxruntime.ort_profile import layer_times
+from qvec_deploy.runtimes.onnxruntime.ort_session import OnnxRuntime
 
 SHAPE = (3, 32, 32)
 

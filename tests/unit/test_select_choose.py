@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qvec_deploy.build import Workshop
-from qvec_deploy.candidate import half_of, selection_images
+from qvec_deploy.build.pipeline import Workshop
+from qvec_deploy.build.select.choose import Choice, choose, confirm
+from qvec_deploy.build.select.mixing_weights import descend
+from qvec_deploy.build.select.score import divergences
+from qvec_deploy.build.select.trial_model import Student, at
+from qvec_deploy.build.weights import half_of, selection_images
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.plan import Plan
 from qvec_deploy.recipe import Recipe, load_recipe
-from qvec_deploy.select.choose import Choice, choose, confirm
-from qvec_deploy.select.mixing import descend
-from qvec_deploy.select.score import divergences
-from qvec_deploy.select.student import Student, at
 from qvec_deploy.tensors import Float32
 
 IMAGES = {"dataset": "tiny/realdigits", "split": "val", "limit": 40}
@@ -70,7 +70,7 @@ def test_the_proposal_is_the_recipe_with_numbers_in_it(proposed: Callable[..., t
 
 
 def test_the_students_weights_are_those_the_engine_gets(pico_recipe: Write) -> None:
-    from qvec_deploy.candidate import make_weights
+    from qvec_deploy.build.weights import make_weights
     from qvec_deploy.tensors import QuantizedTensor
 
     recipe = load_recipe(pico_recipe())

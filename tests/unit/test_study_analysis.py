@@ -28,13 +28,13 @@ from study_cells import (
 )
 
 from qvec_deploy.errors import IntegrityError, RecipeError
-from qvec_deploy.study.analysis import summarize
-from qvec_deploy.study.costs import FineTune, break_even
-from qvec_deploy.study.paper import VIT_B, W3
-from qvec_deploy.study.presets import PAPER_TASKS
-from qvec_deploy.study.statistics import holm
-from qvec_deploy.study.summary import Published, Row, Setting, Summary
-from qvec_deploy.study.values import Cell, DonorFiles, Relation, TaskData, Trial, pack_right, unpack_right
+from qvec_deploy.research.study.cell_values import Cell, DonorFiles, Relation, TaskData, Trial, pack_right, unpack_right
+from qvec_deploy.research.study.costs import FineTune, break_even
+from qvec_deploy.research.study.paper import VIT_B, W3
+from qvec_deploy.research.study.presets import PAPER_TASKS
+from qvec_deploy.research.study.study_statistics import holm
+from qvec_deploy.research.study.study_summary import Published, Row, Setting, Summary
+from qvec_deploy.research.study.summarize import summarize
 from qvec_deploy.tensors import Scheme
 
 

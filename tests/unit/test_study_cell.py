@@ -13,18 +13,18 @@ import torch
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from safetensors.numpy import save_file
 
-from qvec_deploy.candidate import load_model, make_weights
+from qvec_deploy.build.select.score import divergences
+from qvec_deploy.build.select.trial_model import Student, at
+from qvec_deploy.build.weights import load_model, make_weights
 from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
 from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError, StorageError
-from qvec_deploy.select.score import divergences
-from qvec_deploy.select.student import Student, at
-from qvec_deploy.study.cell import compute_cell
-from qvec_deploy.study.journal import Journal
-from qvec_deploy.study.opening import open_request
-from qvec_deploy.study.values import Cell, CellRequest, DonorFiles, TaskData, Trial, unpack_right
+from qvec_deploy.research.study.cell import compute_cell
+from qvec_deploy.research.study.cell_inputs import open_request
+from qvec_deploy.research.study.cell_values import Cell, CellRequest, DonorFiles, TaskData, Trial, unpack_right
+from qvec_deploy.research.study.trial_journal import Journal
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 from qvec_deploy.vectors.extract import extract_vector
-from qvec_deploy.vectors.file import QuantizationVector
+from qvec_deploy.vectors.vector_file import QuantizationVector
 
 State = dict[str, np.ndarray]
 GRID = Scheme(3, "channel", method="mse")

@@ -13,18 +13,18 @@ from pico import PICO_ARGS, PICO_MODEL
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from qvec_deploy.analyze.analysis import analyze
-from qvec_deploy.analyze.inputs import Request
 from qvec_deploy.datasets import DataConfig, DatasetSpec, tiny
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.models import create
-from qvec_deploy.study import decoded
-from qvec_deploy.study.candidates import random_rho, shuffled_rho, with_norms
-from qvec_deploy.study.cell import compute_cell
-from qvec_deploy.study.decoded import choosing_images, generated_images, judging_images
-from qvec_deploy.study.prototypes import Embedding, class_prototypes, prototype_cosine
-from qvec_deploy.study.relations import cosine
-from qvec_deploy.study.values import CellRequest, DonorFiles, TaskData
+from qvec_deploy.research.analyze.analysis import analyze
+from qvec_deploy.research.analyze.analysis_inputs import Request
+from qvec_deploy.research.study import task_images as decoded
+from qvec_deploy.research.study.cell import compute_cell
+from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData
+from qvec_deploy.research.study.prototypes import Embedding, class_prototypes, prototype_cosine
+from qvec_deploy.research.study.task_images import choosing_images, generated_images, judging_images
+from qvec_deploy.research.study.transferability import cosine
+from qvec_deploy.research.study.trial_weights import random_rho, shuffled_rho, with_norms
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector
 

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from qvec_deploy.cli import study_display
 from qvec_deploy.cli.study_display import StudyDisplay
-from qvec_deploy.jobs import Failure
-from qvec_deploy.study.nodes import Node
-from qvec_deploy.study.run import Ended
+from qvec_deploy.jobs.processes import Failure
+from qvec_deploy.research.study.nodes import Node
+from qvec_deploy.research.study.study_run import Ended
 
 FP = Node("fp", {"model": "vit", "task": "lower", "seed": 1}, {}, {})
 CELL = Node("cell", {"model": "vit", "task": "lower", "grid": "3bit_channel_mse", "seed": 1}, {}, {}, (FP.id,))

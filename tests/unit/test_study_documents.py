@@ -15,14 +15,14 @@ import pytest
 from study_here import Here, in_this_process
 from study_recipes import write_study
 
-from qvec_deploy.donors import state
+from qvec_deploy.donors import donor_folder as state
 from qvec_deploy.errors import StorageError
-from qvec_deploy.jobs import Job
-from qvec_deploy.study import documents
-from qvec_deploy.study.documents import read_study, write_documents
-from qvec_deploy.study.recipe import StudyRecipe, load_study
-from qvec_deploy.study.run import run_study
-from qvec_deploy.study.store import Store
+from qvec_deploy.jobs.processes import Job
+from qvec_deploy.research.study import study_documents as documents
+from qvec_deploy.research.study.study_documents import read_study, write_documents
+from qvec_deploy.research.study.study_recipe import StudyRecipe, load_study
+from qvec_deploy.research.study.study_run import run_study
+from qvec_deploy.research.study.study_store import Store
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,11 @@ from PIL import Image
 from study_recipes import hub_study, write_hub, write_study
 
 from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, QvecError, RecipeError, StorageError
-from qvec_deploy.study.graph import build_graph
-from qvec_deploy.study.nodes import KINDS, Node
-from qvec_deploy.study.presets import BACKBONES
-from qvec_deploy.study.published import checkpoint_pattern, find, pinned, require_model
-from qvec_deploy.study.recipe import load_study
+from qvec_deploy.research.study.nodes import KINDS, Node
+from qvec_deploy.research.study.presets import BACKBONES
+from qvec_deploy.research.study.published import checkpoint_pattern, find, pinned, require_model
+from qvec_deploy.research.study.study_graph import build_graph
+from qvec_deploy.research.study.study_recipe import load_study
 from qvec_deploy.tensors import Scheme
 
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from qvec_deploy.study.heatmap import Square, heatmap, strongest
-from qvec_deploy.study.plots import LOOKS, Bar, Line, Spot, cloud, curves, gains
+from qvec_deploy.research.study.heatmap import Square, heatmap, strongest
+from qvec_deploy.research.study.study_plots import LOOKS, Bar, Line, Spot, cloud, curves, gains
 
 TASKS = ("lower", "upper", "symbols", "digits")
 

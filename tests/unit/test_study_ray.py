@@ -12,10 +12,10 @@ import pytest
 from study_recipes import write_study
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.executors import RayTasks
-from qvec_deploy.jobs import Job
-from qvec_deploy.study.recipe import load_study
-from qvec_deploy.study.run import run_study
+from qvec_deploy.jobs.processes import Job
+from qvec_deploy.jobs.ray import RayTasks
+from qvec_deploy.research.study.study_recipe import load_study
+from qvec_deploy.research.study.study_run import run_study
 
 pytest.importorskip("ray")
 

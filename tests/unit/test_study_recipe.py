@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from study_recipes import VALUES, hub_study, write_study
 
 from qvec_deploy.errors import RecipeError, StorageError
-from qvec_deploy.study.presets import BACKBONES, PAPER_TASKS
-from qvec_deploy.study.recipe import StudyRecipe, grid_name, load_study, study_schema
+from qvec_deploy.research.study.presets import BACKBONES, PAPER_TASKS
+from qvec_deploy.research.study.study_recipe import StudyRecipe, grid_name, load_study, study_schema
 from qvec_deploy.tensors import Scheme
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from qvec_deploy.study.choices import words_of
-from qvec_deploy.study.recipe import load_study
+from qvec_deploy.research.study.rows import words_of
+from qvec_deploy.research.study.study_recipe import load_study
 
 ROOT = Path(__file__).parents[2]
 RECORD = json.loads((ROOT / "recipes" / "study_tiny.record.json").read_text(encoding="utf-8"))

@@ -9,17 +9,17 @@ from functools import cache
 import pytest
 from study_cells import LAMBDAS, TASKS, make_cells, make_fine_tunes
 
+from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.errors import StorageError
-from qvec_deploy.measure.statistics import Estimate
-from qvec_deploy.study import notation, sections_gains, sections_pairs, sections_results, sections_setting
-from qvec_deploy.study.analysis import summarize
-from qvec_deploy.study.answers import answers, compared, remarks
-from qvec_deploy.study.page import to_html, to_markdown
-from qvec_deploy.study.report import Studied, study_page
-from qvec_deploy.study.sections_results import compact
-from qvec_deploy.study.spreadsheet import pairs_csv, trials_csv
-from qvec_deploy.study.summary import SUMMARY_VERSION, Published
-from qvec_deploy.study.write import REPORT_VERSION, to_json, write_study
+from qvec_deploy.research.study import notation, sections_gains, sections_pairs, sections_results, sections_setting
+from qvec_deploy.research.study.conclusions import answers, compared, remarks
+from qvec_deploy.research.study.sections_results import compact
+from qvec_deploy.research.study.study_page import to_html, to_markdown
+from qvec_deploy.research.study.study_sections import Studied, study_page
+from qvec_deploy.research.study.study_summary import SUMMARY_VERSION, Published
+from qvec_deploy.research.study.summarize import summarize
+from qvec_deploy.research.study.trials_csv import pairs_csv, trials_csv
+from qvec_deploy.research.study.write_study import REPORT_VERSION, to_json, write_study
 from qvec_deploy.tensors import Scheme
 
 RUN = {

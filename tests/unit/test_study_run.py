@@ -19,21 +19,21 @@ from study_here import Ends, Here, in_this_process
 from study_recipes import VALUES, hub_study, write_hub, write_study
 
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
-from qvec_deploy.donors.config import TrainConfig
+from qvec_deploy.donors.train_config import TrainConfig
 from qvec_deploy.errors import (
     FetchError,
     IncompatibleError,
     IntegrityError,
     StorageError,
 )
-from qvec_deploy.jobs import perform
-from qvec_deploy.study import training
-from qvec_deploy.study.documents import cell_json, read_cell, read_study
-from qvec_deploy.study.nodes import Node
-from qvec_deploy.study.recipe import load_study
-from qvec_deploy.study.run import plan_study, run_study
-from qvec_deploy.study.store import Store
-from qvec_deploy.study.values import Relation
+from qvec_deploy.jobs.processes import perform
+from qvec_deploy.research.study import trainings as training
+from qvec_deploy.research.study.cell_values import Relation
+from qvec_deploy.research.study.nodes import Node
+from qvec_deploy.research.study.study_documents import cell_json, read_cell, read_study
+from qvec_deploy.research.study.study_recipe import load_study
+from qvec_deploy.research.study.study_run import plan_study, run_study
+from qvec_deploy.research.study.study_store import Store
 from qvec_deploy.tensors import Scheme
 
 
@@ -205,8 +205,17 @@ def test_what_runs_a_study_loads_neither_builds_nor_reports() -> None:
         "print([name for name in sys.argv[2:] if name in sys.modules])\n"
     )
     for wanted, heavy in (
-        ("study.run", ["onnx", "torch", "qvec_deploy.sweep", "qvec_deploy.build", "qvec_deploy.study.summary"]),
-        ("executors", ["qvec_deploy.study", "ray"]),
+        (
+            "research.study.study_run",
+            [
+                "onnx",
+                "torch",
+                "qvec_deploy.sweep",
+                "qvec_deploy.build.pipeline",
+                "qvec_deploy.research.study.study_summary",
+            ],
+        ),
+        ("jobs.ray", ["qvec_deploy.research.study", "ray"]),
     ):
         command = [sys.executable, "-c", script, f"qvec_deploy.{wanted}", *heavy]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"

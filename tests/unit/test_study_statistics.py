@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qvec_deploy.study import statistics
-from qvec_deploy.study.statistics import (
+from qvec_deploy.research.study import study_statistics as statistics
+from qvec_deploy.research.study.study_statistics import (
     holm,
     image_error,
     mean,

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from qvec_deploy import shelf
 from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, StorageError
-from qvec_deploy.store import canonical_json, sha256_bytes, sha256_file
-from qvec_deploy.study import store as store_module
-from qvec_deploy.study.nodes import Node
-from qvec_deploy.study.store import Store
+from qvec_deploy.io import cache as shelf
+from qvec_deploy.io.files import canonical_json, sha256_bytes, sha256_file
+from qvec_deploy.research.study import study_store as store_module
+from qvec_deploy.research.study.nodes import Node
+from qvec_deploy.research.study.study_store import Store
 
 NODE = Node("fp", {"model": "m", "task": "t", "seed": 1}, {"released": "there"}, {})
 

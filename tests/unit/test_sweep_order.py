@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qvec_deploy import workshop
-from qvec_deploy.cli.sweep import SweepDisplay, _figures, _verdict
+from qvec_deploy.bench.statistics import Estimate
+from qvec_deploy.build.context import Workshop, made_by
+from qvec_deploy.build.pipeline import context as workshop
+from qvec_deploy.cli.sweep_command import SweepDisplay, _figures, _verdict
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.jobs import Executor, Failure, Job, Outcome
-from qvec_deploy.measure.statistics import Estimate
+from qvec_deploy.io.cache import Shelf
+from qvec_deploy.io.files import sha256_file
+from qvec_deploy.jobs.processes import Executor, Failure, Job, Outcome
 from qvec_deploy.recipe import load_recipes
-from qvec_deploy.shelf import Shelf
-from qvec_deploy.store import sha256_file
+from qvec_deploy.runtimes.cuda_driver import Gpu
 from qvec_deploy.sweep import Latency, Row, Summary, default_jobs, sweep
-from qvec_deploy.targets.cuda import Gpu
-from qvec_deploy.workshop import Workshop, made_by
 
 
 def _row(code: int, name: str = "one") -> Row:
@@ -77,12 +77,14 @@ def test_a_recipe_that_cannot_be_stops_all_before_anything(tmp_path: Path, pico_
     assert not (tmp_path / "sweep").exists()
 
 
-@pytest.mark.parametrize("preload", ["qvec_deploy.sweep import _PRELOAD", "qvec_deploy.study.run import PRELOAD"])
+@pytest.mark.parametrize(
+    "preload", ["qvec_deploy.sweep import _PRELOAD", "qvec_deploy.research.study.study_run import PRELOAD"]
+)
 def test_jobs_may_use_a_gpu(preload: str) -> None:
     """What is imported before jobs are forked must not touch CUDA. In a process of its own: the server starts once."""
     script = (
         "import json\n"
-        "from qvec_deploy.jobs import Job, LocalProcesses\n"
+        "from qvec_deploy.jobs.processes import Job, LocalProcesses\n"
         f"from {preload} as preload\n"
         "if __name__ == '__main__':\n"
         "    with LocalProcesses(1, preload=preload) as processes:\n"

@@ -14,15 +14,15 @@ from click.testing import CliRunner, Result
 from fake_tensorrt import GPU, Setup, install
 from pico import PICO_ARGS, PICO_MODEL
 
-from qvec_deploy.build import run
+from qvec_deploy.build.pipeline import run
 from qvec_deploy.bundle.bundle import Bundle
-from qvec_deploy.bundle.compile import compile_bundle, engine_options
+from qvec_deploy.bundle.compile_bundle import compile_bundle, engine_options
 from qvec_deploy.bundle.manifest import LAMBDA0
-from qvec_deploy.cli.compile import compile_command
+from qvec_deploy.cli.compile_command import compile_command
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.recipe.blocks import Target
-from qvec_deploy.targets.cuda import Gpu
+from qvec_deploy.runtimes.cuda_driver import Gpu
 
 ENGINES = {"engine.packed.b1.plan", "engine.packed.b1.plan.json"}
 
@@ -30,7 +30,7 @@ ENGINES = {"engine.packed.b1.plan", "engine.packed.b1.plan.json"}
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, pico_folder: Path) -> Path:
     """Made where there is no TensorRT; its patch is unverified, so that the engine without it is there too."""
-    from qvec_deploy.targets import tensorrt_library
+    from qvec_deploy.runtimes.tensorrt import tensorrt_library
 
     def nowhere() -> Any:
         raise IncompatibleError("TensorRT cannot be imported", hint="none")
@@ -96,7 +96,7 @@ def test_a_build_keeps_its_timing_cache_beside_the_bundle(
     def stop(*_: Any) -> None:
         raise Built
 
-    monkeypatch.setattr("qvec_deploy.build.measure_contenders", stop)
+    monkeypatch.setattr("qvec_deploy.build.pipeline.measure_contenders", stop)
     recipe = pico_recipe(
         target={"runtime": "tensorrt", "lowering": "packed", "threads": 1}, vector=None, **{"lambda": 0.0}
     )
@@ -122,7 +122,7 @@ def test_it_is_compiled_again_on_another_machine(setup: Setup, bundle: Path, mon
 
 
 def test_another_lowering_is_added(setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qvec_deploy.bundle import compile as module
+    from qvec_deploy.bundle import compile_bundle as module
 
     monkeypatch.setattr(module.Bundle, "check_lowering", lambda self, lowering: lowering)
     compile_bundle(bundle, lowerings=("int4",))
@@ -143,7 +143,7 @@ def test_an_interruption_leaves_a_bundle_that_is_true(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    from qvec_deploy.bundle import compile as module
+    from qvec_deploy.bundle import compile_bundle as module
 
     monkeypatch.setattr(module, "check_parity" if moment == "while building" else "hash_files", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -160,7 +160,7 @@ def test_an_engine_that_computes_something_else_is_not_installed(
     setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr("qvec_deploy.bundle.parity.tolerance", lambda runtime, lowering: 1e-9)
+    monkeypatch.setattr("qvec_deploy.bench.parity.tolerance", lambda runtime, lowering: 1e-9)
     with pytest.raises(IncompatibleError, match="logits differ from PyTorch's by"):
         compile_bundle(bundle)
     assert _engines(bundle) == set()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.targets import cuda
-from qvec_deploy.targets.cuda import FUNCTIONS, Cuda, Gpu, OutOfDeviceMemory
+from qvec_deploy.runtimes import cuda_driver as cuda
+from qvec_deploy.runtimes.cuda_driver import FUNCTIONS, Cuda, Gpu, OutOfDeviceMemory
 
 
 class Driver:

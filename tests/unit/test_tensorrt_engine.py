@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from fake_tensorrt import GPU, Setup, install, write_sources
 
-from qvec_deploy.bundle.parity import parity_images
+from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, RecipeError, StorageError
 from qvec_deploy.packed import PackedFile
-from qvec_deploy.targets import tensorrt_library
-from qvec_deploy.targets.cuda import Gpu, OutOfDeviceMemory
-from qvec_deploy.targets.tensorrt import TOLERANCES, TensorRT, describe
-from qvec_deploy.targets.tensorrt_build import EngineOptions
-from qvec_deploy.targets.tensorrt_sidecar import Batches
+from qvec_deploy.runtimes.cuda_driver import Gpu, OutOfDeviceMemory
+from qvec_deploy.runtimes.tensorrt import tensorrt_library
+from qvec_deploy.runtimes.tensorrt.sidecar import Batches
+from qvec_deploy.runtimes.tensorrt.tensorrt_builder import EngineOptions
+from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TOLERANCES, TensorRT, describe
 from qvec_deploy.tensors import Scheme
 
 State = dict[str, np.ndarray]
@@ -268,7 +268,7 @@ def test_a_tensorrt_that_cannot_start(setup: Setup, folder: Path) -> None:
 def test_a_graph_it_cannot_read(setup: Setup, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from onnx import helper
 
-    from qvec_deploy.lower import tensorrt_graph as module
+    from qvec_deploy.runtimes.tensorrt import tensorrt_graph as module
 
     real = module.tensorrt_graph
 

@@ -11,16 +11,22 @@ import pytest
 from fake_tensorrt import run_on_cpu, write_sources
 from onnx import TensorProto, helper, numpy_helper
 
-from qvec_deploy.bundle.parity import parity_images
+from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
-from qvec_deploy.kernels.layouts import choose_layout
-from qvec_deploy.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
-from qvec_deploy.lower import DOMAIN
-from qvec_deploy.lower.activations import calibrate_amax, read_amax, write_amax
-from qvec_deploy.lower.float16 import half, halve_node
-from qvec_deploy.lower.tensorrt_graph import OPSETS, _padding, allowed_bytes, runtime_bits_per_weight, tensorrt_graph
-from qvec_deploy.lower.tensorrt_linear import int4_block
 from qvec_deploy.packed import PackedFile, pack_codes
+from qvec_deploy.runtimes.graph import DOMAIN
+from qvec_deploy.runtimes.graph.activations import calibrate_amax, read_amax, write_amax
+from qvec_deploy.runtimes.graph.float16 import half, halve_node
+from qvec_deploy.runtimes.kernels.layouts import choose_layout
+from qvec_deploy.runtimes.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
+from qvec_deploy.runtimes.tensorrt.tensorrt_graph import (
+    OPSETS,
+    _padding,
+    allowed_bytes,
+    runtime_bits_per_weight,
+    tensorrt_graph,
+)
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import int4_block
 from qvec_deploy.tensors import Scheme
 
 State = dict[str, np.ndarray]

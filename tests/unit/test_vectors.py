@@ -11,14 +11,14 @@ import pytest
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from safetensors.numpy import load_file, save_file
 
-from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
+from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.models import describe
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector
-from qvec_deploy.vectors.file import QuantizationVector
 from qvec_deploy.vectors.patch import mix
-from qvec_deploy.vectors.sources import DonorPair, PairHeader, random_like
+from qvec_deploy.vectors.vector_file import QuantizationVector
+from qvec_deploy.vectors.vector_sources import DonorPair, PairHeader, random_like
 
 States = dict[str, dict[str, np.ndarray]]
 

@@ -11,15 +11,15 @@ import pytest
 from older import write_format_1_0
 from safetensors.numpy import load_file, save_file
 
-from qvec_deploy.checkpoint import Checkpoint
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
+from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector, on_grid, require_reproduction
-from qvec_deploy.vectors.file import QuantizationVector, VectorHeader, write_vector
 from qvec_deploy.vectors.sketch import PROJECTIONS, make_sketch, projection
-from qvec_deploy.vectors.sources import DonorPair, PairHeader
-from qvec_deploy.vectors.summary import share_warning, summarize
+from qvec_deploy.vectors.vector_file import QuantizationVector, VectorHeader, write_vector
+from qvec_deploy.vectors.vector_sources import DonorPair, PairHeader
+from qvec_deploy.vectors.vector_summary import share_warning, summarize
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
 FC1 = "blocks.0.mlp.fc1"

@@ -15,8 +15,8 @@ from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.controls import shuffled, write_control
 from qvec_deploy.vectors.extract import extract_vector
-from qvec_deploy.vectors.file import QuantizationVector, write_vector
 from qvec_deploy.vectors.mixing import mix_vectors
+from qvec_deploy.vectors.vector_file import QuantizationVector, write_vector
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
 FC1 = "blocks.0.mlp.fc1.weight"

@@ -17,8 +17,8 @@ import tensorrt.plugin as trtp
 from names import CONVENTION, check_source
 from tensorrt.plugin._lib import QDP_CREATORS, QDP_REGISTRY, _TemplatePluginCreator
 
-from qvec_deploy.kernels.ahead import assemble
-from qvec_deploy.kernels.plugins import plugin_errors, register_plugins
+from qvec_deploy.runtimes.kernels.ahead import assemble
+from qvec_deploy.runtimes.kernels.plugins import plugin_errors, register_plugins
 
 AOT = trt.QuickPluginCreationRequest.STRICT_AOT
 

@@ -1,0 +1,95 @@
+"""Every engine's answers to the labelled images, and what a report says of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from qvec_deploy.bench.accuracy import Accuracy, measure_accuracies
+from qvec_deploy.bench.confidence import confidence_bins
+from qvec_deploy.bench.results import Answers, Bin, Change, ClassCount
+from qvec_deploy.bench.resume import Journal
+from qvec_deploy.datasets import OpenedDataset
+from qvec_deploy.datasets.prefetch import prefetched
+from qvec_deploy.progress import Progress
+from qvec_deploy.runtimes.registry import Session
+
+CHANGES = 20
+"""Kinds of changes that a report keeps, the most frequent: with a thousand classes most kinds are single images."""
+
+
+def measure_answers(
+    sessions: Mapping[str, Session],
+    images: OpenedDataset | None,
+    batch_size: int,
+    progress: Progress,
+    journal: Journal | None = None,
+) -> dict[str, Accuracy]:
+    """Run every engine over all images, which are decoded once and in the background; empty without images.
+
+    Args:
+        sessions: Loaded engines by candidate name.
+        images: The labelled images.
+        batch_size: Images per call.
+        progress: Shows how far it is.
+        journal: Where partial answers of an earlier run are, and where they go; None keeps none.
+
+    Raises:
+        QvecError: An image cannot be read, or an engine gives nonsense.
+    """
+    if images is None:
+        return {}
+    start = journal.read(list(sessions)) if journal is not None else None
+    first = next(iter(start.values())).count if start else 0
+    with (
+        progress.stage("accuracy") as advance,
+        contextlib.closing(prefetched(images, batch_size, first=first)) as batches,
+    ):
+        accuracies = measure_accuracies(
+            sessions,
+            batches,
+            start=start,
+            keep=journal.write if journal is not None else None,
+            progress=lambda seen: advance(seen, len(images)),
+        )
+    if journal is not None:
+        journal.remove()
+    return accuracies
+
+
+def answers_of(accuracy: Accuracy, full: Accuracy | None) -> Answers:
+    """What a report says of an engine's answers.
+
+    Args:
+        accuracy: The engine's.
+        full: The float receiver's on the same images; None where it was not measured.
+    """
+    return Answers(
+        correct=accuracy.correct,
+        count=accuracy.count,
+        top5=int(accuracy.top5.sum()) if accuracy.top5 is not None else None,
+        classes=_classes(accuracy),
+        bins=tuple(Bin(*entry) for entry in confidence_bins(accuracy.confidences, accuracy.right)),
+        changes=_changes(accuracy, full) if full is not None else (),
+        waited=accuracy.waited,
+    )
+
+
+def _classes(accuracy: Accuracy) -> tuple[ClassCount, ...]:
+    counts = np.bincount(accuracy.labels)
+    correct = np.bincount(accuracy.labels[accuracy.right], minlength=len(counts))
+    return tuple(ClassCount(int(label), int(correct[label]), int(counts[label])) for label in np.flatnonzero(counts))
+
+
+def _changes(accuracy: Accuracy, full: Accuracy) -> tuple[Change, ...]:
+    """The most frequent kinds of images for which the engine left the float receiver's class."""
+    differ = accuracy.predictions != full.predictions
+    was, now, labels = full.predictions[differ], accuracy.predictions[differ], accuracy.labels[differ]
+    kinds = list(zip(was.tolist(), now.tolist(), strict=True))
+    gained = Counter(kind for kind, hit in zip(kinds, now == labels, strict=True) if hit)
+    lost = Counter(kind for kind, hit in zip(kinds, was == labels, strict=True) if hit)
+    frequent = sorted(Counter(kinds).items(), key=lambda entry: (-entry[1], entry[0]))[:CHANGES]
+    return tuple(Change(*kind, count, gained[kind], lost[kind]) for kind, count in frequent)

@@ -1,0 +1,139 @@
+"""Does the engine compute what PyTorch computes with the same quantized weights?
+
+At build time the packed weights, dequantized, go into the timm model; its logits on a few generated images are kept in
+the bundle. Every engine opened from the bundle, on any machine, can then be held to them without PyTorch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qvec_deploy.bench.results import Parity
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.io.files import canonical_json, write_bytes
+from qvec_deploy.packed import PackedFile, unpack
+from qvec_deploy.tensors import INPUT_SCALE, Float32
+
+if TYPE_CHECKING:
+    from qvec_deploy.models import ModelArgs
+    from qvec_deploy.runtimes.registry import Session
+
+PARITY_FILE = "parity.safetensors"
+IMAGES, SEED = 2, 0
+
+TOLERANCES = {"float": 1e-3, "packed": 1e-3, "int4": 1e-3, "int8": 0.25}
+"""Largest relative L2 error of the logits of float32 engines. `int8` quantizes activations: its bound only catches a
+broken engine; what it costs is for accuracy to show."""
+
+
+def tolerance(runtime: str, lowering: str) -> float:
+    """How far an engine's logits may be from PyTorch's; runtimes on GPUs compute in float16."""
+    if runtime == "onnxruntime":
+        return TOLERANCES[lowering]
+    from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TOLERANCES as OF_HALF
+
+    return OF_HALF[lowering]
+
+
+def parity_images(input_shape: tuple[int, int, int]) -> Float32:
+    """The generated images: (IMAGES, C, H, W) float32, Gaussian, the same on every machine."""
+    generator = np.random.Generator(np.random.PCG64(SEED))
+    return generator.standard_normal((IMAGES, *input_shape), dtype=np.float32)
+
+
+def reference_logits(weights: PackedFile, name: str, classes: int, args: ModelArgs, images: Float32) -> Float32:
+    """PyTorch's logits (batch, classes) with the dequantized weights of a packed file."""
+    import torch
+
+    from qvec_deploy.models import create
+
+    with torch.device("meta"):
+        structure = create(name, classes, args)
+    stored = set(structure.state_dict())
+    computed = any(key not in stored for key, _ in structure.named_buffers())
+    model = create(name, classes, args) if computed else structure
+    floats = {key: weights.array(key) for key, info in weights.tensors.items() if info.scheme is None}
+    model.load_state_dict(
+        {key: torch.from_numpy(array.astype(np.float32)) for key, array in floats.items()}, strict=False, assign=True
+    )
+    for key, factor in floats.items():
+        if key.endswith(INPUT_SCALE):
+            scaled = model.get_submodule(key.removesuffix(INPUT_SCALE))
+            scaled.register_forward_pre_hook(partial(_scale_input, factor=torch.tensor(factor)))
+    for key, info in weights.tensors.items():
+        if info.scheme is not None:  # dequantized when the layer runs: one layer's weights in memory, not all
+            linear = model.get_submodule(key.removesuffix(".weight"))
+            linear.register_forward_pre_hook(partial(_dequantize, weights=weights, key=key))
+            linear.register_forward_hook(_forget)
+    with torch.inference_mode():
+        logits: Float32 = model.eval()(torch.from_numpy(images)).numpy()
+    return logits
+
+
+def _scale_input(_: Any, inputs: tuple[Any, ...], *, factor: Any) -> tuple[Any, ...]:
+    return (inputs[0] * factor, *inputs[1:])
+
+
+def _dequantize(linear: Any, _: object, *, weights: PackedFile, key: str) -> None:
+    import torch
+
+    dequantized = torch.from_numpy(unpack(weights.packed(key)).dequantize())
+    linear.weight = torch.nn.Parameter(dequantized, requires_grad=False)
+
+
+def _forget(linear: Any, *_: object) -> None:
+    linear.weight = None
+
+
+def write_reference(directory: Path, logits: Float32) -> None:
+    """Keep reference logits in the bundle.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    from safetensors.numpy import save
+
+    metadata = {"qvec": canonical_json({"images": IMAGES, "seed": SEED}).decode()}
+    write_bytes(directory / PARITY_FILE, save({"logits": logits}, metadata))
+
+
+def read_reference(directory: Path) -> Float32:
+    """The logits that `write_reference` kept.
+
+    Raises:
+        IntegrityError: The file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        logits: Float32 = load_file(directory / PARITY_FILE)["logits"]
+    except (SafetensorError, KeyError, OSError) as error:
+        raise IntegrityError(f"{directory / PARITY_FILE} is damaged: {error}", hint="build the bundle again") from error
+    return logits
+
+
+def check_parity(session: Session, runtime: str, lowering: str, reference: Float32) -> Parity:
+    """Run the generated images through an engine and hold it to the reference.
+
+    Raises:
+        IncompatibleError: It computes something else.
+    """
+    logits = session.run(parity_images(session.input_shape))
+    if logits.shape != reference.shape:
+        raise IncompatibleError(
+            f"the engine gives logits {logits.shape}, PyTorch {reference.shape}", hint="build the bundle again"
+        )
+    error = float(np.linalg.norm(logits - reference) / max(float(np.linalg.norm(reference)), 1e-12))
+    limit = tolerance(runtime, lowering)
+    if not error <= limit:
+        raise IncompatibleError(
+            f"the `{lowering}` engine's logits differ from PyTorch's by {error:.2g} (relative L2), more than {limit:g}",
+            hint="this engine must not be used; try another lowering, and report it",
+        )
+    agreement = float((logits.argmax(1) == reference.argmax(1)).mean())
+    return Parity(relative_error=error, top1_agreement=agreement, images=len(logits))

@@ -1,0 +1,142 @@
+"""predictions.safetensors: every candidate's class for every image, so that two bundles can be paired without a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qvec_deploy.bench.accuracy import Accuracy
+from qvec_deploy.datasets import DataConfig, OpenedDataset
+from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError
+from qvec_deploy.io.files import canonical_json, require_file, sha256_bytes, write_bytes
+from qvec_deploy.tensors import Int32
+
+PREDICTIONS_FILE = "predictions.safetensors"
+FORMAT, FORMAT_VERSION = "qvec-predictions", "1.0.0"
+
+_LABELS, _PREDICTED = "labels", "predicted:"
+_FIELDS = {"format": str, "version": str, "dataset": str, "split": str, "count": int, "images": str}
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Classes by candidate, in the order of the images.
+
+    Attributes:
+        labels: (count,) int32.
+        predicted: By candidate name, (count,) int32 each.
+        images: What tells these images from all others, hex SHA-256: predictions may be paired where it is equal.
+        dataset: Its name.
+        split: Of the dataset.
+    """
+
+    labels: Int32
+    predicted: Mapping[str, Int32]
+    images: str
+    dataset: str
+    split: str
+
+
+def describe_images(images: OpenedDataset, config: DataConfig) -> dict[str, Any]:
+    """What tells images from others before they are read: plain values, no path.
+
+    Args:
+        images: As opened.
+        config: The preprocessing they were opened with.
+    """
+    return {
+        "dataset": images.name,
+        "split": images.split,
+        "count": len(images),
+        "identity": images.identity,
+        "data_config": asdict(config),
+    }
+
+
+def predictions_of(accuracies: Mapping[str, Accuracy], images: OpenedDataset, config: DataConfig) -> Predictions:
+    """What the engines of one run said. Files of images are read once more, so that other pixels are other images.
+
+    Args:
+        accuracies: By candidate name, at least one.
+        images: What all of them were measured on.
+        config: The preprocessing the images were opened with.
+    """
+    labels = next(iter(accuracies.values())).labels
+    described = describe_images(images, config)
+    described |= {"labels": sha256_bytes(labels.astype("<i4").tobytes()), "contents": images.contents()}
+    return Predictions(
+        labels=labels,
+        predicted={name: accuracy.predictions for name, accuracy in accuracies.items()},
+        images=sha256_bytes(canonical_json(described)),
+        dataset=images.name,
+        split=images.split,
+    )
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write the file, whole or not at all; the same predictions give the same bytes.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    from safetensors.numpy import save
+
+    header = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "dataset": predictions.dataset,
+        "split": predictions.split,
+        "count": len(predictions.labels),
+        "images": predictions.images,
+    }
+    arrays = {_LABELS: predictions.labels}
+    arrays |= {_PREDICTED + name: predictions.predicted[name] for name in sorted(predictions.predicted)}
+    contiguous = {name: np.ascontiguousarray(array, np.int32) for name, array in arrays.items()}
+    write_bytes(path, save(contiguous, {"qvec": canonical_json(header).decode()}))
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        StorageError: There is no such file.
+        IntegrityError: It is damaged, or holds something else.
+        IncompatibleError: It was written by a later major version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    require_file(path, what="predictions")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = _header((file.metadata() or {})["qvec"], path)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        labels = arrays.pop(_LABELS)
+        if not arrays or not all(name.startswith(_PREDICTED) for name in arrays):
+            raise ValueError(f"its tensors are {sorted(arrays)}")
+        for array in (labels, *arrays.values()):
+            if array.dtype != np.int32 or array.shape != (header["count"],) or array.min() < 0:
+                raise ValueError(f"a tensor is not {header['count']} classes")
+    except QvecError:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}", hint="build or copy the bundle again") from error
+    predicted = {name.removeprefix(_PREDICTED): array for name, array in arrays.items()}
+    return Predictions(labels, predicted, header["images"], header["dataset"], header["split"])
+
+
+def _header(text: str, path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(text)
+    if values["format"] != FORMAT:
+        raise IntegrityError(f"{path} is a {values['format']} file", hint="predictions are needed here")
+    if str(values["version"]).split(".")[0] != FORMAT_VERSION.split(".")[0]:
+        raise IncompatibleError(
+            f"{path} has predictions format {values['version']}", hint=f"this version reads {FORMAT_VERSION}; upgrade"
+        )
+    if {name: type(value) for name, value in values.items()} != _FIELDS or values["count"] < 1:
+        raise ValueError(f"its header is {values}")
+    return values

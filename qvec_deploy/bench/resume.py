@@ -1,0 +1,143 @@
+"""Partial answers under the user's cache folder, so that a killed evaluation goes on where it was.
+
+Nothing depends on a journal: one that cannot be written, or is not what it should be, is as good as none. Two runs of
+the same evaluation share one; each write replaces it by a whole one, and both are right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qvec_deploy.bench.accuracy import Accuracy, Answered
+from qvec_deploy.errors import StorageError
+from qvec_deploy.io.files import cache_folder, canonical_json, sha256_bytes, sha256_file, write_bytes
+from qvec_deploy.runtimes.engine_files import is_of_engine
+
+_KEPT = 32
+"""Files in the folder: journals of evaluations that nobody resumes go when newer ones come."""
+_DIGEST = 32
+_PARTS = ("predictions", "top5", "confidences")
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The partial answers of one evaluation.
+
+    Attributes:
+        describe: Everything that the answers depend on, as plain values; its hash is the journal's name. Called only
+            when there is something to read or to write, for it hashes whole engines.
+    """
+
+    describe: Callable[[], Any]
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hex SHA-256 of what the answers depend on."""
+        return sha256_bytes(canonical_json(self.describe()))
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return journal_folder() / f"{self.key}.answers"
+
+    def read(self, names: Sequence[str]) -> dict[str, Accuracy] | None:
+        """Answers to the first images; None where there are none that can be trusted.
+
+        Args:
+            names: The engines, in their order.
+        """
+        from safetensors.numpy import load
+
+        with contextlib.suppress(OSError, StorageError, RuntimeError):  # the last: there is no home folder
+            if not _has_files(journal_folder()):
+                return None
+            data = self.path.read_bytes()
+            if data[:_DIGEST] == self._digest(names, data[_DIGEST:]):
+                return _answered(load(data[_DIGEST:]), names)
+        return None
+
+    def write(self, answered: Answered) -> None:
+        """Keep answers, in place of those before."""
+        from safetensors.numpy import save
+
+        with contextlib.suppress(OSError, StorageError, RuntimeError):
+            if not self.path.is_file():
+                _make_room(self.path.parent)
+            payload = save(_arrays(answered))
+            write_bytes(self.path, self._digest(list(answered), payload) + payload)
+
+    def remove(self) -> None:
+        """Forget them: the evaluation is done."""
+        with contextlib.suppress(OSError, StorageError, RuntimeError):
+            if _has_files(journal_folder()):
+                self.path.unlink(missing_ok=True)
+
+    def _digest(self, names: Sequence[str], payload: bytes) -> bytes:
+        """A file that is torn, bent, renamed or of other engines has another one."""
+        return hashlib.sha256(canonical_json([self.key, list(names)]) + payload).digest()
+
+
+def journal_folder() -> Path:
+    """Where journals are: qvec-deploy/accuracy in $XDG_CACHE_HOME, or in ~/.cache.
+
+    Raises:
+        RuntimeError: There is no home folder.
+    """
+    return cache_folder() / "accuracy"
+
+
+def describe_engine(directory: Path, runtime: str, lowering: str, threads: int) -> dict[str, Any]:
+    """What an engine's answers depend on: its files, and how they are run.
+
+    Args:
+        directory: Holds the engine's files, and perhaps a bundle's others, which do not matter.
+        runtime: What runs it.
+        lowering: What it is run with.
+        threads: Of its session.
+
+    Raises:
+        StorageError: A file cannot be read.
+    """
+    files = sorted(path for path in directory.iterdir() if path.is_file() and is_of_engine(path.name))
+    return {
+        "files": {path.name: sha256_file(path) for path in files},
+        "runtime": runtime,
+        "lowering": lowering,
+        "threads": threads,
+    }
+
+
+def _arrays(answered: Answered) -> dict[str, Any]:
+    arrays: dict[str, Any] = {"labels": next(iter(answered.values())).labels}
+    for index, accuracy in enumerate(answered.values()):
+        parts = {part: getattr(accuracy, part) for part in _PARTS}
+        arrays |= {f"{part}:{index}": array for part, array in parts.items() if array is not None}
+        arrays[f"seconds:{index}"] = np.array([accuracy.run_s, accuracy.waited_s])
+    return arrays
+
+
+def _answered(arrays: Mapping[str, Any], names: Sequence[str]) -> dict[str, Accuracy]:
+    answered: dict[str, Accuracy] = {}
+    for index, name in enumerate(names):
+        parts: dict[str, Any] = {part: arrays.get(f"{part}:{index}") for part in _PARTS}
+        run_s, waited_s = map(float, arrays[f"seconds:{index}"])
+        answered[name] = Accuracy(labels=arrays["labels"], run_s=run_s, waited_s=waited_s, **parts)
+    return answered
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _make_room(folder: Path) -> None:
+    files = sorted((path for path in folder.glob("*") if path.is_file()), key=lambda path: path.stat().st_mtime)
+    for path in files[: max(0, len(files) + 1 - _KEPT)]:
+        path.unlink(missing_ok=True)

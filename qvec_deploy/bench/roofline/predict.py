@@ -1,0 +1,104 @@
+"""From operations and a device to the shortest time of every layer (Williams et al. 2009)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from qvec_deploy.bench.roofline.operations import Operation
+from qvec_deploy.bench.roofline.roofline_values import Device, LayerPrediction, Prediction
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.packed import PackedFile
+from qvec_deploy.packed.packed_file import Span, TensorInfo
+from qvec_deploy.plan import Plan
+from qvec_deploy.runtimes.bits import runtime_bits_per_weight
+
+Arithmetic = Literal["fp32", "fp16", "int8"]
+
+CPU_RUNTIMES = ("onnxruntime",)
+INT8_LOWERINGS = ("int8", "w8a8")
+_FLOAT_BITS = {"fp32": 32.0, "fp16": 16.0}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How an engine multiplies.
+
+    Attributes:
+        floats: Arithmetic of everything that is not quantized; activations are kept in it.
+        weight_bits: Of a quantized weight in memory, its share of the scales included.
+        arithmetic: Of the quantized Linears.
+    """
+
+    floats: Literal["fp32", "fp16"]
+    weight_bits: float
+    arithmetic: Arithmetic
+
+    @property
+    def float_bits(self) -> float:
+        """Of an activation, or of a weight that is not quantized."""
+        return _FLOAT_BITS[self.floats]
+
+
+def mode_of(runtime: str, lowering: str, weight_bits: float) -> Mode:
+    """How a lowering multiplies: float32 on the CPU, float16 on a GPU, and int8 where activations are quantized too.
+
+    Args:
+        runtime: As in the recipe.
+        lowering: As in the recipe.
+        weight_bits: As `runtime_bits_per_weight` says.
+    """
+    floats: Literal["fp32", "fp16"] = "fp32" if runtime in CPU_RUNTIMES else "fp16"
+    return Mode(floats, weight_bits, "int8" if lowering in INT8_LOWERINGS else floats)
+
+
+def planned_bits(plan: Plan, runtime: str, lowering: str) -> float:
+    """What `runtime_bits_per_weight` will say of a plan's weights in any lowering, before there is a file."""
+    nowhere = Span(0, 0)
+    tensors = {
+        tensor.name: TensorInfo(tensor.name, tensor.shape, tensor.scheme, "I32", nowhere, nowhere)
+        for tensor in plan.quantized
+    }
+    return runtime_bits_per_weight(PackedFile(Path(), "", tensors, {}, np.empty(0, np.uint8)), runtime, lowering)
+
+
+def predict(
+    operations: Sequence[Operation], quantized: Collection[str], mode: Mode, device: Device, batch_size: int
+) -> Prediction:
+    """The shortest time of a run: per layer the longer of moving its bytes and of computing its products.
+
+    Weights are taken to come from main memory in every run, activations to go there and back between layers. What
+    stays in a cache is faster than that: a small model, or a small batch on a device with a large cache, can beat its
+    prediction where it says `memory`, and never where it says `compute`. Activation functions, residuals and copies are
+    taken to be fused with their neighbours, at no cost. Where the device's int8 rate is not known,
+    int8 Linears are given its float rate.
+
+    Args:
+        operations: Of one image.
+        quantized: Names of the Linears that are quantized.
+        mode: How the engine multiplies.
+        device: What the device can do.
+        batch_size: Images in the run.
+
+    Raises:
+        IncompatibleError: The device's rate for this arithmetic is not known.
+    """
+    if mode.floats not in device.gflops:
+        raise IncompatibleError(
+            f"no {mode.floats} rate of {device.name} is known", hint=f"it has {', '.join(device.gflops) or 'none'}"
+        )
+    layers = []
+    for operation in operations:
+        low = operation.layer in quantized
+        bits = mode.weight_bits if low else mode.float_bits
+        rate = device.gflops.get(mode.arithmetic if low else mode.floats, device.gflops[mode.floats])
+        moved = (operation.weights * bits + batch_size * operation.values * mode.float_bits) / 8
+        memory = moved / device.bandwidth_gb_s / 1e6  # bytes / (GB/s) is 1e-9 s
+        compute = batch_size * operation.flops / rate / 1e6
+        bound: Literal["memory", "compute"] = "compute" if compute > memory else "memory"
+        layers.append(LayerPrediction(operation.layer, max(memory, compute), bound))
+    return Prediction(batch_size, tuple(layers))

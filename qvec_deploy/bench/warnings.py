@@ -1,0 +1,199 @@
+"""The closed list of doubts about a measurement, each with its remedy.
+
+A provider that falls back is none of them: sessions on a GPU refuse to load when any node would run elsewhere, so
+such an engine is never measured (IncompatibleError, exit 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qvec_deploy.bench.environment import Environment, GpuState
+from qvec_deploy.bench.latency import LatencySamples
+from qvec_deploy.bench.statistics import (
+    coefficient_of_variation,
+    median,
+    paired_difference,
+    samples_missing,
+    samples_needed,
+    speed_up,
+)
+
+# trtexec warns at 2.5 % for GPU time; host latency on a CPU shared with an operating system is noisier.
+NOISE_LIMIT = 0.10
+DRIFT_LIMIT = 0.05  # a drift of this size is as large as the speed-ups people argue about
+FIRST_SAMPLE_LIMIT = 2.0
+HEADROOM = 0.02  # of top-1; at 4 bits the gap is about half of it, and the best vector cannot give back more
+
+
+class MeasurementWarning(StrEnum):
+    """Why a number deserves doubt."""
+
+    BUSY_MACHINE = "busy machine"
+    FREQUENCY_NOT_FIXED = "frequency not fixed"
+    CLOCKS_NOT_LOCKED = "clocks not locked"
+    THROTTLED = "throttled"
+    NOISY_SAMPLES = "noisy samples"
+    DRIFT = "drift"
+    SLOW_FIRST_SAMPLE = "slow first sample"
+    WARM_UP_NOT_STABLE = "warm-up not stable"
+    TOO_FEW_SAMPLES = "too few samples"
+    FEWER_SAMPLES = "fewer samples than asked"
+    SPEED_UP_UNCLEAR = "speed-up unclear"
+    ACCURACY_UNCLEAR = "accuracy difference unclear"
+    NO_HEADROOM = "little to recover"
+    LAMBDA_AT_EDGE = "lambda at the edge of its grid"
+    METHOD_LIMITED = "method limited"
+    UNVERIFIED = "unverified patch"
+    COORDINATES_UNKNOWN = "vector without a sketch"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it, one sentence."""
+        return REMEDIES[self]
+
+
+REMEDIES = {
+    MeasurementWarning.BUSY_MACHINE: "Stop other work, wait a minute and measure again.",
+    MeasurementWarning.FREQUENCY_NOT_FIXED: "Set the frequency governor to performance and measure again.",
+    MeasurementWarning.CLOCKS_NOT_LOCKED: "Lock them with `nvidia-smi --lock-gpu-clocks` and measure again.",
+    MeasurementWarning.THROTTLED: "Cool the GPU or raise its power limit, lock its clocks lower, and measure again.",
+    MeasurementWarning.NOISY_SAMPLES: "Use a quiet machine, fewer threads than cores, or more blocks.",
+    MeasurementWarning.DRIFT: "Warm up longer; if it stays, look for thermal throttling or other work.",
+    MeasurementWarning.SLOW_FIRST_SAMPLE: "Increase the warm-up.",
+    MeasurementWarning.WARM_UP_NOT_STABLE: "Look for other work or a clock that wanders, or increase the warm-up.",
+    MeasurementWarning.TOO_FEW_SAMPLES: "Increase the number of blocks.",
+    MeasurementWarning.FEWER_SAMPLES: "Allow more time, or measure fewer candidates at a time.",
+    MeasurementWarning.SPEED_UP_UNCLEAR: "Do not claim a difference in speed, or measure more blocks.",
+    MeasurementWarning.ACCURACY_UNCLEAR: "Do not claim a difference in accuracy, or evaluate on more images.",
+    MeasurementWarning.NO_HEADROOM: "A vector is not needed here: ship lambda 0.",
+    MeasurementWarning.LAMBDA_AT_EDGE: "Widen select.lambdas.",
+    MeasurementWarning.METHOD_LIMITED: "Choose another method or granularity.",
+    MeasurementWarning.COORDINATES_UNKNOWN: "Make it again with `qvec-deploy vector extract`: nobody has compared "
+    "the receiver's coordinates with its donor's.",
+    MeasurementWarning.UNVERIFIED: "Give `images` of the receiver's task, unlabelled ones will do, or `evaluate`.",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One doubt.
+
+    Attributes:
+        warning: Which.
+        subject: The candidate it is about, or `machine`.
+        detail: The numbers behind it, one sentence.
+    """
+
+    warning: MeasurementWarning
+    subject: str
+    detail: str
+
+
+def machine_findings(environment: Environment) -> list[Finding]:
+    """What the environment alone gives reason to doubt."""
+    findings = []
+    # Held to some cores, a process does not know which ones the others load.
+    held = environment.affinity is not None
+    load, cores = environment.load_average, environment.logical_cores if held else environment.usable_cores
+    if load > cores:
+        detail = f"The load average before measuring was {load:g} on {cores} {'' if held else 'usable '}cores."
+        findings.append(Finding(MeasurementWarning.BUSY_MACHINE, "machine", detail))
+    if environment.governor not in (None, "performance"):
+        detail = f"The frequency governor is {environment.governor}."
+        findings.append(Finding(MeasurementWarning.FREQUENCY_NOT_FIXED, "machine", detail))
+    if environment.gpu is not None:
+        findings += _gpu_findings(environment.gpu)
+    return findings
+
+
+def _gpu_findings(gpu: GpuState) -> list[Finding]:
+    findings = []
+    if gpu.clocks_locked is False:
+        clock = f" ({gpu.sm_clock_mhz:g} MHz after measuring)" if gpu.sm_clock_mhz is not None else ""
+        detail = f"The clocks of the {gpu.name} are not locked{clock}."
+        findings.append(Finding(MeasurementWarning.CLOCKS_NOT_LOCKED, "machine", detail))
+    if gpu.throttling:
+        detail = f"The {gpu.name} lowered its clocks while measuring: {', '.join(gpu.throttling)}."
+        findings.append(Finding(MeasurementWarning.THROTTLED, "machine", detail))
+    return findings
+
+
+def latency_findings(
+    latency: Mapping[str, LatencySamples], baseline: str, asked_blocks: int = 0, asked_s: float = 0.0
+) -> list[Finding]:
+    """Doubts about samples that were taken together.
+
+    Args:
+        latency: What `measure_latency` returned.
+        baseline: The candidate others are compared with.
+        asked_blocks: Samples that were asked for.
+        asked_s: Seconds that they were to add up to.
+    """
+    findings = []
+    for name, measured in latency.items():
+        samples, batch = measured.samples_ms, f"batch size {measured.batch_size}"
+        if not measured.settled:
+            detail = f"After {measured.warmup} blocks of warm-up its times were still changing ({batch})."
+            findings.append(Finding(MeasurementWarning.WARM_UP_NOT_STABLE, name, detail))
+        taken_s = sum(samples) / 1e3
+        if len(samples) < asked_blocks or taken_s < asked_s:
+            seconds = f", {taken_s:.3g} of {asked_s:g} s" if asked_s else ""
+            detail = f"The time was up after {len(samples):,} of {asked_blocks:,} samples{seconds} ({batch})."
+            findings.append(Finding(MeasurementWarning.FEWER_SAMPLES, name, detail))
+        for warning, detail in _sample_doubts(samples):
+            findings.append(Finding(warning, name, f"{detail} ({batch})."))
+        ratio = None if name == baseline else speed_up(latency[baseline].samples_ms, samples)
+        if ratio is not None and ratio.contains(1.0):
+            interval = f"{ratio.low:.3f} to {ratio.high:.3f}"
+            detail = f"The interval of its speed-up over {baseline}, {interval}, contains 1 ({batch})."
+            findings.append(Finding(MeasurementWarning.SPEED_UP_UNCLEAR, name, detail))
+    return findings
+
+
+def accuracy_findings(name: str, baseline: str, gained: int, lost: int, count: int) -> list[Finding]:
+    """Doubt about the difference of two accuracies on the same images (see `accuracy.compare`)."""
+    difference = paired_difference(gained, lost, count)
+    if not difference.contains(0.0):
+        return []
+    low, high = 100 * difference.low, 100 * difference.high
+    detail = f"The interval of its difference to {baseline}, {low:+.2f} to {high:+.2f} points, contains 0."
+    return [Finding(MeasurementWarning.ACCURACY_UNCLEAR, name, detail)]
+
+
+def headroom_finding(name: str, top1: float, float_top1: float) -> list[Finding]:
+    """Whether plain PTQ loses so little that no vector can matter.
+
+    Args:
+        name: The plain candidate.
+        top1: Its accuracy, a fraction.
+        float_top1: The float receiver's, on the same images.
+    """
+    if float_top1 - top1 >= HEADROOM:
+        return []
+    detail = f"Without a vector it is {100 * (float_top1 - top1):.1f} points below the float receiver."
+    return [Finding(MeasurementWarning.NO_HEADROOM, name, detail)]
+
+
+def _sample_doubts(samples: tuple[float, ...]) -> list[tuple[MeasurementWarning, str]]:
+    doubts = []
+    missing = samples_missing(len(samples), 0.9)
+    if missing:
+        detail = f"p90 needs {samples_needed(0.9)} samples and has {len(samples)}: {missing} more"
+        doubts.append((MeasurementWarning.TOO_FEW_SAMPLES, detail))
+    variation = coefficient_of_variation(samples)
+    if variation > NOISE_LIMIT:
+        detail = f"The standard deviation is {100 * variation:.0f} % of the mean"
+        doubts.append((MeasurementWarning.NOISY_SAMPLES, detail))
+    half = len(samples) // 2
+    if half >= samples_needed(0.5):  # below that a median of half the samples says little
+        drift = median(samples[half:]) / median(samples[:half]) - 1
+        if abs(drift) > DRIFT_LIMIT:
+            detail = f"The second half's median differs from the first half's by {100 * drift:+.1f} %"
+            doubts.append((MeasurementWarning.DRIFT, detail))
+    if samples[0] > FIRST_SAMPLE_LIMIT * median(samples):
+        detail = f"The first sample took {samples[0] / median(samples):.1f} times the median"
+        doubts.append((MeasurementWarning.SLOW_FIRST_SAMPLE, detail))
+    return doubts

@@ -1,0 +1,81 @@
+"""A built candidate as an engine: compiled where its runtime needs that, and held to PyTorch's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qvec_deploy.bundle.bundle import COMPILED, available_threads
+from qvec_deploy.bundle.compile_bundle import compile_engines
+from qvec_deploy.bundle.write import Artifact
+from qvec_deploy.bench.results import Parity
+from qvec_deploy.bench.parity import check_parity, parity_images, reference_logits, write_reference
+from qvec_deploy.progress import Progress
+from qvec_deploy.tensors import INPUT_SCALE
+from qvec_deploy.build.weights import activation_images, load_model
+from qvec_deploy.packed import PackedFile
+from qvec_deploy.plan import Plan
+from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
+from qvec_deploy.runtimes.registry import find_target
+from qvec_deploy.tensors import Float32
+
+
+def check_engine(plan: Plan, directory: Path, caches: Path, progress: Progress) -> tuple[str | None, Parity | None]:
+    """Reference logits from PyTorch into the directory, then the engine against them, where it can be opened.
+
+    Args:
+        plan: The candidate's plan.
+        directory: Holds its graph and weights.
+        caches: Folder of what compilers have measured; later builds read it.
+        progress: Shows what takes long.
+
+    Returns:
+        What stands in the way of the engine here, or None; and its parity where nothing does.
+
+    Raises:
+        IncompatibleError: The engine computes something else.
+    """
+    recipe, runtime, lowering = plan.recipe, plan.recipe.target.runtime, plan.recipe.target.lowering
+    logits = _reference(plan, directory)
+    write_reference(directory, logits)
+    if lowering == "w8a8":
+        _write_activations(plan, directory)
+    target = find_target(runtime)
+    missing = target.missing(lowering)
+    if missing is not None:
+        return missing, None
+    if runtime == COMPILED:
+        compile_engines(recipe.target, directory, caches, progress)
+    with target.open(directory, lowering, recipe.target.threads or available_threads()) as session:
+        return None, check_parity(session, runtime, lowering, logits)
+
+
+def engine_outputs(artifact: Artifact, batches: Sequence[Float32]) -> Float32:
+    """Logits (images, classes) of a built engine, or of PyTorch with its weights where it cannot be opened here."""
+    recipe, model = artifact.plan.recipe, artifact.plan.architecture
+    if artifact.missing is not None:
+        weights, args = PackedFile.open(artifact.directory / WEIGHTS_FILE), recipe.receiver.model_args
+        return np.concatenate([reference_logits(weights, model.name, model.classes, args, batch) for batch in batches])
+    threads = recipe.target.threads or available_threads()
+    target = find_target(recipe.target.runtime)
+    with target.open(artifact.directory, recipe.target.lowering, threads) as session:
+        return np.concatenate([session.run(batch) for batch in batches])
+
+
+def _reference(plan: Plan, directory: Path) -> Float32:
+    """The weight file is mapped only while PyTorch reads it: its pages would count while the engine loads."""
+    model, args = plan.architecture, plan.recipe.receiver.model_args
+    weights = PackedFile.open(directory / WEIGHTS_FILE)
+    return reference_logits(weights, model.name, model.classes, args, parity_images(model.input_shape))
+
+
+def _write_activations(plan: Plan, directory: Path) -> None:
+    """What `w8a8` puts its activations' grids on; needed on the device that compiles the engine."""
+    from qvec_deploy.runtimes.graph.activations import calibrate_amax, write_amax
+
+    weights = PackedFile.open(directory / WEIGHTS_FILE)
+    floats = [name for name, info in weights.tensors.items() if info.scheme is None and not name.endswith(INPUT_SCALE)]
+    model = load_model(plan, {name: weights.array(name).astype(np.float32) for name in floats}, strict=False)
+    write_amax(directory, calibrate_amax(model, weights, activation_images(plan.recipe, plan.architecture)))

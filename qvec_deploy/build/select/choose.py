@@ -1,0 +1,204 @@
+"""A recipe that says `select` becomes candidates: lambda, mixing weights and, for `best`, one per method.
+
+What is chosen here is only proposed. The finalists, lambda 0 of every method among them, are built, and `confirm`
+decides on images that had no part in the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from qvec_deploy.build.weights import calibration_images, half_of, open_unlabelled, selection_images
+from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.datasets.generated import NAME as GENERATED
+from qvec_deploy.errors import RecipeError
+from qvec_deploy.plan import Plan
+from qvec_deploy.recipe import Recipe, Select
+from qvec_deploy.build.select.mixing_weights import descend, ridge_weights
+from qvec_deploy.build.select.score import Float64, divergences, wrong
+from qvec_deploy.build.select.lambda_search import search
+from qvec_deploy.build.select.trial_model import Student
+from qvec_deploy.bench.selection import Confirmed, DonorScore, Selection
+from qvec_deploy.tensors import Float32
+from qvec_deploy.vectors.vector_sources import Source
+
+Advance = Callable[[int, int], None]
+Score = Callable[[Float32], Float64]
+SMALL = 0.05
+Outputs = Callable[[Sequence[Float32]], Float32]
+"""Batches of images to logits (images, classes)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was proposed.
+
+    Attributes:
+        recipe: The recipe with lambda and mixing weights filled in for its own method.
+        finalists: Candidates between which `confirm` decides; where scores tie, the earlier one wins.
+        selection: What was seen so far; nothing is confirmed yet.
+    """
+
+    recipe: Recipe
+    finalists: tuple[Recipe, ...]
+    selection: Selection
+
+
+def choose(
+    recipe: Recipe,
+    plan: Plan,
+    receiver: Checkpoint,
+    sources: Mapping[str, Source],
+    advance: Advance = lambda done, total: None,
+) -> Choice:
+    """Select lambda, mixing weights and, for `best`, the lambda of every method.
+
+    Args:
+        recipe: With a `select` block.
+        plan: Its plan.
+        receiver: Its receiver.
+        sources: Its vectors by label.
+        advance: Told how many methods are done, of how many.
+
+    Raises:
+        RecipeError: Too few images, or labels that are not the model's.
+    """
+    select = recipe.select
+    if select is None:
+        raise RecipeError(f"{recipe.name} selects nothing", hint="add `select` to the recipe")
+    images = selection_images(recipe, plan.architecture)
+    methods = recipe.methods()
+
+    def student(method: str) -> Student:
+        settings = recipe.with_overrides(recipe.with_method(method), name=recipe.name)
+        calibration = calibration_images(settings, plan.architecture)
+        return Student(_on_grid(plan, settings), receiver, sources, images, calibration)
+
+    own = student(methods[0])
+    target = own.float_logits()
+    score = _score(recipe, plan, select, target)
+    # Weights come from rounding to nearest on the grid, whatever the method: its outputs move with the vector alone.
+    grid = recipe.quantize.scheme()
+    nearest = own if grid is None or not recipe.quantize.calibrated else student(grid.method)
+    donors, solved = _mix(nearest, target, score, select)
+    weights = tuple(donor.weight for donor in donors) or None
+    curves = []
+    for index, method in enumerate(methods):
+        trial = own if index == 0 else student(method)
+        same_grid = trial.plan.recipe.quantize.scheme() == grid  # a vector helps on its own grid only
+        score_at = partial(_mean_score, score, trial, weights)
+        curves.append(search(score_at, (*select.lambdas, *solved) if sources and same_grid else (0.0,), method))
+        advance(index + 1, len(methods))
+    resolved = recipe.resolved(curves[0].best, weights if select.donors != "given" else None)
+    selection = Selection(
+        by=select.by,
+        images=recipe.images.dataset if recipe.images is not None else GENERATED,
+        selecting=len(target),
+        confirming=0,
+        on="",
+        donors=donors,
+        mixing=select.donors,
+        curves=tuple(curves),
+        confirmed=(),
+        shipped="",
+    )
+    finalists = resolved.finalists({curve.method: curve.best for curve in curves}, best=select.by == "best")
+    return Choice(resolved, finalists, selection)
+
+
+def confirm(
+    choice: Choice, outputs: Mapping[str, Outputs], float_outputs: Outputs, plan: Plan, *, on: str
+) -> Selection:
+    """Score the finalists on the other half of the images and decide.
+
+    Args:
+        choice: As `choose` left it.
+        outputs: What each finalist's built engine gives.
+        float_outputs: What the float engine gives.
+        plan: Of any of them.
+        on: What ran them, for the record.
+    """
+    recipe = choice.recipe
+    images = selection_images(recipe, plan.architecture, confirm=True)
+    labels = _labels(recipe, plan, confirm=True) if choice.selection.by == "labelled" else None
+    target = None if labels is not None else float_outputs(images)
+    confirmed: list[Confirmed] = []
+    plain: dict[str, Float64] = {}
+    for finalist in choice.finalists:
+        logits = outputs[finalist.name](images)
+        scores = wrong(labels, logits) if labels is not None else divergences(target, logits)  # type: ignore[arg-type]
+        entry = Confirmed(finalist.name, *_mean(scores))
+        if finalist.lam == 0:
+            plain[finalist.quantize.method] = scores
+        else:
+            gain, error = _mean(plain[finalist.quantize.method] - scores)
+            entry = replace(entry, gain=gain, gain_error=error)
+        confirmed.append(entry)
+    # The images are the same for all: a patch has to be better than lambda 0 by more than chance moves the difference.
+    fit = [entry for entry in confirmed if entry.gain is None or entry.gain > (entry.gain_error or 0.0)]
+    shipped = min(fit, key=lambda entry: entry.score).name
+    count = sum(len(batch) for batch in images)
+    return replace(choice.selection, confirming=count, on=on, confirmed=tuple(confirmed), shipped=shipped)
+
+
+def _mean(values: Float64) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def _mean_score(score: Score, student: Student, weights: Sequence[float] | None, lam: float) -> float:
+    return float(score(student.logits(lam, weights)).mean())
+
+
+def _on_grid(plan: Plan, recipe: Recipe) -> Plan:
+    """The plan of the same model under another method, which may bring another grid."""
+    scheme = recipe.quantize.scheme()
+    tensors = tuple(replace(t, scheme=scheme if t.scheme is not None else None) for t in plan.tensors)
+    return replace(plan, recipe=recipe, tensors=tensors)
+
+
+def _score(recipe: Recipe, plan: Plan, select: Select, target: Float32) -> Score:
+    if select.by != "labelled":
+        return lambda logits: divergences(target, logits)
+    labels = _labels(recipe, plan, confirm=False)
+    return lambda logits: wrong(labels, logits)
+
+
+def _labels(recipe: Recipe, plan: Plan, *, confirm: bool) -> Any:
+    dataset = open_unlabelled(recipe, plan.architecture)
+    if dataset.classes != plan.architecture.classes:
+        raise RecipeError(
+            f"{dataset.name} has {dataset.classes} classes and the model's head {plan.architecture.classes}",
+            hint="select: labelled needs the head's own labels; select: label_free needs none",
+        )
+    return half_of(dataset, confirm=confirm)[1]
+
+
+def _mix(
+    student: Student, target: Float32, score: Score, select: Select
+) -> tuple[tuple[DonorScore, ...], tuple[float, ...]]:
+    """Every donor alone at lambda 1, with its share of the mix; and the lambda that a solve found for the shares.
+
+    Shares add up to 1. What the solve gave them in all is a lambda like any other, and is tried as one.
+    """
+    labels, shares = [label for label, _ in student.plan.sources], [share for _, share in student.plan.sources]
+    if len(labels) < 2:
+        return (), ()
+    alone = [student.logits(1.0, unit) for unit in np.eye(len(labels)).tolist()]
+    scores = [float(score(logits).mean()) for logits in alone]
+    solved: tuple[float, ...] = ()
+    if select.donors == "one":
+        shares = [float(index == int(np.argmin(scores))) for index in range(len(labels))]
+    elif select.donors != "given":
+        weights = ridge_weights(target, student.logits(0.0), alone)
+        if select.donors == "descent":
+            weights = descend(student, target, weights)
+        total = sum(weights)
+        if total > SMALL:  # else donors undo one another: the solve found nothing to add
+            shares, solved = [weight / total for weight in weights], (total,)
+    return tuple(map(DonorScore, labels, scores, shares)), solved

@@ -1,0 +1,169 @@
+"""A bundle made elsewhere gets its engines: built here, held to PyTorch's logits, added to the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from qvec_deploy.bench.parity import PARITY_FILE, check_parity, read_reference
+from qvec_deploy.bench.results import Parity
+from qvec_deploy.bundle.bundle import COMPILED, Bundle
+from qvec_deploy.bundle.manifest import LAMBDA0, Manifest, hash_files, write_manifest
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.files import storage_errors
+from qvec_deploy.progress import Progress
+from qvec_deploy.recipe.blocks import Target
+from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE, MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.tensorrt.tensorrt_builder import EngineOptions
+from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TensorRT, describe
+
+_SOURCES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, ACTIVATIONS_FILE)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Engines of one lowering that a bundle now has.
+
+    Attributes:
+        lowering: What they multiply with.
+        parity: Agreement with PyTorch's logits.
+        engines: What each is, as plain values.
+    """
+
+    lowering: str
+    parity: Parity
+    engines: list[dict[str, Any]]
+
+
+def engine_options(target: Target, batch_sizes: Sequence[int] = ()) -> EngineOptions:
+    """How a recipe wants its engines built.
+
+    Args:
+        target: The recipe's block.
+        batch_sizes: Instead of the recipe's.
+    """
+    return EngineOptions(batch_sizes=tuple(batch_sizes) or target.batch_sizes, **target.engine.model_dump())
+
+
+def compile_engines(target: Target, directory: Path, caches: Path, progress: Progress) -> list[str]:
+    """Build the engines of a candidate beside its weights.
+
+    Args:
+        target: The recipe's block.
+        directory: Holds graph and weights.
+        caches: Folder of the measured tactics, which outlasts the build: the one that holds the bundle.
+        progress: Shows the stages.
+
+    Returns:
+        Names of the files written.
+
+    Raises:
+        IncompatibleError: TensorRT refuses.
+    """
+    stage = partial(progress.stage, "compile")
+    return TensorRT().compile(directory, target.lowering, engine_options(target), caches=caches, stage=stage)
+
+
+def compile_bundle(
+    directory: Path,
+    *,
+    lowerings: Sequence[str] = (),
+    batch_sizes: Sequence[int] = (),
+    progress: Progress | None = None,
+) -> list[Compiled]:
+    """Build a bundle's engines on this machine, in place of those it had.
+
+    They are built and tried in a scratch folder; until they are in place and in the manifest, the bundle is as it was
+    or says that it has no engine.
+
+    Args:
+        directory: The bundle.
+        lowerings: Instead of the recipe's.
+        batch_sizes: Instead of the recipe's.
+        progress: Shows the stages.
+
+    Returns:
+        What was built, by lowering.
+
+    Raises:
+        IncompatibleError: The bundle is for another runtime, or lacks what a lowering needs; TensorRT or the GPU is
+            missing or refuses; an engine computes something else than PyTorch.
+        IntegrityError: The bundle is damaged.
+        StorageError: The disk refuses.
+    """
+    bundle, progress = Bundle.open(directory), progress or Progress()
+    own = bundle.manifest.engine
+    if own.runtime != COMPILED:
+        raise IncompatibleError(
+            f"{directory} is for runtime `{own.runtime}`, which compiles nothing",
+            hint=f"it can be used as it is where {own.runtime} runs: try `qvec-deploy verify`; for TensorRT, build it "
+            "with target.runtime: tensorrt",
+        )
+    chosen = tuple(dict.fromkeys(bundle.check_lowering(lowering) for lowering in lowerings or (own.lowering,)))
+    if "w8a8" in chosen and ACTIVATIONS_FILE not in bundle.manifest.files:
+        raise IncompatibleError(
+            f"{directory} knows nothing about activations, which lowering `w8a8` quantizes",
+            hint="build it with target.lowering: w8a8, which measures them",
+        )
+    options = engine_options(bundle.recipe.target, batch_sizes)
+    plain = [LAMBDA0] if (directory / LAMBDA0).is_dir() else []
+    compiled: list[Compiled] = []
+    with storage_errors(directory), TemporaryDirectory(prefix=".compile.", dir=directory) as scratch:
+        made: dict[str, Path] = {}
+        for lowering in chosen:
+            for part in ("", *plain):
+                place = _linked(directory / part, Path(scratch) / lowering / part)
+                names, parity = _compile(place, lowering, options, directory.resolve().parent, progress)
+                made |= {str(Path(part) / name): place / name for name in names}
+                if not part:
+                    compiled.append(Compiled(lowering, parity, describe(place, lowering)))
+        _install(bundle, made, chosen, compiled)
+    return compiled
+
+
+def _linked(source: Path, place: Path) -> Path:
+    """A folder that has a bundle's files without copying them."""
+    place.mkdir(parents=True)
+    for name in _SOURCES:
+        if (source / name).is_file():
+            (place / name).symlink_to((source / name).resolve())
+    return place
+
+
+def _compile(
+    place: Path, lowering: str, options: EngineOptions, caches: Path, progress: Progress
+) -> tuple[list[str], Parity]:
+    target = TensorRT()
+    names = target.compile(place, lowering, options, caches=caches, stage=partial(progress.stage, "compile"))
+    with progress.stage("check", lowering), target.open(place, lowering, 1) as session:
+        return names, check_parity(session, COMPILED, lowering, read_reference(place))
+
+
+def _install(bundle: Bundle, made: dict[str, Path], lowerings: Sequence[str], compiled: Sequence[Compiled]) -> None:
+    """Move engines into a bundle; its manifest is true at every moment."""
+    directory, manifest = bundle.directory, bundle.manifest
+    stale = {name for name in manifest.files for lowering in lowerings if _is_engine(name, lowering)}
+    kept = {name: entry for name, entry in manifest.files.items() if name not in stale}
+    own = manifest.engine.lowering in lowerings
+    if own or stale:
+        _write(bundle, manifest, missing="it was being compiled" if own else manifest.engine.missing, files=kept)
+    for name in stale:
+        (directory / name).unlink(missing_ok=True)
+    for name, path in made.items():
+        path.replace(directory / name)
+    files = kept | hash_files(directory, made)
+    parity = next((each.parity for each in compiled if each.lowering == manifest.engine.lowering), manifest.parity)
+    _write(bundle, manifest, missing=None if own else manifest.engine.missing, files=files, parity=parity)
+
+
+def _write(bundle: Bundle, manifest: Manifest, *, missing: str | None, **changes: Any) -> None:
+    engine = manifest.engine.model_copy(update={"missing": missing})
+    write_manifest(bundle.directory, manifest.model_copy(update={"engine": engine, **changes}))
+
+
+def _is_engine(name: str, lowering: str) -> bool:
+    return Path(name).name.startswith(f"engine.{lowering}.b")

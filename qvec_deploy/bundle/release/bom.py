@@ -1,0 +1,215 @@
+"""sbom.cdx.json: the CycloneDX 1.6 bill of materials of a release, with its model card as a machine reads it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from qvec_deploy.bench.statistics import Estimate
+from qvec_deploy.bench.summary import LatencyRow, rows
+from qvec_deploy.bundle.changes import RUNS_ON
+from qvec_deploy.bundle.manifest import FileEntry
+from qvec_deploy.bundle.release.release_subject import Subject
+from qvec_deploy.report import candidate_text, prose
+from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from cyclonedx.model import HashType
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.component import Component
+
+NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://cyclonedx.org/schema/bom-1.6.schema.json")
+PROPERTY = "qvec-deploy"
+
+
+def bill_of_materials(subject: Subject, files: dict[str, FileEntry]) -> bytes:
+    """The bill as JSON. The same release gives the same bytes: number and time are those of the bundle's manifest.
+
+    The library has no model cards yet, so that part is added to what it writes.
+
+    Args:
+        subject: What is released.
+        files: Everything in the release but the manifest, the bill itself and the signature.
+    """
+    from cyclonedx.output import make_outputter
+    from cyclonedx.schema import OutputFormat, SchemaVersion
+
+    text = make_outputter(_bom(subject, files), OutputFormat.JSON, SchemaVersion.V1_6).output_as_string()
+    document = json.loads(text)
+    document["metadata"]["component"]["modelCard"] = _model_card(subject)
+    return f"{json.dumps(document, indent=2, sort_keys=True, allow_nan=False)}\n".encode()
+
+
+def _bom(subject: Subject, files: dict[str, FileEntry]) -> Bom:
+    from cyclonedx.model.bom import Bom, BomMetaData
+    from cyclonedx.model.component import Component, ComponentScope, ComponentType
+    from cyclonedx.model.tool import ToolRepository
+
+    manifest = subject.manifest
+    version = manifest.versions.get("qvec-deploy")
+    tool = Component(name="qvec-deploy", version=version, type=ComponentType.APPLICATION, bom_ref="tool:qvec-deploy")
+    model = _model(subject)
+    runs_on = RUNS_ON[manifest.engine.runtime]
+    libraries = [_library(name, version, name in runs_on) for name, version in sorted(manifest.versions.items())]
+    sources = [_source(role, name, digest) for role, name, digest in subject.sources() if role != "receiver"]
+    metadata = BomMetaData(
+        component=model,
+        timestamp=datetime.datetime.fromisoformat(manifest.created),
+        tools=ToolRepository(components=[tool]),
+    )
+    components = [*(_file(name, entry) for name, entry in sorted(files.items())), *sources, *libraries]
+    bom = Bom(serial_number=uuid.uuid5(NAMESPACE, subject.identity), metadata=metadata, components=components)
+    bom.register_dependency(model, [each for each in components if each.scope is not ComponentScope.EXCLUDED])
+    return bom
+
+
+def _model(subject: Subject) -> Component:
+    """The model; its hash is that of its weights, its ancestor the receiver."""
+    from cyclonedx.model import Property
+    from cyclonedx.model.component import Component, ComponentType, Pedigree
+
+    manifest, own = subject.manifest, subject.shipped.candidate
+    (_, name, digest), *_ = subject.sources()
+    patched = "receiver + lambda x vectors" if manifest.lam else "receiver"
+    made = subject.method if own.scheme is None else f"quantized with {subject.method}"
+    facts = {
+        "hashed": WEIGHTS_FILE,
+        "lambda": f"{manifest.lam:g}",
+        "vectors": ", ".join(f"{weight:g} x {name}" for name, weight in subject.mixture()) or "none",
+        "control": manifest.control or "none",
+        "method": subject.method,
+        "grid": candidate_text.grid(own),
+        "runtime": manifest.engine.runtime,
+        "lowering": manifest.engine.lowering,
+        "unverified": manifest.unverified or "no",
+        "recipe.sha256": manifest.recipe_sha256,
+    }
+    return Component(
+        name=manifest.name,
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        bom_ref="model",
+        description=f"timm {manifest.model.name}, {manifest.model.classes} classes: {candidate_text.grid(own)}",
+        hashes=[_sha256(manifest.files[WEIGHTS_FILE].sha256)],
+        properties=[Property(name=f"{PROPERTY}:{key}", value=value) for key, value in facts.items()],
+        pedigree=Pedigree(
+            ancestors=[
+                Component(
+                    name=name,
+                    type=ComponentType.MACHINE_LEARNING_MODEL,
+                    bom_ref=f"receiver:{name}@{digest[:12]}",
+                    hashes=[_sha256(digest)],
+                )
+            ],
+            notes=f"{patched}, {made}",
+        ),
+    )
+
+
+def _file(name: str, entry: FileEntry) -> Component:
+    from cyclonedx.model import Property
+    from cyclonedx.model.component import Component, ComponentType
+
+    return Component(
+        name=name,
+        type=ComponentType.FILE,
+        bom_ref=f"file:{name}",
+        hashes=[_sha256(entry.sha256)],
+        properties=[Property(name=f"{PROPERTY}:bytes", value=str(entry.size))],
+    )
+
+
+def _source(role: str, name: str, digest: str) -> Component:
+    from cyclonedx.model.component import Component, ComponentType
+
+    return Component(
+        name=name,
+        type=ComponentType.DATA,
+        bom_ref=f"{role}:{name}@{digest[:12]}",
+        description=role,
+        hashes=[_sha256(digest)],
+    )
+
+
+def _library(name: str, version: str, needed: bool) -> Component:
+    """A package of the build; one that the engine does not run on is excluded, which is CycloneDX's word for it."""
+    from cyclonedx.model.component import Component, ComponentScope, ComponentType
+    from packageurl import PackageURL
+
+    return Component(
+        name=name,
+        version=version,
+        type=ComponentType.LIBRARY,
+        scope=ComponentScope.REQUIRED if needed else ComponentScope.EXCLUDED,
+        bom_ref=f"pypi:{name}",
+        purl=PackageURL("pypi", name=name, version=version),
+    )
+
+
+def _sha256(digest: str) -> HashType:
+    from cyclonedx.model import HashAlgorithm, HashType
+
+    return HashType(alg=HashAlgorithm.SHA_256, content=digest)
+
+
+def _model_card(subject: Subject) -> dict[str, Any]:
+    """CycloneDX's `modelCard`: parameters, metrics with their intervals, considerations."""
+    model, report = subject.manifest.model, subject.report
+    shape = "x".join(map(str, model.input_shape))
+    datasets = [
+        {
+            "type": "dataset",
+            "name": name,
+            "contents": {"properties": [{"name": f"{PROPERTY}:used-for", "value": purpose}]},
+        }
+        for name, purpose in subject.looked_at()
+    ]
+    return {
+        "modelParameters": {
+            "task": "image-classification",
+            "modelArchitecture": model.name,
+            "inputs": [{"format": f"float32 images {shape}"}],
+            "outputs": [{"format": f"float32 logits of {model.classes} classes"}],
+            **({"datasets": datasets} if datasets else {}),
+        },
+        "quantitativeAnalysis": {"performanceMetrics": list(_metrics(subject))},
+        "considerations": {
+            "technicalLimitations": list(subject.limits()),
+            "performanceTradeoffs": [prose.headline(report, rows(report))],
+        },
+    }
+
+
+def _metrics(subject: Subject) -> Iterator[dict[str, Any]]:
+    """What was measured on the shipped engine, in full precision."""
+    report, shipped = subject.report, subject.shipped
+    images = f"{report.dataset}, split {report.split}, {report.images:,} images"
+    if shipped.top1 is not None:
+        yield _metric("top-1 accuracy", shipped.top1, images)
+    for other, delta in sorted(shipped.deltas.items()):
+        yield _metric(f"top-1 accuracy minus that of {other}", delta, images)
+    for entry in shipped.latency:
+        yield from _latency_metrics(entry, report.baseline)
+    candidate = shipped.candidate
+    yield _metric("stored bytes", subject.manifest.stored_bytes)
+    yield _metric("stored bits per quantized weight", candidate.stored_bits_per_weight)
+    yield _metric("run-time bits per quantized weight", candidate.runtime_bits_per_weight)
+
+
+def _latency_metrics(entry: LatencyRow, baseline: str) -> Iterator[dict[str, Any]]:
+    batch = f"batch size {entry.batch_size}, {entry.samples} samples"
+    yield _metric("median host latency in ms", entry.median_interval or entry.median_ms, batch)
+    yield _metric("images per second", entry.images_per_s, batch)
+    if entry.speed_up is not None:
+        yield _metric(f"speed-up over {baseline}", entry.speed_up, batch)
+
+
+def _metric(kind: str, value: Estimate | float, part: str = "") -> dict[str, Any]:
+    metric: dict[str, Any] = {"type": kind, "value": repr(value.value if isinstance(value, Estimate) else value)}
+    if part:
+        metric["slice"] = part
+    if isinstance(value, Estimate):
+        metric["confidenceInterval"] = {"lowerBound": repr(value.low), "upperBound": repr(value.high)}
+    return metric

@@ -1,0 +1,183 @@
+"""MODEL_CARD.md: what a released model is, what was measured on it, where it comes from, and what is not known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from qvec_deploy import formatting
+from qvec_deploy.bench.summary import numbered_warnings, rows
+from qvec_deploy.bundle.manifest import LAMBDA0
+from qvec_deploy.bundle.release.release_subject import BOM_FILE, Subject
+from qvec_deploy.bundle.release.signature import SIGNATURE_FILE
+from qvec_deploy.io.yaml import dump_yaml
+from qvec_deploy.recipe import FLOAT_BITS
+from qvec_deploy.report import candidate_text, prose
+from qvec_deploy.report import report_verdict as verdict
+from qvec_deploy.report.environment_facts import environment_facts
+from qvec_deploy.report.markdown import escape
+from qvec_deploy.report.table import columns
+
+HUB = re.compile(r"hf://(?P<repository>[^/]+/[^/@]+)")
+
+
+def model_card(subject: Subject) -> str:
+    """The card as Markdown with the Hugging Face Hub's YAML front matter.
+
+    Every statement follows from manifest, recipe and report. No licence and, for a receiver that is a local file, no
+    base model is named: nobody has said which.
+    """
+    manifest, report = subject.manifest, subject.report
+    doubt = f"**Unverified:** {escape(manifest.unverified)}." if manifest.unverified is not None else ""
+    sections = [
+        f"---\n{dump_yaml(_front_matter(subject))}---",
+        f"# {escape(manifest.name)}",
+        doubt,
+        escape(prose.headline(report, rows(report))),
+        "## What it is",
+        _definitions(_facts(subject)),
+        "## Measurements",
+        escape(prose.setup(report)),
+        _measurements(subject),
+        _warnings(subject),
+        "## Gates",
+        _gates(subject),
+        "## How it was selected",
+        escape(_selected(subject)),
+        "## Lineage",
+        _lineage(subject),
+        "## Use and limits",
+        escape(_use(subject)),
+        "What is known, and what is not:",
+        "\n".join(f"- {escape(sentence)}" for sentence in subject.limits()),
+        "## Where it was measured",
+        _definitions(fact for fact in environment_facts(report) if fact[0] not in report.environment.packages),
+        "## Verify and run",
+        _commands(subject),
+        f"Written by {escape(report.created_by)} from the bundle of {manifest.created}.",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter(subject: Subject) -> dict[str, object]:
+    recipe = subject.recipe
+    bits = recipe.quantize.bits
+    tags = ["qvec-deploy", "image-classification", "onnx", recipe.target.runtime]
+    if bits not in FLOAT_BITS:
+        tags += ["quantized", f"{bits}-bit"]
+    values: dict[str, object] = {"library_name": "onnx", "pipeline_tag": "image-classification", "tags": tags}
+    hub = HUB.match(recipe.receiver.checkpoint)
+    if hub is not None:
+        values["base_model"] = hub["repository"]
+        if bits not in FLOAT_BITS:
+            values["base_model_relation"] = "quantized"
+    if subject.report.images:
+        values["metrics"] = ["accuracy"]
+    return values
+
+
+def _facts(subject: Subject) -> Iterable[tuple[str, str]]:
+    manifest, own = subject.manifest, subject.shipped.candidate
+    arguments = ", ".join(f"{name} = {value}" for name, value in sorted(manifest.model.args.items()))
+    engine = manifest.engine
+    threads = f", {engine.threads} thread{'' if engine.threads == 1 else 's'}" if engine.threads is not None else ""
+    yield (
+        "Receiver",
+        f"{subject.receiver}, timm {manifest.model.name}{f' ({arguments})' if arguments else ''}",
+    )
+    yield "Takes", f"images of {' × '.join(map(str, manifest.model.input_shape))}, normalised as below"
+    yield "Gives", f"logits of {manifest.model.classes:,} classes"
+    yield "Preprocessing", ", ".join(f"{name} {value}" for name, value in sorted(manifest.model.data_config.items()))
+    yield "Engine", f"{engine.runtime}, lowering {engine.lowering}{threads}"
+    yield "Weights", candidate_text.grid(own)
+    yield "Method", subject.method
+    yield "Patch", candidate_text.mixture(own)
+    yield "Bits per weight", f"{candidate_text.bits(own)} (stored / at run time)"
+    yield "Size", f"{formatting.megabytes(manifest.stored_bytes)} MB ({manifest.stored_bytes:,} bytes)"
+    if manifest.parity is not None:
+        parity = manifest.parity
+        yield (
+            "Agreement with PyTorch",
+            f"relative error {parity.relative_error:.1e} on {parity.images} generated images",
+        )
+
+
+def _measurements(subject: Subject) -> str:
+    computed = rows(subject.report)
+    shown = columns(subject.report, computed)
+    titles = ["Candidate", *(f"{column.title} ({column.unit})" for column in shown)]
+    body = [[row.candidate.name, *(str(column.cell(row)) for column in shown)] for row in computed]
+    return _table(titles, body, "l" + "r" * len(shown), shipped=subject.shipped.candidate.name)
+
+
+def _warnings(subject: Subject) -> str:
+    """Each with its remedy, and with its reason where it is about the machine or the shipped candidate; else whom."""
+    own = (subject.shipped.candidate.name, "machine")
+    lines = []
+    for entry in numbered_warnings(subject.report):
+        details = "; ".join(detail.rstrip(".") for name, detail in entry.details if name in own)
+        others = ", ".join(dict.fromkeys(name for name, _ in entry.details if name not in own))
+        named = f"{'Also' if details else 'Others'}: {others}." if others else ""
+        about = " ".join(part for part in (f"{details}." if details else "", named, entry.remedy) if part)
+        lines.append(f"- **{escape(entry.title.capitalize())}.** {escape(about)}")
+    return "Doubts about these numbers:\n\n" + "\n".join(lines) if lines else ""
+
+
+def _gates(subject: Subject) -> str:
+    listing = verdict.gates(subject.report)
+    if listing is None:
+        return "The recipe asks for none."
+    return _table(listing.columns, listing.rows, listing.alignment)
+
+
+def _selected(subject: Subject) -> str:
+    if subject.report.selection is None:
+        return "It was not selected: the recipe names method and lambda."
+    return " ".join((verdict.chosen(subject.report), *verdict.remarks(subject.report)))
+
+
+def _lineage(subject: Subject) -> str:
+    manifest = subject.manifest
+    files = _table(("Made from", "File", "SHA-256"), subject.sources())
+    mix = ", ".join(f"{formatting.short(weight)} × {name}" for name, weight in subject.mixture()) or "none"
+    facts = [("Lambda", formatting.short(manifest.lam)), ("Vectors in the patch", mix)]
+    facts += [("Control", f"{manifest.control}, in place of the vector")] if manifest.control is not None else []
+    looked_at = subject.looked_at()
+    facts += [("Images", f"{name}: {purpose}") for name, purpose in looked_at or [("none", "nothing was looked at")]]
+    facts += [("Recipe", f"recipe.yaml, SHA-256 {manifest.recipe_sha256}")]
+    facts += [("Made with", ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())))]
+    return f"{files}\n\n{_definitions(facts)}"
+
+
+def _use(subject: Subject) -> str:
+    manifest = subject.manifest
+    beside = f" The engine without the patch is in {LAMBDA0}." if f"{LAMBDA0}/model.onnx" in manifest.files else ""
+    return (
+        f"To sort images of the receiver's task into its {manifest.model.classes:,} classes, on "
+        f"{manifest.engine.runtime} with lowering {manifest.engine.lowering}.{beside}"
+    )
+
+
+def _commands(subject: Subject) -> str:
+    return (
+        f"The manifest holds the hash of every file; {SIGNATURE_FILE}, where there is one, signs them all; {BOM_FILE} "
+        "is the bill of materials; every sample is in report.json.\n\n"
+        "```bash\n"
+        "qvec-deploy verify --key public.pem .   # signature, hashes, formats, agreement with PyTorch\n"
+        "qvec-deploy verify .                    # the same without signature\n"
+        "qvec-deploy bench .                     # latency on this machine\n"
+        "```"
+    )
+
+
+def _definitions(entries: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"- **{escape(term)}:** {escape(text)}" for term, text in entries)
+
+
+def _table(titles: Sequence[str], body: Iterable[Sequence[str]], alignment: str = "", *, shipped: str = "") -> str:
+    marks = [{"l": ":--", "r": "--:"}[mark] for mark in alignment or "l" * len(titles)]
+    lines = [[escape(title) for title in titles], marks]
+    for first, *others in body:
+        name = f"**{escape(first)}**" if first == shipped else escape(first)
+        lines.append([name, *(escape(cell) for cell in others)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,145 @@
+"""A bundle becomes a release: checked, described and signed in a folder that is a bundle itself."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.manifest import MANIFEST_FILE, hash_files, write_manifest
+from qvec_deploy.bundle.release.bom import bill_of_materials
+from qvec_deploy.bundle.release.model_card import model_card
+from qvec_deploy.bundle.release.release_subject import BOM_FILE, CARD_FILE, Subject, is_release, read_subject
+from qvec_deploy.bundle.release.signature import SIGNATURE_FILE, open_signer
+from qvec_deploy.bundle.write import require_release
+from qvec_deploy.errors import IntegrityError, StorageError
+from qvec_deploy.io.files import staging_directory, storage_errors, write_bytes
+from qvec_deploy.progress import Progress
+
+
+@dataclass(frozen=True)
+class Release:
+    """What was released.
+
+    Attributes:
+        directory: Where it is.
+        files: Name to hex SHA-256 of everything but manifest and signature.
+        checks: What verification found, in words.
+        signed: Whether it has a signature.
+        gates: How many it passed; 0 where the recipe asks for none.
+    """
+
+    directory: Path
+    files: dict[str, str]
+    checks: dict[str, str]
+    signed: bool
+    gates: int
+
+
+def release(
+    directory: Path,
+    to: Path,
+    *,
+    key: Path | None = None,
+    accept_unverified: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Release:
+    """Check a bundle and copy what its manifest lists, with model card, bill of materials and signature.
+
+    Args:
+        directory: The bundle.
+        to: The release; it appears whole or not at all.
+        key: Elliptic-curve private key that signs it, a PEM file.
+        accept_unverified: Let a patch pass that was tried on no image of the receiver's task; the card says so.
+        force: Replace an existing release or bundle.
+        progress: Shows the stages.
+
+    Raises:
+        GateError: It misses a gate, was not judged or measured, or its patch is unverified.
+        IncompatibleError: It has no engine, its engine cannot be opened here, or the library that signs is missing.
+        IntegrityError: It is damaged, or was edited after the build.
+        RecipeError: The key cannot sign.
+        StorageError: `to` exists or lies inside the bundle, or the disk refuses.
+    """
+    progress = progress or Progress()
+    _require_outside(directory, to)
+    sign = open_signer(key) if key is not None else None  # refused before anything is copied
+    with progress.stage("open", directory.name):
+        bundle = Bundle.open(directory)
+        require_release(bundle, accept_unverified=accept_unverified)
+        subject = read_subject(bundle)
+        require_listed_only(bundle)
+    with (
+        staging_directory(to, force=force) as staging,
+        TemporaryDirectory(prefix=".release.", dir=staging) as scratch,
+    ):
+        place = Path(scratch) / to.resolve().name  # a signature names the folder that it was made in
+        with progress.stage("copy", to.name):
+            _copy(directory, place, subject)
+        with progress.stage("verify", to.name):
+            checks = Bundle.open(place).verify()
+        with progress.stage("describe", to.name):
+            files = _describe(place, subject)
+        if sign is not None:
+            with progress.stage("sign", to.name):
+                sign(place)
+        _settle(place, staging)
+    return Release(to, files, checks, sign is not None, len(subject.report.gates))
+
+
+def require_listed_only(bundle: Bundle) -> None:
+    """Refuse a release with files that its manifest does not list; in other bundles nobody opens them.
+
+    Raises:
+        IntegrityError: There is one.
+    """
+    if not is_release(bundle.manifest):
+        return
+    directory = bundle.directory
+    expected = {*bundle.manifest.files, MANIFEST_FILE, SIGNATURE_FILE}
+    with storage_errors(directory):
+        paths = [path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir()]
+    found = sorted(str(path.relative_to(directory)) for path in paths)
+    added = [name for name in found if name not in expected]
+    if added:
+        raise IntegrityError(
+            f"{directory}: {added[0]} was added after the release", hint="remove it, or fetch it again"
+        )
+
+
+def _require_outside(directory: Path, to: Path) -> None:
+    inner, outer = to.resolve(), directory.resolve()
+    if inner == outer or outer in inner.parents:
+        raise StorageError(f"{to} is in the bundle {directory}", hint="release it into another folder")
+
+
+def _copy(directory: Path, place: Path, subject: Subject) -> None:
+    """Copy what the manifest lists, and make sure that it is what was checked."""
+    with storage_errors(place):
+        for name in subject.manifest.files:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(directory / name, place / name)
+    write_manifest(place, subject.manifest)
+
+
+def _settle(place: Path, staging: Path) -> None:
+    """Move everything up, readable by all whatever the umask is."""
+    with storage_errors(staging):
+        for path in place.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        for path in place.iterdir():
+            path.rename(staging / path.name)
+
+
+def _describe(place: Path, subject: Subject) -> dict[str, str]:
+    """Write card and bill of materials, then the manifest, which lists both."""
+    files = dict(subject.manifest.files)
+    write_bytes(place / CARD_FILE, model_card(subject).encode())
+    files |= hash_files(place, [CARD_FILE])
+    write_bytes(place / BOM_FILE, bill_of_materials(subject, files))
+    files |= hash_files(place, [BOM_FILE])
+    write_manifest(place, subject.manifest.model_copy(update={"files": dict(sorted(files.items()))}))
+    return {name: entry.sha256 for name, entry in sorted(files.items())}

@@ -1,0 +1,185 @@
+"""What a release is about: a bundle's manifest, recipe and report, which must tell the same story."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qvec_deploy.bench.gates import judge
+from qvec_deploy.bench.results import Report
+from qvec_deploy.bench.summary import Row, rows
+from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.manifest import Manifest
+from qvec_deploy.bundle.write import unverified
+from qvec_deploy.datasets.generated import PREFIX as GENERATED
+from qvec_deploy.errors import GateError, IntegrityError, RecipeError
+from qvec_deploy.io.files import canonical_json, sha256_bytes, storage_errors
+from qvec_deploy.recipe import FLOAT_BITS, Recipe
+from qvec_deploy.report.report_json import from_json
+
+CARD_FILE = "MODEL_CARD.md"
+BOM_FILE = "sbom.cdx.json"
+REPORT_FILE = "report.json"
+OWN_FILES = (CARD_FILE, BOM_FILE)
+"""What a release adds to a bundle and lists in its manifest."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Everything that a model card or a bill of materials may say.
+
+    Attributes:
+        manifest: Of the bundle, without the files that a release adds.
+        recipe: It was built from.
+        report: Its measurements, with the gates judged anew from them.
+    """
+
+    manifest: Manifest
+    recipe: Recipe
+    report: Report
+
+    @property
+    def shipped(self) -> Row:
+        """The shipped candidate and what was measured on it."""
+        return next(row for row in rows(self.report) if row.selected)
+
+    @property
+    def identity(self) -> str:
+        """Hex SHA-256 of the bundle's manifest: the same however often it is released."""
+        return sha256_bytes(canonical_json(self.manifest.model_dump(mode="json")))
+
+    @property
+    def receiver(self) -> str:
+        """Where the receiver's weights are from."""
+        return _public(self.recipe.receiver.checkpoint)
+
+    @property
+    def method(self) -> str:
+        """How the weights were quantized, if they were."""
+        return "not quantized" if self.recipe.quantize.bits in FLOAT_BITS else self.manifest.method
+
+    def sources(self) -> tuple[tuple[str, str, str], ...]:
+        """Files that it was made from: role, name, hex SHA-256; the receiver first, and none twice."""
+        receiver = self.recipe.receiver.checkpoint
+        made_from = self.manifest.sources
+        others = (("vector", _public(name), made_from[name]) for name in sorted(made_from) if name != receiver)
+        return tuple(dict.fromkeys((("receiver", self.receiver, made_from[receiver]), *others)))
+
+    def mixture(self) -> tuple[tuple[str, float], ...]:
+        """Vectors in the patch and their weights."""
+        return tuple((_public(vector.name), vector.weight) for vector in self.manifest.vectors)
+
+    def looked_at(self) -> tuple[tuple[str, str], ...]:
+        """Image sets that the build looked at: name, and what for."""
+        recipe, found = self.recipe, []
+        images, calibration = recipe.images, recipe.quantize.calibration
+        own = f"{images.dataset}, split {images.split}" if images is not None else "images that the tool generated"
+        selection = self.manifest.selection
+        if selection is not None:
+            counts = f"selection, {selection.selecting:,} images, and its confirmation, {selection.confirming:,} others"
+            found.append((own, counts))
+        if recipe.quantize.calibrated and calibration.on != "moments":
+            other = f"{calibration.dataset}, split {calibration.split}" if calibration.on == "dataset" else own
+            generated = "images that the tool generated"
+            name = generated if calibration.on == "generated" else other
+            found.append((name, f"calibration, at most {calibration.count:,} images"))
+        if self.report.images:
+            report = self.report
+            found.append((f"{report.dataset}, split {report.split}", f"evaluation, {report.images:,} images"))
+        return tuple(found)
+
+    def limits(self) -> tuple[str, ...]:
+        """What nobody must read into the numbers, in sentences."""
+        manifest, report = self.manifest, self.report
+        found = []
+        if manifest.unverified is not None:
+            found.append(f"The patch is unverified: {manifest.unverified}. This was accepted when it was released.")
+        if report.images:
+            found.append(f"Accuracy is known for {report.images:,} images of {report.dataset}, split {report.split}.")
+        else:
+            found.append("Accuracy was not measured.")
+        if manifest.selection is not None and manifest.selection.images.startswith(GENERATED):
+            found.append("It was selected on generated images, on none of the receiver's task.")
+        if self.shipped.latency:
+            found.append(f"Latency is known for one machine: {report.environment.cpu}{self._gpu()}.")
+        else:
+            found.append("Latency was not measured.")
+        if not manifest.gates:
+            found.append("The recipe asks for nothing: no gate was judged.")
+        found.append(
+            "Other data, shifts of the data, adversarial images, and differences between groups of people were not "
+            "looked at."
+        )
+        found.append("No licence is stated: ask for those of the receiver and of the vectors.")
+        return tuple(found)
+
+    def _gpu(self) -> str:
+        gpu = self.report.environment.gpu
+        return f", {gpu.name}" if gpu is not None else ""
+
+
+def _public(name: str) -> str:
+    """A file's name without the folders of the machine that it was on; its hash says which file it was."""
+    files = name.split(" - ")  # a donor is a pair of them
+    return " - ".join(Path(file).name if Path(file).is_absolute() else file for file in files)
+
+
+def is_release(manifest: Manifest) -> bool:
+    """Whether a bundle was written by `release`."""
+    return CARD_FILE in manifest.files
+
+
+def without_own_files(manifest: Manifest) -> Manifest:
+    """The manifest that a release was made from."""
+    files = {name: entry for name, entry in manifest.files.items() if name not in OWN_FILES}
+    return manifest.model_copy(update={"files": files})
+
+
+def read_subject(bundle: Bundle) -> Subject:
+    """The bundle's story, refused where its parts contradict each other.
+
+    Raises:
+        GateError: It was never measured.
+        IntegrityError: Manifest, recipe and report do not belong together.
+        IncompatibleError: The report is of another version.
+    """
+    manifest, recipe, where = without_own_files(bundle.manifest), bundle.recipe, bundle.directory
+    report = _read_report(where, manifest)
+    if _shipped(report) != (manifest.lam, manifest.method, manifest.engine.lowering, manifest.stored_bits_per_weight):
+        raise _edited(where, "its report is about another engine than its manifest")
+    try:
+        gates = judge(recipe.gates, report)
+    except RecipeError as error:
+        raise _edited(where, f"its gates cannot be judged from its report: {error.message}") from error
+    verdicts = [[(gate.name, gate.passed) for gate in each] for each in (gates, report.gates, manifest.gates)]
+    if verdicts[0] != verdicts[1] or verdicts[0] != verdicts[2]:
+        raise _edited(where, "its gates, judged anew from its report, are not those of its manifest")
+    if manifest.unverified != unverified(recipe, recipe, manifest.selection):
+        raise _edited(where, "its manifest does not say what its recipe says about verification")
+    if recipe.receiver.checkpoint not in manifest.sources:
+        raise _edited(where, "its manifest lacks the receiver's hash")
+    return Subject(manifest, recipe, replace(report, gates=gates))
+
+
+def _read_report(directory: Path, manifest: Manifest) -> Report:
+    if REPORT_FILE not in manifest.files:
+        raise GateError(
+            f"{directory} was never measured: it has no {REPORT_FILE}", hint="build it where its engine runs"
+        )
+    with storage_errors(directory):
+        report = from_json((directory / REPORT_FILE).read_bytes())
+    if report.selected is None:
+        raise _edited(directory, "its report names no shipped candidate")
+    return report
+
+
+def _shipped(report: Report) -> tuple[float, str, str, float]:
+    own = report[report.selected or ""]
+    lam = own.patch.lam if own.patch is not None else 0.0
+    return lam, own.method, own.lowering, own.stored_bits_per_weight
+
+
+def _edited(directory: Path, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{directory}: {what}", hint="it was edited, or built by another version of this program; build it again"
+    )

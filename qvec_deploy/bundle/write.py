@@ -1,0 +1,225 @@
+"""The end of a build: resolved recipe, report and, last, the manifest; and what may be released."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qvec_deploy.bench.environment import capture_environment
+from qvec_deploy.bench.predictions import PREDICTIONS_FILE, Predictions, write_predictions
+from qvec_deploy.bench.results import Model, Parity
+from qvec_deploy.bench.run import stored_bits_per_weight
+from qvec_deploy.bench.summary import DISTURBED
+from qvec_deploy.bundle.bundle import COMPILED, RECIPE_FILE, Bundle, available_threads
+from qvec_deploy.bundle.manifest import LAMBDA0, Engine, Gate, Layer, Manifest, Vector, hash_files, write_manifest
+from qvec_deploy.datasets.generated import PREFIX as GENERATED
+from qvec_deploy.errors import GateError, IncompatibleError
+from qvec_deploy.io.files import sha256_file, storage_errors, write_bytes
+from qvec_deploy.io.yaml import dump_yaml
+from qvec_deploy.packed import PackedFile
+from qvec_deploy.plan import Plan
+from qvec_deploy.recipe import Recipe
+from qvec_deploy.report.write_report import write_report
+from qvec_deploy.runtimes.bits import runtime_bits_per_weight
+from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from qvec_deploy.bench.results import Report
+    from qvec_deploy.bench.selection import Selection
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What one candidate was built into.
+
+    Attributes:
+        plan: What was decided.
+        directory: Holds the graph, the weights and the reference logits.
+        missing: What stood in the way of opening the engine here; None if nothing.
+        parity: Agreement with PyTorch; None where the engine could not be opened.
+        layer_errors: Relative L2 quantization error by layer.
+        notes: What the method could not do.
+        control: What stands in for the vector, in words; None for a real one, or without a patch.
+    """
+
+    plan: Plan
+    directory: Path
+    missing: str | None
+    parity: Parity | None
+    layer_errors: Mapping[str, float]
+    notes: tuple[str, ...]
+    control: str | None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the manifest is written from.
+
+    Attributes:
+        recipe: What was wanted, its selection made.
+        shipped: The candidate that the bundle holds.
+        plain: The same without a patch, kept beside a patch that nobody has verified; else None.
+        sources: SHA-256 of every file it was made from.
+        report: The measurements; None where the engine cannot be opened here.
+        predictions: Every engine's classes for the labelled images; None without any.
+        selection: How it was chosen; None where the recipe names it.
+        timings_s: Seconds by stage.
+    """
+
+    recipe: Recipe
+    shipped: Artifact
+    plain: Artifact | None
+    sources: Mapping[str, str]
+    report: Report | None
+    predictions: Predictions | None
+    selection: Selection | None
+    timings_s: Mapping[str, float]
+
+
+def finish(staging: Path, done: Finished) -> None:
+    """Move the shipped engine into the bundle and write everything around it, the manifest last.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    own, candidate = done.shipped, done.shipped.plan.recipe
+    names = _keep(own, staging)
+    if done.plain is not None:
+        names += [f"{LAMBDA0}/{name}" for name in _keep(done.plain, staging / LAMBDA0)]
+    recipe = done.recipe.shipping(candidate)
+    write_bytes(staging / RECIPE_FILE, dump_yaml(recipe.as_dict()).encode())
+    names.append(RECIPE_FILE)
+    if done.report is not None:
+        names += [path.name for path in write_report(done.report, staging)]
+    if done.predictions is not None:
+        write_predictions(staging / PREDICTIONS_FILE, done.predictions)
+        names.append(PREDICTIONS_FILE)
+    weights = PackedFile.open(staging / WEIGHTS_FILE)
+    manifest = Manifest(
+        name=done.recipe.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        recipe_sha256=sha256_file(staging / RECIPE_FILE),
+        sources=dict(done.sources),
+        model=model_of(own.plan),
+        engine=Engine(
+            runtime=candidate.target.runtime,
+            lowering=candidate.target.lowering,
+            threads=candidate.target.threads,
+            missing=own.missing,
+        ),
+        lam=candidate.patch_scale,
+        vectors=tuple(Vector(name=name, weight=weight) for name, weight in own.plan.sources),
+        control=own.control,
+        stored_bytes=sum((staging / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
+        stored_bits_per_weight=stored_bits_per_weight(weights),
+        runtime_bits_per_weight=runtime_bits_per_weight(weights, candidate.target.runtime, candidate.target.lowering),
+        layers=tuple(Layer(name=name, error=error) for name, error in own.layer_errors.items()),
+        parity=own.parity,
+        method=candidate.quantize.method,
+        selection=done.selection,
+        gates=tuple(Gate(**asdict(gate)) for gate in done.report.gates) if done.report is not None else (),
+        unverified=unverified(done.recipe, candidate, done.selection),
+        versions=capture_environment(candidate.target.threads or available_threads()).packages,
+        timings_s={name: round(seconds, 3) for name, seconds in done.timings_s.items()},
+        files=hash_files(staging, names),
+    )
+    write_manifest(staging, manifest)
+
+
+def _keep(artifact: Artifact, directory: Path) -> list[str]:
+    """Move an engine's files into a folder of the bundle."""
+    with storage_errors(directory):
+        directory.mkdir(exist_ok=True)
+        names = sorted(path.name for path in artifact.directory.iterdir())
+        for name in names:
+            (artifact.directory / name).rename(directory / name)
+    return names
+
+
+def model_of(plan: Plan) -> Model:
+    """What the engine takes and gives."""
+    config = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in plan.architecture.data_config.items()
+    }
+    return Model(
+        name=plan.architecture.name,
+        args=dict(plan.recipe.receiver.model_args),
+        classes=plan.architecture.classes,
+        input_shape=plan.architecture.input_shape,
+        data_config=config,
+    )
+
+
+def unverified(recipe: Recipe, shipped: Recipe, selection: Selection | None) -> str | None:
+    """Why nobody knows whether the patch helps this receiver; None where there is no patch, or images have shown it."""
+    confirmed = selection is not None and not selection.images.startswith(GENERATED)
+    if shipped.lam == 0 or recipe.evaluate is not None or confirmed:
+        return None
+    return "the patch was tried on no image of the receiver's task"
+
+
+def require_engine(bundle: Bundle) -> None:
+    """Refuse a bundle without engine, after it was written.
+
+    Raises:
+        IncompatibleError: Its engine could not be opened when it was built, and cannot be opened here.
+    """
+    missing = bundle.engine_missing()
+    if missing is not None:
+        there = (
+            f"`qvec-deploy compile {bundle.directory}` builds it"
+            if bundle.manifest.engine.runtime == COMPILED
+            else f"`qvec-deploy verify {bundle.directory}` checks it and `bench` measures it"
+        )
+        raise IncompatibleError(
+            f"{bundle.directory} is complete but for its engine: {missing}",
+            hint=f"where the GPU is, {there}; for a CPU engine set target.runtime=onnxruntime and target.lowering=int4",
+        )
+
+
+def require_gates(bundle: Bundle) -> None:
+    """Refuse a bundle whose recipe asks for more than was measured; it stays where it is, and says so.
+
+    Raises:
+        GateError: A gate was missed, or could not be judged.
+    """
+    missed = [gate for gate in bundle.manifest.gates if not gate.passed]
+    if missed:
+        lines = "; ".join(f"{gate.name}: wanted {gate.wanted}, found {gate.found}" for gate in missed)
+        raise GateError(
+            f"{bundle.directory} misses {len(missed)} of {len(bundle.manifest.gates)} gates: {lines}",
+            hint=(
+                "build it again on a quiet machine"
+                if all(DISTURBED in gate.found for gate in missed)
+                else "do not release it; the report shows every candidate. Change the recipe or its gates"
+            ),
+        )
+    if bundle.recipe.gates.asked and not bundle.manifest.gates:
+        raise GateError(
+            f"{bundle.directory}: its gates were not judged, for its engine could not be measured where it was built",
+            hint="build it where the engine runs",
+        )
+
+
+def require_release(bundle: Bundle, *, accept_unverified: bool = False) -> None:
+    """Refuse a bundle that should not leave the house.
+
+    Args:
+        bundle: As opened.
+        accept_unverified: Let a patch pass that was tried on no image of the receiver's task.
+
+    Raises:
+        IncompatibleError: It has no engine.
+        GateError: It misses a gate, or its patch is unverified.
+    """
+    require_engine(bundle)
+    require_gates(bundle)
+    reason = bundle.manifest.unverified
+    if reason is not None and not accept_unverified:
+        raise GateError(
+            f"{bundle.directory} is unverified: {reason}",
+            hint=f"give the recipe `images` or `evaluate`, take the engine in {LAMBDA0}/, or pass --accept-unverified",
+        )

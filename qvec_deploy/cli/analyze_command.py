@@ -1,0 +1,167 @@
+"""`qvec-deploy analyze`: what geometry predicts of donors' vectors, beside what they do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qvec_deploy.cli.options import (
+    echo_json,
+    json_option,
+    model_arguments,
+    offline_option,
+    progress_shown,
+    quiet_option,
+)
+
+if TYPE_CHECKING:
+    from qvec_deploy.research.analyze.analysis import Analysis, DonorAnalysis
+
+_METRICS = {"euclidean": "Euclidean", "gauss_newton": "Gauss-Newton", "hessian": "Hessian"}
+_POINTS = {
+    "ptq": "the quantized receiver",
+    "fp": "the receiver's float weights",
+    "qat": "the receiver's own QAT, quantized",
+}
+_LOSSES = {"teacher": "KL to the float receiver", "labels": "cross-entropy"}
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--receiver", required=True, metavar="CHECKPOINT", help="The receiver's float fine-tune.")
+@click.option("--receiver-qat", required=True, metavar="CHECKPOINT", help="Its own QAT fine-tune, latent weights.")
+@click.option("--model", required=True, help="timm's name of the model.")
+@click.option("--model-arg", "arguments", multiple=True, metavar="NAME=VALUE", help="As in receiver.model_args.")
+@click.option("--vector", "vectors", multiple=True, required=True, metavar="FILE", help="A donor's; repeatable.")
+@click.option("--data", "dataset", required=True, metavar="DATASET", help="Images: tiny/..., folder, or timm's names.")
+@click.option("--root", type=click.Path(path_type=Path), help="The images' folder.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", help="Which of them.")
+@click.option("--images", type=click.IntRange(2), default=200, help="How many of them.")
+@click.option(
+    "--loss", type=click.Choice(["teacher", "labels"]), default="teacher", help="KL to the float receiver, or labels."
+)
+@click.option(
+    "--at",
+    type=click.Choice(["ptq", "fp", "qat"]),
+    default="ptq",
+    help="Where curvature is taken: the quantized receiver, its float weights, or its quantized QAT.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=20, help="Images at a time; fewer need less memory.")
+@offline_option
+@quiet_option
+@json_option
+def analyze(
+    arguments: tuple[str, ...],
+    dataset: str,
+    root: Path | None,
+    split: str,
+    images: int,
+    quiet: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Compare donors' vectors with the receiver's own QAT: predicted and measured gain, and the best lambda."""
+    from qvec_deploy.datasets import DatasetSpec
+    from qvec_deploy.research.analyze.analysis import analyze as run
+    from qvec_deploy.research.analyze.analysis_inputs import Request
+    from qvec_deploy.research.analyze.analysis_json import analysis_document
+
+    data = DatasetSpec(dataset, split, root, images)  # type: ignore[arg-type]  # click has checked the split
+    request = Request(data=data, model_args=model_arguments(arguments), **settings)
+    with progress_shown(quiet or as_json).stage("analyze", f"{len(request.vectors)} vectors") as advance:
+        analysis = run(request, advance)
+    if as_json:
+        echo_json(analysis_document(analysis))
+    else:
+        _print_analysis(analysis)
+
+
+def _print_analysis(analysis: Analysis) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from qvec_deploy.research.analyze.response import GRID
+    from qvec_deploy.vectors.short_names import short_names
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 120))
+    names = short_names([donor.vector for donor in analysis.donors])
+    predictions, curves = Table(box=None, pad_edge=False), Table(box=None, pad_edge=False)
+    for table in (predictions, curves):
+        table.add_column("Vector", no_wrap=True)
+    predictions.add_column("Metric", no_wrap=True)
+    for title in ("lambda*", "Predicted", "Measured", "Predicted at 1", "Measured at 1", "Best lambda", "Measured"):
+        predictions.add_column(title, justify="right")
+    for donor, name in zip(analysis.donors, names, strict=True):
+        for row in _prediction_rows(donor, merged=analysis.one_curvature):
+            predictions.add_row(Text(name), *row)
+            name = ""
+    console.print("Share of the gain of the receiver's own QAT, in the loss\n", style="bold")
+    console.print(predictions)
+    curves.add_column("In")
+    for lam in GRID:
+        curves.add_column(f"{lam:g}", justify="right")
+    for donor, name in zip(analysis.donors, names, strict=True):
+        curves.add_row(Text(name), "nats", *(f"{donor.response.curve[lam].loss:.3f}" for lam in GRID))
+        if analysis.labelled:
+            curves.add_row("", "top-1 %", *(_percent(donor.response.curve[lam].top1) for lam in GRID))
+    console.print("\nMeasured by lambda\n", style="bold")
+    console.print(curves)
+    console.print(f"\n{_setting(analysis)}", style="dim", highlight=False, markup=False)
+
+
+def _prediction_rows(donor: DonorAnalysis, *, merged: bool) -> list[tuple[str, ...]]:
+    """One row a metric, and one for the gradient's estimate; what is the same for all stands in the first."""
+    response, gradient = donor.response, donor.gradient
+    once = (_share(response.share(1.0)), f"{response.best:.2f}", _share(response.share(response.best)))
+    rows: list[tuple[str, ...]] = []
+    for metric, title in _METRICS.items():
+        if merged and metric == "hessian":
+            continue  # equal to the row above
+        alignment = donor.alignments[metric]
+        star = alignment.lambda_star
+        rows.append(
+            (
+                f"{title} = Hessian" if merged and metric == "gauss_newton" else title,
+                _number(star),
+                _share(alignment.cos_squared),
+                "-" if star is None else _share(response.share(star)),
+                _share(alignment.share_at(1.0)),
+                *(once if not rows else ("",) * len(once)),
+            )
+        )
+    hat = gradient.lambda_hat
+    measured = "-" if hat is None else _share(response.share(hat))
+    rows.append((f"gradient: {gradient.sign}", _number(hat), "", measured, "", *("",) * len(once)))
+    return rows
+
+
+def _setting(analysis: Analysis) -> str:
+    request, response = analysis.request, analysis.donors[0].response
+    measured = {"float": analysis.float_receiver, "plain": response.plain, "own QAT": response.own}
+    top1 = ", ".join(f"{name} {_percent(value.top1)} %" for name, value in measured.items())
+    loss = ", ".join(f"{name} {value.loss:.3f}" for name, value in measured.items())
+    lines = [
+        f"{request.model} on {analysis.images:,} images of {request.data.name} {request.data.split}; {analysis.scheme}",
+        f"loss: {_LOSSES[request.loss]}, nats: {loss}",
+        f"top-1: {top1}" if analysis.labelled else "top-1: the labels are not those of the receiver's head",
+        f"curvature at {_POINTS[request.at]}; predicted and measured on the same images",
+    ]
+    if response.share(1.0) is None:
+        lines.append("the receiver's own QAT is no better than plain quantization here: there is no gain to share")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

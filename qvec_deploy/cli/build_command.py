@@ -1,0 +1,125 @@
+"""`build`: a recipe becomes a measured bundle, or many recipes many."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qvec_deploy.cli.options import (
+    address_option,
+    echo_document,
+    json_option,
+    offline_option,
+    progress_shown,
+    quiet_option,
+    set_option,
+)
+from qvec_deploy.cli.report_table import print_report
+from qvec_deploy.errors import RecipeError
+
+if TYPE_CHECKING:
+    from qvec_deploy.jobs.ray import ExecutorName
+
+
+@click.command()
+@click.option(
+    "--recipe",
+    "recipe_paths",
+    type=click.Path(path_type=Path),
+    required=True,
+    multiple=True,
+    help="The recipe, a YAML file; repeatable.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The bundle's directory, out/NAME by default; of several builds the folder with all of them, out by default.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--jobs", type=click.IntRange(1), help="Of several builds: so many at a time.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Of several builds: where.",
+)
+@address_option
+@set_option
+@offline_option
+@quiet_option
+@json_option
+def build(
+    recipe_paths: tuple[Path, ...],
+    output: Path | None,
+    force: bool,
+    jobs: int | None,
+    executor: ExecutorName,
+    address: str | None,
+    overrides: tuple[str, ...],
+    offline: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Build a recipe and its baselines, measure them, and leave a bundle.
+
+    Several recipes, or one with a `matrix`, are built side by side: one table at the end, and the exit code of the
+    worst outcome. The same command again builds what is missing.
+    """
+    from qvec_deploy.build.context import Workshop
+    from qvec_deploy.build.pipeline import run
+    from qvec_deploy.bundle.write import require_engine, require_gates
+    from qvec_deploy.io.cache import Machine
+    from qvec_deploy.jobs.ray import check_address, start_executor
+    from qvec_deploy.recipe import load_recipes
+
+    check_address(executor, address)
+    loaded = [load_recipes(path, overrides) for path in recipe_paths]
+    if len(loaded) > 1 or len(loaded[0]) > 1:
+        from qvec_deploy.cli.sweep_command import run_sweep
+
+        recipes = [recipe for recipes in loaded for recipe in recipes]
+        return run_sweep(
+            recipes,
+            output or Path("out"),
+            jobs=jobs,
+            force=force,
+            offline=offline,
+            quiet=quiet,
+            as_json=as_json,
+            start=functools.partial(start_executor, executor, address=address),
+        )
+    if executor != "local":
+        raise RecipeError("--executor is for several builds", hint="leave it out, or give the recipe a `matrix`")
+    recipe = loaded[0][0]
+    directory = output or Path("out") / recipe.name
+    machine = Machine.here()
+    workshop = Workshop(offline, progress_shown(quiet or as_json), machine=machine)
+    with machine.shared(workshop.progress.stage("wait")):
+        bundle = run(recipe, directory, force=force, workshop=workshop)
+    _show_report(directory / "report.json", as_json)
+    if not as_json:
+        click.echo(f"\nbundle  {directory}\n" + (f"report  {directory}/report.html" if _has_report(directory) else ""))
+    require_engine(bundle)
+    require_gates(bundle)
+    return 0
+
+
+def _has_report(directory: Path) -> bool:
+    return (directory / "report.html").is_file()
+
+
+def _show_report(path: Path, as_json: bool) -> None:
+    from qvec_deploy.report.report_json import from_json
+
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    if as_json:
+        echo_document(data.decode())
+    else:
+        print_report(from_json(data))

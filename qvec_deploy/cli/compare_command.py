@@ -1,0 +1,134 @@
+"""`compare`: a bundle against the one it may replace."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qvec_deploy.cli.options import echo_document, json_option, progress_shown, quiet_option
+
+if TYPE_CHECKING:
+    from qvec_deploy.bench.comparison import Comparison
+
+
+class _Finite(click.FloatRange):
+    """A range that NaN is not in, which no comparison would tell."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is not a number", param, ctx)
+
+
+_SHARE, _POINTS = _Finite(0, 100), _Finite(0, 100)
+
+
+@click.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--stored", is_flag=True, help="Measure nothing: take the samples in the two bundles' reports.")
+@click.option("--strict", is_flag=True, help="Exit 3 also for what is UNSURE.")
+@click.option(
+    "--level",
+    type=_Finite(0.0001, 0.5),
+    metavar="P",
+    default=0.01,
+    show_default=True,
+    help="Probability of a false alarm in each test.",
+)
+@click.option(
+    "--accuracy-tolerance",
+    type=_POINTS,
+    metavar="POINTS",
+    default=0.5,
+    show_default=True,
+    help="Points of top-1 that do not matter. A loss counts if a test finds it and it was measured to be more.",
+)
+@click.option(
+    "--latency-tolerance",
+    type=_SHARE,
+    metavar="SHARE",
+    default=0.02,
+    show_default=True,
+    help="Share of latency that does not matter.",
+)
+@click.option(
+    "--size-tolerance",
+    type=_SHARE,
+    metavar="SHARE",
+    default=0.01,
+    show_default=True,
+    help="Share of the bytes that does not matter.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of both engines.  [default: their recipes']")
+@click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Batch size; repeatable.")
+@click.option("--blocks", type=click.IntRange(2), help="Latency samples of each engine.")
+@click.option("--data", type=click.Path(path_type=Path), help="The images' folder, if it is not where the recipe says.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write comparison.md and .json here.")
+@quiet_option
+@json_option
+def compare(
+    old: Path,
+    new: Path,
+    stored: bool,
+    strict: bool,
+    level: float,
+    accuracy_tolerance: float,
+    latency_tolerance: float,
+    size_tolerance: float,
+    threads: int | None,
+    batch_sizes: tuple[int, ...],
+    blocks: int | None,
+    data: Path | None,
+    output: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Say what changed from OLD to NEW, in words that a test stands behind; exit 3 when NEW is a regression."""
+    from qvec_deploy.bench.comparison import Tolerances, comparison_json
+    from qvec_deploy.bundle.compare import compare_bundles, require_no_regression
+    from qvec_deploy.bundle.compare_stored import Asked
+    from qvec_deploy.io.files import require_report_folder, write_bytes
+    from qvec_deploy.report.comparison_text import comparison_markdown
+
+    measured_only = {"--threads": threads, "--blocks": blocks, "--data": data}
+    useless = [name for name, value in measured_only.items() if stored and value is not None]
+    if useless:
+        raise click.UsageError(f"--stored measures nothing, so {', '.join(useless)} cannot go with it")
+    if output is not None:
+        require_report_folder(output)
+    tolerances = Tolerances(level, latency_tolerance, accuracy_tolerance, size_tolerance)
+    asked = Asked(tolerances, stored, threads, batch_sizes, blocks, data)
+    comparison = compare_bundles(old, new, asked, progress_shown(quiet or as_json))
+    document = comparison_json(comparison)
+    if output is not None:
+        write_bytes(output / "comparison.json", document)
+        write_bytes(output / "comparison.md", comparison_markdown(comparison).encode())
+    if as_json:
+        echo_document(document.decode())
+    else:
+        _print(comparison, output)
+    require_no_regression(comparison, strict=strict)
+
+
+def _print(comparison: Comparison, output: Path | None) -> None:
+    from rich.console import Console
+
+    from qvec_deploy.report.comparison_text import comparison_tables
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 160))
+    for table in comparison_tables(comparison):
+        console.print(table)
+    console.print()
+    for doubt in comparison.warnings:
+        text = f"warning: {doubt.warning} ({doubt.subject}): {doubt.detail} {doubt.warning.remedy}"
+        console.print(text, style="yellow", highlight=False, markup=False)
+    for text in comparison.doubts():
+        console.print(f"unsure: {text}", style="yellow", highlight=False, markup=False)
+    console.print(comparison.outcome(), style="bold", highlight=False)
+    if output is not None:
+        console.print(f"comparison  {output}/comparison.md", highlight=False, markup=False)

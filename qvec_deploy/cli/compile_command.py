@@ -1,0 +1,46 @@
+"""`qvec-deploy compile`: the engines of a bundle that was made elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qvec_deploy.cli.options import echo_json, json_option, progress_shown, quiet_option
+
+
+@click.command("compile")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--lowering", "lowerings", multiple=True, help="Instead of the recipe's; repeatable.")
+@click.option(
+    "--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Instead of the recipe's; repeatable."
+)
+@quiet_option
+@json_option
+def compile_command(
+    bundle: Path, lowerings: tuple[str, ...], batch_sizes: tuple[int, ...], quiet: bool, as_json: bool
+) -> None:
+    """Build a bundle's TensorRT engines on this machine; engines do not travel, bundles do."""
+    from qvec_deploy.bundle.compile_bundle import compile_bundle
+
+    compiled = compile_bundle(
+        bundle, lowerings=lowerings, batch_sizes=batch_sizes, progress=progress_shown(quiet or as_json)
+    )
+    if as_json:
+        results = [
+            {"lowering": each.lowering, "parity": each.parity.model_dump(), "engines": each.engines}
+            for each in compiled
+        ]
+        echo_json({"bundle": str(bundle), "compiled": results})
+        return
+    for each in compiled:
+        click.echo(f"{each.lowering}: relative error {each.parity.relative_error:.1e} against PyTorch")
+        for engine in each.engines:
+            click.echo(f"  {_line(engine)}")
+
+
+def _line(engine: dict[str, Any]) -> str:
+    stored = engine["weights_bytes"]
+    told = f"{stored / 1e6:.1f} MB stored" if stored is not None else "stored bytes: this TensorRT does not say"
+    return f"{engine['file']}  {told}, {engine['given_bytes'] / 1e6:.1f} MB given, built in {engine['build_s']:.0f} s"

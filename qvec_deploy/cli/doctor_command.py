@@ -1,0 +1,148 @@
+"""What this machine can do, and how to get the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qvec_deploy.bench.environment import capture_environment
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.plan import LOWERINGS
+from qvec_deploy.runtimes.registry import RUNTIMES, find_target
+
+_REMEDIES = {
+    "onnxruntime": "pip install onnxruntime, or onnxruntime-gpu on x86-64 Linux: one of the two, never both",
+    "torch-cuda": "an NVIDIA GPU, its driver, and torch with CUDA: pip install torch; `packed` also needs triton and "
+    "compute capability 8.0 or later",
+    "onnxruntime-cuda": "an NVIDIA GPU, its driver, and: pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    "tensorrt": "an NVIDIA GPU and its driver, then: pip install --extra-index-url https://pypi.nvidia.com "
+    "-e '.[tensorrt]'; until then bundles are written without engine, and `qvec-deploy compile` adds it on the device",
+}
+
+
+def examine() -> dict[str, Any]:
+    """Packages, CPU, GPU, runtimes and lowerings, as plain values."""
+    from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_session import providers
+    from qvec_deploy.runtimes.tensorrt.tensorrt_library import describe_tensorrt
+
+    environment = capture_environment(1)
+    runtimes = {}
+    for name in RUNTIMES:
+        missing = find_target(name).missing()
+        runtimes[name] = {"works": missing is None, "missing": missing, "remedy": _REMEDIES[name] if missing else None}
+    return {
+        "cpu": environment.cpu,
+        "cpu_flags": list(environment.cpu_flags),
+        "usable_cores": environment.usable_cores,
+        "memory_bytes": environment.memory_bytes,
+        "operating_system": environment.operating_system,
+        "python": environment.python,
+        "packages": environment.packages,
+        "gpu": _gpu(),
+        "torch_cuda": _torch_cuda(),
+        "triton": _version("triton"),
+        "tensorrt": describe_tensorrt(),
+        "onnxruntime_providers": providers(),
+        "runtimes": runtimes,
+        "lowerings": [
+            {
+                "runtime": runtime,
+                "lowering": lowering,
+                "bits": list(entry.bits),
+                "granularities": list(entry.granularities),
+                "summary": entry.summary,
+                "missing": runtimes[runtime]["missing"] or find_target(runtime).missing(lowering),
+            }
+            for (runtime, lowering), entry in LOWERINGS.items()
+        ],
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    """The GPU that engines would run on: what its driver says, and what NVML adds."""
+    from qvec_deploy.bench.gpu_watch import watch_gpu
+    from qvec_deploy.runtimes.cuda_driver import Cuda
+
+    try:
+        gpu = Cuda().gpu
+    except IncompatibleError as error:
+        return {"missing": error.message}
+    found = {"missing": None, "name": gpu.name, "compute_capability": gpu.sm / 10, "cuda": gpu.driver}
+    with watch_gpu() as watch:
+        state = watch.state() if watch is not None else None
+    known = (state.driver, state.memory_bytes) if state is not None else (None, None)
+    return {**found, "driver": known[0], "memory_bytes": known[1]}
+
+
+def _torch_cuda() -> str | None:
+    """The CUDA that PyTorch was built with."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.version.cuda
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def print_examination(found: dict[str, Any]) -> None:
+    """The same as text."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 120))
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    flags = ", ".join(found["cpu_flags"]) or "none that matter"
+    say(f"{found['cpu']} ({flags}), {found['usable_cores']} usable cores, {found['memory_bytes'] / 2**30:.1f} GiB")
+    say(f"{found['operating_system']}, Python {found['python']}")
+    say(", ".join(f"{name} {version}" for name, version in found["packages"].items()) + "\n")
+    for line in gpu_lines(found):
+        say(line)
+    say("")
+    for name, runtime in found["runtimes"].items():
+        say(f"runtime {name}: " + ("works" if runtime["works"] else f"no: {runtime['missing']}"))
+        for entry in found["lowerings"]:
+            if runtime["works"] and entry["runtime"] == name and entry["missing"]:
+                say(f"  but not lowering {entry['lowering']}: {entry['missing']}")
+        if runtime["remedy"]:
+            say(f"  {runtime['remedy']}")
+    say("")
+    table = Table(box=None, pad_edge=False)
+    for title in ("Runtime", "Lowering", "Here", "Bits", "Granularities", "What it is"):
+        table.add_column(title)
+    for entry in found["lowerings"]:
+        bits = [str(width) for width in entry["bits"]]
+        text = f"{bits[0]} to {bits[-1]}" if len(bits) > 3 else ", ".join(bits)
+        here = "no" if entry["missing"] else "yes"
+        table.add_row(
+            entry["runtime"], entry["lowering"], here, text, ", ".join(entry["granularities"]), entry["summary"]
+        )
+    console.print(table)
+
+
+def gpu_lines(found: dict[str, Any]) -> list[str]:
+    """GPU, CUDA and what builds on them, a line each."""
+    gpu, tensorrt = found["gpu"], found["tensorrt"]
+    lines = [f"GPU: none: {gpu['missing']}"]
+    if gpu["missing"] is None:
+        memory = f"{gpu['memory_bytes'] / 2**30:.1f} GiB" if gpu["memory_bytes"] else "memory: NVML does not say"
+        lines = [
+            f"GPU: {gpu['name']}, compute capability {gpu['compute_capability']:.1f}, {memory}",
+            f"NVIDIA driver: {gpu['driver'] or 'version unknown'}, for CUDA {gpu['cuda']} and earlier",
+        ]
+    lines.append(f"CUDA of torch: {found['torch_cuda'] or 'none'}; Triton: {found['triton'] or 'not installed'}")
+    lines.append(f"ONNX Runtime is built with: {', '.join(found['onnxruntime_providers']) or 'nothing: not installed'}")
+    if tensorrt["missing"] is not None:
+        return [*lines, f"TensorRT: no: {tensorrt['missing']}"]
+    plugins = "takes compiled plugins" if tensorrt["aot"] else "takes no compiled plugins: use lowering int4"
+    return [*lines, f"TensorRT: {tensorrt['version']}, {plugins}"]

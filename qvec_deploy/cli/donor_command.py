@@ -1,0 +1,138 @@
+"""`qvec-deploy donor`: make donors, and with them quantization vectors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qvec_deploy.cli.options import (
+    echo_json,
+    json_option,
+    offline_option,
+    quiet_option,
+    recipe_option,
+    set_option,
+)
+
+if TYPE_CHECKING:
+    from qvec_deploy.donors.train_config import Progress
+
+_TITLES = {"fp": "float fine-tune", "qat": "quantization-aware fine-tune"}
+
+
+@click.group()
+def donor() -> None:
+    """Fine-tune donors, whose difference is a quantization vector."""
+
+
+@donor.command()
+@recipe_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The donor's directory.")
+@click.option("--force", is_flag=True, help="Start over; replace the donor that is there.")
+@set_option
+@offline_option
+@quiet_option
+@json_option
+def train(
+    recipe_path: Path,
+    output: Path,
+    force: bool,
+    overrides: tuple[str, ...],
+    offline: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Fine-tune a base in float and on a grid, and write the vector between the two.
+
+    After a kill or Ctrl-C the same command goes on where the last saved state was.
+    """
+    from qvec_deploy.donors.donor_recipe import load_donor_recipe
+
+    recipe = load_donor_recipe(recipe_path, overrides)
+    record = _train(recipe, output, force=force, offline=offline, quiet=quiet or as_json)
+    if as_json:
+        echo_json(record)
+    else:
+        _print_record(record, output)
+
+
+def _train(recipe: Any, output: Path, *, force: bool, offline: bool, quiet: bool) -> dict[str, Any]:
+    import dataclasses
+
+    import torch
+
+    from qvec_deploy.bench.environment import capture_environment
+    from qvec_deploy.donors.donor import train_donor
+
+    environment = dataclasses.asdict(capture_environment(torch.get_num_threads()))
+    try:
+        with _bars(quiet) as watch:
+            return train_donor(recipe, output, force=force, offline=offline, environment=environment, watch=watch)
+    except KeyboardInterrupt:
+        click.echo("the same command goes on from the last saved state", err=True)
+        raise
+
+
+@contextlib.contextmanager
+def _bars(quiet: bool) -> Iterator[Callable[[str, Progress], None] | None]:
+    """A bar a run on a terminal, with loss and time left; a line a run elsewhere; nothing when quiet."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def watch(run: str, progress: Progress) -> None:
+            if run not in tasks:
+                tasks[run] = bars.add_task(_TITLES[run], total=progress.steps, loss=progress.loss)
+            bars.update(tasks[run], completed=progress.step, loss=progress.loss)
+            if progress.step == progress.steps:
+                bars.remove_task(tasks[run])
+                console.print(
+                    f"[dim]{progress.seconds:7.1f} s[/]  {_TITLES[run]}, loss {progress.loss:.3f}", highlight=False
+                )
+
+        yield watch
+
+
+def _print_record(record: dict[str, Any], output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 120))
+    val = record["val"]
+    grid = record["recipe"]["scheme"]
+    if val is None:
+        click.echo(f"accuracy was not measured: {record['val_missing']}")
+    else:
+        table = Table("Weights", box=None, pad_edge=False)
+        table.add_column(f"Top-1 on {val['images']} images", justify="right")
+        for title, key in (
+            ("float fine-tune", "fp_top1"),
+            (f"the same after PTQ, {grid['bits']} bits {grid['granularity']}, {grid['method']}", "ptq_top1"),
+            ("quantization-aware fine-tune on that grid", "qat_top1"),
+        ):
+            table.add_row(title, f"{100 * val[key]:.1f} %")
+        console.print(table)
+    click.echo(f"\nnorm of the vector  {100 * record['vector']['share']:.2f} % of the weights'")
+    click.echo(f"vector  {output / 'vector.safetensors'}")

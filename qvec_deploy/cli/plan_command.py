@@ -1,0 +1,98 @@
+"""`plan`: every decision of a recipe, before anything is read or built; on request, how fast it can get at best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qvec_deploy.cli.options import echo_json, json_option, offline_option, recipe_option, set_option
+from qvec_deploy.errors import RecipeError
+
+if TYPE_CHECKING:
+    from qvec_deploy.bench.roofline.outlook import Outlook
+    from qvec_deploy.bench.roofline.roofline_values import Device
+    from qvec_deploy.plan import Plan
+
+
+@click.command()
+@recipe_option
+@set_option
+@offline_option
+@click.option("--roofline", is_flag=True, help="Predict the shortest time at float, at int8 and at the recipe's bits.")
+@click.option("--device", metavar="NAME", help="Predict for this GPU, or `cpu`, measured here; default: as the target.")
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Predict for this many images in a run; may be repeated; default: the target's.",
+)
+@json_option
+def plan(
+    recipe_path: Path,
+    overrides: tuple[str, ...],
+    offline: bool,
+    roofline: bool,
+    device: str | None,
+    batch_sizes: tuple[int, ...],
+    as_json: bool,
+) -> None:
+    """Print every decision of a recipe, or what it can gain at best; no weights are read."""
+    from qvec_deploy.build.context import Workshop
+    from qvec_deploy.cli.printing import plan_document, print_plan
+    from qvec_deploy.recipe import load_recipes
+
+    if not roofline and (device is not None or batch_sizes):
+        raise RecipeError("--device and --batch-size say what to predict for", hint="add --roofline")
+    recipes = load_recipes(recipe_path, overrides)
+    if len(recipes) > 1:
+        if roofline:
+            raise RecipeError("--roofline looks at one build", hint="fix the matrix's fields: --set matrix={}")
+        from qvec_deploy.cli.sweep_command import list_builds
+
+        list_builds(recipes, offline=offline, as_json=as_json)
+        return
+    plans = Workshop(offline).plans(recipes[0])
+    found = _look_ahead(plans[-1], device, batch_sizes) if roofline else None
+    if as_json:
+        from qvec_deploy.cli.roofline_table import roofline_document
+
+        document = plan_document(plans[-1]) | {"candidates": [made.recipe.name for made in plans]}
+        echo_json(document | ({"roofline": roofline_document(*found)} if found is not None else {}))
+        return
+    print_plan(plans[-1], tensors=found is None)
+    click.echo(f"candidates: {', '.join(made.recipe.name for made in plans)}")
+    if found is not None:
+        from qvec_deploy.cli.roofline_table import print_roofline
+
+        print_roofline(*found)
+
+
+def _look_ahead(plan: Plan, name: str | None, batch_sizes: tuple[int, ...]) -> tuple[Device, str, list[Outlook]]:
+    """Device, where its figures are from, and one outlook per batch size, ascending."""
+    from qvec_deploy.bench.roofline.outlook import look_ahead
+    from qvec_deploy.bench.roofline.trace import trace_operations
+
+    device, source = _find_device(plan, name)
+    model, sizes = plan.architecture, sorted(set(batch_sizes or plan.recipe.target.batch_sizes))
+    operations = trace_operations(model.name, model.classes, plan.recipe.receiver.model_args, model.input_shape)
+    return device, source, [look_ahead(plan, operations, device, size) for size in sizes]
+
+
+def _find_device(plan: Plan, name: str | None) -> tuple[Device, str]:
+    from qvec_deploy.bench.roofline.devices import CPU, LISTED, find_gpu_here, find_listed, measure_device
+    from qvec_deploy.bench.roofline.predict import CPU_RUNTIMES
+    from qvec_deploy.bundle.bundle import available_threads
+
+    target = plan.recipe.target
+    if name == CPU or (name is None and target.runtime in CPU_RUNTIMES):
+        return measure_device(target.threads or available_threads()), "measured here"
+    listed = find_listed(name) if name is not None else find_gpu_here()
+    if listed is None:
+        raise RecipeError(
+            f"runtime `{target.runtime}` needs a GPU, and none that is listed is here",
+            hint=f"name one with --device: {', '.join(LISTED)}",
+        )
+    return listed.device, listed.sheet

@@ -1,0 +1,46 @@
+"""`release`: a bundle leaves the house."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qvec_deploy.cli.options import echo_json, json_option, progress_shown, quiet_option
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Path(path_type=Path), required=True, help="The release's directory.")
+@click.option(
+    "--key", type=click.Path(path_type=Path), help="Sign it with this elliptic-curve private key, a PEM file."
+)
+@click.option(
+    "--accept-unverified", is_flag=True, help="Let a patch pass that no image has verified; the card says so."
+)
+@click.option("--force", is_flag=True, help="Replace an existing release.")
+@quiet_option
+@json_option
+def release(
+    bundle: Path, to: Path, key: Path | None, accept_unverified: bool, force: bool, quiet: bool, as_json: bool
+) -> None:
+    """Check a bundle and its gates, and copy it with model card, bill of materials and signature."""
+    from qvec_deploy.bundle.release.release import release as make_release
+
+    done = make_release(
+        bundle,
+        to,
+        key=key,
+        accept_unverified=accept_unverified,
+        force=force,
+        progress=progress_shown(quiet or as_json),
+    )
+    if as_json:
+        document = {"release": str(to), "signed": done.signed, "checks": done.checks, "gates": done.gates}
+        echo_json(document | {"files": done.files})
+        return
+    for check, result in done.checks.items():
+        click.echo(f"ok  {check:8} {result}")
+    click.echo(f"ok  gates    {done.gates} passed" if done.gates else "--  gates    none asked")
+    click.echo(f"\nrelease  {to}\ncard     {to}/MODEL_CARD.md")
+    click.echo(f"signed   {to}/model.sig" if done.signed else "signed   no: give --key")

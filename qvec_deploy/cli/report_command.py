@@ -1,0 +1,135 @@
+"""`report`: a bundle's measurements again, or several bundles beside each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qvec_deploy.cli.options import echo_document, json_option, progress_shown, quiet_option
+from qvec_deploy.cli.report_table import print_report
+from qvec_deploy.errors import IncompatibleError, RecipeError
+
+if TYPE_CHECKING:
+    from qvec_deploy.bench.accuracy import Paired
+    from qvec_deploy.bench.results import Report
+    from qvec_deploy.bundle.bundle import Bundle
+    from qvec_deploy.progress import Progress
+    from qvec_deploy.report.overview import Overview
+
+REPORT_FILE = "report.json"
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Write into this directory.")
+@quiet_option
+@json_option
+def report(bundles: tuple[Path, ...], output: Path, quiet: bool, as_json: bool) -> None:
+    """Write bundles' measurements as one HTML page, Markdown, JSON and CSV; nothing is measured anew.
+
+    Several bundles of one task stand beside each other, the best first. Every bundle is verified before it is read.
+    """
+    from qvec_deploy.bundle.compare_stored import paired_answers
+    from qvec_deploy.io.files import require_report_folder
+    from qvec_deploy.report.overview import overview
+    from qvec_deploy.report.write_report import write_report, write_tables
+
+    progress = progress_shown(quiet or as_json)
+    opened = _opened(bundles, progress)
+    reports = {name: _read(bundle) for name, bundle in opened.items()}
+
+    def paired(name: str, other: str) -> Paired | None:
+        return paired_answers(opened[name], opened[other])
+
+    shown = overview(reports, paired) if len(reports) > 1 else None  # refused before anything is written
+    require_report_folder(output)
+    with progress.stage("report"):
+        written = write_report(shown or next(iter(reports.values())), output)
+        written += write_tables(reports, output)
+    if as_json:
+        echo_document(written[0].read_bytes().decode())
+        return
+    if shown is None:
+        print_report(next(iter(reports.values())))
+    else:
+        _print_overview(shown)
+    if not quiet:
+        click.echo("\n" + "\n".join(f"wrote  {path}" for path in written))
+
+
+def _opened(directories: tuple[Path, ...], progress: Progress) -> dict[str, Bundle]:
+    """Every bundle, by a name that tells them apart."""
+    from qvec_deploy.bundle.bundle import Bundle
+
+    bundles: list[Bundle] = []
+    _refuse_twice(directories)
+    with progress.stage("verify") as advance:
+        for index, directory in enumerate(directories):
+            bundle = Bundle.open(directory)
+            _check_classes(bundle, bundles)
+            bundles.append(bundle)
+            advance(index + 1, len(directories))
+    names = Counter(bundle.manifest.name for bundle in bundles)
+    opened: dict[str, Bundle] = {}
+    for bundle in bundles:
+        name = bundle.manifest.name
+        opened[name if names[name] == 1 else _unlike(name, bundle.directory, opened)] = bundle
+    return opened
+
+
+def _refuse_twice(directories: tuple[Path, ...]) -> None:
+    seen: set[Path] = set()
+    for directory in directories:
+        if directory.resolve() in seen:
+            raise RecipeError(f"{directory} is given twice", hint="name every bundle once")
+        seen.add(directory.resolve())
+
+
+def _check_classes(bundle: Bundle, opened: Sequence[Bundle]) -> None:
+    for other in opened:
+        if bundle.manifest.model.classes != other.manifest.model.classes:
+            raise IncompatibleError(
+                f"{bundle.directory} has {bundle.manifest.model.classes} classes, {other.directory} has "
+                f"{other.manifest.model.classes}",
+                hint="report bundles of one task together",
+            )
+
+
+def _unlike(name: str, directory: Path, taken: Mapping[str, object]) -> str:
+    """The name of a bundle that shares it with others: with its folder, and a number where that is taken too."""
+    wanted = f"{name} in {directory.resolve().name}"
+    return f"{wanted} ({len(taken) + 1})" if wanted in taken else wanted
+
+
+def _read(bundle: Bundle) -> Report:
+    from qvec_deploy.report.report_json import from_json
+
+    if REPORT_FILE not in bundle.manifest.files:
+        raise IncompatibleError(
+            f"{bundle.directory} has no report: its engine was not measured where it was built",
+            hint="measure it where it runs: qvec-deploy bench BUNDLE -o DIR",
+        )
+    path = bundle.directory / REPORT_FILE
+    try:
+        return from_json(path.read_bytes())
+    except IncompatibleError as error:
+        raise IncompatibleError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def _print_overview(shown: Overview) -> None:
+    from rich.console import Console
+
+    from qvec_deploy.report.console import listing_table
+    from qvec_deploy.report.overview import headline, listing
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 140))
+    table = listing(shown)
+    console.print(listing_table(table))
+    console.print("\n" + headline(shown), highlight=False, markup=False)
+    console.print(table.note, style="dim", highlight=False, markup=False)

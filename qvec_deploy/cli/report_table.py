@@ -1,0 +1,49 @@
+"""A report as a table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qvec_deploy.bench.results import Report
+
+SHOWN = 2
+"""Details of a warning on the terminal; the report has all of them."""
+
+
+def print_report(report: Report, scenarios: Collection[str] = ()) -> None:
+    """The table, latency by batch size where there are several, what was chosen, the gates and the warnings.
+
+    Args:
+        report: What was measured.
+        scenarios: MLPerf's, to be shown too.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from qvec_deploy.bench.summary import numbered_warnings
+    from qvec_deploy.report.console import batch_table, listing_table, summary_table, verdict_lines
+    from qvec_deploy.report.prose import setup
+    from qvec_deploy.report.timing_section import scenarios as scenario_listing
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 120))
+    console.print(summary_table(report))
+    if len(report[report.baseline].latency) > 1:
+        console.print(batch_table(report))
+    listing = scenario_listing(report, scenarios)
+    if listing is not None:
+        console.print(Text(), listing_table(listing), sep="\n")
+        console.print(listing.note, style="dim", highlight=False, markup=False)
+    console.print("\n" + setup(report), style="dim", highlight=False, markup=False)
+    for line in verdict_lines(report):
+        console.print(line, highlight=False)
+    for doubt in numbered_warnings(report):
+        console.print(f"warning: {doubt.title}. {doubt.remedy}", style="yellow", highlight=False, markup=False)
+        for subject, detail in doubt.details[:SHOWN]:
+            console.print(f"  {subject}: {detail}", highlight=False, markup=False)
+        more = [subject for subject, _ in doubt.details[SHOWN:]]
+        if more:
+            console.print(f"  and {', '.join(dict.fromkeys(more))}: see the report", highlight=False, markup=False)

@@ -1,0 +1,116 @@
+"""The roofline of a plan as tables and as plain values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qvec_deploy.bench.roofline.operations import layer_kind
+from qvec_deploy.formatting import three
+
+if TYPE_CHECKING:
+    from qvec_deploy.bench.roofline.outlook import Column, Outlook
+    from qvec_deploy.bench.roofline.roofline_values import Device, Prediction
+
+_ASSUMED = (
+    "Shortest times: no launch cost, no overhead, weights and activations from main memory in every run; activation "
+    "functions, residuals and copies fused with their neighbours, at no cost. Only what stays in a cache can be faster."
+)
+
+
+def roofline_document(device: Device, source: str, outlooks: Sequence[Outlook]) -> dict[str, Any]:
+    """Everything that was predicted, layer by layer."""
+    return {
+        "device": {**asdict(device), "from": source},
+        "batch_sizes": [_outlook_document(outlook) for outlook in outlooks],
+    }
+
+
+def _outlook_document(outlook: Outlook) -> dict[str, Any]:
+    columns = zip(outlook.columns, outlook.predictions, outlook.speed_ups, strict=True)
+    return {
+        "batch_size": outlook.batch_size,
+        "tokens": outlook.tokens,
+        "advice": outlook.advice,
+        "predictions": [
+            {
+                "title": column.title,
+                "lowering": column.lowering,
+                "bits_per_weight": column.mode.weight_bits,
+                "arithmetic": column.mode.arithmetic,
+                "ms": prediction.ms,
+                "speed_up": speed_up,
+                "layers": [asdict(layer) for layer in prediction.layers],
+            }
+            for column, prediction, speed_up in columns
+        ],
+    }
+
+
+def print_roofline(device: Device, source: str, outlooks: Sequence[Outlook]) -> None:
+    """Per batch size a table by kind of layer, its sum, and whether fewer bits can help."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 120), highlight=False, markup=False)
+    rates = ", ".join(f"{name} {_tera(rate)}" for name, rate in device.gflops.items())
+    threads = "" if device.threads is None else f", {device.threads} thread{'s' * (device.threads != 1)}"
+    console.print(f"\nroofline of {device.name}{threads} ({source}): {device.bandwidth_gb_s:.0f} GB/s; {rates}")
+    columns = outlooks[0].columns
+    for column in columns:
+        console.print(f"  {_describe(column, device)}")
+    for outlook in outlooks:
+        console.print(f"\nbatch size {outlook.batch_size}")
+        console.print(_table(outlook))
+        if outlook.advice is not None:
+            console.print(outlook.advice, style="yellow")
+    console.print(f"\n{_ASSUMED}", style="dim")
+
+
+def _describe(column: Column, device: Device) -> str:
+    mode = column.mode
+    how = f"{column.runtime}: {'no lowering does that' if column.lowering is None else f'lowering {column.lowering}'}"
+    rate = "" if mode.arithmetic in device.gflops else f" (at the rate of {mode.floats}: its own is not known)"
+    return f"{column.title}: {mode.weight_bits:.3g} bits per weight, {mode.arithmetic} arithmetic{rate}; {how}"
+
+
+def _table(outlook: Outlook) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("Layers")
+    table.add_column("Count", justify="right")
+    for column in outlook.columns:
+        table.add_column(f"{column.title} ms", justify="right")
+        table.add_column("bound by")
+    counts = Counter(layer_kind(layer.layer) for layer in outlook.predictions[0].layers)
+    sums = [_by_kind(prediction) for prediction in outlook.predictions]
+    for kind, count in counts.items():
+        cells = [cell for one in sums for cell in one[kind]]
+        table.add_row(Text(kind), str(count), *cells)
+    table.add_row("model", "", *[cell for each in outlook.predictions for cell in (_ms(each.ms), "")], style="bold")
+    over = [cell for gain in outlook.speed_ups for cell in (f"{gain:.2f}x", "")]
+    table.add_row(f"over {outlook.columns[0].title}", "", *over, style="bold")
+    return table
+
+
+def _by_kind(prediction: Prediction) -> dict[str, tuple[str, str]]:
+    """Milliseconds and bound of all layers of a kind."""
+    times: dict[str, float] = {}
+    bounds: dict[str, set[str]] = {}
+    for layer in prediction.layers:
+        kind = layer_kind(layer.layer)
+        times[kind] = times.get(kind, 0.0) + layer.ms
+        bounds.setdefault(kind, set()).add(layer.bound)
+    return {kind: (_ms(ms), " and ".join(sorted(bounds[kind]))) for kind, ms in times.items()}
+
+
+def _ms(value: float) -> str:
+    return three(value) if value < 100 else f"{value:.0f}"
+
+
+def _tera(gflops: float) -> str:
+    return f"{three(gflops / 1e3)} T/s" if gflops >= 1e3 else f"{gflops:.0f} G/s"

@@ -1,0 +1,98 @@
+"""`qvec-deploy study`: every task in turn as receiver and donor, with the statistics behind the answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qvec_deploy.cli.options import address_option, echo_json, json_option, offline_option, quiet_option, set_option
+from qvec_deploy.cli.study_report_command import report
+
+if TYPE_CHECKING:
+    from qvec_deploy.jobs.ray import ExecutorName
+
+_PATH = click.Path(path_type=Path)
+study_argument = click.argument("study_path", metavar="STUDY.yaml", type=_PATH)
+jobs_option = click.option("--jobs", type=click.IntRange(1), help="Nodes at a time, of one thread each: all cores.")
+
+
+@click.group()
+def study() -> None:
+    """Measure which donors help which receivers, and whether it is real."""
+
+
+@study.command()
+@study_argument
+@click.option("-o", "--output", type=_PATH, required=True, help="The study's folder; the same again goes on in it.")
+@jobs_option
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", help="Where its nodes run.")
+@address_option
+@set_option
+@offline_option
+@quiet_option
+@json_option
+def run(
+    study_path: Path,
+    output: Path,
+    jobs: int | None,
+    executor: ExecutorName,
+    address: str | None,
+    overrides: tuple[str, ...],
+    offline: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Train, extract and try what a study names, or what is missing of it.
+
+    After a kill or Ctrl-C the same command goes on. A node that fails costs itself and what is made from it; the exit
+    code is that of the worst failure.
+    """
+    from rich.console import Console
+
+    from qvec_deploy.cli.study_display import StudyDisplay, print_outcome
+    from qvec_deploy.research.study.study_recipe import load_study
+    from qvec_deploy.research.study.study_run import run_study
+
+    recipe = load_study(study_path, overrides)
+    settings: dict[str, Any] = {"jobs": jobs, "executor": executor, "address": address, "offline": offline}
+    try:
+        if quiet or as_json:
+            outcome = run_study(recipe, output, **settings)
+        else:
+            with StudyDisplay(Console(stderr=True)) as display:
+                outcome = run_study(recipe, output, watcher=display, **settings)
+    except KeyboardInterrupt:
+        click.echo("the same command goes on with what is missing", err=True)
+        raise
+    if as_json:
+        echo_json(outcome.run)
+    else:
+        print_outcome(outcome.run, output)
+    return outcome.exit_code
+
+
+@study.command()
+@study_argument
+@click.option("-o", "--output", type=_PATH, help="The study's folder, where there is one.")
+@jobs_option
+@set_option
+@offline_option
+@json_option
+def plan(
+    study_path: Path, output: Path | None, jobs: int | None, overrides: tuple[str, ...], offline: bool, as_json: bool
+) -> None:
+    """Print how many nodes a study has, how many are done, and how long the rest takes. Makes nothing."""
+    from qvec_deploy.cli.study_display import print_plan
+    from qvec_deploy.research.study.study_recipe import load_study
+    from qvec_deploy.research.study.study_run import plan_study
+
+    found = plan_study(load_study(study_path, overrides), output, jobs=jobs, offline=offline)
+    if as_json:
+        echo_json(found)
+    else:
+        print_plan(found)
+
+
+study.add_command(report)

@@ -1,0 +1,194 @@
+"""Many builds on the terminal: one display while they run, one table at the end, and the list of a plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from qvec_deploy import formatting
+from qvec_deploy.bench.statistics import wilson
+from qvec_deploy.build.context import Workshop
+from qvec_deploy.cli.options import echo_json
+from qvec_deploy.cli.terminal_progress import TITLES
+from qvec_deploy.errors import QvecError, RecipeError
+from qvec_deploy.jobs.processes import Executor, LocalProcesses
+from qvec_deploy.recipe import Recipe
+from qvec_deploy.sweep import SUMMARY, Row, Summary, Watcher, sweep
+
+NONE = "-"
+
+
+class SweepDisplay(Watcher):
+    """A line for every running build with its stage, and one for all; without a terminal a line for every end."""
+
+    def __init__(self, console: Console, count: int) -> None:
+        self._console = console
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._count, self._ended = count, 0
+        self._total = self._bars.add_task(f"[bold]{count} builds", total=count)
+        self._tasks: dict[str, TaskID] = {}
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Show it."""
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Take it away."""
+        self._bars.stop()
+
+    def event(self, name: str, event: Any) -> None:
+        """Show what a build does."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=None)
+        if "stage" in event:
+            stage = TITLES.get(event["stage"], event["stage"])
+            detail = f" {event['detail']}" if event["detail"] not in ("", name) else ""
+            self._bars.update(self._tasks[name], description=f"{name}  {stage}{detail}", completed=0, total=None)
+        else:
+            self._bars.update(self._tasks[name], completed=event["done"], total=event["total"])
+
+    def ended(self, row: Row) -> None:
+        """Take a build's line away and say how it ended."""
+        self._ended += 1
+        if row.name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(row.name))
+        self._bars.update(self._total, completed=self._ended)
+        seconds = time.monotonic() - self._start
+        line = Text(f"{seconds:7.1f} s  {self._ended}/{self._count}  {row.name}: {_verdict(row)}", style="dim")
+        if row.verdict == "failed":
+            line.append(f": {row.reason}", style="yellow")
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def run_sweep(
+    recipes: Sequence[Recipe],
+    folder: Path,
+    *,
+    jobs: int | None,
+    force: bool,
+    offline: bool,
+    quiet: bool,
+    as_json: bool,
+    start: Callable[..., Executor] = LocalProcesses,
+) -> int:
+    """Build all recipes and show how they ended.
+
+    Args:
+        recipes: What is wanted.
+        folder: Of the sweep.
+        jobs: Builds at a time.
+        force: Build again what is there.
+        offline: Use the Hub's local cache only.
+        quiet: Show no progress.
+        as_json: Print the summary as JSON.
+        start: Makes the executor.
+
+    Returns:
+        The exit code of the worst outcome.
+    """
+    if quiet or as_json:
+        summary = sweep(recipes, folder, jobs=jobs, force=force, offline=offline, start=start)
+    else:
+        with SweepDisplay(Console(stderr=True), len(recipes)) as display:
+            summary = sweep(recipes, folder, jobs=jobs, force=force, offline=offline, watcher=display, start=start)
+    if as_json:
+        echo_json(summary.as_dict())
+    else:
+        _print(summary, folder)
+    return summary.exit_code
+
+
+def list_builds(recipes: Sequence[Recipe], *, offline: bool, as_json: bool) -> None:
+    """What a recipe with a matrix would build; a build that its files refuse is listed with the reason.
+
+    Raises:
+        RecipeError: A recipe that cannot be.
+    """
+    builds = [_planned(recipe, offline) for recipe in recipes]
+    if as_json:
+        echo_json({"builds": builds})
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("Build", "Grid", "Lambda", "Runtime", "Lowering"):
+        table.add_column(title, overflow="fold")
+    table.add_column("Stored MB", justify="right")
+    for recipe, build in zip(recipes, builds, strict=True):
+        scheme = recipe.quantize.scheme()
+        size = formatting.megabytes(build["stored_bytes"]) if build["refused"] is None else "refused"
+        grid = str(scheme) if scheme is not None else "float"
+        lam = "selected" if recipe.lam is None else f"{recipe.lam:g}"
+        table.add_row(Text(recipe.name), grid, lam, recipe.target.runtime, recipe.target.lowering, size)
+    _console().print(table)
+    for build in builds:
+        if build["refused"] is not None:
+            click.echo(f"\n{build['recipe']}: {build['refused']}")
+    click.echo(f"\n{len(recipes)} builds, {sum(len(build['candidates']) for build in builds)} candidates in all")
+
+
+def _planned(recipe: Recipe, offline: bool) -> dict[str, Any]:
+    build: dict[str, Any] = {"recipe": recipe.name, "lambda": recipe.lam, "candidates": [], "refused": None}
+    build |= {"runtime": recipe.target.runtime, "lowering": recipe.target.lowering}
+    try:
+        plans = Workshop(offline).plans(recipe)
+    except RecipeError:
+        raise
+    except QvecError as error:
+        return {**build, "refused": error.message}
+    build["candidates"] = [plan.recipe.name for plan in plans]
+    return {**build, "stored_bytes": plans[-1].stored_bytes}
+
+
+def _print(summary: Summary, folder: Path) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("Build", overflow="fold")
+    table.add_column("Verdict")
+    for title in ("Top-1\n%, n", "Size\nMB", "Latency\nmedian ms", "Speed-up\nover its float", "Gates\npassed"):
+        table.add_column(title, justify="right")
+    for row in summary.rows:
+        style = "" if row.exit_code == 0 else "yellow"
+        table.add_row(Text(row.name), _verdict(row), *map(Text, _figures(row)), style=style)
+    console = _console()
+    console.print(table)
+    for row in summary.rows:
+        if row.reason:
+            reason = f"\n{row.name}: {row.verdict}, exit code {row.exit_code}: {row.reason}\n  hint: {row.hint}"
+            console.print(reason, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    click.echo(f"\nsummary  {folder / SUMMARY}")
+
+
+def _verdict(row: Row) -> str:
+    if not row.kept:
+        return row.verdict
+    return "kept" if row.verdict == "built" else f"{row.verdict} (kept)"
+
+
+def _figures(row: Row) -> list[str]:
+    top1 = latency = ratio = NONE
+    if row.correct is not None:
+        estimate = wilson(row.correct, row.images)
+        interval = formatting.percent_interval(estimate, row.images)
+        top1 = f"{formatting.percent(estimate.value, row.images)} {interval}, {row.images:,}"
+    if row.latency is not None:
+        latency = formatting.three(row.latency.median_ms)
+        if row.latency.speed_up is not None:
+            ratio = f"{formatting.times(row.latency.speed_up.value)} {formatting.times_interval(row.latency.speed_up)}"
+    size = formatting.megabytes(row.stored_bytes) if row.stored_bytes is not None else NONE
+    gates = f"{row.gates}/{row.gates_asked}" if row.gates_asked else NONE
+    return [top1, size, latency, ratio, gates]
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 140))

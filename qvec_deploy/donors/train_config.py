@@ -1,0 +1,113 @@
+"""How long and how fast a training runs, and what it tells while it runs. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qvec_deploy.errors import RecipeError
+from qvec_deploy.io.files import storage_errors
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """AdamW with linear warm-up and cosine decay to zero. The defaults are those of the bundled tiny tasks.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_size: Images per step.
+        lr: Peak learning rate of the backbone. Gentle on purpose: at 3e-4 the vectors of two tasks of
+            a tiny model are orthogonal and carry nothing over.
+        head_lr: Peak learning rate of the classification head, which starts from random values.
+        weight_decay: Of matrices; biases, norms, position and class tokens have none.
+        warmup: Share of the steps that warm up.
+        clip_norm: Largest gradient norm.
+        label_smoothing: Share of the target that is spread over all classes.
+        roll: Training images are shifted in a circle by up to this many pixels either way.
+        clip_every: Steps between two searches of the clip ratio (QAT with method `mse`).
+
+    Raises:
+        RecipeError: A value that cannot train.
+    """
+
+    steps: int = 600
+    batch_size: int = 32
+    lr: float = 1e-4
+    head_lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    roll: int = 0
+    clip_every: int = 50
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.clip_every) < 1:
+            raise RecipeError("steps, batch_size and clip_every are at least 1", hint="check the training settings")
+        if not 0.0 <= self.warmup < 1.0:
+            raise RecipeError(f"warmup {self.warmup} is not a share below 1", hint="0.1 warms up for a tenth")
+        if not all(0.0 < value < math.inf for value in (self.lr, self.head_lr, self.clip_norm)):
+            raise RecipeError("learning rates and clip_norm are positive", hint="check the training settings")
+        if not 0.0 <= self.weight_decay < math.inf or not 0.0 <= self.label_smoothing < 1.0 or self.roll < 0:
+            raise RecipeError(
+                "weight_decay and roll are not negative, label_smoothing is a share below 1",
+                hint="check the training settings",
+            )
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What large models need beside `TrainConfig`.
+
+    Attributes:
+        accumulate: Parts in which a batch goes through the model, to save memory; it must divide the batch size.
+        decay_all: Weight decay of every parameter, biases, norms and tokens too, as in arXiv 2604.03420.
+        precision: Of the forward pass: `bf16` is autocast on a GPU; weights and optimizer stay float32.
+        workers: Processes that read images ahead; 0 reads them in the training process.
+    """
+
+    accumulate: int = 1
+    decay_all: bool = False
+    precision: Literal["float32", "bf16"] = "float32"
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps in all.
+        loss: Cross-entropy of the last batch, in nats.
+        lr: Learning rate of the backbone in the last step.
+        seconds: Since the first step.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    seconds: float
+
+
+OnStep = Callable[[Progress], None]
+
+
+def log_lines(path: Path, every: int = 50) -> OnStep:
+    """A callback that appends one JSON line every `every` steps and at the last.
+
+    Raises:
+        StorageError: On a call, when the file cannot be written.
+    """
+
+    def write(progress: Progress) -> None:
+        if progress.step % every == 0 or progress.step == progress.steps:
+            with storage_errors(path), path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(vars(progress)) + "\n")
+
+    return write

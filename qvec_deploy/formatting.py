@@ -1,0 +1,91 @@
+"""Numbers -> text, the same in every format. A minus sign is a minus sign, not a hyphen."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+NONE = "–"
+BYTES_PER_MB = 1e6
+MOST_DECIMALS = 6
+
+
+class Interval(Protocol):
+    """Two ends."""
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+
+
+def three(value: float) -> str:
+    """Three significant digits, never in scientific notation: 0.0123, 1.23, 12.3, 123, 1,230."""
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.3g}")
+    digits = max(0, 2 - int(f"{rounded:e}".partition("e")[2]))
+    return signed_text(f"{rounded:,.{digits}f}")
+
+
+def short(value: float) -> str:
+    """At most three significant digits, without trailing zeros: 3, 3.02, 0.45."""
+    return signed_text(f"{value:.3g}")
+
+
+def megabytes(size_bytes: float) -> str:
+    """Millions of bytes, without the unit."""
+    return three(size_bytes / BYTES_PER_MB)
+
+
+def percent(fraction: float, count: int) -> str:
+    """A share of `count` images in percent, with the decimals that so many images support."""
+    return f"{100 * fraction:.{1 if count < 10_000 else 2}f}"
+
+
+def points(fraction: float, count: int) -> str:
+    """A difference of two shares in percentage points, with its sign."""
+    return signed_text(f"{100 * fraction:+.{1 if count < 10_000 else 2}f}")
+
+
+def percent_interval(ends: Interval, count: int) -> str:
+    """The ends, in percent."""
+    return f"[{percent(ends.low, count)}, {percent(ends.high, count)}]"
+
+
+def points_interval(ends: Interval, count: int) -> str:
+    """The ends, in percentage points."""
+    return f"[{points(ends.low, count)}, {points(ends.high, count)}]"
+
+
+def times(ratio: float) -> str:
+    """A ratio: 1.93×."""
+    return f"{ratio:.2f}×"
+
+
+def times_interval(ends: Interval) -> str:
+    """The ends of a ratio."""
+    return f"[{ends.low:.2f}, {ends.high:.2f}]"
+
+
+def p_value(chance: float) -> str:
+    """Two significant digits, and no more zeros than anybody reads."""
+    return "< 0.0001" if chance < 1e-4 else f"{chance:.2g}"
+
+
+def with_error(value: float, error: float) -> tuple[str, str]:
+    """A number and its standard error, both to the error's second significant digit: 0.0603, 0.0101 -> 0.060, 0.010."""
+    if error <= 0:
+        return three(value), "0"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    if decimals > MOST_DECIMALS:
+        return short(value), short(error)
+    return signed_text(f"{value:,.{decimals}f}"), f"{error:,.{decimals}f}"
+
+
+def signed_text(text: str) -> str:
+    """Hyphen-minus made a minus sign."""
+    return text.replace("-", "−")

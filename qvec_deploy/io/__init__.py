@@ -1,0 +1,1 @@
+"""Files, and everything that is read from or written to them."""

@@ -1,0 +1,234 @@
+"""A file of named tensors and its header: opening reads no weights, and no pickled code is ever run."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, RecipeError
+from qvec_deploy.io.files import require_file, sha256_file
+from qvec_deploy.tensors import Float32
+
+_FLOATS = {name: np.dtype(kind) for name, kind in {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.items()}
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and safetensors dtype name of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint:
+    """Named float tensors in a `.safetensors` file or a `.pt` state dict.
+
+    Attributes:
+        path: The local file.
+        source: What the recipe called it.
+        tensors: Name to shape and dtype, in file order, with a wrapper's prefix (`model.`) already stripped.
+        metadata: The safetensors metadata, empty for `.pt`.
+    """
+
+    def __init__(
+        self, path: Path, source: str, tensors: Mapping[str, TensorInfo], reader: Any, metadata: Mapping[str, str]
+    ) -> None:
+        self.path = path
+        self.source = source
+        self.tensors = tensors
+        self.metadata = metadata
+        self._reader = reader
+
+    @classmethod
+    def open(cls, source: str | Path, *, offline: bool = False, label: str | None = None) -> Checkpoint:
+        """Open a checkpoint and read its header only.
+
+        Args:
+            source: A path, or `hf://org/repo@revision/path`.
+            offline: Use the Hub's local cache only.
+            label: What the recipe calls it; `source` if absent.
+
+        Raises:
+            StorageError: The file is missing or unreadable.
+            FetchError: The Hub does not have it, or cannot be reached.
+            IntegrityError: Not a checkpoint, truncated, or a pickled module.
+        """
+        path = fetch(str(source), offline=offline) if is_remote(str(source)) else Path(source)
+        require_file(path, what="checkpoint")
+        if path.suffix == ".safetensors":
+            tensors, reader, metadata = _open_safetensors(path)
+        elif path.suffix in (".pt", ".pth", ".bin"):
+            tensors, reader, metadata = _open_torch(path)
+        else:
+            raise IntegrityError(f"{path} is not a checkpoint", hint="use a .safetensors file or a .pt state dict")
+        if not tensors:
+            raise IntegrityError(f"{path} holds no tensors", hint="use the file that the training run saved")
+        tensors, reader = _strip_prefix(tensors, reader)
+        return cls(path, label or str(source), tensors, reader, metadata)
+
+    def read(self, name: str) -> Float32:
+        """One tensor as float32, read from the file now; float32 comes out bit for bit.
+
+        Raises:
+            IntegrityError: The tensor holds NaN or infinity, or is not a float tensor.
+        """
+        info = self.tensors[name]
+        if info.dtype not in _FLOATS:
+            raise IncompatibleError(
+                f"{self.path}: {name} has dtype {info.dtype}", hint="weights must be float32, float16 or bfloat16"
+            )
+        values = self._reader(name)
+        if not np.isfinite(values).all():
+            raise IntegrityError(
+                f"{self.path}: {name} holds NaN or infinity",
+                hint="the training run diverged; use an earlier checkpoint",
+            )
+        return values  # type: ignore[no-any-return]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file."""
+        return sha256_file(self.path)
+
+
+def is_remote(source: str) -> bool:
+    """Whether `source` names a file on the Hugging Face Hub."""
+    return source.startswith("hf://")
+
+
+def fetch(source: str, *, offline: bool) -> Path:
+    """Local path of `hf://org/repo@revision/path`, downloaded into the Hub's cache if need be.
+
+    The path may hold `*`, `?` and `[]`, which match across folders; exactly one file of the repository must match.
+
+    Raises:
+        RecipeError: The address is malformed.
+        FetchError: It is not there, matches several files, or is not in the cache when offline.
+    """
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    parts = source.removeprefix("hf://").split("/")
+    malformed = RecipeError(f"{source} is not an address on the Hub", hint="write hf://org/repo@revision/path/to/file")
+    name, at, revision = parts[1].partition("@") if len(parts) > 2 else ("", "", "")
+    if not all(parts) or not name or (at and not revision) or "@" in revision:
+        raise malformed
+    repository, path = f"{parts[0]}/{name}", "/".join(parts[2:])
+    try:
+        if set("*?[") & set(path):
+            if offline:
+                root = Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
+                names = [str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()]
+            else:
+                names = HfApi().list_repo_files(repository, revision=revision or None)
+            path = _only_match(source, path, names)
+        return Path(hf_hub_download(repository, path, revision=revision or None, local_files_only=offline))
+    except LocalEntryNotFoundError as error:
+        hint = "leave out --offline to download it" if offline else "check the network, or fetch it on another machine"
+        raise FetchError(f"{source} is not in the local cache", hint=hint) from error
+    except FetchError:
+        raise
+    except HFValidationError as error:
+        raise malformed from error
+    except Exception as error:  # the Hub client's transport, and its errors, differ by version
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FetchError(f"{source}: {reason}", hint="check the name, the revision and your access rights") from error
+
+
+def _only_match(source: str, pattern: str, names: list[str]) -> str:
+    matches = sorted(fnmatch.filter(names, pattern))
+    if len(matches) != 1:
+        found = ", ".join(matches[:3]) or "none"
+        raise FetchError(
+            f"{source} matches {len(matches)} files: {found}", hint="write a pattern that matches exactly one file"
+        )
+    return matches[0]
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:  # the library validates sizes, offsets and holes
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(
+            f"{path} is not a whole safetensors file: {error}", hint="copy or download it again"
+        ) from error
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header: dict[str, Any] = json.loads(stream.read(min(length, _MAX_HEADER)))
+    header.pop("__metadata__", None)
+    start = 8 + length
+    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+    tensors = {name: TensorInfo(tuple(entry["shape"]), entry["dtype"]) for name, entry in ordered}
+
+    def read(name: str) -> Float32:
+        info = tensors[name]
+        count = int(np.prod(info.shape, dtype=np.int64))
+        if count == 0:
+            return np.zeros(info.shape, np.float32)
+        offset = start + header[name]["data_offsets"][0]
+        # Read, not mapped: pages of a mapped file count as resident memory for as long as it is open.
+        values = np.fromfile(path, _FLOATS[info.dtype], count, offset=offset)
+        if info.dtype == "BF16":  # a bfloat16 is the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        result: Float32 = values.astype(np.float32, copy=False).reshape(info.shape)
+        return result
+
+    return tensors, read, metadata
+
+
+def _open_torch(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[str, str]]:
+    import torch
+
+    try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no zip archive, or its end is missing")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise IntegrityError(
+            f"{path} holds pickled code, which is never run",
+            hint="save the state dict: torch.save(model.state_dict(), path), or convert it to safetensors",
+        ) from error
+    except Exception as error:  # a damaged pickle can make the unpickler raise anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise IntegrityError(
+            f"{path} is not a whole torch checkpoint: {reason}",
+            hint="copy it again, or save it with torch.save(model.state_dict(), path)",
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise IntegrityError(f"{path} is not a state dict", hint="save it with torch.save(model.state_dict(), path)")
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+    tensors = {
+        str(name): TensorInfo(tuple(value.shape), names.get(value.dtype, str(value.dtype).removeprefix("torch.")))
+        for name, value in state.items()
+    }
+
+    def read(name: str) -> Float32:
+        values: Float32 = state[name].detach().to(torch.float32).contiguous().numpy()
+        return values
+
+    return tensors, read, {}
+
+
+def _strip_prefix(tensors: dict[str, TensorInfo], reader: Any) -> tuple[dict[str, TensorInfo], Any]:
+    """Remove one wrapper's prefix (`model.`, `module.`) if every name carries it."""
+    for prefix in ("model.", "module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in tensors):
+            stripped = {name.removeprefix(prefix): info for name, info in tensors.items()}
+            return stripped, lambda name, prefix=prefix: reader(prefix + name)
+    return tensors, reader

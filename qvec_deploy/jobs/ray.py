@@ -1,0 +1,185 @@
+"""Where jobs run: processes of this machine, or Ray, on one machine or many that share a file system."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import platform
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from qvec_deploy.errors import FetchError, IncompatibleError, RecipeError
+from qvec_deploy.jobs.processes import Executor, Failure, Job, LocalProcesses, Outcome, perform, too_few_gpus
+
+ExecutorName = Literal["local", "ray"]
+OnEvent = Callable[[str, Any], None]
+
+
+class RayTasks:
+    """Jobs as Ray tasks, with the GPUs that they need and, on a cluster, the cores that they use.
+
+    What a task writes is found through the file system: every machine of a cluster must see the same folders under the
+    same paths. Its result comes back as JSON. What it tells while it runs is not passed on. A worker that dies costs
+    its task and nothing else; nothing is tried twice.
+
+    Args:
+        workers: Tasks at a time on this machine; with an address, as many as the cluster has room for.
+        address: Of a running cluster, such as `auto` or `ray://head:10001`; Ray is started here without one.
+
+    Raises:
+        IncompatibleError: Ray is not installed, or another version than the cluster's.
+        FetchError: There is no cluster at the address.
+    """
+
+    def __init__(self, workers: int, *, address: str | None = None) -> None:
+        self._ray = _import_ray()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future default; it warns otherwise
+        where: dict[str, Any] = {"address": address}
+        if address is None:
+            where = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+        try:
+            self._ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            raise FetchError(
+                f"there is no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}",
+                hint="start one with `ray start --head`, or leave out --address",
+            ) from error
+        except RuntimeError as error:
+            raise IncompatibleError(
+                f"Ray: {str(error).splitlines()[0]}", hint="use the cluster's versions of Python and Ray"
+            ) from error
+        self._perform = self._ray.remote(_perform)
+        self._waiting: deque[Job] = deque()
+        self._running: dict[Any, Job] = {}
+        self._cluster = address is not None  # Ray that is started here has a "core" for every job at a time
+
+    def gpus(self) -> int:
+        """GPUs of all its machines."""
+        return int(self._ray.cluster_resources().get("GPU", 0))
+
+    def submit(self, job: Job) -> None:
+        """Add a job; it starts while `outcomes` is read."""
+        self._waiting.append(job)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Every job as it ends, until none is left; more may be submitted meanwhile."""
+        while self._waiting or self._running:
+            while self._waiting:
+                job = self._waiting.popleft()
+                failure = self._impossible(job)
+                if failure is None:
+                    self._start(job)
+                else:
+                    yield Outcome(job, failure=failure)
+            if self._running:
+                (done,), _ = self._ray.wait(list(self._running), num_returns=1)
+                yield self._outcome(done)
+
+    def close(self) -> None:
+        """End what still runs, and a Ray that was started here."""
+        self._waiting.clear()
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        self._running.clear()
+        self._ray.shutdown()
+
+    def _impossible(self, job: Job) -> Failure | None:
+        """Why a job would wait for ever."""
+        if job.gpus > self.gpus():
+            return too_few_gpus(job, self.gpus(), "Ray")
+        most = max((node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]), default=0)
+        if self._cluster and job.cpus > most:
+            message = f"it uses {job.cpus} cores and no machine of the cluster has more than {most:.0f}"
+            hint = "raise --jobs: more at a time have fewer cores each"
+            return Failure("IncompatibleError", message, hint, IncompatibleError.exit_code)
+        return None
+
+    def _start(self, job: Job) -> None:
+        cpus = job.cpus if self._cluster else 1
+        task = self._perform.options(num_cpus=cpus, num_gpus=job.gpus, max_retries=0, name=job.name)
+        reference = task.remote(str(Path.cwd()), job.function, json.dumps(dict(job.arguments), allow_nan=False))
+        self._running[reference] = job
+
+    def _outcome(self, reference: Any) -> Outcome:
+        job = self._running.pop(reference)
+        try:
+            answer = json.loads(self._ray.get(reference))
+        except self._ray.exceptions.RayError as error:
+            return Outcome(job, failure=_lost(error))
+        failure = answer.get("failure")
+        return Outcome(job, answer.get("result"), Failure(**failure) if failure is not None else None)
+
+
+def check_address(name: ExecutorName, address: str | None) -> None:
+    """Refuse the address of a Ray cluster that would not be used.
+
+    Raises:
+        RecipeError: An address without Ray.
+    """
+    if address is not None and name != "ray":
+        raise RecipeError("--address is that of a Ray cluster", hint="add --executor ray, or leave it out")
+
+
+def start_executor(
+    name: ExecutorName,
+    workers: int,
+    *,
+    address: str | None = None,
+    preload: Sequence[str] = (),
+    logs: Path | None = None,
+    on_event: OnEvent | None = None,
+) -> Executor:
+    """An executor by name.
+
+    Args:
+        name: `local` or `ray`.
+        workers: Jobs at a time.
+        address: Of a Ray cluster.
+        preload: Modules that local processes have in memory from the start.
+        logs: Folder for what local jobs print; Ray keeps its own.
+        on_event: Called with a job's name and what it tells, by local processes.
+
+    Raises:
+        RecipeError: An address without Ray.
+        IncompatibleError, FetchError: As RayTasks.
+    """
+    check_address(name, address)
+    if name == "ray":
+        return RayTasks(workers, address=address)
+    return LocalProcesses(workers, preload=preload, logs=logs, on_event=on_event)
+
+
+def _perform(folder: str, function: str, arguments: str) -> str:
+    """The task's work, in a Ray worker: as JSON, whatever the job returned."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        message = f"the Ray worker on {platform.node()} has no {folder}: {error.strerror}"
+        hint = "start from a folder that every machine of the cluster sees under the same path"
+        return json.dumps({"failure": vars(Failure.of(IncompatibleError(message, hint=hint)))})
+    answer = perform(function, json.loads(arguments), lambda value: None)
+    try:
+        return json.dumps(answer, allow_nan=False)
+    except (TypeError, ValueError) as error:  # the result is no JSON value
+        return json.dumps({"failure": vars(Failure.of(error))})
+
+
+def _lost(error: Exception) -> Failure:
+    """Why a task gave nothing: Ray's own words are pages."""
+    kind, first = type(error).__name__, str(error).strip().splitlines()[0]
+    if kind in ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "LocalRayletDiedError"):
+        hint = "its machine may be out of memory: run fewer jobs at a time; Ray's logs say more"
+        return Failure("IncompatibleError", f"its worker died ({kind})", hint, IncompatibleError.exit_code)
+    return Failure("Crash", f"Ray lost it: {kind}: {first}", "Ray's logs may say more; try it alone", 1, str(error))
+
+
+def _import_ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise IncompatibleError("Ray is not installed", hint="pip install 'qvec-deploy[ray]'") from error

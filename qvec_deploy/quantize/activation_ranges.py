@@ -1,0 +1,72 @@
+"""ModelOpt's `max` calibration of activations: the largest magnitude that each Linear's input quantizer sees."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.quantize.layer_inputs import linear_at, on_device_of
+from qvec_deploy.tensors import Float32
+
+with warnings.catch_warnings():  # ModelOpt's imports use torch.jit.script, which torch 2.15 deprecates
+    warnings.simplefilter("ignore")
+    import modelopt.torch.quantization as mtq
+
+
+def calibrate_inputs(
+    model: nn.Module, names: Sequence[str], factors: Mapping[str, Float32], images: Sequence[Float32]
+) -> dict[str, float]:
+    """The range that ModelOpt gives the input of every Linear.
+
+    Args:
+        model: In evaluation mode; ModelOpt's quantizers are put in, calibrated and left there, disabled but for those.
+        names: The Linears.
+        factors: (in,) by name of a Linear whose input is multiplied with them first, as AWQ does.
+        images: Batches (B, C, H, W), normalised.
+
+    Returns:
+        ModelOpt's `amax` by name; 0 for a Linear that no image reaches.
+
+    Raises:
+        IncompatibleError: Activations are not finite.
+    """
+    inputs = [{"quantizer_name": f"{name}.input_quantizer", "cfg": {"num_bits": 8, "axis": None}} for name in names]
+    config = {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *inputs], "algorithm": None}
+
+    def forward_loop(network: nn.Module) -> None:
+        for batch in images:
+            network(on_device_of(network, batch))
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():  # it prints and warns
+        warnings.simplefilter("ignore")
+        mtq.quantize(model, config)
+        for name, factor in factors.items():
+            _input_quantizer(model, name).pre_quant_scale = torch.from_numpy(factor)
+        try:
+            mtq.calibrate(model, "max", forward_loop=forward_loop)
+        except AssertionError as error:  # ModelOpt's way to refuse NaN
+            raise _not_finite() from error
+    amax = {name: _input_quantizer(model, name).amax for name in names}
+    found = {name: 0.0 if value is None else float(value) for name, value in amax.items()}
+    if not all(map(math.isfinite, found.values())):
+        raise _not_finite()
+    return found
+
+
+def _not_finite() -> IncompatibleError:
+    return IncompatibleError(
+        "the activations of the model are not finite", hint="check the checkpoint and the images; w8a8 needs ranges"
+    )
+
+
+def _input_quantizer(model: nn.Module, name: str) -> Any:
+    linear: Any = linear_at(model, name)
+    return linear.input_quantizer

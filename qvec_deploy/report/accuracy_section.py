@@ -1,0 +1,137 @@
+"""What engines answered: all of them in one table, one of them class by class and change by change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qvec_deploy import formatting
+from qvec_deploy.bench.results import Candidate, ClassCount, Report
+from qvec_deploy.bench.statistics import Estimate
+from qvec_deploy.bench.summary import Row
+from qvec_deploy.formatting import NONE
+from qvec_deploy.report.html_listing import Listing
+
+MOST_CLASSES = 20  # rows of the table by class; where there are more, those that changed most
+
+
+def answers(report: Report, rows: Sequence[Row]) -> Listing | None:
+    """Top-1 and what else follows from the answers, a row per candidate; None where none was counted."""
+    measured = [row for row in rows if row.top1 is not None]
+    if not measured:
+        return None
+    count, plain = report.images, report.first("ptq")
+    rival = plain.name if plain is not None else report.baseline
+    columns = [("Candidate", [row.candidate.name for row in measured])]
+    columns.append(("Top-1, %", [_share(row.top1, count) for row in measured]))
+    if any(row.top5 for row in measured):
+        columns.append(("Top-5, %", [_share(row.top5, count) for row in measured]))
+    if any(row.calibration_error is not None for row in measured):
+        columns.append(("Calibration error, %", [_calibration(row, count) for row in measured]))
+    columns.append(("Same answer as float, %", [_share(row.agreement, count) for row in measured]))
+    columns.append((f"Gained / lost to {rival}", [_pair(row.candidate, rival) for row in measured]))
+    columns.append(("McNemar's p", [_p(row, rival) for row in measured]))
+    note = (
+        f"n = {count:,} images, the same for all. Brackets are 95 % Wilson intervals. Gained and lost are images that "
+        f"only the candidate, or only {rival}, gets right; p is of McNemar's exact test of the two counts."
+    )
+    titles, cells = zip(*(column for column in columns if set(column[1]) != {NONE}), strict=True)
+    return Listing(
+        "Answers", titles, tuple(zip(*cells, strict=True)), "l" + "r" * (len(titles) - 1), report.selected, note
+    )
+
+
+def by_class(report: Report) -> Listing | None:
+    """The described candidate's right answers by class, beside the float receiver's; None where not counted."""
+    shown, full = described(report), report.first("float")
+    if shown is None or not shown.accuracy or not shown.accuracy.classes:
+        return None
+    before = {entry.label: entry for entry in full.accuracy.classes} if full is not None and full.accuracy else {}
+    entries = sorted(shown.accuracy.classes, key=lambda entry: -abs(_drop(entry, before.get(entry.label))))
+    some = entries[:MOST_CLASSES]
+    if len(some) == len(entries):
+        some.sort(key=lambda entry: entry.label)
+    compared = full is not None and full is not shown and bool(before)
+    columns = ["Class", "Images", "Right", f"{shown.name}, %"]
+    if full is not None and compared:
+        columns += [f"{full.name}, %", "Change, points"]
+    rows = tuple(_class_row(report, entry, before.get(entry.label) if compared else None, compared) for entry in some)
+    rest = ""
+    if len(some) < len(entries):
+        rest = f", {'the ' * compared}{len(some)}{' that changed most' * compared} of {len(entries)}"
+    note = f"Right answers of {shown.name} among the {report.images:,} images, by the class that is right{rest}."
+    return Listing(f"By class{rest}", tuple(columns), rows, "l" + "r" * (len(columns) - 1), note=note)
+
+
+def changes(report: Report) -> Listing | None:
+    """Where the described candidate answers otherwise than the float receiver; None without such counts."""
+    shown, full = described(report), report.first("float")
+    if shown is None or full is None or full.name not in shown.paired:
+        return None
+    if shown.accuracy is None or not shown.accuracy.changes:
+        return None
+    entries = shown.accuracy.changes
+    rows = tuple(
+        (
+            f"{class_name(report, entry.was)} → {class_name(report, entry.now)}",
+            f"{entry.count:,}",
+            f"{entry.gained:,}",
+            f"{entry.lost:,}",
+            f"{entry.count - entry.gained - entry.lost:,}",
+        )
+        for entry in entries
+    )
+    pair = shown.paired[full.name]
+    total = pair.count - pair.agreeing  # the report keeps the most frequent kinds only
+    some = sum(entry.count for entry in entries) < total
+    rest = f"The {len(entries)} most frequent changes" if some else "Changes"
+    note = (
+        f"{rest} of the float receiver's answer to that of {shown.name}; {total:,} changed answers were counted among "
+        f"{report.images:,} images. A change is a gain where only the new answer is right, and a loss where only the "
+        "old one was."
+    )
+    columns = ("Answer of float → now", "Images", "Gained", "Lost", "Both wrong")
+    return Listing("Changed answers", columns, rows, "lrrrr", note=note)
+
+
+def described(report: Report) -> Candidate | None:
+    """Who is looked at closely: the selected candidate, else the patched one."""
+    return report[report.selected] if report.selected is not None else report.first("patched")
+
+
+def class_name(report: Report, label: int) -> str:
+    """The dataset's name of a class, or its number."""
+    return report.class_names[label] if label < len(report.class_names) else f"class {label}"
+
+
+def _share(estimate: Estimate | None, count: int) -> str:
+    if estimate is None:
+        return NONE
+    return f"{formatting.percent(estimate.value, count)} {formatting.percent_interval(estimate, count)}"
+
+
+def _calibration(row: Row, count: int) -> str:
+    return NONE if row.calibration_error is None else formatting.percent(row.calibration_error, count)
+
+
+def _pair(candidate: Candidate, rival: str) -> str:
+    pair = candidate.paired.get(rival)
+    return NONE if pair is None else f"{pair.gained:,} / {pair.lost:,}"
+
+
+def _p(row: Row, rival: str) -> str:
+    return formatting.p_value(row.p_values[rival]) if rival in row.p_values else NONE
+
+
+def _drop(entry: ClassCount, before: ClassCount | None) -> float:
+    return entry.correct / entry.count - (before.correct / before.count) if before is not None else 0.0
+
+
+def _class_row(report: Report, entry: ClassCount, before: ClassCount | None, compared: bool) -> tuple[str, ...]:
+    share = formatting.percent(entry.correct / entry.count, entry.count)
+    cells = (class_name(report, entry.label), f"{entry.count:,}", f"{entry.correct:,}", share)
+    if not compared:
+        return cells
+    if before is None:
+        return (*cells, NONE, NONE)
+    was = formatting.percent(before.correct / before.count, before.count)
+    return (*cells, was, formatting.points(_drop(entry, before), entry.count))

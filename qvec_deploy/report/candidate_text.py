@@ -1,0 +1,41 @@
+"""What a candidate is, in a few words: its grid, its patch, its bits."""
+
+from __future__ import annotations
+
+from qvec_deploy.bench.results import Candidate
+from qvec_deploy.formatting import short
+
+
+def grid(candidate: Candidate) -> str:
+    """How the weights were quantized, in words; of a calibrated method, the grid that it rounds to as well."""
+    scheme = candidate.scheme
+    if scheme is None:
+        return "not quantized"
+    grain = (
+        f"group of {scheme.group_size} weights"
+        if scheme.granularity == "group"
+        else {"channel": "output channel", "tensor": "tensor"}[scheme.granularity]
+    )
+    clips = {"rtn": f"clip {scheme.clip:g}", "mse": "clip searched for least squared error"}
+    method = scheme.method if candidate.method in clips else f"{candidate.method} on the {scheme.method} grid"
+    return (
+        f"{scheme.bits} bits, {method}, {clips[scheme.method]}, symmetric, {candidate.levels} levels, "
+        f"one scale per {grain}"
+    )
+
+
+def mixture(candidate: Candidate) -> str:
+    """What was added to the receiver, in words."""
+    patch = candidate.patch
+    if patch is None:
+        return "none"
+    donors = " + ".join(f"{short(donor.weight)} × {donor.name}" for donor in patch.donors)
+    if len(patch.donors) == 1 and patch.donors[0].weight == 1:
+        donors = patch.donors[0].name
+    control = f"control: {patch.control}" if patch.control else ""
+    return f"λ = {short(patch.lam)}, " + ", ".join(part for part in (control, donors) if part)
+
+
+def bits(candidate: Candidate) -> str:
+    """Bits of a weight, stored and at run time."""
+    return f"{short(candidate.stored_bits_per_weight)} / {short(candidate.runtime_bits_per_weight)}"

@@ -1,0 +1,159 @@
+"""Report <-> JSON: inputs in full, every sample included, and beside them what the tables show; and its JSON schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from qvec_deploy.bench.results import SCHEMA_VERSION, Report
+from qvec_deploy.bench.statistics import Estimate
+from qvec_deploy.bench.summary import LatencyRow, Row, rows
+from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
+from qvec_deploy.io.files import canonical_json
+from qvec_deploy.report.overview import Overview
+
+DAMAGED = "build or copy the bundle again"
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What follows from a candidate's measurements (see `summary.Row`); a reader may compute it anew.
+
+    Attributes:
+        levels: Codes that the quantizer can reach; null for float.
+        top1: A fraction, with its Wilson interval.
+        top5: Likewise.
+        calibration_error: Expected calibration error, a fraction.
+        agreement: Share of images with the float receiver's answer, with its Wilson interval.
+        deltas: By another candidate's name, the difference of the accuracies on the same images.
+        p_values: By another candidate's name, McNemar's.
+        latency: Per batch size, ascending.
+    """
+
+    levels: int | None
+    top1: Estimate | None
+    top5: Estimate | None
+    calibration_error: float | None
+    agreement: Estimate | None
+    deltas: dict[str, Estimate]
+    p_values: dict[str, float]
+    latency: tuple[LatencyRow, ...]
+
+
+@dataclass(frozen=True)
+class Document(Report):
+    """The document of one report.
+
+    Attributes:
+        derived: By the candidate's name.
+    """
+
+    derived: dict[str, Derived] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The document of several reports beside each other.
+
+    Attributes:
+        ranking: Names of the reports, the best first.
+        reports: By name.
+        schema_version: Of this structure.
+    """
+
+    ranking: tuple[str, ...]
+    reports: dict[str, Document]
+    schema_version: int = SCHEMA_VERSION
+
+
+def to_json(report: Report) -> bytes:
+    """The report as canonical JSON. `derived` repeats what the tables show; a reader computes it anew.
+
+    Raises:
+        ValueError: A measurement is NaN or infinite.
+    """
+    return canonical_json(asdict(_document(report)))
+
+
+def overview_json(shown: Overview) -> bytes:
+    """Several reports as canonical JSON, the best named first.
+
+    Raises:
+        ValueError: A measurement is NaN or infinite.
+    """
+    reports = {standing.name: _document(standing.report) for standing in shown.standings}
+    return canonical_json(asdict(Documents(tuple(reports), reports)))
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON schema of both documents: of one report, and of several."""
+    import pydantic
+
+    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
+        Document | Documents, config=pydantic.ConfigDict(extra="forbid")
+    )
+    schema = adapter.json_schema(mode="serialization")
+    for name in ("Document", "Documents"):
+        schema["$defs"][name]["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Report of qvec-deploy"}
+    return head | schema
+
+
+def from_json(data: bytes) -> Report:
+    """Read what `to_json` wrote.
+
+    Raises:
+        IntegrityError: It is not JSON, or not what `to_json` writes.
+        IncompatibleError: It is of another schema version.
+    """
+    import pydantic
+
+    document = _read(data)
+    document.pop("derived", None)
+    try:
+        report = pydantic.TypeAdapter(Report).validate_python(document)
+    except (pydantic.ValidationError, RecipeError) as error:
+        raise IntegrityError(f"the report does not fit together: {error}", hint=DAMAGED) from error
+    # pydantic converts and drops where it can; a report that was written by this program needs neither.
+    if json.loads(json.dumps(asdict(report))) != document:
+        raise IntegrityError("the report has fields or types that are never written", hint=DAMAGED)
+    return report
+
+
+def _read(data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"the report is not JSON: {error}", hint=DAMAGED) from error
+    version = document.get("schema_version") if isinstance(document, Mapping) else None
+    if type(version) is not int:
+        raise IntegrityError(f"the report's schema_version is {version!r}", hint=DAMAGED)
+    if version != SCHEMA_VERSION:
+        newer = version > SCHEMA_VERSION
+        raise IncompatibleError(
+            f"the report's schema_version is {version}, and this qvec-deploy reads {SCHEMA_VERSION}",
+            hint="upgrade qvec-deploy"
+            if newer
+            else "build the bundle again, or read it with the version that wrote it",
+        )
+    return dict(document)
+
+
+def _document(report: Report) -> Document:
+    own = {entry.name: getattr(report, entry.name) for entry in fields(Report)}
+    return Document(**own, derived={row.candidate.name: _derived(row) for row in rows(report)})
+
+
+def _derived(row: Row) -> Derived:
+    return Derived(
+        levels=row.candidate.levels,
+        top1=row.top1,
+        top5=row.top5,
+        calibration_error=row.calibration_error,
+        agreement=row.agreement,
+        deltas=row.deltas,
+        p_values=row.p_values,
+        latency=row.latency,
+    )

@@ -1,0 +1,55 @@
+"""The files of a report, each whole or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from qvec_deploy.bench.results import Report
+from qvec_deploy.io.files import write_bytes
+from qvec_deploy.report.csv_tables import candidates_csv, samples_csv
+from qvec_deploy.report.html import overview_html, to_html
+from qvec_deploy.report.markdown import overview_markdown, to_markdown
+from qvec_deploy.report.overview import Overview
+from qvec_deploy.report.report_json import overview_json, to_json
+
+
+def write_report(shown: Report | Overview, directory: Path) -> tuple[Path, ...]:
+    """Write report.json, report.md and report.html: of one report, as a bundle has them, or of several.
+
+    Returns:
+        Their paths, in this order.
+
+    Raises:
+        StorageError: The directory cannot be written or is full.
+        ValueError: A measurement is NaN or infinite.
+    """
+    if isinstance(shown, Report):
+        document, text, page = to_json(shown), to_markdown(shown), to_html(shown)
+    else:
+        document, text, page = overview_json(shown), overview_markdown(shown), overview_html(shown)
+    files = {"report.json": document, "report.md": text.encode(), "report.html": page.encode()}
+    return _write(files, directory)
+
+
+def write_tables(reports: Mapping[str, Report], directory: Path) -> tuple[Path, ...]:
+    """Write report.csv, a row per candidate and batch size, and samples.csv, a row per latency sample.
+
+    Args:
+        reports: By the name in the first column.
+        directory: Where to.
+
+    Returns:
+        Their paths, in this order.
+
+    Raises:
+        StorageError: The directory cannot be written or is full.
+    """
+    files = {"report.csv": candidates_csv(reports).encode(), "samples.csv": samples_csv(reports).encode()}
+    return _write(files, directory)
+
+
+def _write(files: Mapping[str, bytes], directory: Path) -> tuple[Path, ...]:
+    for name, data in files.items():
+        write_bytes(directory / name, data)
+    return tuple(directory / name for name in files)

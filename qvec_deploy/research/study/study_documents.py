@@ -1,0 +1,198 @@
+"""What a study leaves behind, written and read: cells as JSON, and the run's own record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError, worst
+from qvec_deploy.io.files import file_lock, require_file, storage_errors, write_bytes
+from qvec_deploy.jobs.processes import Failure
+from qvec_deploy.research.study.cell_values import CELL_VERSION, Cell
+from qvec_deploy.research.study.study_store import CELLS, COSTS_FILE, RUN_FILE, RUN_VERSION, STUDY_FILE, Store
+from qvec_deploy.tensors import Scheme
+
+if TYPE_CHECKING:
+    from qvec_deploy.research.study.costs import FineTune
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's folder, read.
+
+    Attributes:
+        recipe: The resolved recipe's text.
+        run: run.json: versions, counts, seconds, failures.
+        fine_tunes: Bases and fine-tunes that were trained here, with their seconds.
+        cells: In the order of their files' names.
+    """
+
+    recipe: str
+    run: dict[str, Any]
+    fine_tunes: tuple[FineTune, ...]
+    cells: tuple[Cell, ...]
+
+
+def write_documents(
+    store: Store,
+    *,
+    recipe: str,
+    cells: Mapping[str, tuple[Path, str]],
+    costs: Sequence[Mapping[str, Any]],
+    run: dict[str, Any],
+) -> None:
+    """Write what a run leaves, all of one run whatever runs beside it: run.json comes last, and is gone meanwhile.
+
+    Where the disk refuses the others, or a cell is damaged, run.json tells that as a failure, and nothing older stays
+    beside it.
+
+    Args:
+        store: The study's folder.
+        recipe: study.yaml.
+        cells: By its name among the documents, every cell's file and what the study calls its model.
+        costs: Of costs.json, an entry a fine-tune.
+        run: run.json; a failure to write the others is added.
+
+    Raises:
+        StorageError: The disk refuses run.json too.
+    """
+    folder, path = store.out / CELLS, store.out / RUN_FILE
+    with file_lock(store.documents_lock):
+        with storage_errors(path):
+            folder.mkdir(exist_ok=True)
+            for old in (path, store.out / STUDY_FILE, store.out / COSTS_FILE, *folder.glob("*.json")):
+                old.unlink(missing_ok=True)
+        try:
+            write_bytes(store.out / STUDY_FILE, recipe.encode())
+            write_bytes(store.out / COSTS_FILE, json.dumps({"fine_tunes": costs}, indent=1).encode() + b"\n")
+            for name, (source, model) in cells.items():
+                write_bytes(folder / name, cell_json(_called(read_cell(source), model)))
+        except (StorageError, IncompatibleError, IntegrityError) as error:
+            run["failures"].append({"node": "documents", "because": None, **asdict(Failure.of(error))})
+            run["exit_code"] = worst([run["exit_code"], error.exit_code])
+        write_bytes(path, json.dumps(run, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def _called(cell: Cell, model: str) -> Cell:
+    """A cell with the study's name for its model, which decides nothing and may be another in the next run."""
+    return replace(cell, request=replace(cell.request, name=model))
+
+
+def cell_json(cell: Cell) -> bytes:
+    """A cell as JSON."""
+    data: bytes = _adapter().dump_json(cell, indent=1)
+    return data + b"\n"
+
+
+def read_cell(path: Path) -> Cell:
+    """A cell from its file.
+
+    Raises:
+        StorageError: The file cannot be read.
+        IncompatibleError: It is of another version.
+        IntegrityError: It is no cell.
+    """
+    from pydantic import ValidationError
+
+    values = _parsed(path)
+    found = values.get("version")
+    if found != CELL_VERSION:
+        raise IncompatibleError(
+            f"{path} is a cell of version {found}, and this is version {CELL_VERSION}",
+            hint="run the study again with this release: it computes its cells anew",
+        )
+    try:
+        cell: Cell = _adapter().validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise IntegrityError(f"{path} is no cell: {field}: {first['msg']}", hint="run the study again") from error
+    return cell
+
+
+def read_study(out: Path) -> Study:
+    """What a run left in a folder.
+
+    Raises:
+        StorageError: It is no study's folder, no run of it has ended, or a file cannot be read.
+        IncompatibleError: Of another version.
+        IntegrityError: A damaged file, or no cell.
+    """
+    path = out / RUN_FILE
+    before = _written(path)
+    if before is None:
+        raise StorageError(
+            f"{out} is not the folder of a finished study",
+            hint="name the -o of `qvec-deploy study run`; the same run goes on with one that was stopped",
+        )
+    try:
+        return _read(out, path)
+    finally:  # what is wrong with documents of two runs is that
+        if _written(path) != before:
+            raise StorageError(f"{path} changed while it was read: a run has ended", hint="try it again")
+
+
+def documents_of(out: Path) -> str | None:
+    """The name of the study whose documents a folder holds; None where there are none that can be read."""
+    try:
+        name = json.loads((out / RUN_FILE).read_bytes())["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that was written in its place; None without one."""
+    if not path.is_file():
+        return None
+    with storage_errors(path):
+        found = path.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(out: Path, path: Path) -> Study:
+    from qvec_deploy.research.study.costs import FineTune
+
+    run = _parsed(path)
+    if run.get("version") != RUN_VERSION:
+        raise IncompatibleError(
+            f"{path} is of version {run.get('version')}, and this is version {RUN_VERSION}",
+            hint="run the study again with this release",
+        )
+    cells = tuple(read_cell(file) for file in sorted((out / CELLS).glob("*.json")))
+    if not cells:
+        raise IntegrityError(f"{out} holds no cells", hint=f"run the study again; {path} says what failed")
+    recipe = require_file(out / STUDY_FILE, what="study").read_text(encoding="utf-8")
+    costs = _parsed(out / COSTS_FILE).get("fine_tunes", [])
+    try:
+        fine_tunes = tuple(FineTune(**{**cost, "grid": _grid(cost["grid"])}) for cost in costs)
+    except (TypeError, KeyError) as error:
+        raise IntegrityError(f"{out / COSTS_FILE} is damaged: {error}", hint="run the study again") from error
+    return Study(recipe, run, fine_tunes, cells)
+
+
+def _grid(values: dict[str, Any] | None) -> Scheme | None:
+    return None if values is None else Scheme.from_dict(values)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    with storage_errors(path):
+        data = path.read_bytes()
+    try:
+        values = json.loads(data)
+    except ValueError as error:
+        raise IntegrityError(f"{path} is damaged: {error}", hint="run the study again") from error
+    if not isinstance(values, dict):
+        raise IntegrityError(f"{path} is damaged", hint="run the study again")
+    return values
+
+
+@cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Cell)

@@ -1,0 +1,172 @@
+"""The trainings of a study, each in a folder where it goes on after a kill: to the same bytes on the same CPU."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
+from qvec_deploy.donors.donor_folder import DonorFolder, require_space
+from qvec_deploy.donors.donor_inputs import open_base, open_task
+from qvec_deploy.donors.donor_recipe import DonorRecipe
+from qvec_deploy.donors.finetune import start, weights
+from qvec_deploy.donors.train import Training, TrainState
+from qvec_deploy.donors.train_config import Progress, TrainConfig
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.models import create, describe, head_name, is_skipped
+from qvec_deploy.research.study.study_recipe import BaseTraining
+from qvec_deploy.tensors import Float32
+
+_COPIES = 7  # of the weights: themselves; a saved state is three, and there are two while one is replaced
+
+Watch = Callable[[Progress], None]
+State = Mapping[str, Float32]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training keeps how far it is.
+
+    Attributes:
+        folder: Its own folder.
+        settings: All that decides its weights; what is there was begun under them.
+        save_every: Steps between two saved states.
+        watch: Told of every step.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    save_every: int
+    watch: Watch
+
+
+def train_base(
+    model: str, model_args: Mapping[str, Any], skip: tuple[str, ...], wanted: BaseTraining, device: str, place: Place
+) -> tuple[State, float]:
+    """Train a base from random weights.
+
+    Args:
+        model: timm model name.
+        model_args: For timm.create_model.
+        skip: Modules that are left at timm's initial values: the head.
+        wanted: Images and schedule.
+        device: `cpu` or `cuda`.
+        place: Where it keeps how far it is.
+
+    Returns:
+        Its weights, the head's included, and the seconds that the steps took.
+
+    Raises:
+        RecipeError, StorageError, IncompatibleError: As settings, images and disk deserve.
+    """
+    config = DataConfig.from_mapping(describe(model, 1, model_args).data_config)
+    root = None if wanted.root is None else Path(wanted.root)
+    data = open_dataset(DatasetSpec(wanted.dataset, "train", root), config)
+    torch.manual_seed(wanted.seed)
+    network = create(model, data.classes, model_args)
+    for name, module in network.named_modules():
+        # timm starts Linears at a standard deviation of 0.02, from which a network this narrow learns slowly.
+        if isinstance(module, nn.Linear) and not is_skipped(name, skip):
+            nn.init.normal_(module.weight, 0.0, module.in_features**-0.5)
+    hyper = TrainConfig(
+        steps=wanted.steps,
+        batch_size=wanted.batch_size,
+        lr=wanted.lr,
+        head_lr=wanted.lr,
+        weight_decay=wanted.weight_decay,
+        roll=wanted.roll,
+    )
+    training = Training(_on(network, device), data, hyper, head=head_name(model), seed=wanted.seed)
+    seconds = _run(training, "base", place)
+    return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}, seconds
+
+
+def fine_tune(recipe: DonorRecipe, run: str, place: Place, *, offline: bool = False) -> tuple[State, float]:
+    """One of a donor's two fine-tunes.
+
+    Args:
+        recipe: The donor's.
+        run: `fp`, in float, or `qat`, on the recipe's grid.
+        place: Where it keeps how far it is.
+        offline: Use the Hub's local cache only.
+
+    Returns:
+        Its weights, latent ones of a QAT run, and the seconds that the steps took.
+
+    Raises:
+        RecipeError, StorageError, IncompatibleError, IntegrityError, FetchError: As base, images and disk deserve.
+    """
+    _require_device(recipe.train.device)
+    base, task = open_base(recipe, offline=offline), open_task(recipe)
+    hyper = recipe.hyper(len(task.train))
+    scheme = recipe.scheme.scheme() if run == "qat" else None
+    seed = recipe.train.seed
+    model = start(base, task.train.classes, scheme=scheme, skip=recipe.skip, seed=seed, device=recipe.train.device)
+    training = Training(
+        model, task.train, hyper, head=head_name(recipe.base.model), seed=seed, options=recipe.options()
+    )
+    seconds = _run(training, run, place)
+    return weights(model), seconds
+
+
+def _run(training: Training, run: str, place: Place) -> float:
+    """Do the steps that are left, saving the state now and then; returns the seconds of all steps."""
+    folder = DonorFolder(place.folder)
+    size = sum(value.numel() * value.element_size() for value in training.state().tensors.values())
+    require_space(place.folder, _COPIES * size - folder.size())
+    saved = _claimed(folder, run, place.settings)
+    if saved is not None:
+        training.restore(saved)
+    seconds = 0.0 if saved is None else saved.seconds
+
+    def after(progress: Progress) -> None:
+        nonlocal seconds
+        seconds = progress.seconds
+        if progress.step % place.save_every == 0 or progress.step == progress.steps:
+            folder.save(run, training.state())
+        place.watch(progress)
+
+    training.run(after)
+    return seconds
+
+
+def _claimed(folder: DonorFolder, run: str, settings: Mapping[str, Any]) -> TrainState | None:
+    """Where a run stood when it was last saved; a damaged state costs the time that it took."""
+    try:
+        folder.claim(settings)
+        return folder.load(run)
+    except IntegrityError as error:
+        sys.stderr.write(f"{error.message}; this training begins again\n")  # the node's log
+        folder.claim(settings, force=True)
+        return None
+
+
+def told(tell: Callable[[Any], None], every_s: float = 0.5) -> Watch:
+    """A watch that tells `done` of `total` steps, now and then."""
+    before = 0.0
+
+    def watch(progress: Progress) -> None:
+        nonlocal before
+        now = time.monotonic()
+        if now - before >= every_s or progress.step == progress.steps:
+            before = now
+            tell({"done": progress.step, "total": progress.steps})
+
+    return watch
+
+
+def _on(model: nn.Module, device: str) -> nn.Module:
+    _require_device(device)
+    return model.to(device)
+
+
+def _require_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise IncompatibleError("there is no CUDA device here", hint="set train.device to cpu")

@@ -1,0 +1,155 @@
+"""What is tried in a cell: weights for one network, swapped in place, and the answers that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qvec_deploy.build.select.score import divergences
+from qvec_deploy.build.select.trial_model import Student
+from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.plan import Plan
+from qvec_deploy.progress import Progress
+from qvec_deploy.research.study.cell_values import pack_right
+from qvec_deploy.research.study.task_images import Images
+from qvec_deploy.tensors import Float32, Scheme
+from qvec_deploy.vectors.controls import shuffled
+from qvec_deploy.vectors.extract import l2_norm
+from qvec_deploy.vectors.patch import add_scaled, mix
+from qvec_deploy.vectors.vector_sources import Source, random_like
+
+State = Mapping[str, Float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a candidate says.
+
+    Attributes:
+        right: Test images that it gets right, as `pack_right` packs them.
+        logits: (images, classes) on the selecting images; None where they were not run.
+        divergence: Mean over them from the float receiver, nats; None where they were not run.
+        selecting_right: Right ones among them; None where they were not run.
+    """
+
+    right: str
+    logits: Float32 | None = None
+    divergence: float | None = None
+    selecting_right: int | None = None
+
+
+class Bench:
+    """One network, built once, with one candidate's weights at a time.
+
+    A candidate by weights alone takes the receiver's place in a `Student` whose receiver is a dictionary: what it
+    does to these weights at lambda 0 is what a build does to a candidate's.
+
+    Args:
+        plan: The receiver's plan on the grid.
+        receiver: The receiver.
+        sources: The donors' vectors by label, as in the plan.
+        selecting: Images that choose.
+        testing: Images that judge.
+        progress: Times the stages.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        receiver: Checkpoint,
+        sources: Mapping[str, Source],
+        selecting: Images,
+        testing: Images,
+        progress: Progress,
+    ) -> None:
+        self.plan = plan
+        self.receiver = receiver
+        self.sources = sources
+        self.selecting = selecting
+        self.testing = testing
+        self.progress = progress
+        self.weights: State = {tensor.name: receiver.read(tensor.name) for tensor in plan.tensors}
+        self._shown = dict(self.weights)
+        place = Checkpoint(receiver.path, receiver.source, receiver.tensors, self._shown.__getitem__, {})
+        self.student = Student(plan, place, {}, selecting.batches)
+        self.show(self.weights, None)
+        with progress.stage("forward"):
+            self.float_logits = self.student.run()
+
+    def show(self, weights: State, scheme: Scheme | None) -> None:
+        """Put weights into the network, on a grid or, with None, as they are; what they lack is the receiver's."""
+        with self.progress.stage("quantize"):
+            self._shown.update({**self.weights, **weights})
+            tensors = tuple(replace(t, scheme=scheme if t.scheme is not None else None) for t in self.plan.tensors)
+            self.student.plan = replace(self.plan, tensors=tensors)
+            self.student.load(0.0)
+
+    def patched(self, rho: State, lam: float) -> State:
+        """The receiver's weights plus lambda * rho, for the tensors that rho covers."""
+        with self.progress.stage("patch"):
+            return {name: add_scaled(self.weights[name], value, lam) for name, value in rho.items()}
+
+    def answers(self, student: Student | None = None, *, choosing: bool = True) -> Answers:
+        """What the candidate that is shown says.
+
+        Args:
+            student: Another network than the bench's own.
+            choosing: Whether the selecting images are run too.
+        """
+        student = student or self.student
+        with self.progress.stage("forward"):
+            logits = student.run() if choosing else None
+            judged = student.run(self.testing.batches)
+        right = pack_right(judged.argmax(axis=1) == self.testing.labels)
+        if logits is None:
+            return Answers(right)
+        divergence = float(divergences(self.float_logits, logits).mean())
+        return Answers(right, logits, divergence, int((logits.argmax(axis=1) == self.selecting.labels).sum()))
+
+    def of_method(self, method: str, moments: bool, calibration: Sequence[Float32]) -> Student:
+        """The receiver under a calibrated method on the same grid, with all donors' vectors as the patch.
+
+        Args:
+            method: `awq`, `gptq` or `gptaq`.
+            moments: Whether it looks at the vectors' second moments.
+            calibration: Batches that it looks at instead.
+
+        Raises:
+            RecipeError: The method does not take moments.
+        """
+        looks_at = {"on": "moments"} if moments else {}
+        changes = self.plan.recipe.with_method(method) | {"quantize.calibration": looks_at}
+        plan = replace(self.plan, recipe=self.plan.recipe.with_overrides(changes, name=method))
+        return Student(plan, self.receiver, self.sources, self.selecting.batches, calibration)
+
+
+def read_all(source: Source) -> State:
+    """All tensors of a vector."""
+    return {name: source.read(name) for name in source.tensors}
+
+
+def weighted(sources: Sequence[Source], weights: Sequence[float]) -> State:
+    """The weighted sum of vectors, tensor by tensor, so that memory holds one of them."""
+    parts = list(zip(sources, weights, strict=True))
+    return {name: mix([(source.read(name), weight) for source, weight in parts]) for name in sources[0].tensors}
+
+
+def random_rho(rho: State, seed: int) -> State:
+    """Noise with the norm that rho has in every tensor."""
+    return {name: random_like(value, name, seed) for name, value in rho.items()}
+
+
+def shuffled_rho(rho: State, seed: int) -> State:
+    """Rho with the values of every row in random order."""
+    return {name: shuffled(value, name, seed) for name, value in rho.items()}
+
+
+def with_norms(moved: State, rho: State) -> State:
+    """Other changes of the weights, scaled to the norm that rho has in every tensor; what did not move stays."""
+    scaled: dict[str, Float32] = {}
+    for name, value in rho.items():
+        norm = l2_norm([moved[name]]) if name in moved else 0.0
+        scaled[name] = moved[name] * np.float32(l2_norm([value]) / norm) if norm else np.zeros_like(value)
+    return scaled

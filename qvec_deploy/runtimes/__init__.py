@@ -1,0 +1,1 @@
+"""Runtimes: what makes an engine of a bundle's weights and runs it, one folder each."""

@@ -1,0 +1,13 @@
+"""The files that an engine is made of, by name."""
+
+from __future__ import annotations
+
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "weights.qvec.safetensors"
+STRUCTURE_FILE = "structure.json"
+ACTIVATIONS_FILE = "activations.json"
+
+
+def is_of_engine(name: str) -> bool:
+    """Whether a bundle's file is a part of what runs: not one that describes or checks it, nor of another engine."""
+    return name in (MODEL_FILE, WEIGHTS_FILE, STRUCTURE_FILE, ACTIVATIONS_FILE) or name.startswith("engine.")

@@ -1,0 +1,81 @@
+"""What reaches the quantized Linears: the largest magnitude of every input, calibrated once and kept in the bundle."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qvec_deploy.errors import IntegrityError
+from qvec_deploy.io.files import canonical_json, require_file, storage_errors, write_bytes
+from qvec_deploy.packed import PackedFile, unpack
+from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE
+from qvec_deploy.tensors import INPUT_SCALE, Float32
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def calibrate_amax(model: nn.Module, weights: PackedFile, images: Sequence[Float32]) -> dict[str, float]:
+    """The largest magnitude that reaches each quantized Linear, by ModelOpt's `max` calibration.
+
+    Args:
+        model: The timm model of `weights`, in evaluation mode; its quantized weights and ModelOpt's quantizers are put
+            in here.
+        weights: The packed file that will be deployed.
+        images: Batches (B, C, H, W), normalised.
+
+    Returns:
+        Magnitude by Linear name, of what the engine's Linear reads: after the factors that AWQ put before it.
+
+    Raises:
+        IncompatibleError: Activations are not finite.
+        IntegrityError: The packed file is damaged.
+        ValueError: No image.
+    """
+    import torch
+
+    from qvec_deploy.quantize.activation_ranges import calibrate_inputs
+
+    if not images:
+        raise ValueError("calibration needs at least one image")
+    names = [name.removesuffix(".weight") for name, info in weights.tensors.items() if info.scheme is not None]
+    scales = {name: f"{name}{INPUT_SCALE}" for name in names if f"{name}{INPUT_SCALE}" in weights.tensors}
+    factors = {name: weights.array(scale).astype(np.float32) for name, scale in scales.items()}
+    with torch.no_grad():
+        for name in names:
+            linear: Any = model.get_submodule(name)
+            linear.weight.copy_(torch.from_numpy(unpack(weights.packed(f"{name}.weight")).dequantize()))
+    return calibrate_inputs(model, names, factors, images)
+
+
+def write_amax(directory: Path, amax: Mapping[str, float]) -> None:
+    """Keep calibrated magnitudes beside the weights.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    write_bytes(directory / ACTIVATIONS_FILE, canonical_json({"amax": dict(amax)}))
+
+
+def read_amax(directory: Path) -> dict[str, float]:
+    """What `write_amax` kept.
+
+    Raises:
+        IntegrityError: The file is damaged.
+        StorageError: There is none.
+    """
+    path = require_file(directory / ACTIVATIONS_FILE, what="calibrated activations")
+    try:
+        with storage_errors(path):
+            amax = json.loads(path.read_bytes())["amax"]
+        values = {str(name): float(value) for name, value in amax.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}", hint="build the bundle again") from error
+    if not all(math.isfinite(value) and value >= 0 for value in values.values()):
+        raise IntegrityError(f"{path} holds an impossible magnitude", hint="build the bundle again")
+    return values

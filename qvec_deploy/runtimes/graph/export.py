@@ -1,0 +1,150 @@
+"""A timm model to an ONNX skeleton: its structure, every quantized Linear as one `qvec::QvecLinear` node, no weights.
+
+The skeleton depends on the architecture and the skip list alone, so all candidates of a build share one export, and
+float weights never enter the exporter. `graph.py` puts the weights back by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+from torch import Tensor, nn
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.models import ModelArgs, create, quantized_linears
+from qvec_deploy.runtimes.graph import DOMAIN, INPUT, OPSET, OUTPUT
+
+
+class _SkeletonLinear(nn.Module):
+    """Stands where an nn.Linear stood and emits the operator; its buffers only lend their names."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.columns, self.rows = linear.in_features, linear.out_features
+        self.register_buffer("weight", torch.zeros((self.rows, 1), dtype=torch.int32))
+        self.register_buffer("scale", torch.zeros((self.rows, 1)))
+        self.register_buffer("bias", torch.zeros(self.rows))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::QvecLinear",
+            (x, self.weight, self.scale, self.bias),
+            attrs={"K": self.columns, "N": self.rows},
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], self.rows),
+            version=1,
+        )
+        return y
+
+
+def export_skeleton(
+    name: str, classes: int, args: ModelArgs, skip: tuple[str, ...], input_shape: tuple[int, int, int]
+) -> onnx.ModelProto:
+    """Export a model's structure.
+
+    Args:
+        name: timm model name.
+        classes: Number of classes.
+        args: Arguments for timm.create_model.
+        skip: Child names whose Linears stay ordinary.
+        input_shape: (C, H, W) of an image.
+
+    Returns:
+        An ONNX model with input `images` (batch, C, H, W), output `logits` (batch, classes), a dynamic batch, and
+        initializers under the state dict's names whose values mean nothing.
+
+    Raises:
+        IncompatibleError: The exporter cannot express the model.
+    """
+    with torch.device("meta"):
+        model = create(name, classes, args)
+    weights = set(model.state_dict())
+    for path in quantized_linears(model, skip):
+        parent, _, child = path.rpartition(".")
+        linear: Any = model.get_submodule(path)
+        setattr(model.get_submodule(parent), child, _SkeletonLinear(linear))
+    names = set(model.state_dict())
+    model.to_empty(device="cpu")
+    _fill(model, name, classes, args, computed={key for key, _ in model.named_buffers()} - names)
+    return _export(model, torch.zeros((2, *input_shape)), names | weights)
+
+
+def _fill(model: nn.Module, name: str, classes: int, args: ModelArgs, computed: set[str]) -> None:
+    """Zeros for weights; the true values for buffers that are computed and not stored, such as a Swin's masks."""
+    real = dict(create(name, classes, args).named_buffers()) if computed else {}
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if key in computed:
+            tensor.data.copy_(real[key])
+        else:
+            tensor.data.zero_()
+
+
+def _export(model: nn.Module, images: Tensor, weights: set[str]) -> onnx.ModelProto:
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                model,
+                (images,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                optimize=False,
+            )
+        except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise IncompatibleError(
+                f"the model cannot be exported to ONNX: {reason}",
+                hint="ViT, DeiT-III and Swin models are known to work",
+            ) from error
+        assert program is not None  # noqa: S101 - with dynamo=True the exporter returns a program
+        return _optimize(program.model, weights)
+
+
+def _optimize(model: ir.Model, weights: set[str]) -> onnx.ModelProto:
+    """Simplify the graph without looking at weights: as graph inputs without values they cannot be folded or merged.
+
+    The values mean nothing here. Seeing them, the optimizer would drop every bias, for they are zeros.
+    """
+    graph = model.graph
+    hidden = {name: graph.initializers.pop(name) for name in sorted(weights & set(graph.initializers))}
+    values = {name: value.const_value for name, value in hidden.items()}
+    for value in hidden.values():
+        value.const_value = None
+    graph.inputs.extend(hidden.values())
+    onnxscript.optimizer.optimize(model, num_iterations=1)
+    graph.inputs[:] = [value for value in graph.inputs if value.name not in hidden]
+    for name, value in hidden.items():
+        value.const_value = values[name]
+        graph.initializers[name] = value
+    return ir.to_proto(model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress and deprecation notes away from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

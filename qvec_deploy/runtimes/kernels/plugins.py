@@ -1,0 +1,239 @@
+"""The operator as TensorRT plugins. Their compiled kernels go into the engine, which then needs neither Python nor us.
+
+TensorRT reads the annotations of the functions below when they are registered: they must be objects, not strings.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.runtimes.kernels.ahead import Compiled, compile_ahead
+from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
+from qvec_deploy.runtimes.kernels.plugin_config import DEQUANTIZE, LINEAR, NAMESPACE, VERSION, PluginConfig
+from qvec_deploy.runtimes.kernels.tiles import TILES, Tile
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_raised: list[Exception] = []
+_registered: set[str] = set()
+
+
+@contextlib.contextmanager
+def plugin_errors() -> Iterator[None]:
+    """Raise what a plugin raised while TensorRT ran within the `with`: TensorRT only prints it.
+
+    Raises:
+        Exception: The first error of a plugin; it takes precedence over whatever TensorRT made of it.
+    """
+    _raised.clear()
+    try:
+        yield
+    finally:
+        errors = list(_raised)
+        _raised.clear()
+        if errors:
+            raise errors[0]
+
+
+def register_plugins(*, lazy: bool = False) -> None:
+    """Make both plugins known to TensorRT; calling it again does nothing.
+
+    Args:
+        lazy: Declare them to TensorRT's Python package only. Its ONNX parser would not find them.
+
+    Raises:
+        IncompatibleError: TensorRT is missing, older than 10.9, or did not take them.
+    """
+    try:
+        import tensorrt as trt
+        import tensorrt.plugin as trtp
+    except ImportError as error:
+        raise IncompatibleError(
+            f"TensorRT's plugins cannot be imported: {error}", hint="install TensorRT 10.9 or later"
+        ) from error
+    if not hasattr(trtp, "aot_impl"):
+        raise IncompatibleError(
+            f"TensorRT {trt.__version__} takes no compiled plugins",
+            hint="install TensorRT 10.9 or later, or use the lowering `int4`",
+        )
+    for name, declare in ((LINEAR, _declare_linear), (DEQUANTIZE, _declare_dequantize)):
+        if name in _registered:
+            continue
+        declare(f"{NAMESPACE}::{name}", trt, trtp, lazy)
+        if not lazy and trt.get_plugin_registry().get_creator(name, VERSION, NAMESPACE) is None:
+            raise IncompatibleError(
+                f"TensorRT {trt.__version__} did not register the plugin {name}", hint="use the lowering `int4`"
+            )
+        _registered.add(name)
+
+
+def tactics(config: PluginConfig) -> dict[int, Tile]:
+    """The tiles that TensorRT times, by positive numbers.
+
+    Its timing cache tells plugins apart by name, shapes, types and tactics but not by attributes, so the numbers say
+    everything else that makes a kernel faster or slower.
+    """
+    kind = (list(LAYOUTS).index(config.layout) * 10 + config.layout_version) * 1000 + config.sm
+    return {(kind * 10 + config.bits) * 100 + number: tile for number, tile in enumerate(TILES, start=1)}
+
+
+def _remembered(function: _Function) -> _Function:
+    """`function`, whose exceptions are kept for `plugin_errors`."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            _raised.append(error)
+            raise
+
+    return call  # type: ignore[return-value]
+
+
+def _declare(
+    plugin: str, trtp: Any, lazy: bool, describe: Callable[..., Any], tune: Callable[..., Any], make: Callable[..., Any]
+) -> None:
+    trtp.register(plugin, lazy_register=lazy)(_remembered(describe))
+    trtp.autotune(plugin)(_remembered(tune))
+    trtp.aot_impl(plugin)(_remembered(make))
+
+
+def _declare_linear(plugin: str, trt: Any, trtp: Any, lazy: bool) -> None:
+    def describe(
+        x: trtp.TensorDesc, qweight: trtp.TensorDesc, scale: trtp.TensorDesc, bias: trtp.TensorDesc, cfg: str
+    ) -> trtp.TensorDesc:
+        config = PluginConfig.parse(cfg)
+        _check_weight(trt, config, x, qweight, scale)
+        _check("bias", bias, x.dtype, (config.rows,))
+        y = x.like()
+        y.shape_expr[x.ndim - 1] = config.rows
+        return y
+
+    def tune(
+        x: trtp.TensorDesc,
+        qweight: trtp.TensorDesc,
+        scale: trtp.TensorDesc,
+        bias: trtp.TensorDesc,
+        cfg: str,
+        outputs: tuple[trtp.TensorDesc],
+    ) -> list[trtp.AutoTuneCombination]:
+        half = _half(trt, x)
+        types = f"{half}, INT32, FP32, {half}, {half}"
+        return [trtp.AutoTuneCombination(types, "LINEAR", list(tactics(PluginConfig.parse(cfg))))]
+
+    def make(
+        x: trtp.TensorDesc,
+        qweight: trtp.TensorDesc,
+        scale: trtp.TensorDesc,
+        bias: trtp.TensorDesc,
+        cfg: str,
+        outputs: tuple[trtp.TensorDesc],
+        tactic: int,
+    ) -> tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
+        return _kernel(trt, trtp, "linear", x, cfg, tactic)
+
+    _declare(plugin, trtp, lazy, describe, tune, make)
+
+
+def _declare_dequantize(plugin: str, trt: Any, trtp: Any, lazy: bool) -> None:
+    def describe(x: trtp.TensorDesc, qweight: trtp.TensorDesc, scale: trtp.TensorDesc, cfg: str) -> trtp.TensorDesc:
+        config = PluginConfig.parse(cfg)
+        _check_weight(trt, config, x, qweight, scale)
+        return trtp.from_shape_expr((config.rows, config.columns), x.dtype)
+
+    def tune(
+        x: trtp.TensorDesc, qweight: trtp.TensorDesc, scale: trtp.TensorDesc, cfg: str, outputs: tuple[trtp.TensorDesc]
+    ) -> list[trtp.AutoTuneCombination]:
+        half, only = _half(trt, x), list(tactics(PluginConfig.parse(cfg)))[:1]  # this kernel has no tiles
+        return [trtp.AutoTuneCombination(f"{half}, INT32, FP32, {half}", "LINEAR", only)]
+
+    def make(
+        x: trtp.TensorDesc,
+        qweight: trtp.TensorDesc,
+        scale: trtp.TensorDesc,
+        cfg: str,
+        outputs: tuple[trtp.TensorDesc],
+        tactic: int,
+    ) -> tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
+        return _kernel(trt, trtp, "dequantize", x, cfg, tactic)
+
+    _declare(plugin, trtp, lazy, describe, tune, make)
+
+
+def _kernel(
+    trt: Any, trtp: Any, kind: Literal["linear", "dequantize"], x: Any, cfg: str, tactic: int
+) -> tuple[str, bytes, Any, Any]:
+    """What TensorRT asks of a plugin: a kernel's name, its PTX, how to launch it, and its integer arguments."""
+    config = PluginConfig.parse(cfg)
+    known = tactics(config)
+    if tactic not in known:
+        raise IncompatibleError(
+            f"TensorRT asks for tactic {tactic} of `{config}`, which has {list(known)}",
+            hint="delete the timing cache: another version wrote it",
+        )
+    kernel = compile_ahead(
+        kind,
+        layout=config.device_layout,
+        bits=config.bits,
+        rows=config.rows,
+        columns=config.columns,
+        group_size=config.group_size,
+        dtype="float16" if _half(trt, x) == "FP16" else "bfloat16",
+        tile=known[tactic],
+        sm=config.sm,
+    )
+    m = x.shape_expr[0]
+    for axis in range(1, x.ndim - 1):
+        m *= x.shape_expr[axis]
+    return kernel.name, kernel.ptx, _launch(trtp, kernel, m), _sizes(trtp, kernel, config, m)
+
+
+def _launch(trtp: Any, kernel: Compiled, m: Any) -> Any:
+    params = trtp.KernelLaunchParams()
+    first = (trtp.cdiv(m, kernel.block_rows),) if kernel.block_rows else ()
+    params.grid_x, params.grid_y = first + kernel.grid_fixed
+    params.block_x, params.shared_mem = kernel.threads, kernel.shared_bytes
+    return params
+
+
+def _sizes(trtp: Any, kernel: Compiled, config: PluginConfig, m: Any) -> Any:
+    """The integers between a kernel's inputs and its output."""
+    values = {"m": m, "n": config.rows, "k": config.columns}
+    sizes = [values[name] for name in kernel.arguments if name in values]
+    arguments = trtp.SymIntExprs(len(sizes))
+    for position, size in enumerate(sizes):
+        arguments[position] = trtp.SymInt32(size)  # plain integers are refused
+    return arguments
+
+
+def _half(trt: Any, x: Any) -> str:
+    """TensorRT's name for the type of x."""
+    names = {trt.float16: "FP16", trt.bfloat16: "BF16"}
+    if x.dtype not in names:
+        raise IncompatibleError(f"x is {x.dtype}; the kernels take float16 and bfloat16", hint="lower the bundle again")
+    return names[x.dtype]
+
+
+def _check_weight(trt: Any, config: PluginConfig, x: Any, qweight: Any, scale: Any) -> None:
+    _half(trt, x)
+    if x.ndim < 2:
+        raise IncompatibleError(f"x has {x.ndim} axes; the kernels take 2 or more", hint="lower the bundle again")
+    _check("x", x, x.dtype, (None,) * (x.ndim - 1) + (config.columns,))
+    _check("qweight", qweight, trt.int32, config.words_shape)
+    _check("scale", scale, trt.float32, config.scale_shape)
+
+
+def _check(name: str, tensor: Any, dtype: Any, shape: tuple[int | None, ...]) -> None:
+    """Refuse another type or shape; None is any size, and sizes are not known at every stage of a build."""
+    sizes = [None if size.is_fake or not size.is_constant else size.constant_value() for size in tensor.shape_expr]
+    fits = len(sizes) == len(shape) and all(
+        None in (size, wanted) or size == wanted for size, wanted in zip(sizes, shape, strict=True)
+    )
+    if fits and tensor.dtype == dtype:
+        return
+    raise IncompatibleError(
+        f"{name} is {tensor.dtype} {sizes}; the kernel takes {dtype} {list(shape)}",
+        hint="lower the bundle again with this version",
+    )

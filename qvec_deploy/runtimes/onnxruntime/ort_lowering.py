@@ -1,0 +1,149 @@
+"""The stored model to the one ONNX Runtime multiplies with: `int4` and `int8` are made at load, codes unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.packed import PackedFile, unpack
+from qvec_deploy.runtimes.graph import DOMAIN
+from qvec_deploy.tensors import QuantizedTensor, Scheme
+
+CONTRIB = "com.microsoft"
+_BLOCKS = (16, 32, 64, 128, 256)  # block sizes that every build of MatMulNBits takes
+
+Arrays = dict[str, NDArray[Any]]
+Converted = tuple[onnx.NodeProto, list[NDArray[Any]]]
+
+
+def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, lowering: str) -> tuple[onnx.ModelProto, Arrays]:
+    """Replace every packed Linear by the runtime's own operator on the same codes.
+
+    The arrays stay outside the model, for the runtime to take over: inside, they would exist twice and count against
+    protobuf's limit of 2 GB.
+
+    Args:
+        stored: As `attach_weights` makes it; not changed. References to float tensors stay references.
+        weights: The packed file it refers to.
+        lowering: `int4` or `int8`.
+
+    Returns:
+        The model, and the arrays that its new external initializers stand for, by name.
+
+    Raises:
+        IncompatibleError: No such lowering, or a scheme it cannot take.
+        IntegrityError: The packed file is damaged.
+    """
+    convert = CONVERTERS.get(lowering)
+    if convert is None:
+        raise IncompatibleError(f"there is no lowering `{lowering}` in memory", hint=f"use {', '.join(CONVERTERS)}")
+    model = onnx.ModelProto()
+    model.CopyFrom(stored)
+    arrays: Arrays = {}
+    nodes, replaced = [], set()
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        replaced |= {node.input[1], node.input[2]}
+        new, values = convert(node, unpack(weights.packed(node.input[1])))
+        arrays |= zip(_operands(node), values, strict=True)
+        nodes.append(new)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in replaced]
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    model.graph.ClearField("initializer")
+    model.graph.initializer.extend([*kept, *(external_initializer(name, array) for name, array in arrays.items())])
+    model.ClearField("functions")
+    opsets = {entry.domain: entry.version for entry in model.opset_import if entry.domain != DOMAIN} | {CONTRIB: 1}
+    model.ClearField("opset_import")
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
+    return model, arrays
+
+
+def runtime_bits_per_weight(weights: PackedFile, lowering: str) -> float:
+    """Bits a quantized weight takes in the engine's memory, its share of the scales included."""
+    bits = count = 0.0
+    for info in weights.tensors.values():
+        if info.scheme is not None:
+            rows, columns = info.shape
+            count += rows * columns
+            bits += rows * _row_bits(lowering, columns, info.scheme)
+    return bits / count if count else 32.0
+
+
+def _row_bits(lowering: str, columns: int, scheme: Scheme) -> float:
+    if lowering == "int4":
+        block = block_of(columns, scheme.group_size)
+        return 8.0 * -(-columns // block) * (block // 2 + 4)
+    if lowering == "int8":
+        return 8.0 * columns + 32
+    return 32.0 * columns  # `packed` is unpacked to float32 when it is loaded
+
+
+def _to_int4(node: onnx.NodeProto, tensor: QuantizedTensor) -> Converted:
+    """MatMulNBits: unsigned 4-bit codes u = q + 8 in blocks, two to a byte, low nibble first; float32 arithmetic."""
+    rows, columns = tensor.codes.shape
+    block = block_of(columns, tensor.scheme.group_size)
+    blocks = -(-columns // block)
+    codes = (tensor.codes + 8).astype(np.uint8)
+    if blocks * block != columns:
+        codes = np.pad(codes, ((0, 0), (0, blocks * block - columns)), constant_values=8)
+    payload = (codes[:, 0::2] | (codes[:, 1::2] << 4)).reshape(rows, blocks, block // 2)
+    scale = tensor.scale.repeat(blocks // tensor.scale.shape[1], axis=1)
+    weight, scales = _operands(node)
+    new = helper.make_node(
+        "MatMulNBits",
+        [node.input[0], weight, scales, "", "", node.input[3]],
+        list(node.output),
+        name=node.name,
+        domain=CONTRIB,
+        K=columns,
+        N=rows,
+        bits=4,
+        block_size=block,
+        accuracy_level=0,  # float32 activations: the product is exact up to the order of summation
+    )
+    return new, [payload, scale]
+
+
+def _to_int8(node: onnx.NodeProto, tensor: QuantizedTensor) -> Converted:
+    """DynamicQuantizeMatMul: int8 codes (K, N); activations are quantized to 8 bits at every run."""
+    weight, scales = _operands(node)
+    new = helper.make_node(
+        "DynamicQuantizeMatMul",
+        [node.input[0], weight, scales, "", node.input[3]],
+        list(node.output),
+        name=node.name,
+        domain=CONTRIB,
+    )
+    return new, [np.ascontiguousarray(tensor.codes.T), tensor.scale[:, 0]]
+
+
+CONVERTERS: dict[str, Callable[[onnx.NodeProto, QuantizedTensor], Converted]] = {"int4": _to_int4, "int8": _to_int8}
+
+
+def external_initializer(name: str, array: NDArray[Any]) -> TensorProto:
+    """An initializer that the runtime is handed; ONNX wants a place for it all the same."""
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "in-memory"), ("offset", 0), ("length", array.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def _operands(node: onnx.NodeProto) -> tuple[str, str]:
+    return f"{node.input[1]}.codes", f"{node.input[1]}.scales"
+
+
+def block_of(columns: int, group_size: int) -> int:
+    """The block size that needs least memory, padding and scales counted; a group, or an even share of a large one."""
+    if group_size:
+        return min(group_size, _BLOCKS[-1])
+    return min(_BLOCKS, key=lambda block: (-(-columns // block) * (block // 2 + 4), block))

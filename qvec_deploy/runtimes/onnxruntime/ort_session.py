@@ -1,0 +1,167 @@
+"""ONNX Runtime on the CPU: the embedded default. The stored model is lowered when it is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.io.files import require_file
+from qvec_deploy.tensors import Float32
+
+if TYPE_CHECKING:
+    from qvec_deploy.runtimes.registry import Session
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class OnnxRuntime:
+    """The `onnxruntime` runtime."""
+
+    def missing(self, lowering: str | None = None) -> str | None:
+        """Why ONNX Runtime cannot be used here; None if it can."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            return f"onnxruntime cannot be imported: {error}"
+        if PROVIDER not in onnxruntime.get_available_providers():
+            return f"onnxruntime {onnxruntime.__version__} has no {PROVIDER}"
+        return None
+
+    @contextlib.contextmanager
+    def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:
+        """Load the engine of a bundle directory.
+
+        Args:
+            directory: Holds model.onnx and the packed weight file.
+            lowering: `float`, `packed`, `int4` or `int8`.
+            threads: Threads of the engine.
+
+        Raises:
+            IncompatibleError: ONNX Runtime is missing, refuses the model, or runs it on another provider.
+            IntegrityError: The model or the weight file is damaged.
+        """
+        reason = self.missing()
+        if reason is not None:
+            raise IncompatibleError(reason, hint="install onnxruntime; `qvec-deploy doctor` says what is there")
+        _return_freed_memory()  # what came before: engines are large, and often opened after larger things
+        session = _load(directory, lowering, threads)
+        _return_freed_memory()
+        yield OnnxSession(session)
+
+    def profile(self, directory: Path, lowering: str, threads: int, images: Float32, runs: int) -> dict[str, float]:
+        """Time of every layer, by ONNX Runtime's own profiler, in a session of its own: profiling slows it down.
+
+        Args:
+            directory: As in `open`.
+            lowering: As in `open`.
+            threads: As in `open`.
+            images: (batch, C, H, W) float32.
+            runs: How often; the median counts.
+
+        Returns:
+            Milliseconds of one run by layer, in the order of the graph, `rest` last (see `layer_times`).
+
+        Raises:
+            IncompatibleError, IntegrityError: As in `open`.
+        """
+        from qvec_deploy.runtimes.onnxruntime.ort_profile import layer_times
+
+        with TemporaryDirectory() as folder:
+            session = _load(directory, lowering, threads, profile=Path(folder) / "profile")
+            engine = OnnxSession(session)
+            for _ in range(runs):
+                engine.run(images)
+            trace = Path(session.end_profiling())
+            return layer_times(directory, trace, runs)
+
+
+class OnnxSession:
+    """A loaded ONNX Runtime session."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._input = session.get_inputs()[0]
+        self._output = session.get_outputs()[0].name
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, channels, height, width = self._input.shape
+        return channels, height, width
+
+    def run(self, images: Float32) -> Float32:
+        """Logits (batch, classes) float32 of images (batch, C, H, W) float32.
+
+        Raises:
+            IncompatibleError: Images of another shape or dtype.
+        """
+        if images.shape[1:] != self.input_shape or images.dtype != "float32" or not len(images):
+            raise IncompatibleError(
+                f"the engine takes float32 images (batch, {', '.join(map(str, self.input_shape))}), "
+                f"got {images.dtype} {images.shape}",
+                hint="preprocess images as the manifest's data_config says",
+            )
+        logits: Float32 = self._session.run([self._output], {self._input.name: images})[0]
+        return logits
+
+
+def _load(directory: Path, lowering: str, threads: int, *, profile: Path | None = None) -> Any:
+    import onnxruntime
+
+    from qvec_deploy.runtimes.engine_files import MODEL_FILE
+
+    model = require_file(directory / MODEL_FILE, what="model")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    # Idle threads of one engine must not spin while another one is being measured.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory.resolve()))
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    source: str | bytes = str(model)
+    arrays: dict[str, Any] = {}
+    if lowering not in ("float", "packed"):
+        source, arrays = _lowered(directory, lowering)
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+        options.add_external_initializers(list(arrays), values)
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise IncompatibleError(
+            f"ONNX Runtime {onnxruntime.__version__} refuses {model}: {reason}",
+            hint="`qvec-deploy verify` checks the bundle",
+        ) from error
+    if session.get_providers() != [PROVIDER]:
+        raise IncompatibleError(f"the engine runs on {session.get_providers()}", hint=f"{PROVIDER} was asked for")
+    return session
+
+
+def _lowered(directory: Path, lowering: str) -> tuple[bytes, dict[str, Any]]:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    from qvec_deploy.packed import PackedFile
+    from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+    from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory
+
+    try:
+        stored = onnx.load(directory / MODEL_FILE, load_external_data=False)
+    except DecodeError as error:
+        raise IntegrityError(f"{directory / MODEL_FILE} is not an ONNX model", hint="build the bundle again") from error
+    lowered, arrays = lower_in_memory(stored, PackedFile.open(directory / WEIGHTS_FILE), lowering)
+    return lowered.SerializeToString(), arrays
+
+
+def _return_freed_memory() -> None:
+    """Give freed pages back to the system; glibc keeps gigabytes of them otherwise."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,210 @@
+"""The file beside every engine: what it was built from, for and with, checked before TensorRT sees the engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.io.files import require_file, sha256_bytes, sha256_file, storage_errors, write_bytes
+from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, release
+
+FORMAT, FORMAT_VERSION = "qvec-plan", 1
+SUFFIX = ".plan"
+REBUILD = "`qvec-deploy compile BUNDLE` builds it for this machine"
+
+HARDWARE = ("this", "same_compute_capability", "ampere_plus")
+"""GPUs an engine runs on: this model, all of its compute capability, all from 8.0 on."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batch sizes that one engine takes; TensorRT makes it fastest at `best`."""
+
+    smallest: int
+    best: int
+    largest: int
+
+    @classmethod
+    def of(cls, size: int) -> Batches:
+        """One size: a static engine."""
+        return cls(size, size, size)
+
+    @property
+    def static(self) -> bool:
+        """Whether there is only one."""
+        return self.smallest == self.largest
+
+    def __str__(self) -> str:
+        return f"{self.largest}" if self.static else f"{self.smallest}-{self.largest}"
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What an engine is.
+
+    Attributes:
+        machine: What it was built with and on.
+        lowering: What it multiplies with.
+        batches: Batch sizes it takes.
+        input_shape: (C, H, W) of an image.
+        hardware: GPUs it runs on; one of `HARDWARE`.
+        version_compatible: Whether other releases of the same major version run it.
+        cuda_graph: Whether it is run as a CUDA graph.
+        plugin_layers: Layers that our plugin computes.
+        packed_bytes: Codes and scales of its quantized Linears, as handed to TensorRT.
+        given_bytes: All constants handed to TensorRT.
+        allowed_bytes: Most that it stores if its quantized Linears stayed packed; None where they are float16.
+        weights_bytes: What TensorRT says it stores; None where it does not say.
+        device_bytes: Memory that running it takes beyond its weights.
+        sha256: Of the engine.
+        model_sha256: Of the ONNX model it was built from.
+        weights_sha256: Of the packed file it was built from.
+        build_s: Seconds that building took.
+    """
+
+    machine: Machine
+    lowering: str
+    batches: Batches
+    input_shape: tuple[int, int, int]
+    hardware: str
+    version_compatible: bool
+    cuda_graph: bool
+    plugin_layers: int
+    packed_bytes: int
+    given_bytes: int
+    allowed_bytes: int | None
+    weights_bytes: int | None
+    device_bytes: int
+    sha256: str
+    model_sha256: str
+    weights_sha256: str
+    build_s: float
+
+
+def engine_path(directory: Path, lowering: str, batches: Batches) -> Path:
+    """Where an engine lies."""
+    return directory / f"engine.{lowering}.b{batches}{SUFFIX}"
+
+
+def sidecar_path(engine: Path) -> Path:
+    """Where its sidecar lies."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def find_engines(directory: Path, lowering: str) -> list[Path]:
+    """The engines of a lowering in a directory."""
+    named = re.compile(rf"engine\.{re.escape(lowering)}\.b\d+(-\d+)?{re.escape(SUFFIX)}")
+    with storage_errors(directory):
+        return sorted(path for path in directory.iterdir() if named.fullmatch(path.name))
+
+
+def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
+    """Write it beside its engine.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    document = {"format": FORMAT, "version": FORMAT_VERSION, **asdict(sidecar)}
+    text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
+    write_bytes(sidecar_path(engine), f"{text}\n".encode())
+
+
+def read_sidecar(engine: Path) -> Sidecar:
+    """The sidecar of an engine.
+
+    Raises:
+        IncompatibleError: It was written by another version.
+        IntegrityError: It is missing or damaged.
+    """
+    path = sidecar_path(engine)
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing, and nothing else says what {engine.name} is", hint=REBUILD)
+    with storage_errors(path):
+        text = path.read_bytes()
+    try:
+        values: dict[str, Any] = json.loads(text)
+        kind, version = values.pop("format"), values.pop("version")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}", hint=REBUILD) from error
+    if (kind, version) != (FORMAT, FORMAT_VERSION):
+        raise IncompatibleError(f"{path} has format {kind} {version}, not {FORMAT} {FORMAT_VERSION}", hint=REBUILD)
+    try:
+        return _decode(values)
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}", hint=REBUILD) from error
+
+
+def check_sidecar(engine: Path, sidecar: Sidecar, here: Machine, sources: Mapping[str, Path]) -> bytes:
+    """Refuse an engine that is not for this machine, not of these weights, or not the one that was built.
+
+    Args:
+        engine: Its file.
+        sidecar: Its sidecar.
+        here: This machine.
+        sources: The model (`model`) and the packed file (`weights`) beside it.
+
+    Returns:
+        The engine's bytes.
+
+    Raises:
+        IncompatibleError: It was built for another machine, or from other files.
+        IntegrityError: It was changed after it was built.
+    """
+    reason = mismatch(sidecar, here)
+    if reason is not None:
+        raise IncompatibleError(f"{engine}: {reason}", hint=REBUILD)
+    for what, expected in (("model", sidecar.model_sha256), ("weights", sidecar.weights_sha256)):
+        if sha256_file(require_file(sources[what], what=what)) != expected:
+            raise IncompatibleError(f"{engine} was built from another {sources[what].name}", hint=REBUILD)
+    with storage_errors(engine):
+        data = engine.read_bytes()
+    if sha256_bytes(data) != sidecar.sha256:
+        raise IntegrityError(f"{engine} was changed after it was built", hint=REBUILD)
+    return data
+
+
+def mismatch(sidecar: Sidecar, here: Machine) -> str | None:
+    """Why an engine does not run on a machine, in a line; None if it does."""
+    built = sidecar.machine
+    if sidecar.version_compatible:
+        versions_fit = release(built.tensorrt)[0] == release(here.tensorrt)[0]
+    else:
+        versions_fit = built.tensorrt == here.tensorrt
+    if not versions_fit:
+        return f"built with TensorRT {built.tensorrt}, here is {here.tensorrt}"
+    gpu_fits = {
+        "this": (built.gpu, built.sm) == (here.gpu, here.sm),
+        "same_compute_capability": built.sm == here.sm,
+        "ampere_plus": here.sm >= 80,
+    }[sidecar.hardware]
+    if not gpu_fits:
+        return f"built for {built.gpu} (sm_{built.sm}), here is {here.gpu} (sm_{here.sm})"
+    if release(here.driver) < release(built.driver):
+        return f"built with a driver for CUDA {built.driver}, here is one for {here.driver}"
+    return None
+
+
+def _decode(values: dict[str, Any]) -> Sidecar:
+    names = {field.name for field in fields(Sidecar)}
+    if set(values) != names:
+        raise ValueError(f"fields {sorted(names ^ set(values))}")
+    if values["hardware"] not in HARDWARE:
+        raise ValueError(f"hardware {values['hardware']!r}")
+    built, shape = Machine(**values["machine"]), values["input_shape"]
+    texts = (built.tensorrt, built.gpu, built.driver, *(values[f"{part}sha256"] for part in ("", "model_", "weights_")))
+    if not all(isinstance(text, str) for text in texts) or type(built.sm) is not int:
+        raise ValueError("a value has another type")
+    channels, height, width = shape
+    return Sidecar(
+        **values
+        | {
+            "machine": built,
+            "batches": Batches(**values["batches"]),
+            "input_shape": (channels, height, width),
+        }
+    )

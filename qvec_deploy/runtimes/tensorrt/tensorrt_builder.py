@@ -1,0 +1,344 @@
+"""A lowered graph to a TensorRT engine: parse, count the plugins, build, weigh. Never opens what it built to run it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
+from qvec_deploy.io.files import sha256_bytes, storage_errors, write_bytes
+from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
+from qvec_deploy.runtimes.graph import INPUT
+from qvec_deploy.runtimes.tensorrt.sidecar import HARDWARE, Batches, Sidecar
+from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, make_logger, starting
+
+if TYPE_CHECKING:
+    from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
+
+Advance = Callable[[int, int], None]
+
+_INLINE_BYTES = 1 << 30  # larger graphs keep their constants outside: protobuf ends at 2 GB
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How engines are built.
+
+    Attributes:
+        batch_sizes: One static engine each.
+        dynamic: One engine instead, from the smallest to the largest. It runs without a CUDA graph, and up to
+            TensorRT 11.2 at least, engines with our plugin leak a little GPU memory whenever the size changes.
+        hardware: One of `HARDWARE`. More GPUs, slower engines.
+        version_compatible: Run on other releases of the same major version too.
+        cuda_graph: Run static engines as CUDA graphs.
+        optimization_level: TensorRT's builder optimization level, 0 to 5; None is its default.
+        workspace_mib: Memory that tactics may use; None is whatever the GPU has.
+
+    Raises:
+        RecipeError: A value that means nothing.
+    """
+
+    batch_sizes: tuple[int, ...] = (1,)
+    dynamic: bool = False
+    hardware: str = "this"
+    version_compatible: bool = False
+    cuda_graph: bool = True
+    optimization_level: int | None = None
+    workspace_mib: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise RecipeError(f"batch sizes {list(self.batch_sizes)}", hint="name at least one, of at least 1")
+        if self.hardware not in HARDWARE:
+            raise RecipeError(f"hardware `{self.hardware}`", hint=f"use {', '.join(HARDWARE)}")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise RecipeError(f"optimization level {self.optimization_level}", hint="TensorRT has 0 to 5")
+
+    def engines(self) -> tuple[Batches, ...]:
+        """What each engine takes, the smallest first."""
+        sizes = sorted(set(self.batch_sizes))
+        if self.dynamic:
+            return (Batches(sizes[0], sizes[-1], sizes[-1]),)
+        return tuple(Batches.of(size) for size in sizes)
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine, not yet on disk.
+
+    Attributes:
+        plan: Its bytes.
+        timings: The tactics measured, with those known before; empty where they are not kept.
+        weights_bytes: What TensorRT says it stores; None where it does not say.
+        device_bytes: Memory that running it takes beyond its weights.
+        seconds: That building took.
+    """
+
+    plan: bytes
+    timings: bytes
+    weights_bytes: int | None
+    device_bytes: int
+    seconds: float
+
+
+def build_engine(
+    trt: Any,
+    graph: TensorrtGraph,
+    batches: Batches,
+    input_shape: tuple[int, int, int],
+    options: EngineOptions,
+    *,
+    timing_cache: Path | None = None,
+    advance: Advance | None = None,
+    flags: Sequence[str] = (),
+) -> Built:
+    """Build one engine.
+
+    Args:
+        trt: The module `tensorrt`.
+        graph: As `tensorrt_graph` makes it, its batch fixed where `batches` is one size.
+        batches: What the engine takes.
+        input_shape: (C, H, W) of an image.
+        options: How it is built.
+        timing_cache: Measured tactics of earlier builds; read if it is there, and not written here.
+        advance: Told how many steps are done, of how many.
+        flags: Names of builder flags to set beyond what `options` says, for experiments.
+
+    Raises:
+        IncompatibleError: TensorRT refuses, takes other layers than it should, or stores more than it was given.
+        OutOfDeviceMemory: The GPU has too little memory.
+    """
+    start, logger = time.monotonic(), make_logger(trt)
+    with _plugins(graph.plugin_layers):
+        with starting(logger):
+            builder = trt.Builder(logger)
+        network = builder.create_network(_network_flags(trt, graph))
+        _parse(trt, network, logger, graph)
+        config = _configure(trt, builder, batches, input_shape, options)
+        for name in flags:
+            config.set_flag(getattr(trt.BuilderFlag, name))
+        _use_timing_cache(config, timing_cache)
+        monitor = config.progress_monitor = _make_monitor(trt, advance)  # kept alive: TensorRT only borrows it
+        plan = builder.build_serialized_network(network, config)
+        if monitor.cancelled:
+            raise KeyboardInterrupt
+    if plan is None:
+        if logger.out_of_memory():
+            raise OutOfDeviceMemory("TensorRT ran out of GPU memory", hint="free some, or use smaller batch sizes")
+        raise IncompatibleError(f"TensorRT cannot build the engine: {logger.last_error()}", hint=_REPORT)
+    timings = b"" if timing_cache is None else bytes(memoryview(config.get_timing_cache().serialize()))
+    data = bytes(memoryview(plan))
+    weights_bytes, device_bytes = _weigh(trt, logger, data, options)
+    return Built(data, timings, weights_bytes, device_bytes, time.monotonic() - start)
+
+
+def check_stored_bytes(built: Built, graph: TensorrtGraph, lowering: str) -> None:
+    """Refuse an engine in which packed weights did not stay packed.
+
+    Raises:
+        IncompatibleError: It stores more than padding explains.
+    """
+    if graph.allowed_bytes is None or built.weights_bytes is None:
+        return
+    if built.weights_bytes > graph.allowed_bytes:
+        raise IncompatibleError(
+            f"TensorRT stores {built.weights_bytes:,} bytes of weights where `{lowering}` gave it "
+            f"{graph.weight_bytes:,}, and packed weights take {graph.allowed_bytes:,} at most: it has unpacked them",
+            hint="this engine is of no use; report it with your TensorRT version, and try another lowering",
+        )
+
+
+def keep_timings(path: Path, timings: bytes) -> None:
+    """Write a timing cache. One that cannot be written costs time in the next build and no engine: a warning."""
+    try:
+        write_bytes(path, timings)
+    except StorageError as error:
+        warnings.warn(f"the next build will measure again, for {error.message}", stacklevel=2)
+
+
+def timing_cache_path(folder: Path, here: Machine) -> Path:
+    """Where in a folder the measured tactics of this TensorRT on this GPU are kept, for all bundles beside it."""
+    gpu = re.sub(r"[^A-Za-z0-9]+", "-", here.gpu).strip("-").lower()
+    return folder / f"tensorrt-{here.tensorrt}-{gpu}-sm{here.sm}.timing"
+
+
+_REPORT = "if the model is a plain ViT, report it with your TensorRT version"
+
+
+@contextlib.contextmanager
+def _plugins(layers: int) -> Iterator[None]:
+    """Our plugins registered, and their errors raised, where the graph has nodes for them."""
+    if not layers:
+        yield
+        return
+    from qvec_deploy.runtimes.kernels.plugins import plugin_errors, register_plugins
+
+    register_plugins()
+    with plugin_errors():
+        yield
+
+
+def _network_flags(trt: Any, graph: TensorrtGraph) -> int:
+    """Strongly typed, which releases from 11 on are anyway."""
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    if graph.plugin_layers:
+        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
+    return flags
+
+
+def _parse(trt: Any, network: Any, logger: Any, graph: TensorrtGraph) -> None:
+    parser = trt.OnnxParser(network, logger)
+    with TemporaryDirectory(prefix="qvec-tensorrt.") as scratch:
+        path = Path(scratch) / "graph.onnx"
+        save_graph(graph, path)
+        parsed = parser.parse_from_file(str(path))
+    if not parsed:
+        errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        reason = errors[0].strip().splitlines()[0] if errors and errors[0].strip() else logger.last_error()
+        raise IncompatibleError(f"TensorRT {trt.__version__} cannot read the graph: {reason}", hint=_REPORT)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    plugins = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
+    if plugins != graph.plugin_layers:
+        raise IncompatibleError(
+            f"TensorRT took {plugins} of {graph.plugin_layers} Linears for our plugin",
+            hint="the engine would not keep its weights packed; report it with your TensorRT version",
+        )
+
+
+def save_graph(graph: TensorrtGraph, path: Path) -> None:
+    """Write a graph where TensorRT, or trtexec, can read it.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    import onnx
+
+    with storage_errors(path):
+        onnx.save_model(graph.model, path, save_as_external_data=graph.weight_bytes > _INLINE_BYTES)
+
+
+def _configure(
+    trt: Any, builder: Any, batches: Batches, input_shape: tuple[int, int, int], options: EngineOptions
+) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * _MIB)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware == "ampere_plus":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    elif options.hardware == "same_compute_capability":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    if not batches.static:
+        profile = builder.create_optimization_profile()
+        sizes = (batches.smallest, batches.best, batches.largest)
+        profile.set_shape(INPUT, *((size, *input_shape) for size in sizes))
+        config.add_optimization_profile(profile)
+    return config
+
+
+def _use_timing_cache(config: Any, path: Path | None) -> None:
+    """Use the cache of a file; an empty one where there is none, or one that TensorRT does not take."""
+    with storage_errors(path or Path()):
+        known = path.read_bytes() if path is not None and path.is_file() else b""
+    cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
+    if not config.set_timing_cache(cache, False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _make_monitor(trt: Any, advance: Advance | None) -> Any:
+    """Shows the outermost phase. TensorRT may call it from threads of its own, and takes no exception from it."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.cancelled = False
+            self.totals: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self.totals[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            try:
+                if advance is not None and phase_name in self.totals:
+                    advance(min(step + 1, self.totals[phase_name]), self.totals[phase_name])
+            except KeyboardInterrupt:
+                self.cancelled = True
+            return not self.cancelled
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.totals.pop(phase_name, None)
+
+    return Monitor()
+
+
+def _weigh(trt: Any, logger: Any, plan: bytes, options: EngineOptions) -> tuple[int | None, int]:
+    """Bytes of weights that an engine stores, where this TensorRT can tell, and of memory that running it takes."""
+    with starting(logger):
+        runtime = trt.Runtime(logger)
+    runtime.engine_host_code_allowed = options.version_compatible  # such engines carry the runtime they need
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        if logger.out_of_memory():
+            raise OutOfDeviceMemory("the engine does not fit the GPU", hint="free some memory, or use smaller batches")
+        raise IncompatibleError(f"TensorRT cannot open what it built: {logger.last_error()}", hint=_REPORT)
+    stored = None
+    if hasattr(trt, "EngineStat"):  # older releases do not say
+        stored = int(engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE))
+    return stored, int(engine.device_memory_size_v2)
+
+
+def sidecar_of(
+    built: Built,
+    graph: TensorrtGraph,
+    machine: Machine,
+    lowering: str,
+    batches: Batches,
+    shape: tuple[int, int, int],
+    options: EngineOptions,
+    *,
+    hashes: Mapping[str, str],
+) -> Sidecar:
+    """What is to be known of an engine before TensorRT sees it.
+
+    Args:
+        built: The engine.
+        graph: What it was built from.
+        machine: Where.
+        lowering: How.
+        batches: For which batch sizes.
+        shape: (C, H, W) of one image.
+        options: As `build_engine` was given.
+        hashes: SHA-256 of the sources, `model` and `weights`; empty text where there are no files.
+    """
+    return Sidecar(
+        machine=machine,
+        lowering=lowering,
+        batches=batches,
+        input_shape=shape,
+        hardware=options.hardware,
+        version_compatible=options.version_compatible,
+        cuda_graph=options.cuda_graph,
+        plugin_layers=graph.plugin_layers,
+        packed_bytes=graph.packed_bytes,
+        given_bytes=graph.weight_bytes,
+        allowed_bytes=graph.allowed_bytes,
+        weights_bytes=built.weights_bytes,
+        device_bytes=built.device_bytes,
+        sha256=sha256_bytes(built.plan),
+        model_sha256=hashes["model"],
+        weights_sha256=hashes["weights"],
+        build_s=round(built.seconds, 3),
+    )

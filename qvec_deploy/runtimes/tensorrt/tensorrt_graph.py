@@ -1,0 +1,213 @@
+"""The stored model to the ONNX graph that TensorRT reads: float16 throughout, every constant inside, codes unchanged.
+
+TensorRT builds strongly typed networks from it: what a tensor's type says is what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.packed import PackedFile, unpack
+from qvec_deploy.runtimes.graph import DOMAIN
+from qvec_deploy.runtimes.graph.float16 import cast_at_the_ends, half, halve_node
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import CONVERTERS, device_function, int4_block
+
+OPSETS = {"float": 20, "packed": 20, "int4": 21, "w8a8": 21}
+"""Opset of each lowering's graph; 21 brought INT4 and blocks. What is shared means the same in both."""
+
+IR_VERSION = 10
+
+
+@dataclass(frozen=True, eq=False)
+class TensorrtGraph:
+    """A graph and what must be found again in the engine.
+
+    Attributes:
+        model: The graph: `images` float32 in, `logits` float32 out.
+        plugin_layers: Nodes that only our plugin can compute.
+        packed_bytes: Constants of the quantized Linears: codes and scales.
+        weight_bytes: All constants.
+        allowed_bytes: Most that an engine stores in which the quantized Linears stayed as they are here; None where
+            they are float16 here.
+    """
+
+    model: onnx.ModelProto
+    plugin_layers: int
+    packed_bytes: int
+    weight_bytes: int
+    allowed_bytes: int | None
+
+
+def tensorrt_graph(
+    stored: onnx.ModelProto,
+    weights: PackedFile,
+    lowering: str,
+    *,
+    batch_size: int | None = None,
+    amax: Mapping[str, float] | None = None,
+    portable: bool = False,
+) -> TensorrtGraph:
+    """Lower a bundle's model for TensorRT.
+
+    Args:
+        stored: As `attach_weights` makes it; not changed.
+        weights: The packed file it refers to.
+        lowering: `packed` (our plugin), `int4` (DequantizeLinear on blocks), `w8a8` (int8 codes, int8 activations) or
+            `float`.
+        batch_size: Images of a run; None leaves it open.
+        amax: Largest magnitude of the input of every quantized Linear, by the Linear's name; for `w8a8`.
+        portable: Give the plugin's nodes function bodies, so that ONNX Runtime can run the graph. TensorRT gets none:
+            a plugin it does not find is then an error, where it would have taken the body and unpacked the weights.
+
+    Raises:
+        IncompatibleError: No such lowering, a scheme it cannot take, a value beyond float16, an operator that has no
+            float16 form, or no `amax` of a Linear.
+        IntegrityError: The packed file is damaged.
+    """
+    convert = CONVERTERS.get(lowering)
+    if convert is None:
+        raise IncompatibleError(f"runtime `tensorrt` has no lowering `{lowering}`", hint=f"it has {', '.join(OPSETS)}")
+    model = onnx.ModelProto()
+    model.CopyFrom(stored)
+    graph = model.graph
+    packed: list[int] = []
+    unpacked: list[int] = []
+    nodes: list[onnx.NodeProto] = []
+    arrays: dict[str, TensorProto] = {}
+    functions: dict[tuple[str, int], onnx.FunctionProto] = {}
+    for node in graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(halve_node(node))
+            continue
+        made = convert(node, unpack(weights.packed(node.input[1])), _amax_of(node, amax))
+        packed.append(sum(_size(tensor) for tensor in made.tensors))
+        rows, columns = weights.tensors[node.input[1]].shape
+        unpacked.append(2 * rows * columns)
+        nodes += made.nodes
+        arrays |= {tensor.name: tensor for tensor in made.tensors}
+        if portable and made.function is not None:
+            functions[made.function] = device_function(*made.function)
+            made.nodes[0].overload = functions[made.function].overload
+    arrays |= _floats(graph, weights, {name for node in nodes for name in node.input} - set(arrays))
+    for part, values in (("node", nodes), ("initializer", arrays.values())):
+        graph.ClearField(part)
+        getattr(graph, part).extend(values)
+    cast_at_the_ends(graph)
+    _fix_batch(graph, batch_size)
+    _declare(model, OPSETS[lowering], list(functions.values()))
+    plugins = sum(node.domain == DOMAIN for node in nodes)
+    if portable or not plugins:  # onnx cannot check nodes that nothing defines
+        _check(model)
+    given = sum(map(_size, graph.initializer))
+    allowed = allowed_bytes(given, packed, unpacked, padding=_padding(graph))
+    return TensorrtGraph(model, plugins, sum(packed), given, allowed)
+
+
+def allowed_bytes(given: int, packed: Sequence[int], unpacked: Sequence[int], *, padding: int = 0) -> int | None:
+    """Most that an engine may store; with more, a Linear's weights were unpacked to float16.
+
+    Half of what unpacking the smallest Linear adds is put down to alignment and constants of TensorRT's own, and
+    `padding` to convolutions; but never more than half of what unpacking all Linears adds.
+
+    Args:
+        given: Bytes of all constants handed over.
+        packed: Bytes of the constants of each quantized Linear.
+        unpacked: Bytes of each of their weights in float16.
+        padding: Bytes that TensorRT may add to other weights.
+
+    Returns:
+        Bytes; None where unpacking adds nothing.
+    """
+    added = [dense - small for small, dense in zip(packed, unpacked, strict=True)]
+    if not added or min(added) <= 0:
+        return None
+    return given + min(sum(added) // 2, min(added) // 2 + padding)
+
+
+def runtime_bits_per_weight(weights: PackedFile, lowering: str) -> float:
+    """Bits a quantized weight takes in an engine, its share of the scales included."""
+    bits = count = 0.0
+    for info in weights.tensors.values():
+        if info.scheme is not None:
+            rows, columns = info.shape
+            count += rows * columns
+            bits += rows * _row_bits(lowering, columns, info.scheme.bits, info.scheme.groups(columns))
+    return bits / count if count else 16.0
+
+
+def _row_bits(lowering: str, columns: int, bits: int, groups: int) -> float:
+    if lowering == "packed":
+        return 32.0 * (bits * -(-columns // 32) + groups)
+    if lowering == "int4":
+        block = int4_block(columns, columns // groups if groups > 1 else 0)
+        return float(-(-columns // block) * (4 * block + 16))
+    if lowering == "w8a8":
+        return 8.0 * columns + 16
+    return 16.0 * columns
+
+
+def _amax_of(node: onnx.NodeProto, amax: Mapping[str, float] | None) -> float | None:
+    return (amax or {}).get(node.input[1].removesuffix(".weight"))
+
+
+def _floats(graph: onnx.GraphProto, weights: PackedFile, used: set[str]) -> dict[str, TensorProto]:
+    """The graph's other constants, in float16 where they are floats, and inside the graph."""
+    found = {}
+    for tensor in graph.initializer:
+        if tensor.name not in used:
+            continue
+        if tensor.name in weights.tensors:
+            array: NDArray[Any] = weights.array(tensor.name)
+        else:
+            array = numpy_helper.to_array(tensor)
+        narrow = half(tensor.name, array) if array.dtype in (np.float32, np.float16) else array
+        found[tensor.name] = numpy_helper.from_array(narrow.reshape(tensor.dims), tensor.name)
+    return found
+
+
+def _padding(graph: onnx.GraphProto) -> int:
+    """Bytes more of the convolutions' weights where a kernel wants their input channels, 3 of them, in eights."""
+    filters = {node.input[1] for node in graph.node if node.op_type == "Conv"}
+    found = 0
+    for tensor in graph.initializer:
+        if tensor.name in filters:
+            channels = tensor.dims[1]
+            found += _size(tensor) // channels * (-channels % 8)
+    return found
+
+
+def _size(tensor: TensorProto) -> int:
+    return len(tensor.raw_data)
+
+
+def _fix_batch(graph: onnx.GraphProto, batch_size: int | None) -> None:
+    if batch_size is not None:
+        for value in (*graph.input, *graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = batch_size
+
+
+def _declare(model: onnx.ModelProto, opset: int, functions: list[onnx.FunctionProto]) -> None:
+    model.ir_version = max(model.ir_version, IR_VERSION)
+    opsets = {entry.domain: entry.version for entry in model.opset_import} | {"": opset}
+    model.ClearField("opset_import")
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items()))
+    model.ClearField("functions")
+    model.functions.extend(functions)
+
+
+def _check(model: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise IncompatibleError(
+            f"the model has no float16 form: {reason}", hint="ViT, DeiT-III and Swin models are known to work"
+        ) from error

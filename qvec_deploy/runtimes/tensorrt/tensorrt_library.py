@@ -1,0 +1,158 @@
+"""The seam to TensorRT: the one place that imports it, what it must be able to do, and what it says while it works."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.runtimes.cuda_driver import Cuda, Gpu
+from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
+
+SINCE, PLUGIN_SINCE, BEFORE = (10, 3), (10, 9), (12, 0)
+"""Releases that can be used at all; that can take our plugin; and the first that nobody has looked at."""
+
+HINT = "`qvec-deploy doctor` says what is there; the README's section on GPUs and TensorRT, where it comes from"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an engine is tied to.
+
+    Attributes:
+        tensorrt: TensorRT's version.
+        gpu: The GPU's name.
+        sm: Its compute capability, 80 for 8.0.
+        driver: CUDA version of the driver.
+    """
+
+    tensorrt: str
+    gpu: str
+    sm: int
+    driver: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def load_tensorrt() -> Any:
+    """The module `tensorrt`.
+
+    Raises:
+        IncompatibleError: It cannot be imported, or is of a release that cannot be used.
+    """
+    try:
+        trt = importlib.import_module("tensorrt")
+    except (ImportError, OSError) as error:  # the bindings import without their libraries only to fail then
+        raise IncompatibleError(f"TensorRT cannot be imported: {error}", hint=HINT) from error
+    if not SINCE <= release(trt.__version__) < BEFORE:
+        wanted = f"{_dotted(SINCE)} and later, below {_dotted(BEFORE)}"
+        raise IncompatibleError(f"TensorRT {trt.__version__} is installed; {wanted}, can be used", hint=HINT)
+    return trt
+
+
+def describe_tensorrt() -> dict[str, Any]:
+    """TensorRT as it is installed: `version`, `aot` (it takes compiled plugins), `missing` (why it is of no use)."""
+    try:
+        trt = load_tensorrt()
+    except IncompatibleError as error:
+        return {"version": None, "aot": False, "missing": error.message}
+    try:
+        takes = hasattr(importlib.import_module("tensorrt.plugin"), "aot_impl")
+    except ImportError:
+        takes = False
+    return {"version": str(trt.__version__), "aot": takes, "missing": None}
+
+
+def release(version: str) -> tuple[int, int]:
+    """Major and minor number of a version; (0, 0) where it has none."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def open_cuda() -> Cuda:
+    """The GPU.
+
+    Raises:
+        IncompatibleError: There is none.
+    """
+    return Cuda()
+
+
+def machine(trt: Any, gpu: Gpu) -> Machine:
+    """What engines built here are tied to."""
+    return Machine(str(trt.__version__), gpu.name, gpu.sm, gpu.driver)
+
+
+def require(lowering: str | None, *, building: bool) -> tuple[Any, Cuda]:
+    """TensorRT and the GPU, if they can do what is asked.
+
+    Args:
+        lowering: What is to be built or run; None for whatever does not need the plugin.
+        building: Engines are built, which takes more than running them.
+
+    Raises:
+        IncompatibleError: Something is missing, too old or too new.
+    """
+    trt = load_tensorrt()
+    if lowering == "packed" and release(trt.__version__) < PLUGIN_SINCE:
+        raise IncompatibleError(
+            f"lowering `packed` needs TensorRT {_dotted(PLUGIN_SINCE)} or later; {trt.__version__} is installed",
+            hint="use the lowering `int4`, which keeps the same codes in 4 bits",
+        )
+    if lowering == "packed" and building and importlib.util.find_spec("triton") is None:
+        raise IncompatibleError(
+            "lowering `packed` compiles its kernel with Triton, which is not installed", hint="pip install triton"
+        )
+    cuda = open_cuda()
+    if lowering == "packed" and cuda.gpu.sm < BASELINE_SM:
+        raise IncompatibleError(
+            f"the kernel of lowering `packed` needs compute capability {BASELINE_SM / 10:.1f}; "
+            f"{cuda.gpu.name} has {cuda.gpu.sm / 10:.1f}",
+            hint="use the lowering `w8a8` or `float`",
+        )
+    return trt, cuda
+
+
+def make_logger(trt: Any) -> Any:
+    """A logger that prints nothing and keeps what went wrong; its `last_error()` is for messages of ours."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(msg.strip())
+
+        def last_error(self) -> str:
+            return self.errors[-1].splitlines()[0] if self.errors else "TensorRT does not say why"
+
+        def out_of_memory(self) -> bool:
+            return any(re.search(r"out.?of.?memory", message, re.IGNORECASE) for message in self.errors)
+
+    return Logger()
+
+
+@contextlib.contextmanager
+def starting(logger: Any) -> Iterator[None]:
+    """Create a `trt.Builder` or a `trt.Runtime` inside.
+
+    Raises:
+        IncompatibleError: TensorRT cannot start, as with a driver that is too old for it.
+    """
+    try:
+        yield
+    except TypeError as error:  # the bindings' way to say that they got nothing
+        raise IncompatibleError(f"TensorRT cannot start: {logger.last_error()}", hint=HINT) from error
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"

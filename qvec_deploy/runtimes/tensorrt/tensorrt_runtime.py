@@ -1,0 +1,218 @@
+"""TensorRT on NVIDIA GPUs: engines are built where they run, kept beside the weights, and checked before they load."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
+from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
+from qvec_deploy.runtimes.tensorrt.sidecar import (
+    REBUILD,
+    Batches,
+    check_sidecar,
+    engine_path,
+    find_engines,
+    read_sidecar,
+    sidecar_path,
+    write_sidecar,
+)
+from qvec_deploy.runtimes.tensorrt.tensorrt_builder import (
+    Advance,
+    EngineOptions,
+    build_engine,
+    check_stored_bytes,
+    keep_timings,
+    sidecar_of,
+    timing_cache_path,
+)
+from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, machine, require
+from qvec_deploy.runtimes.tensorrt.tensorrt_session import TensorrtSession, load_engines
+
+if TYPE_CHECKING:
+    import onnx
+
+    from qvec_deploy.packed import PackedFile
+    from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
+
+TOLERANCES = {"float": 2e-2, "packed": 2e-2, "int4": 2e-2, "w8a8": 0.25}
+"""Largest relative L2 error of the logits against float32 PyTorch with the same weights. Float16 costs a few
+thousandths; `w8a8` quantizes activations: its bound only catches a broken engine."""
+
+Stage = Callable[[str], AbstractContextManager[Advance]]
+"""Shows one engine's build under a name; the block may call what it yields with (done, total)."""
+
+
+class TensorRT:
+    """The `tensorrt` runtime."""
+
+    def missing(self, lowering: str | None = None) -> str | None:
+        """Why engines cannot be built and run here; None if they can.
+
+        Args:
+            lowering: For this lowering; without one, for at least one of them.
+        """
+        try:
+            require(lowering, building=True)
+        except IncompatibleError as error:
+            return error.message
+        return None
+
+    def compile(
+        self,
+        directory: Path,
+        lowering: str,
+        options: EngineOptions,
+        *,
+        caches: Path,
+        stage: Stage | None = None,
+    ) -> list[str]:
+        """Build a lowering's engines beside the model and weights they are built from, in place of earlier ones.
+
+        Args:
+            directory: Holds model.onnx and the packed weights, and for `w8a8` the calibrated activations.
+            lowering: `packed`, `int4`, `w8a8` or `float`.
+            options: How they are built.
+            caches: Folder of the measured tactics, a file per TensorRT and GPU; one for many bundles saves most time.
+            stage: Shows the work.
+
+        Returns:
+            Names of the files written: every engine and its sidecar.
+
+        Raises:
+            IncompatibleError: TensorRT or the GPU is missing or not up to it, or TensorRT refuses the model.
+            IntegrityError: The model, the weights or the activations are damaged.
+            StorageError: The disk refuses.
+        """
+        trt, cuda = require(lowering, building=True)
+        here = machine(trt, cuda.gpu)
+        cache = timing_cache_path(caches, here)
+        stored, weights, hashes = _sources(directory)
+        shape = _input_shape(stored)
+        for engine in find_engines(directory, lowering):
+            _remove(engine)
+        done: list[Batches] = []
+        for batches in options.engines():
+            graph = _lower(directory, stored, weights, lowering, batches)
+            try:
+                with (stage or _unseen)(f"{lowering}, batch {batches}") as advance:
+                    built = build_engine(trt, graph, batches, shape, options, timing_cache=cache, advance=advance)
+            except OutOfDeviceMemory as error:
+                raise _too_large(lowering, batches, here, done) from error
+            check_stored_bytes(built, graph, lowering)
+            path = engine_path(directory, lowering, batches)
+            sidecar = sidecar_of(built, graph, here, lowering, batches, shape, options, hashes=hashes)
+            write_bytes(path, built.plan)
+            write_sidecar(path, sidecar)
+            keep_timings(cache, built.timings)
+            done.append(batches)
+        paths = [engine_path(directory, lowering, batches) for batches in done]
+        return [name for path in paths for name in (path.name, sidecar_path(path).name)]
+
+    @contextlib.contextmanager
+    def open(self, directory: Path, lowering: str, threads: int) -> Iterator[TensorrtSession]:
+        """Load the engines of a bundle directory.
+
+        Args:
+            directory: Holds the engines, and the model and weights they were built from.
+            lowering: `packed`, `int4`, `w8a8` or `float`.
+            threads: Not used: the GPU does the work.
+
+        Raises:
+            IncompatibleError: TensorRT or the GPU is missing; there is no engine; one is for another machine, or from
+                other weights; TensorRT refuses it, or it does not fit.
+            IntegrityError: An engine or a sidecar is damaged.
+        """
+        trt, cuda = require(lowering, building=False)
+        engines = find_engines(directory, lowering)
+        if not engines:
+            raise IncompatibleError(f"{directory} has no TensorRT engine for lowering `{lowering}`", hint=REBUILD)
+        here, sources = machine(trt, cuda.gpu), _paths(directory)
+        plans = []
+        for engine in engines:
+            sidecar = read_sidecar(engine)
+            if engine != engine_path(directory, sidecar.lowering, sidecar.batches):
+                raise IntegrityError(f"{engine} is not what its sidecar says", hint=REBUILD)
+            plans.append((sidecar, check_sidecar(engine, sidecar, here, sources)))
+        with load_engines(trt, cuda, plans) as session:
+            yield session
+
+
+def _paths(directory: Path) -> dict[str, Path]:
+    from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+
+    return {"model": directory / MODEL_FILE, "weights": directory / WEIGHTS_FILE}
+
+
+def _sources(directory: Path) -> tuple[onnx.ModelProto, PackedFile, dict[str, str]]:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    from qvec_deploy.packed import PackedFile
+
+    paths = {what: require_file(path, what=what) for what, path in _paths(directory).items()}
+    try:
+        stored = onnx.load(paths["model"], load_external_data=False)
+    except DecodeError as error:
+        raise IntegrityError(f"{paths['model']} is not an ONNX model", hint="build the bundle again") from error
+    return stored, PackedFile.open(paths["weights"]), {what: sha256_file(path) for what, path in paths.items()}
+
+
+def _lower(
+    directory: Path, stored: onnx.ModelProto, weights: PackedFile, lowering: str, batches: Batches
+) -> TensorrtGraph:
+    from qvec_deploy.runtimes.graph.activations import read_amax
+    from qvec_deploy.runtimes.tensorrt.tensorrt_graph import tensorrt_graph
+
+    amax = read_amax(directory) if lowering == "w8a8" else None
+    size = batches.largest if batches.static else None
+    return tensorrt_graph(stored, weights, lowering, batch_size=size, amax=amax)
+
+
+def _input_shape(stored: onnx.ModelProto) -> tuple[int, int, int]:
+    _, channels, height, width = (length.dim_value for length in stored.graph.input[0].type.tensor_type.shape.dim)
+    return channels, height, width
+
+
+def _remove(engine: Path) -> None:
+    with storage_errors(engine):
+        engine.unlink()
+        sidecar_path(engine).unlink(missing_ok=True)
+
+
+def _too_large(lowering: str, batches: Batches, here: Machine, done: list[Batches]) -> OutOfDeviceMemory:
+    fits = ", ".join(map(str, done))
+    return OutOfDeviceMemory(
+        f"building `{lowering}` at batch {batches} takes more memory than {here.gpu} has free",
+        hint=f"batch {fits} fits: leave out the larger ones" if fits else "free GPU memory, or use a smaller batch",
+    )
+
+
+@contextlib.contextmanager
+def _unseen(_: str) -> Iterator[Advance]:
+    yield lambda done, total: None
+
+
+def describe(directory: Path, lowering: str) -> list[dict[str, Any]]:
+    """What the engines of a lowering are, for people and records; nothing is opened but their sidecars."""
+    return [
+        {
+            "file": engine.name,
+            "batches": str(sidecar.batches),
+            "machine": sidecar.machine.as_dict(),
+            "plan_bytes": engine.stat().st_size,
+            "weights_bytes": sidecar.weights_bytes,
+            "given_bytes": sidecar.given_bytes,
+            "allowed_bytes": sidecar.allowed_bytes,
+            "packed_bytes": sidecar.packed_bytes,
+            "plugin_layers": sidecar.plugin_layers,
+            "device_bytes": sidecar.device_bytes,
+            "build_s": sidecar.build_s,
+        }
+        for engine in find_engines(directory, lowering)
+        for sidecar in [read_sidecar(engine)]
+    ]

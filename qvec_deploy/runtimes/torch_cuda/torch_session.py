@@ -1,0 +1,351 @@
+"""PyTorch on an NVIDIA GPU: packed weights through our kernel, one CUDA graph a batch size. No TensorRT needed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.io.files import canonical_json, require_file, write_bytes
+from qvec_deploy.models import Architecture, ModelArgs
+from qvec_deploy.packed import PackedFile
+from qvec_deploy.runtimes.engine_files import STRUCTURE_FILE
+from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
+from qvec_deploy.runtimes.registry import require_images
+from qvec_deploy.tensors import Float32
+
+if TYPE_CHECKING:
+    import torch
+
+    from qvec_deploy.runtimes.registry import Session
+    from qvec_deploy.runtimes.torch_cuda.torch_module import HalfEngine
+
+
+_FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED")
+GRAPHS = 8  # batch sizes kept captured; the least recently used goes first
+_HINT_DEVICE = "`qvec-deploy doctor` says what each runtime needs; the runtime `onnxruntime` runs on the CPU"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What it takes to make the timm model again.
+
+    Attributes:
+        name: timm's model name.
+        classes: Width of the classification head.
+        args: Arguments for timm.create_model.
+        input_shape: (C, H, W) of one image.
+    """
+
+    name: str
+    classes: int
+    args: ModelArgs
+    input_shape: tuple[int, int, int]
+
+
+def write_structure(directory: Path, architecture: Architecture, args: ModelArgs) -> None:
+    """Keep the model's structure beside its weights.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    values = {
+        "name": architecture.name,
+        "classes": architecture.classes,
+        "args": dict(args),
+        "input_shape": list(architecture.input_shape),
+    }
+    write_bytes(directory / STRUCTURE_FILE, canonical_json(values))
+
+
+def read_structure(directory: Path) -> Structure:
+    """What `write_structure` kept.
+
+    Raises:
+        StorageError: There is no such file.
+        IntegrityError: It is damaged.
+    """
+    path = require_file(directory / STRUCTURE_FILE, what="structure")
+    try:
+        values = json.loads(path.read_bytes())
+        channels, height, width = map(int, values["input_shape"])
+        name, classes, args = str(values["name"]), int(values["classes"]), dict(values["args"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}", hint="build or copy the bundle again") from error
+    return Structure(name, classes, args, (channels, height, width))
+
+
+class TorchCuda:
+    """The `torch-cuda` runtime.
+
+    Args:
+        device: `cuda`; `cpu` runs the same session on the operator's reference, for tests and for a look.
+    """
+
+    def __init__(self, device: str = "cuda") -> None:
+        self._device = device
+
+    def missing(self, lowering: str | None = None) -> str | None:
+        """Why the GPU cannot be used here; None if it can.
+
+        Args:
+            lowering: For this lowering; without one, for at least one of them: `float` needs nothing but PyTorch.
+        """
+        try:
+            import torch
+        except ImportError as error:
+            return f"torch cannot be imported: {error}"
+        if self._device == "cpu":
+            return None
+        if torch.version.cuda is None:
+            return f"torch {torch.__version__} is built without CUDA"
+        if not torch.cuda.is_available():
+            return f"torch {torch.__version__} finds no NVIDIA GPU with a driver for CUDA {torch.version.cuda}"
+        if lowering != "packed":
+            return None
+        if importlib.util.find_spec("triton") is None:
+            return "triton, which compiles the kernels, is not installed"
+        major, minor = torch.cuda.get_device_capability()
+        if 10 * major + minor < BASELINE_SM:
+            name = torch.cuda.get_device_name()
+            return f"{name} is sm_{major}{minor}; the kernels need sm_{BASELINE_SM} (Ampere) or later"
+        return None
+
+    @contextlib.contextmanager
+    def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:
+        """Load the engine of a bundle directory.
+
+        Args:
+            directory: Holds structure.json and the packed weight file.
+            lowering: `packed` or `float`.
+            threads: Not used; the work is the GPU's.
+
+        Raises:
+            IncompatibleError: No GPU that the kernels run on, no such lowering, or too little GPU memory.
+            IntegrityError: A file is damaged.
+        """
+        import torch
+
+        from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
+        from qvec_deploy.runtimes.torch_cuda.torch_module import load_engine
+
+        reason = self.missing(lowering)
+        if reason is not None:
+            raise IncompatibleError(reason, hint=_HINT_DEVICE)
+        structure = read_structure(directory)
+        weights = PackedFile.open(require_file(directory / WEIGHTS_FILE, what="weights"))
+        try:
+            engine = load_engine(structure, weights, lowering, torch.device(self._device))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise IncompatibleError(
+                f"lowering `{lowering}` of `{structure.name}` does not fit the GPU's memory at any batch size",
+                hint="free GPU memory" + ("; `packed` needs a fifth of it" if lowering == "float" else ""),
+            ) from error
+        session = TorchSession(engine, structure.input_shape, lowering, torch.device(self._device))
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+class TorchSession:
+    """A loaded engine; on a GPU every batch size is captured as a CUDA graph when it first comes."""
+
+    def __init__(
+        self, engine: HalfEngine, input_shape: tuple[int, int, int], lowering: str, device: torch.device
+    ) -> None:
+        self._engine, self._shape = engine, input_shape
+        self._lowering, self._device = lowering, device
+        self._graphs: OrderedDict[int, _Graph] = OrderedDict()
+        self._flushed: torch.Tensor | None = None  # what is overwritten to empty the L2 cache
+        self._pool: Any = None  # one memory pool for all graphs: they never run at the same time
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self._shape
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in the device's memory."""
+        return self._engine.weight_bytes
+
+    def run(self, images: Float32) -> Float32:
+        """Logits (batch, classes) float32 of images (batch, C, H, W) float32.
+
+        Raises:
+            IncompatibleError: Images of another shape or dtype, or more of them than the GPU's memory takes.
+        """
+        require_images(images, self._shape)
+        logits = self._try(np.ascontiguousarray(images))
+        if logits is not None:
+            return logits
+        fits = self._largest_batch(len(images))
+        raise IncompatibleError(
+            f"lowering `{self._lowering}` does not fit the GPU's memory at batch {len(images)}"
+            + (f"; batch {fits} does" if fits else ", and at no smaller batch either"),
+            hint=f"use batches of {fits}" if fits else "free GPU memory, or use a smaller model",
+        )
+
+    def stages(self, batch: int) -> _Graph | None:
+        """A run of so many images, part by part (`measure.runnable.Stages`); None on the CPU, which has no parts.
+
+        Raises:
+            IncompatibleError: More images than the GPU's memory takes.
+        """
+        if self._device.type != "cuda":
+            return None
+        self.run(np.zeros((batch, *self._shape), np.float32))  # refuses what does not fit, and says what does
+        return self._graphs[batch]
+
+    def flush_l2(self) -> None:
+        """Overwrite twice as much memory as the GPU's L2 cache holds, and wait for that.
+
+        Raises:
+            IncompatibleError: The session runs on the CPU.
+        """
+        import torch
+
+        if self._device.type != "cuda":
+            raise IncompatibleError("there is no L2 cache to empty on the CPU", hint="set measure.l2 to warm")
+        if self._flushed is None:
+            size = 2 * torch.cuda.get_device_properties(self._device).L2_cache_size
+            self._flushed = torch.empty(size, dtype=torch.uint8, device=self._device)
+        self._flushed.zero_()
+        torch.cuda.current_stream(self._device).synchronize()
+
+    def close(self) -> None:
+        """Let the graphs and their memory go."""
+        import torch
+
+        self._graphs.clear()
+        self._pool = self._flushed = None
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.empty_cache()
+
+    def _try(self, images: Float32) -> Float32 | None:
+        """Logits; None where the memory does not suffice. Then nothing of the run is left, nor of any before it."""
+        try:
+            return self._run(images)
+        except RuntimeError as error:  # its traceback holds the run's tensors, and goes with this block
+            if not out_of_memory(error):
+                raise
+        self.close()
+        return None
+
+    def _run(self, images: Float32) -> Float32:
+        import torch
+
+        if self._device.type != "cuda":
+            with torch.inference_mode():
+                logits: Float32 = self._engine(torch.tensor(images, device=self._device)).cpu().numpy()
+            return logits
+        batch = len(images)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        if batch not in self._graphs:
+            if len(self._graphs) == GRAPHS:
+                self._graphs.popitem(last=False)
+            self._graphs[batch] = _Graph(self._engine, (batch, *self._shape), self._device, self._pool)
+        self._graphs.move_to_end(batch)
+        return self._graphs[batch].run(images)
+
+    def _largest_batch(self, failed: int) -> int:
+        """The first half, quarter, ... of a batch that runs; 0 if none does."""
+        batch = failed // 2
+        while batch and self._try(np.zeros((batch, *self._shape), np.float32)) is None:
+            batch //= 2
+        return batch
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says that the GPU's memory is full: PyTorch's, or a library's."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _FULL):
+            return True
+        error = error.__context__  # a recording that is broken off raises an error of its own
+    return False
+
+
+class _Graph:
+    """The engine at one batch size, recorded: a run is two copies and one launch."""
+
+    def __init__(self, engine: Any, shape: tuple[int, ...], device: torch.device, pool: Any) -> None:
+        import torch
+
+        self._sent = torch.zeros(shape, pin_memory=True)
+        self._images = torch.zeros(shape, device=device)
+        # cuBLAS keeps a workspace for every stream. One that this recording found would lie in another recording's
+        # memory, and one that it left would be found by the next: each has its own, which goes when it goes.
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            for _ in range(3):  # compiles and tunes kernels before the recording
+                engine(self._images)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        torch._C._cuda_clearCublasWorkspaces()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.graph(self._graph, pool=pool):
+            self._logits = engine(self._images)
+        torch._C._cuda_clearCublasWorkspaces()
+        self._received = torch.empty(self._logits.shape, pin_memory=True)
+        self._device = device
+
+    def run(self, images: Float32) -> Float32:
+        """Copy in, replay, copy out; the arrays are the caller's own."""
+        self.bring(images)
+        self.put()
+        self.enqueue()
+        self.get()
+        return self.finish()
+
+    def bring(self, images: Float32) -> None:
+        """Copy the images into pinned memory."""
+        import torch
+
+        self._sent.copy_(torch.from_numpy(images))
+
+    def put(self) -> None:
+        """Start the copy to the GPU."""
+        self._images.copy_(self._sent, non_blocking=True)
+
+    def enqueue(self) -> None:
+        """Launch the graph."""
+        self._graph.replay()
+
+    def get(self) -> None:
+        """Start the copy back."""
+        self._received.copy_(self._logits, non_blocking=True)
+
+    def finish(self) -> Float32:
+        """Wait for the stream; the logits."""
+        import torch
+
+        torch.cuda.current_stream(self._device).synchronize()
+        return self._received.numpy().copy()
+
+    def mark(self) -> Any:
+        """An event that the stream is to pass next."""
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Milliseconds between two marks."""
+        elapsed: float = start.elapsed_time(end)
+        return elapsed

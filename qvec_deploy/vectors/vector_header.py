@@ -1,0 +1,162 @@
+"""The header of a vector file: what the vector fits and how it came about, known without reading a weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError
+from qvec_deploy.io.files import canonical_json
+from qvec_deploy.tensors import Scheme
+
+FORMAT = "qvec-vector"
+FORMAT_VERSION = "1.1.0"
+_FIELDS_1_0 = {"format", "version", "scheme", "skip", "task", "seed", "norm", "weight_norm", "made_by"}
+_FIELDS = _FIELDS_1_0 | {"norms", "base", "dtype", "sketch_seed", "parts", "control"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One donor of a mix: its task, its seed, its weight in the mix, and the SHA-256 of its file."""
+
+    task: str
+    seed: int
+    weight: float
+    sha256: str
+
+
+@dataclass(frozen=True)
+class VectorHeader:
+    """What a vector fits, known without reading it. What follows `made_by` came with format 1.1.
+
+    Attributes:
+        scheme: The grid its donor was trained for.
+        skip: Child names its donor left float.
+        task: The donor's task.
+        seed: The donor's seed; the first donor's of a mix.
+        norm: L2 norm of rho over all its tensors.
+        weight_norm: L2 norm of the donor's float weights over the same tensors.
+        made_by: Tool and version.
+        norms: L2 norms of rho and of the donor's float weight, by tensor; empty where the donor's are not known.
+        base: SHA-256 of the pretrained checkpoint the donor started from; None if it was not given.
+        dtype: What rho is stored as, `float32` or `float16`.
+        sketch_seed: Seed of the sketch in the file; None without one.
+        parts: The donors of a mix; empty otherwise.
+        control: What was put in rho's place, for a file that exists to be beaten; None for a real vector.
+    """
+
+    scheme: Scheme
+    skip: tuple[str, ...]
+    task: str
+    seed: int
+    norm: float
+    weight_norm: float
+    made_by: str
+    norms: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    base: str | None = None
+    dtype: str = "float32"
+    sketch_seed: int | None = None
+    parts: tuple[Part, ...] = ()
+    control: str | None = None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of every donor in it."""
+        return tuple(part.seed for part in self.parts) or (self.seed,)
+
+    @property
+    def share(self) -> float:
+        """Norm of rho as a share of the weights' norm; 0.0 for weights of norm 0."""
+        return self.norm / self.weight_norm if self.weight_norm else 0.0
+
+
+def header_text(header: VectorHeader) -> str:
+    """A header as the one metadata entry of its file."""
+    return canonical_json(_as_dict(header, FORMAT_VERSION)).decode()
+
+
+def read_header(text: str, path: Path) -> VectorHeader:
+    """The header in a file's metadata entry, of format 1.0 or 1.1.
+
+    Raises:
+        IntegrityError: Damaged, or of another kind of file.
+        IncompatibleError: Written by a later major version.
+    """
+    try:
+        values: dict[str, Any] = json.loads(text)
+        if values["format"] != FORMAT:
+            raise IntegrityError(f"{path} is a {values['format']} file", hint="a quantization vector is needed here")
+        version = str(values["version"])
+        if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
+            raise IncompatibleError(
+                f"{path} has vector format {version}", hint=f"this version reads {FORMAT_VERSION}; upgrade"
+            )
+        wanted = _FIELDS_1_0 if version.startswith("1.0.") else _FIELDS
+        if set(values) != wanted:
+            raise IntegrityError(f"{path} has header fields {sorted(values)}", hint=f"expected {sorted(wanted)}")
+        header = _from_dict(values)
+        if canonical_json(_as_dict(header, version)) != canonical_json(values):
+            raise ValueError("a field has another type than this format gives it")
+    except QvecError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise IntegrityError(
+            f"{path} has a damaged vector header: {error}", hint="make or download it again"
+        ) from error
+    return header
+
+
+def _from_dict(values: dict[str, Any]) -> VectorHeader:
+    later: dict[str, Any] = {}
+    if "parts" in values:
+        later = {
+            "norms": {name: (float(rho), float(weight)) for name, (rho, weight) in values["norms"].items()},
+            "base": values["base"] if values["base"] is None else str(values["base"]),
+            "dtype": str(values["dtype"]),
+            "sketch_seed": values["sketch_seed"] if values["sketch_seed"] is None else int(values["sketch_seed"]),
+            "parts": tuple(Part(**part) for part in values["parts"]),
+            "control": values["control"] if values["control"] is None else str(values["control"]),
+        }
+    return VectorHeader(
+        scheme=Scheme.from_dict(values["scheme"]),
+        skip=tuple(map(str, values["skip"])),
+        task=str(values["task"]),
+        seed=int(values["seed"]),
+        norm=float(values["norm"]),
+        weight_norm=float(values["weight_norm"]),
+        made_by=str(values["made_by"]),
+        **later,
+    )
+
+
+def _as_dict(header: VectorHeader, version: str) -> dict[str, Any]:
+    values = {
+        "format": FORMAT,
+        "version": version,
+        "scheme": header.scheme.as_dict(),
+        "skip": list(header.skip),
+        "task": header.task,
+        "seed": header.seed,
+        "norm": float(header.norm),
+        "weight_norm": float(header.weight_norm),
+        "made_by": header.made_by,
+        "norms": {name: [float(rho), float(weight)] for name, (rho, weight) in header.norms.items()},
+        "base": header.base,
+        "dtype": header.dtype,
+        "sketch_seed": header.sketch_seed,
+        "parts": [_part_dict(part) for part in header.parts],
+        "control": header.control,
+    }
+    return {key: value for key, value in values.items() if key in _FIELDS_1_0 or not version.startswith("1.0.")}
+
+
+def _part_dict(part: Part) -> dict[str, Any]:
+    return {
+        "task": str(part.task),
+        "seed": int(part.seed),
+        "weight": float(part.weight),
+        "sha256": str(part.sha256),
+    }

@@ -1,0 +1,130 @@
+"""What a recipe's `vector` block names, opened: vector files or donors' checkpoints, as one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
+from qvec_deploy.recipe import Recipe
+from qvec_deploy.tensors import Float32, Scheme
+from qvec_deploy.vectors.sketch import Sketch, make_sketch
+from qvec_deploy.vectors.vector_file import QuantizationVector
+
+
+class Header(Protocol):
+    """The part of a vector's header that decides whether it fits."""
+
+    @property
+    def scheme(self) -> Scheme: ...  # noqa: D102
+    @property
+    def skip(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+class Source(Protocol):
+    """One quantization vector, whatever it is stored as."""
+
+    @property
+    def header(self) -> Header: ...  # noqa: D102
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...  # noqa: D102
+    def read(self, name: str) -> Float32:
+        """One tensor of rho, float32."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of every file behind it, by file name."""
+
+    def sketch(self) -> Sketch | None:
+        """The sketch of the donor's float weights, by which coordinates are compared; None where it is not known."""
+
+    def moments(self) -> dict[str, Float32] | None:
+        """Second moments of the inputs of the donor's Linears, by module; None where the vector ships none."""
+
+    def control(self) -> str | None:
+        """What was put in rho's place, in words, for a control; None for a real vector."""
+
+
+class PairHeader:
+    """Header of a donor given as two checkpoints: what the recipe states about them."""
+
+    def __init__(self, scheme: Scheme, skip: tuple[str, ...]) -> None:
+        self.scheme = scheme
+        self.skip = skip
+
+
+class DonorPair:
+    """A donor's FP and QAT checkpoints; rho is their difference, computed on demand."""
+
+    def __init__(self, fp: Checkpoint, qat: Checkpoint, header: PairHeader, head: str) -> None:
+        odd = sorted(set(fp.tensors) ^ set(qat.tensors))
+        odd += [name for name, info in fp.tensors.items() if not odd and qat.tensors[name].shape != info.shape]
+        if odd:
+            raise IncompatibleError(
+                f"{fp.path} and {qat.path} differ in {odd[0]}",
+                hint="a donor is two fine-tunes of one model on one task",
+            )
+        self.header = header
+        self.tensors = {name: info for name, info in fp.tensors.items() if not name.startswith(f"{head}.")}
+        self._fp, self._qat = fp, qat
+
+    def read(self, name: str) -> Float32:
+        """theta_QAT - theta_FP of one tensor, float32."""
+        return self._qat.read(name) - self._fp.read(name)
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of both files, by file name."""
+        return {self._fp.source: self._fp.fingerprint(), self._qat.source: self._qat.fingerprint()}
+
+    def sketch(self) -> Sketch:
+        """The sketch of the donor's float weights, made now."""
+        return make_sketch(self.tensors, self._fp.read)
+
+    def moments(self) -> None:
+        """None: checkpoints hold no moments."""
+
+    def control(self) -> None:
+        """None: a donor's checkpoints are no control."""
+
+
+def open_sources(recipe: Recipe, head: str, *, offline: bool = False) -> dict[str, Source]:
+    """Open the vectors of a recipe, headers only; empty without a vector.
+
+    Args:
+        recipe: The recipe.
+        head: Module name of the classification head, which rho leaves out.
+        offline: Use the Hub's local cache only.
+
+    Returns:
+        Label (as in the recipe) to source, in the recipe's order.
+
+    Raises:
+        IntegrityError, IncompatibleError, StorageError, FetchError: As their files deserve.
+    """
+    if recipe.vector is None:
+        return {}
+    sources: dict[str, Source] = {}
+    for path in recipe.vector.files:
+        sources[path] = QuantizationVector.open(recipe.locate(path), offline=offline, label=path)
+    for donor in recipe.vector.donors:
+        assert recipe.vector.scheme is not None  # noqa: S101 - the recipe's validator made sure
+        header = PairHeader(recipe.vector.scheme.scheme(), recipe.quantize.skip)
+        fp, qat = (Checkpoint.open(recipe.locate(path), offline=offline, label=path) for path in (donor.fp, donor.qat))
+        sources[f"{donor.qat} - {donor.fp}"] = DonorPair(fp, qat, header, head)
+    return sources
+
+
+def random_like(rho: Float32, name: str, seed: int) -> Float32:
+    """A Gaussian tensor with the norm of `rho`: the control that a vector must beat.
+
+    Args:
+        rho: The tensor whose shape and norm are taken.
+        name: Its name; every tensor draws from a stream of its own.
+        seed: Seed of the control.
+    """
+    generator = np.random.default_rng([seed, *name.encode()])
+    noise = generator.standard_normal(rho.shape, dtype=np.float32)
+    norm = np.linalg.norm(noise)
+    return noise * (np.linalg.norm(rho) / norm) if norm else noise
