@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from qvec_deploy.jobs.processes import Failure, Job, LocalProcesses, Outcome, perform
-from qvec_deploy.jobs.processes import processes as jobs
+from qvec_deploy.jobs import processes as jobs
 
 FUNCTIONS = "job_functions"
 
