@@ -1,0 +1,1 @@
+"""From a recipe to a bundle. Read pipeline.py first."""
