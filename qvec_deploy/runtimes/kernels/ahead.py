@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -39,7 +40,7 @@ ARCHITECTURES = (80, 86, 87, 89, 90, 100, 120)
 SHARED_LIMIT = 48 * 1024
 """Bytes of shared memory that a launch may have without asking the driver for more, which TensorRT does not."""
 
-_BASELINE_PTX = {"float16": "7.0", "bfloat16": "7.1"}  # the first that can say it: drivers of their time read it
+_PTX_VERSIONS = tuple((major, minor) for major in (7, 8, 9) for minor in range(9 if major < 9 else 100))
 _POINTER = {"float16": "*fp16", "bfloat16": "*bf16"}
 _ARGUMENTS = {
     "linear": ("x", "words", "scale", "bias", "m", "n", "k", "y"),
@@ -242,10 +243,25 @@ def _ptx(
     if data.global_scratch_size or data.profile_scratch_size:
         raise IncompatibleError("the compiled kernel asks for scratch memory", hint="use another version of triton")
     text = _strip(built.asm["ptx"], data.name, len(_ARGUMENTS[kind]))
-    if sm <= BASELINE_SM:
-        text = re.sub(r"^\.version .*$", f".version {_BASELINE_PTX[dtype]}", text, count=1, flags=re.MULTILINE)
-        text = re.sub(r"^\.target .*$", f".target sm_{sm}", text, count=1, flags=re.MULTILINE)
-    return text.encode("ascii"), data.name, data.shared
+    return _with_least_version(text, sm).encode("ascii"), data.name, data.shared
+
+
+def _with_least_version(ptx: str, sm: int) -> str:
+    """The PTX declared as the oldest version of the language that has all it says: older drivers read it, too.
+
+    Triton declares the newest version that its assembler knows, whatever the code needs. Which one that is differs by
+    Triton's version and by kernel, so the assembler is asked. It refuses within 0.1 s what a version does not have.
+    """
+    declared = re.search(r"^\.version (\d+)\.(\d+)$", ptx, re.MULTILINE)
+    if declared is None:
+        raise IncompatibleError("the compiled PTX declares no version", hint="use another version of triton")
+    own = (int(declared[1]), int(declared[2]))
+    for major, minor in [version for version in _PTX_VERSIONS if version < own]:
+        older = f"{ptx[: declared.start()]}.version {major}.{minor}{ptx[declared.end() :]}"
+        with contextlib.suppress(IncompatibleError):
+            assemble(older.encode("ascii"), sm)
+            return older
+    return ptx
 
 
 def _strip(ptx: str, name: str, arguments: int) -> str:
