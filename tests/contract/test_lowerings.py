@@ -19,6 +19,7 @@ from qvec_deploy.runtimes.bits import runtime_bits_per_weight
 from qvec_deploy.runtimes.graph import DOMAIN, OPSET
 from qvec_deploy.runtimes.graph.stored import attach_weights, operator_function
 from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory
+from qvec_deploy.runtimes.onnxruntime.ort_session import load_session
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 ROWS = 24
@@ -59,18 +60,6 @@ def _store(folder: Path, quantized: QuantizedTensor, bias: np.ndarray) -> tuple[
     return model, weights
 
 
-def _run_in_memory(
-    folder: Path, model: onnx.ModelProto, weights: PackedFile, lowering: str, x: np.ndarray
-) -> np.ndarray:
-    lowered, arrays = lower_in_memory(model, weights, lowering)
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
-    options.add_external_initializers(list(arrays), values)
-    session = onnxruntime.InferenceSession(lowered.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"images": x})[0]
-
-
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize(("granularity", "group_size", "columns"), SCHEMES)
 def test_packed_is_exact_in_onnxruntime_and_onnx(
@@ -90,9 +79,9 @@ def test_packed_is_exact_in_onnxruntime_and_onnx(
 @pytest.mark.parametrize(("granularity", "group_size", "columns"), SCHEMES)
 def test_int4_keeps_every_code(tmp_path: Path, bits: int, granularity: str, group_size: int, columns: int) -> None:
     quantized, bias, x = _layer(bits, granularity, group_size, columns)
-    model, weights = _store(tmp_path, quantized, bias)
+    _store(tmp_path, quantized, bias)
     expected = x @ quantized.dequantize().T + bias
-    actual = _run_in_memory(tmp_path, model, weights, "int4", x)
+    actual = load_session(tmp_path, "int4", 1).run(None, {"images": x})[0]
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -102,13 +91,13 @@ def test_int8_errs_by_its_activations_only(
     tmp_path: Path, bits: int, granularity: str, group_size: int, columns: int
 ) -> None:
     quantized, bias, x = _layer(bits, granularity, group_size, columns)
-    model, weights = _store(tmp_path, quantized, bias)
+    _store(tmp_path, quantized, bias)
     # ONNX's DynamicQuantizeLinear: one scale and zero point for the whole activation tensor, zero included.
     scale = np.float32((max(x.max(), 0) - min(x.min(), 0)) / 255)
     zero_point = np.clip(np.rint(-min(x.min(), 0) / scale), 0, 255)
     rounded = ((np.clip(np.rint(x / scale) + zero_point, 0, 255) - zero_point) * scale).astype(np.float32)
     expected = rounded @ quantized.dequantize().T + bias
-    actual = _run_in_memory(tmp_path, model, weights, "int8", x)
+    actual = load_session(tmp_path, "int8", 1).run(None, {"images": x})[0]
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3)
     assert np.abs(actual - (x @ quantized.dequantize().T + bias)).max() > 1e-4, "activations were not quantized"
 

@@ -50,7 +50,7 @@ class OnnxRuntime:
         if reason is not None:
             raise IncompatibleError(reason, hint="install onnxruntime; `qvec-deploy doctor` says what is there")
         _return_freed_memory()  # what came before: engines are large, and often opened after larger things
-        session = _load(directory, lowering, threads)
+        session = load_session(directory, lowering, threads)
         _return_freed_memory()
         yield OnnxSession(session)
 
@@ -73,7 +73,7 @@ class OnnxRuntime:
         from qvec_deploy.runtimes.onnxruntime.ort_profile import layer_times
 
         with TemporaryDirectory() as folder:
-            session = _load(directory, lowering, threads, profile=Path(folder) / "profile")
+            session = load_session(directory, lowering, threads, profile=Path(folder) / "profile")
             engine = OnnxSession(session)
             for _ in range(runs):
                 engine.run(images)
@@ -111,7 +111,8 @@ class OnnxSession:
         return logits
 
 
-def _load(directory: Path, lowering: str, threads: int, *, profile: Path | None = None) -> Any:
+def load_session(directory: Path, lowering: str, threads: int, *, profile: Path | None = None) -> Any:
+    """ONNX Runtime's own session of a bundle directory; with `profile`, which begins a file's name, it keeps times."""
     import onnxruntime
 
     from qvec_deploy.runtimes.engine_files import MODEL_FILE
@@ -120,6 +121,8 @@ def _load(directory: Path, lowering: str, threads: int, *, profile: Path | None 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
+    # Without VNNI, sums of two products of 8-bit codes would saturate at 16 bits; narrower codes run as they did.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     # Idle threads of one engine must not spin while another one is being measured.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory.resolve()))
