@@ -44,7 +44,7 @@ OBSERVE = Path(__file__).parent / "tensorrt_stub" / "observe.py"
 RELEASES = ("10.16.1.11", "11.4.0.106")
 SOURCES = [
     ROOT / "qvec_deploy/runtimes/kernels/plugins.py",
-    *sorted((ROOT / "qvec_deploy/targets").rglob("tensorrt*.py")),
+    *sorted((ROOT / "qvec_deploy/runtimes/tensorrt").rglob("tensorrt*.py")),
     *(path for path in sorted((ROOT / "scripts").glob("*tensorrt*")) if b"bash" not in path.read_bytes()[:30]),
 ]
 TYPES = {TensorProto.INT32: "int32", TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
