@@ -14,17 +14,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from qvec_deploy.bundle.bundle import available_threads
-from qvec_deploy.progress import Progress
-from qvec_deploy.build.weights import activation_images, calibration_images
-from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.errors import IncompatibleError, QvecError
 from qvec_deploy.bench.environment import capture_environment
+from qvec_deploy.build.weights import activation_images, calibration_images
+from qvec_deploy.bundle.bundle import available_threads
+from qvec_deploy.errors import IncompatibleError, QvecError
+from qvec_deploy.io.cache import Machine, Make, Shelf
+from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.io.files import canonical_json, sha256_file, write_bytes
 from qvec_deploy.models import Architecture, head_name
 from qvec_deploy.plan import Plan, make_plan
+from qvec_deploy.progress import Progress
 from qvec_deploy.recipe import Recipe
-from qvec_deploy.io.cache import Machine, Make, Shelf
-from qvec_deploy.io.files import canonical_json, sha256_file, write_bytes
 from qvec_deploy.runtimes.engine_files import MODEL_FILE
 from qvec_deploy.runtimes.registry import find_target
 from qvec_deploy.tensors import Float32

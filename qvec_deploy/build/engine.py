@@ -7,19 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from qvec_deploy.bench.parity import check_parity, parity_images, reference_logits, write_reference
+from qvec_deploy.bench.results import Parity
+from qvec_deploy.build.weights import activation_images, load_model
 from qvec_deploy.bundle.bundle import COMPILED, available_threads
 from qvec_deploy.bundle.compile_bundle import compile_engines
 from qvec_deploy.bundle.write import Artifact
-from qvec_deploy.bench.results import Parity
-from qvec_deploy.bench.parity import check_parity, parity_images, reference_logits, write_reference
-from qvec_deploy.progress import Progress
-from qvec_deploy.tensors import INPUT_SCALE
-from qvec_deploy.build.weights import activation_images, load_model
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.plan import Plan
+from qvec_deploy.progress import Progress
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import find_target
-from qvec_deploy.tensors import Float32
+from qvec_deploy.tensors import INPUT_SCALE, Float32
 
 
 def check_engine(plan: Plan, directory: Path, caches: Path, progress: Progress) -> tuple[str | None, Parity | None]:

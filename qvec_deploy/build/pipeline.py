@@ -9,27 +9,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.bench.run import Bench, Contender, measure_contenders, open_images
-from qvec_deploy.bundle.bundle import Bundle, available_threads
-from qvec_deploy.build.engine import check_engine, engine_outputs
-from qvec_deploy.bundle.write import Artifact, Finished, finish, model_of, unverified
-from qvec_deploy.bench.results import Parity
-from qvec_deploy.progress import Advance
-from qvec_deploy.build.weights import Weight, make_weights
-from qvec_deploy.bench.pinned_cores import check_cores
+from qvec_deploy.bench.gates import judge
 from qvec_deploy.bench.latency import garbage_collector_off
+from qvec_deploy.bench.pinned_cores import check_cores
+from qvec_deploy.bench.results import Parity, Report, Role
+from qvec_deploy.bench.run import Bench, Contender, measure_contenders, open_images
+from qvec_deploy.bench.selection import Selection
 from qvec_deploy.bench.warnings import Finding, MeasurementWarning
+from qvec_deploy.build.context import Workshop
+from qvec_deploy.build.engine import check_engine, engine_outputs
+from qvec_deploy.build.weights import Weight, make_weights
+from qvec_deploy.bundle.bundle import Bundle, available_threads
+from qvec_deploy.bundle.write import Artifact, Finished, finish, model_of, unverified
+from qvec_deploy.io.files import staging_directory, unlink_files, write_bytes
 from qvec_deploy.packed import PackedFile, pack, write_packed
 from qvec_deploy.plan import Plan
+from qvec_deploy.progress import Advance
 from qvec_deploy.recipe import FLOAT_BITS, Recipe
-from qvec_deploy.bench.gates import judge
-from qvec_deploy.bench.results import Report, Role
-from qvec_deploy.bench.selection import Selection
-from qvec_deploy.io.files import staging_directory, unlink_files, write_bytes
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.torch_cuda.torch_session import write_structure
 from qvec_deploy.tensors import Float32, PackedTensor, QuantizedTensor
-from qvec_deploy.build.context import Workshop
 
 if TYPE_CHECKING:
     import onnx

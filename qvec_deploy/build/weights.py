@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, batches, open_dataset
 from qvec_deploy.datasets.generated import NAME as GENERATED
 from qvec_deploy.errors import IncompatibleError, RecipeError
+from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.io.files import sha256_bytes
 from qvec_deploy.models import Architecture, create
 from qvec_deploy.packed import Entry
 from qvec_deploy.plan import Plan
 from qvec_deploy.recipe import Images, Recipe
-from qvec_deploy.io.files import sha256_bytes
 from qvec_deploy.tensors import INPUT_SCALE, Float32, QuantizedTensor
 from qvec_deploy.vectors.patch import mix, patch
 from qvec_deploy.vectors.vector_sources import Source

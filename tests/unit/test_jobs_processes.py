@@ -19,8 +19,8 @@ import pynvml
 import pytest
 import torch
 
-from qvec_deploy.jobs.processes import Failure, Job, LocalProcesses, Outcome, perform
 from qvec_deploy.jobs import processes as jobs
+from qvec_deploy.jobs.processes import Failure, Job, LocalProcesses, Outcome, perform
 
 FUNCTIONS = "job_functions"
 

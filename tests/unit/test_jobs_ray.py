@@ -13,8 +13,8 @@ import pytest
 
 from qvec_deploy import sweep
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.jobs.processes import Executor, Job, Outcome
 from qvec_deploy.jobs import ray as executors
+from qvec_deploy.jobs.processes import Executor, Job, Outcome
 from qvec_deploy.jobs.ray import RayTasks, start_executor
 from qvec_deploy.recipe import load_recipes
 

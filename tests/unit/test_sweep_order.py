@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 
 from qvec_deploy.bench.statistics import Estimate
-from qvec_deploy.build.context import Workshop, made_by
 from qvec_deploy.build import context as workshop
+from qvec_deploy.build.context import Workshop, made_by
 from qvec_deploy.cli.sweep_command import SweepDisplay, _figures, _verdict
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.io.cache import Shelf

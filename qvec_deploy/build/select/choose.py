@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from qvec_deploy.build.weights import calibration_images, half_of, open_unlabelled, selection_images
-from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.datasets.generated import NAME as GENERATED
-from qvec_deploy.errors import RecipeError
-from qvec_deploy.plan import Plan
-from qvec_deploy.recipe import Recipe, Select
+from qvec_deploy.bench.selection import Confirmed, DonorScore, Selection
+from qvec_deploy.build.select.lambda_search import search
 from qvec_deploy.build.select.mixing_weights import descend, ridge_weights
 from qvec_deploy.build.select.score import Float64, divergences, wrong
-from qvec_deploy.build.select.lambda_search import search
 from qvec_deploy.build.select.trial_model import Student
-from qvec_deploy.bench.selection import Confirmed, DonorScore, Selection
+from qvec_deploy.build.weights import calibration_images, half_of, open_unlabelled, selection_images
+from qvec_deploy.datasets.generated import NAME as GENERATED
+from qvec_deploy.errors import RecipeError
+from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.plan import Plan
+from qvec_deploy.recipe import Recipe, Select
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.vector_sources import Source
 
