@@ -26,11 +26,11 @@ from statistics import mean
 from typing import Any, get_args
 
 from qvec_deploy.io.files import canonical_json, sha256_bytes
-from qvec_deploy.jobs.ray import ExecutorName
+from qvec_deploy.jobs.executors import ExecutorName
 from qvec_deploy.research.study.nodes import Node
 from qvec_deploy.research.study.study_documents import read_study
 from qvec_deploy.research.study.study_recipe import StudyRecipe, load_study
-from qvec_deploy.research.study.study_run import Ended, Watcher, run_study
+from qvec_deploy.research.study.study_run import NodeEnd, StudyWatcher, run_study
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_EFFICIENCY = 0.9
@@ -46,7 +46,7 @@ SMALLER = (
 GRIDS = 'grids=[{"bits": 3, "granularity": "tensor", "method": "mse"}]'
 
 
-class Clock(Watcher):
+class Clock(StudyWatcher):
     """Notes when the graph is known and when the last node ended."""
 
     def __init__(self) -> None:
@@ -57,12 +57,12 @@ class Clock(Watcher):
         """The graph is known."""
         self.start = time.perf_counter()
 
-    def ended(self, ended: Ended) -> None:
+    def ended(self, end: NodeEnd) -> None:
         """A node is over."""
-        if ended.state != "made":
-            sys.exit(f"{ended.node.name}: {ended.state}, {ended.failure}")
+        if end.state != "made":
+            sys.exit(f"{end.node.name}: {end.state}, {end.failure}")
         self.end = time.perf_counter()
-        self.seconds.append(ended.seconds)
+        self.seconds.append(end.seconds)
 
 
 def recipe(base: Path) -> StudyRecipe:

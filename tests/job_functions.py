@@ -13,58 +13,58 @@ from typing import Any
 
 from qvec_deploy.errors import FetchError
 from qvec_deploy.io.cache import Machine, Shelf
-from qvec_deploy.jobs.processes import Tell
+from qvec_deploy.jobs.job import SendEvent
 
 
-def add(tell: Tell, *, left: int, right: int) -> int:
-    tell({"adding": left})
+def add(send: SendEvent, *, left: int, right: int) -> int:
+    send({"adding": left})
     return left + right
 
 
-def whoami(tell: Tell) -> dict[str, Any]:
+def whoami(send: SendEvent) -> dict[str, Any]:
     return {"pid": os.getpid(), "colorsys": "colorsys" in sys.modules}
 
 
-def refuse(tell: Tell) -> None:
+def refuse(send: SendEvent) -> None:
     raise FetchError("nothing there", hint="look elsewhere")
 
 
-def stumble(tell: Tell) -> None:
+def stumble(send: SendEvent) -> None:
     print("words before the fall")
     raise KeyError("a bug")
 
 
-def not_json(tell: Tell) -> object:
+def not_json(send: SendEvent) -> object:
     return object()
 
 
-def exhaust(tell: Tell) -> None:
+def exhaust(send: SendEvent) -> None:
     raise MemoryError
 
 
-def occupy(tell: Tell, *, seconds: float) -> dict[str, Any]:
+def occupy(send: SendEvent, *, seconds: float) -> dict[str, Any]:
     """Which GPUs it sees, and from when to when it was at work, by the machine's one clock."""
     start = time.monotonic()
     time.sleep(seconds)
     return {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "start": start, "end": time.monotonic()}
 
 
-def die(tell: Tell, *, by: str | int) -> None:
+def die(send: SendEvent, *, by: str | int) -> None:
     os.kill(os.getpid(), getattr(signal, by) if isinstance(by, str) else by)
     time.sleep(60)
 
 
-def leave(tell: Tell) -> None:
+def leave(send: SendEvent) -> None:
     os._exit(7)
 
 
-def outlast(tell: Tell) -> str:
+def outlast(send: SendEvent) -> str:
     """Has its result, and a thread that keeps its process from ending."""
     threading.Thread(target=time.sleep, args=(30,)).start()
     return "done"
 
 
-def look_at_cuda(tell: Tell) -> dict[str, bool]:
+def look_at_cuda(send: SendEvent) -> dict[str, bool]:
     """Whether PyTorch was there before this job, and whether CUDA was used before the fork, which forbids it here."""
     preloaded = {"torch", "timm"} <= sys.modules.keys()
     import torch
@@ -72,19 +72,19 @@ def look_at_cuda(tell: Tell) -> dict[str, bool]:
     return {"preloaded": preloaded, "bad_fork": torch.cuda._is_in_bad_fork()}
 
 
-def linger(tell: Tell, *, folder: str) -> None:
+def linger(send: SendEvent, *, folder: str) -> None:
     """Starts a process of its own and waits; cleans up when it is ended."""
     place = Path(folder)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (place / "pids").write_text(f"{os.getpid()} {child.pid}")
     try:
-        tell("lingering")
+        send("lingering")
         time.sleep(600)
     finally:
         (place / "cleaned").touch()
 
 
-def obtain(tell: Tell, *, folder: str, target: str, die: bool = False) -> str:
+def obtain(send: SendEvent, *, folder: str, target: str, die: bool = False) -> str:
     """Takes from a shelf what is made by whoever comes first."""
     place = Path(folder)
     (place / target).mkdir()
@@ -102,7 +102,7 @@ def obtain(tell: Tell, *, folder: str, target: str, die: bool = False) -> str:
     return record
 
 
-def build_and_measure(tell: Tell, *, folder: str, name: str, rounds: int) -> None:
+def build_and_measure(send: SendEvent, *, folder: str, name: str, rounds: int) -> None:
     """Writes down when it builds and when it measures."""
     machine, events = Machine(Path(folder)), Path(folder) / "events"
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from qvec_deploy.datasets import tiny
-from qvec_deploy.jobs.processes import Failure, Job, Outcome, perform
+from qvec_deploy.jobs.job import Job, JobOutcome, perform
 from qvec_deploy.research.study import cell as cell_module
 from qvec_deploy.research.study import study_run as run_module
 from qvec_deploy.research.study.cell_values import Cell, CellRequest, Relation, Trial
-from qvec_deploy.research.study.study_run import Ended, Watcher
+from qvec_deploy.research.study.study_run import NodeEnd, StudyWatcher
 
 
 class Here:
@@ -35,27 +35,26 @@ class Here:
     def submit(self, job: Job) -> None:
         self.waiting.append(job)
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[JobOutcome]:
         while self.waiting:
             job = self.waiting.pop()
             self.before(job)
             self.did.append(job.name)
             answer = perform(job.function, json.loads(json.dumps(job.arguments)), lambda value: None)
-            failure = answer.get("failure")
-            yield Outcome(job, answer.get("result"), Failure(**failure) if failure else None)
+            yield JobOutcome.of(job, answer)
 
     def close(self) -> None:
         self.waiting.clear()
 
 
-class Ends(Watcher):
+class Ends(StudyWatcher):
     """Keeps how nodes ended."""
 
     def __init__(self) -> None:
-        self.all: list[Ended] = []
+        self.all: list[NodeEnd] = []
 
-    def ended(self, ended: Ended) -> None:
-        self.all.append(ended)
+    def ended(self, end: NodeEnd) -> None:
+        self.all.append(end)
 
 
 @contextlib.contextmanager

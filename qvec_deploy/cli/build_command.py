@@ -21,7 +21,7 @@ from qvec_deploy.cli.report_table import print_report
 from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
-    from qvec_deploy.jobs.ray import ExecutorName
+    from qvec_deploy.jobs.executors import ExecutorName
 
 
 @click.command()
@@ -74,7 +74,7 @@ def build(
     from qvec_deploy.build.pipeline import run
     from qvec_deploy.bundle.write import require_engine, require_gates
     from qvec_deploy.io.cache import Machine
-    from qvec_deploy.jobs.ray import check_address, start_executor
+    from qvec_deploy.jobs.executors import check_address, start_executor
     from qvec_deploy.recipe import load_recipes
 
     check_address(executor, address)

@@ -11,7 +11,7 @@ from qvec_deploy.cli.options import address_option, echo_json, json_option, offl
 from qvec_deploy.cli.study_report_command import report
 
 if TYPE_CHECKING:
-    from qvec_deploy.jobs.ray import ExecutorName
+    from qvec_deploy.jobs.executors import ExecutorName
 
 _PATH = click.Path(path_type=Path)
 study_argument = click.argument("study_path", metavar="STUDY.yaml", type=_PATH)
@@ -59,18 +59,18 @@ def run(
     settings: dict[str, Any] = {"jobs": jobs, "executor": executor, "address": address, "offline": offline}
     try:
         if quiet or as_json:
-            outcome = run_study(recipe, output, **settings)
+            done = run_study(recipe, output, **settings)
         else:
             with StudyDisplay(Console(stderr=True)) as display:
-                outcome = run_study(recipe, output, watcher=display, **settings)
+                done = run_study(recipe, output, watcher=display, **settings)
     except KeyboardInterrupt:
         click.echo("the same command goes on with what is missing", err=True)
         raise
     if as_json:
-        echo_json(outcome.run)
+        echo_json(done.document)
     else:
-        print_outcome(outcome.run, output)
-    return outcome.exit_code
+        print_outcome(done.document, output)
+    return done.exit_code
 
 
 @study.command()

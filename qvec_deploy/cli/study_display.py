@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from qvec_deploy.research.study.nodes import KINDS, Node
-from qvec_deploy.research.study.study_run import Ended, Watcher
+from qvec_deploy.research.study.study_run import NodeEnd, StudyWatcher
 
 TITLES = {"base": "bases", "fp": "float fine-tunes", "qat": "QAT fine-tunes", "vector": "vectors", "cell": "receivers"}
 _EVERY_S = 30.0  # between two lines without a terminal
 
 
-class StudyDisplay(Watcher):
+class StudyDisplay(StudyWatcher):
     """A bar a kind and one a running node; without a terminal a line now and then, and one for every failure."""
 
     def __init__(self, console: Console) -> None:
@@ -60,17 +60,17 @@ class StudyDisplay(Watcher):
             self._running[name] = self._bars.add_task(f"[dim]{self._names[name]}", total=None)
         self._bars.update(self._running[name], completed=event["done"], total=event["total"])
 
-    def ended(self, ended: Ended) -> None:
+    def ended(self, end: NodeEnd) -> None:
         """Count it; say what failed by itself."""
-        if ended.node.id in self._running:
-            self._bars.remove_task(self._running.pop(ended.node.id))
+        if end.node.id in self._running:
+            self._bars.remove_task(self._running.pop(end.node.id))
         self._over += 1
-        self._counts[ended.node.kind][0] += 1
-        self._kept += ended.state == "kept"
-        self._failed += ended.state == "failed"
-        self._bars.advance(self._tasks[ended.node.kind])
-        if ended.failure is not None and ended.because is None:
-            self._print(Text(f"{ended.node.name} failed: {ended.failure.message}", style="yellow"))
+        self._counts[end.node.kind][0] += 1
+        self._kept += end.state == "kept"
+        self._failed += end.state == "failed"
+        self._bars.advance(self._tasks[end.node.kind])
+        if end.failure is not None and end.because is None:
+            self._print(Text(f"{end.node.name} failed: {end.failure.message}", style="yellow"))
         now = time.monotonic()
         if self._over == self._total or (not self._console.is_terminal and now - self._said >= _EVERY_S):
             self._said = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,14 +21,16 @@ from qvec_deploy.build.context import Workshop
 from qvec_deploy.cli.options import echo_json
 from qvec_deploy.cli.terminal_progress import TITLES
 from qvec_deploy.errors import QvecError, RecipeError
-from qvec_deploy.jobs.processes import Executor, LocalProcesses
+from qvec_deploy.jobs.job import Executor
+from qvec_deploy.jobs.processes import LocalProcesses
 from qvec_deploy.recipe import Recipe
-from qvec_deploy.sweep import SUMMARY, Row, Summary, Watcher, sweep
+from qvec_deploy.sweep.sweep import SUMMARY, sweep
+from qvec_deploy.sweep.sweep_summary import SweepRow, SweepSummary
 
 NONE = "-"
 
 
-class SweepDisplay(Watcher):
+class SweepDisplay:
     """A line for every running build with its stage, and one for all; without a terminal a line for every end."""
 
     def __init__(self, console: Console, count: int) -> None:
@@ -59,7 +62,7 @@ class SweepDisplay(Watcher):
         else:
             self._bars.update(self._tasks[name], completed=event["done"], total=event["total"])
 
-    def ended(self, row: Row) -> None:
+    def ended(self, row: SweepRow) -> None:
         """Take a build's line away and say how it ended."""
         self._ended += 1
         if row.name in self._tasks:
@@ -98,11 +101,12 @@ def run_sweep(
     Returns:
         The exit code of the worst outcome.
     """
+    run = partial(sweep, recipes, folder, jobs=jobs, force=force, offline=offline, start=start)
     if quiet or as_json:
-        summary = sweep(recipes, folder, jobs=jobs, force=force, offline=offline, start=start)
+        summary = run()
     else:
         with SweepDisplay(Console(stderr=True), len(recipes)) as display:
-            summary = sweep(recipes, folder, jobs=jobs, force=force, offline=offline, watcher=display, start=start)
+            summary = run(on_event=display.event, on_end=display.ended)
     if as_json:
         echo_json(summary.as_dict())
     else:
@@ -150,7 +154,7 @@ def _planned(recipe: Recipe, offline: bool) -> dict[str, Any]:
     return {**build, "stored_bytes": plans[-1].stored_bytes}
 
 
-def _print(summary: Summary, folder: Path) -> None:
+def _print(summary: SweepSummary, folder: Path) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("Build", overflow="fold")
     table.add_column("Verdict")
@@ -168,13 +172,13 @@ def _print(summary: Summary, folder: Path) -> None:
     click.echo(f"\nsummary  {folder / SUMMARY}")
 
 
-def _verdict(row: Row) -> str:
+def _verdict(row: SweepRow) -> str:
     if not row.kept:
         return row.verdict
     return "kept" if row.verdict == "built" else f"{row.verdict} (kept)"
 
 
-def _figures(row: Row) -> list[str]:
+def _figures(row: SweepRow) -> list[str]:
     top1 = latency = ratio = NONE
     if row.correct is not None:
         estimate = wilson(row.correct, row.images)

@@ -1,7 +1,4 @@
-"""Functions in processes of their own: one that crashes or is killed costs one job and nothing else.
-
-A job is plain values, so that other executors (another machine's, for one) can take the same jobs.
-"""
+"""Jobs in processes of this machine: one that crashes or is killed costs itself and nothing else."""
 
 from __future__ import annotations
 
@@ -14,124 +11,19 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib import import_module
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from qvec_deploy.errors import IncompatibleError, QvecError
-
-Tell = Callable[[Any], None]
-"""Given to a job's function as its first argument: sends a JSON value to whoever watches."""
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.jobs.job import Job, JobFailure, JobOutcome, OnEvent, perform
 
 _GRACE_S = 10.0
 """What jobs get to clean up when they are ended."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A call.
-
-    Attributes:
-        name: Unique among the jobs of an executor.
-        function: `module:function`; called with a `Tell` and the arguments, it returns a JSON value.
-        arguments: Keyword arguments, JSON values.
-        gpus: GPUs that it needs.
-        cpus: Cores that it uses, for executors that share them out.
-    """
-
-    name: str
-    function: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    gpus: int = 0
-    cpus: int = 1
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a job has no result.
-
-    Attributes:
-        kind: Name of the error's class.
-        message: What is wrong.
-        hint: What to do about it.
-        exit_code: Of the error's class; 1 for a bug.
-        details: The traceback of a bug; else empty.
-    """
-
-    kind: str
-    message: str
-    hint: str
-    exit_code: int
-    details: str = ""
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        """An error as plain values."""
-        if isinstance(error, QvecError):
-            return cls(type(error).__name__, error.message, error.hint, error.exit_code)
-        if _is_memory(error):
-            return cls("IncompatibleError", "out of memory", "run fewer jobs at a time", IncompatibleError.exit_code)
-        text = "".join(traceback.format_exception(error)).strip()
-        return cls(type(error).__name__, text.splitlines()[-1], "this is a bug: report it with its details", 1, text)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended: with a result, a JSON value, or with a failure."""
-
-    job: Job
-    result: Any = None
-    failure: Failure | None = None
-
-
-class Executor(Protocol):
-    """Runs jobs somewhere."""
-
-    def gpus(self) -> int:
-        """GPUs that it shares out."""
-
-    def submit(self, job: Job) -> None:
-        """Add a job; it starts while `outcomes` is read."""
-
-    def outcomes(self) -> Iterator[Outcome]:
-        """Every job as it ends, until none is left; more may be submitted meanwhile."""
-
-    def close(self) -> None:
-        """End what still runs."""
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether there was no room in memory: PyTorch, which is not imported for this, has errors of its own."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    refusals = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in refusals)
-
-
-def too_few_gpus(job: Job, found: int, where: str) -> Failure:
-    """Of a job that needs more GPUs than there are anywhere."""
-    hint = "set train.device to cpu, or use a machine or a Ray cluster with GPUs"
-    message = f"it needs {job.gpus} GPU and {where} has {found or 'none'}"
-    return Failure("IncompatibleError", message, hint, IncompatibleError.exit_code)
-
-
-def perform(function: str, arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
-    """Run a job here.
-
-    Returns:
-        Its `result`, or its `failure` as plain values.
-    """
-    try:
-        module, _, name = function.partition(":")
-        return {"result": getattr(import_module(module), name)(tell, **arguments)}
-    except Exception as error:  # noqa: BLE001 - every error becomes this job's own
-        return {"failure": asdict(Failure.of(error))}
 
 
 @dataclass(frozen=True)
@@ -153,7 +45,6 @@ class LocalProcesses:
         workers: Jobs at a time.
         preload: Modules that the server imports once for all jobs.
         logs: Folder for what jobs print, a file each; thrown away without one.
-        on_event: Called with a job's name and what it tells.
     """
 
     def __init__(
@@ -162,7 +53,7 @@ class LocalProcesses:
         *,
         preload: Sequence[str] = (),
         logs: Path | None = None,
-        on_event: Callable[[str, Any], None] | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
         self._workers, self._logs, self._on_event = workers, logs, on_event
         self._context = multiprocessing.get_context("forkserver")
@@ -187,12 +78,12 @@ class LocalProcesses:
         """Add a job; it starts while `outcomes` is read."""
         self._waiting.append(job)
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[JobOutcome]:
         """Every job as it ends, until none is left; more may be submitted meanwhile."""
         while self._waiting or self._running:
             while (job := self._next()) is not None:
                 if job.gpus > len(self._gpus):
-                    yield Outcome(job, failure=too_few_gpus(job, len(self._gpus), "this machine"))
+                    yield JobOutcome(job, failure=JobFailure.too_few_gpus(job, len(self._gpus), "this machine"))
                 else:
                     self._start(job)
             for connection in wait(list(self._running)):
@@ -244,7 +135,7 @@ class LocalProcesses:
     def _log(self, job: Job) -> Path | None:
         return None if self._logs is None else self._logs / f"{job.name}.log"
 
-    def _finish(self, connection: Connection, message: dict[str, Any] | None) -> Outcome:
+    def _finish(self, connection: Connection, message: dict[str, Any] | None) -> JobOutcome:
         job, process = self._running[connection].job, self._running[connection].process
         process.join(_GRACE_S)  # a thread of its own may keep it from ending
         _kill_group(process)  # it, or what a killed job had started itself
@@ -252,9 +143,8 @@ class LocalProcesses:
         del self._running[connection]
         connection.close()
         if message is None:
-            return Outcome(job, failure=_death(process.exitcode or 0, self._log(job)))
-        failure = message.get("failure")
-        return Outcome(job, message.get("result"), Failure(**failure) if failure is not None else None)
+            return JobOutcome(job, failure=_death(process.exitcode or 0, self._log(job)))
+        return JobOutcome.of(job, message)
 
 
 def _receive(connection: Connection) -> dict[str, Any] | None:
@@ -266,13 +156,13 @@ def _receive(connection: Connection) -> dict[str, Any] | None:
     return message
 
 
-def _death(exit_code: int, log: Path | None) -> Failure:
+def _death(exit_code: int, log: Path | None) -> JobFailure:
     if exit_code == -signal.SIGKILL:
         hint = "the machine may be out of memory: run fewer jobs at a time"
-        return Failure("IncompatibleError", "its process was killed (SIGKILL)", hint, IncompatibleError.exit_code)
+        return JobFailure("IncompatibleError", "its process was killed (SIGKILL)", hint, IncompatibleError.exit_code)
     how = f"was ended by {_signal_name(-exit_code)}" if exit_code < 0 else f"exited with {exit_code}"
     hint = "try it alone" if log is None else f"{log} may say more; try it alone"
-    return Failure("Crash", f"its process {how}", hint, 1)
+    return JobFailure("Crash", f"its process {how}", hint, 1)
 
 
 def _signal_name(number: int) -> str:
@@ -332,7 +222,7 @@ def _work(sender: Connection, function: str, arguments: str, log: str, gpus: lis
     except KeyboardInterrupt:
         code = 130
     except (TypeError, ValueError) as error:  # the result is no JSON value
-        send({"failure": asdict(Failure.of(error))})
+        send({"failure": asdict(JobFailure.of(error))})
     sys.exit(code)
 
 

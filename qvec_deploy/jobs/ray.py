@@ -1,4 +1,4 @@
-"""Where jobs run: processes of this machine, or Ray, on one machine or many that share a file system."""
+"""Jobs on Ray: on one machine, or on many that share a file system."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import logging
 import os
 import platform
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from qvec_deploy.errors import FetchError, IncompatibleError, RecipeError
-from qvec_deploy.jobs.processes import Executor, Failure, Job, LocalProcesses, Outcome, perform, too_few_gpus
-
-ExecutorName = Literal["local", "ray"]
-OnEvent = Callable[[str, Any], None]
+from qvec_deploy.errors import FetchError, IncompatibleError
+from qvec_deploy.jobs.job import Job, JobFailure, JobOutcome, perform
 
 
 class RayTasks:
@@ -66,7 +63,7 @@ class RayTasks:
         """Add a job; it starts while `outcomes` is read."""
         self._waiting.append(job)
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[JobOutcome]:
         """Every job as it ends, until none is left; more may be submitted meanwhile."""
         while self._waiting or self._running:
             while self._waiting:
@@ -75,7 +72,7 @@ class RayTasks:
                 if failure is None:
                     self._start(job)
                 else:
-                    yield Outcome(job, failure=failure)
+                    yield JobOutcome(job, failure=failure)
             if self._running:
                 (done,), _ = self._ray.wait(list(self._running), num_returns=1)
                 yield self._outcome(done)
@@ -88,15 +85,15 @@ class RayTasks:
         self._running.clear()
         self._ray.shutdown()
 
-    def _impossible(self, job: Job) -> Failure | None:
+    def _impossible(self, job: Job) -> JobFailure | None:
         """Why a job would wait for ever."""
         if job.gpus > self.gpus():
-            return too_few_gpus(job, self.gpus(), "Ray")
+            return JobFailure.too_few_gpus(job, self.gpus(), "Ray")
         most = max((node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]), default=0)
         if self._cluster and job.cpus > most:
             message = f"it uses {job.cpus} cores and no machine of the cluster has more than {most:.0f}"
             hint = "raise --jobs: more at a time have fewer cores each"
-            return Failure("IncompatibleError", message, hint, IncompatibleError.exit_code)
+            return JobFailure("IncompatibleError", message, hint, IncompatibleError.exit_code)
         return None
 
     def _start(self, job: Job) -> None:
@@ -105,53 +102,13 @@ class RayTasks:
         reference = task.remote(str(Path.cwd()), job.function, json.dumps(dict(job.arguments), allow_nan=False))
         self._running[reference] = job
 
-    def _outcome(self, reference: Any) -> Outcome:
+    def _outcome(self, reference: Any) -> JobOutcome:
         job = self._running.pop(reference)
         try:
             answer = json.loads(self._ray.get(reference))
         except self._ray.exceptions.RayError as error:
-            return Outcome(job, failure=_lost(error))
-        failure = answer.get("failure")
-        return Outcome(job, answer.get("result"), Failure(**failure) if failure is not None else None)
-
-
-def check_address(name: ExecutorName, address: str | None) -> None:
-    """Refuse the address of a Ray cluster that would not be used.
-
-    Raises:
-        RecipeError: An address without Ray.
-    """
-    if address is not None and name != "ray":
-        raise RecipeError("--address is that of a Ray cluster", hint="add --executor ray, or leave it out")
-
-
-def start_executor(
-    name: ExecutorName,
-    workers: int,
-    *,
-    address: str | None = None,
-    preload: Sequence[str] = (),
-    logs: Path | None = None,
-    on_event: OnEvent | None = None,
-) -> Executor:
-    """An executor by name.
-
-    Args:
-        name: `local` or `ray`.
-        workers: Jobs at a time.
-        address: Of a Ray cluster.
-        preload: Modules that local processes have in memory from the start.
-        logs: Folder for what local jobs print; Ray keeps its own.
-        on_event: Called with a job's name and what it tells, by local processes.
-
-    Raises:
-        RecipeError: An address without Ray.
-        IncompatibleError, FetchError: As RayTasks.
-    """
-    check_address(name, address)
-    if name == "ray":
-        return RayTasks(workers, address=address)
-    return LocalProcesses(workers, preload=preload, logs=logs, on_event=on_event)
+            return JobOutcome(job, failure=_lost(error))
+        return JobOutcome.of(job, answer)
 
 
 def _perform(folder: str, function: str, arguments: str) -> str:
@@ -161,21 +118,21 @@ def _perform(folder: str, function: str, arguments: str) -> str:
     except OSError as error:
         message = f"the Ray worker on {platform.node()} has no {folder}: {error.strerror}"
         hint = "start from a folder that every machine of the cluster sees under the same path"
-        return json.dumps({"failure": vars(Failure.of(IncompatibleError(message, hint=hint)))})
+        return json.dumps({"failure": vars(JobFailure.of(IncompatibleError(message, hint=hint)))})
     answer = perform(function, json.loads(arguments), lambda value: None)
     try:
         return json.dumps(answer, allow_nan=False)
     except (TypeError, ValueError) as error:  # the result is no JSON value
-        return json.dumps({"failure": vars(Failure.of(error))})
+        return json.dumps({"failure": vars(JobFailure.of(error))})
 
 
-def _lost(error: Exception) -> Failure:
+def _lost(error: Exception) -> JobFailure:
     """Why a task gave nothing: Ray's own words are pages."""
     kind, first = type(error).__name__, str(error).strip().splitlines()[0]
     if kind in ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "LocalRayletDiedError"):
         hint = "its machine may be out of memory: run fewer jobs at a time; Ray's logs say more"
-        return Failure("IncompatibleError", f"its worker died ({kind})", hint, IncompatibleError.exit_code)
-    return Failure("Crash", f"Ray lost it: {kind}: {first}", "Ray's logs may say more; try it alone", 1, str(error))
+        return JobFailure("IncompatibleError", f"its worker died ({kind})", hint, IncompatibleError.exit_code)
+    return JobFailure("Crash", f"Ray lost it: {kind}: {first}", "Ray's logs may say more; try it alone", 1, str(error))
 
 
 def _import_ray() -> Any:

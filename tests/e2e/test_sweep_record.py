@@ -20,7 +20,7 @@ from qvec_deploy.errors import FetchError, StorageError
 from qvec_deploy.io.cache import Machine, Record
 from qvec_deploy.io.files import file_lock, staging_directory
 from qvec_deploy.recipe import Recipe, load_recipes
-from qvec_deploy.sweep import build_job
+from qvec_deploy.sweep.sweep import build_job
 
 
 class _Stop(BaseException):
@@ -54,7 +54,7 @@ class TestWhoseBundleItIs:
                     _sign(staging, mark)
                 return Bundle.open(directory)
 
-            monkeypatch.setattr("qvec_deploy.sweep.run", run)
+            monkeypatch.setattr("qvec_deploy.sweep.sweep.run", run)
             row = build_job(
                 lambda _: None,
                 values=recipe.as_dict(),
@@ -86,7 +86,7 @@ class TestWhoseBundleItIs:
         self, job: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job("one")
-        monkeypatch.setattr("qvec_deploy.sweep.made_by", lambda: {"qvec-deploy": "another"})
+        monkeypatch.setattr("qvec_deploy.sweep.sweep.made_by", lambda: {"qvec-deploy": "another"})
         assert [job("two"), job("three")] == ["built", "kept"]
 
     @pytest.mark.parametrize("use", ["evaluate", "images"])

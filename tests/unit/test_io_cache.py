@@ -16,7 +16,8 @@ import pytest
 from qvec_deploy.errors import FetchError, StorageError
 from qvec_deploy.io.cache import ENTRY_FILE, Machine, Shelf
 from qvec_deploy.io.files import file_lock, link_files, staging_directory, unlink_files
-from qvec_deploy.jobs.processes import Job, LocalProcesses
+from qvec_deploy.jobs.job import Job
+from qvec_deploy.jobs.processes import LocalProcesses
 
 
 class _Maker:

@@ -17,7 +17,7 @@ from study_recipes import write_study
 
 from qvec_deploy.donors import donor_folder as state
 from qvec_deploy.errors import StorageError
-from qvec_deploy.jobs.processes import Job
+from qvec_deploy.jobs.job import Job
 from qvec_deploy.research.study import study_documents as documents
 from qvec_deploy.research.study.study_documents import read_study, write_documents
 from qvec_deploy.research.study.study_recipe import StudyRecipe, load_study
@@ -81,7 +81,7 @@ def test_documents_that_were_not_written_to_their_end_are_none(
             run_study(recipes[1], out)
     with pytest.raises(StorageError, match="not the folder of a finished study"):
         read_study(out)
-    assert run_study(recipes[1], out).run["counts"]["cell"] == {"total": 2, "kept": 2}
+    assert run_study(recipes[1], out).document["counts"]["cell"] == {"total": 2, "kept": 2}
     assert _testing(out) == {40}
 
 
@@ -141,8 +141,8 @@ def test_a_full_disk_is_told_in_the_document_that_fits(
     with monkeypatch.context() as patch:
         patch.setattr(documents, "write_bytes", full)
         outcome = run_study(recipes[1], out)
-    assert outcome.exit_code == 6 and outcome.run == json.loads((out / "run.json").read_bytes())
-    (failure,) = outcome.run["failures"]
+    assert outcome.exit_code == 6 and outcome.document == json.loads((out / "run.json").read_bytes())
+    (failure,) = outcome.document["failures"]
     assert (failure["node"], failure["because"], failure["exit_code"]) == ("documents", None, 6)
     assert "No space left" in failure["message"]
     assert _testing(out) == {40} and len(read_study(out).cells) == 1  # none of the recipe before
@@ -160,7 +160,7 @@ def test_a_damaged_cell_of_an_older_release_is_told_and_costs_no_other(
     del record["sha256"]  # as it was then
     (path.parent / "node.json").write_text(json.dumps(record))
     outcome = run_study(recipes[0], out)
-    (failure,) = outcome.run["failures"]
+    (failure,) = outcome.document["failures"]
     assert (failure["node"], outcome.exit_code) == ("documents", 5) and "cell.json is damaged" in failure["message"]
     assert len(read_study(out).cells) == 1
 
@@ -178,7 +178,7 @@ def test_a_disk_too_full_for_a_training_is_refused_before_it(
     monkeypatch.setattr(state.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, free))
     outcome = run_study(recipes[0], out)
     assert outcome.exit_code == 6
-    first = outcome.run["failures"][0]
+    first = outcome.document["failures"][0]
     assert first["node"] == "fp pico lower 1" and "MB free" in first["message"]
     assert "nothing was trained yet" in first["hint"]
     here.before = lambda job: None

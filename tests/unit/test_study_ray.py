@@ -12,7 +12,7 @@ import pytest
 from study_recipes import write_study
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.jobs.processes import Job
+from qvec_deploy.jobs.job import Job
 from qvec_deploy.jobs.ray import RayTasks
 from qvec_deploy.research.study.study_recipe import load_study
 from qvec_deploy.research.study.study_run import run_study
@@ -61,7 +61,7 @@ def test_a_study_on_ray_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     recipe = load_study(write_study(tmp_path))
     for executor in ("local", "ray"):
         outcome = run_study(recipe, tmp_path / executor, executor=executor, jobs=2)
-        assert outcome.exit_code == 0, outcome.run["failures"]
+        assert outcome.exit_code == 0, outcome.document["failures"]
     local, ray = (_results(tmp_path / executor) for executor in ("local", "ray"))
     assert len(local) == 7 + 2
     assert local == ray

@@ -22,14 +22,15 @@ from qvec_deploy.cli.sweep_command import SweepDisplay, _figures, _verdict
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.io.cache import Shelf
 from qvec_deploy.io.files import sha256_file
-from qvec_deploy.jobs.processes import Executor, Failure, Job, Outcome
+from qvec_deploy.jobs.job import Executor, Job, JobFailure, JobOutcome
 from qvec_deploy.recipe import load_recipes
 from qvec_deploy.runtimes.cuda_driver import Gpu
-from qvec_deploy.sweep import Latency, Row, Summary, default_jobs, sweep
+from qvec_deploy.sweep.sweep import default_jobs, sweep
+from qvec_deploy.sweep.sweep_summary import ShippedLatency, SweepRow, SweepSummary
 
 
-def _row(code: int, name: str = "one") -> Row:
-    return Row(name, "built" if code == 0 else "failed", False, code, "reason", "hint")
+def _row(code: int, name: str = "one") -> SweepRow:
+    return SweepRow(name, "built" if code == 0 else "failed", False, code, "reason", "hint")
 
 
 @pytest.mark.parametrize(
@@ -47,11 +48,11 @@ def _row(code: int, name: str = "one") -> Row:
     ],
 )
 def test_the_worst_outcome_decides(codes: list[int], worst: int) -> None:
-    assert Summary(tuple(map(_row, codes))).exit_code == worst
+    assert SweepSummary(tuple(map(_row, codes))).exit_code == worst
 
 
 def test_jobs_leave_room_for_engines(pico_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qvec_deploy.sweep.available_threads", lambda: 8)
+    monkeypatch.setattr("qvec_deploy.sweep.sweep.available_threads", lambda: 8)
     one = load_recipes(pico_recipe(target__threads=1))
     three = load_recipes(pico_recipe(target__threads=3))
     all_cores = load_recipes(pico_recipe(target={"lowering": "int4"}))
@@ -78,13 +79,14 @@ def test_a_recipe_that_cannot_be_stops_all_before_anything(tmp_path: Path, pico_
 
 
 @pytest.mark.parametrize(
-    "preload", ["qvec_deploy.sweep import _PRELOAD", "qvec_deploy.research.study.study_run import PRELOAD"]
+    "preload", ["qvec_deploy.sweep.sweep import _PRELOAD", "qvec_deploy.research.study.study_run import PRELOAD"]
 )
 def test_jobs_may_use_a_gpu(preload: str) -> None:
     """What is imported before jobs are forked must not touch CUDA. In a process of its own: the server starts once."""
     script = (
         "import json\n"
-        "from qvec_deploy.jobs.processes import Job, LocalProcesses\n"
+        "from qvec_deploy.jobs.job import Job\n"
+        "from qvec_deploy.jobs.processes import LocalProcesses\n"
         f"from {preload} as preload\n"
         "if __name__ == '__main__':\n"
         "    with LocalProcesses(1, preload=preload) as processes:\n"
@@ -106,8 +108,8 @@ class _Interrupted(Executor):
     def submit(self, job: Job) -> None:
         self.jobs.append(job)
 
-    def outcomes(self) -> Iterator[Outcome]:
-        yield Outcome(self.jobs[0], failure=Failure("FetchError", "nothing there", "look elsewhere", 7))
+    def outcomes(self) -> Iterator[JobOutcome]:
+        yield JobOutcome(self.jobs[0], failure=JobFailure("FetchError", "nothing there", "look elsewhere", 7))
         raise KeyboardInterrupt
 
     def close(self) -> None:
@@ -128,7 +130,7 @@ def test_a_sweep_that_is_interrupted_leaves_a_summary_of_all(tmp_path: Path, pic
 
 
 class TestTable:
-    ROW = Row(
+    ROW = SweepRow(
         "one",
         "gate missed",
         True,
@@ -136,7 +138,7 @@ class TestTable:
         correct=180,
         images=200,
         stored_bytes=434_000,
-        latency=Latency(1, 60, 0.5, Estimate(1.5, 1.25, 1.75)),
+        latency=ShippedLatency(1, 60, 0.5, Estimate(1.5, 1.25, 1.75)),
         gates=1,
         gates_asked=2,
     )

@@ -18,7 +18,7 @@ from functools import partial
 
 from qvec_deploy.build.select.mixing_weights import descend, ridge_weights
 from qvec_deploy.build.select.trial_model import Student
-from qvec_deploy.jobs.processes import Tell
+from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.progress import Progress
 from qvec_deploy.research.study.cell_inputs import Opened, open_request
 from qvec_deploy.research.study.cell_values import Cell, CellRequest, Control, Kind, Trial
@@ -38,14 +38,14 @@ from qvec_deploy.research.study.trial_weights import (
 from qvec_deploy.tensors import Float32, Scheme
 
 
-def compute_cell(request: CellRequest, *, tell: Tell = lambda value: None, journal: Journal | None = None) -> Cell:
+def compute_cell(request: CellRequest, *, send: SendEvent = lambda value: None, journal: Journal | None = None) -> Cell:
     """Try everything that a request names on its receiver.
 
     The same request gives the same cell, its seconds aside, on the same machine with the same number of threads.
 
     Args:
         request: Files, grid, methods and images.
-        tell: Takes `done` of `total` trials.
+        send: Takes `done` of `total` trials.
         journal: Keeps trials while the cell is not over; those that it has are not tried again.
 
     Raises:
@@ -65,7 +65,7 @@ def compute_cell(request: CellRequest, *, tell: Tell = lambda value: None, journ
             selecting = choosing_images(request.receiver, opened.config, classes, request.selecting, testing)
             bench = Bench(opened.plan, opened.receiver, opened.sources, selecting, testing, progress)
         attempts = _Attempts(request, opened, bench)
-        trials = attempts.all(journal, tell)
+        trials = attempts.all(journal, send)
         with progress.stage("relations"):
             relations = relate(request, opened, bench)
     seconds = {stage: round(seconds, 3) for stage, seconds in progress.timings_s.items()}
@@ -87,7 +87,7 @@ class _Attempts:
         self._rho = functools.lru_cache(maxsize=1)(lambda task: read_all(opened.vectors[task]))
         self._mean = functools.lru_cache(maxsize=1)(self._make_mean)
 
-    def all(self, journal: Journal | None, tell: Tell) -> tuple[Trial, ...]:
+    def all(self, journal: Journal | None, send: SendEvent) -> tuple[Trial, ...]:
         """Every trial: those that the journal has, and the rest."""
         start = time.monotonic() - self._bench.progress.timings_s.get("all", 0.0)
         planned = deque(self._planned())  # each is dropped once it was tried, and what it keeps with it
@@ -99,7 +99,7 @@ class _Attempts:
         for _ in known:
             planned.popleft()
         while planned:
-            tell({"done": len(trials), "total": total})
+            send({"done": len(trials), "total": total})
             trials.append(planned.popleft()())
             if journal is not None:
                 seconds = {**self._bench.progress.timings_s, "all": time.monotonic() - start}

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 from qvec_deploy.io.files import canonical_json, sha256_bytes
-from qvec_deploy.jobs.processes import Job
+from qvec_deploy.jobs.job import Job
 
 NodeKind = Literal["base", "fp", "qat", "vector", "cell"]
 KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
@@ -81,4 +81,6 @@ class Node:
             "settings": dict(self.settings),
             "versions": dict(self.versions),
         }
-        return Job(self.id, "qvec_deploy.research.study.tasks:work", {"out": out, "values": values}, gpus=self.gpus)
+        return Job(
+            self.id, "qvec_deploy.research.study.tasks:work", {"out": out, "values": values}, self.parents, self.gpus
+        )

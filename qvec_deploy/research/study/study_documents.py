@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError, worst
 from qvec_deploy.io.files import file_lock, require_file, storage_errors, write_bytes
-from qvec_deploy.jobs.processes import Failure
+from qvec_deploy.jobs.job import JobFailure
 from qvec_deploy.research.study.cell_values import CELL_VERSION, Cell
 from qvec_deploy.research.study.study_store import CELLS, COSTS_FILE, RUN_FILE, RUN_VERSION, STUDY_FILE, Store
 from qvec_deploy.tensors import Scheme
@@ -72,7 +72,7 @@ def write_documents(
             for name, (source, model) in cells.items():
                 write_bytes(folder / name, cell_json(_called(read_cell(source), model)))
         except (StorageError, IncompatibleError, IntegrityError) as error:
-            run["failures"].append({"node": "documents", "because": None, **asdict(Failure.of(error))})
+            run["failures"].append({"node": "documents", "because": None, **asdict(JobFailure.of(error))})
             run["exit_code"] = worst([run["exit_code"], error.exit_code])
         write_bytes(path, json.dumps(run, indent=1, allow_nan=False).encode() + b"\n")
 

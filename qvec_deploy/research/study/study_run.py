@@ -6,16 +6,17 @@ import contextlib
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from qvec_deploy.bundle.bundle import available_threads
 from qvec_deploy.errors import StorageError, worst
 from qvec_deploy.io.files import storage_errors
-from qvec_deploy.jobs.processes import Executor, Failure
-from qvec_deploy.jobs.ray import ExecutorName, check_address, start_executor
+from qvec_deploy.jobs.executors import ExecutorName, check_address, start_executor
+from qvec_deploy.jobs.job import Executor, JobFailure
+from qvec_deploy.jobs.scheduler import missing_jobs, run_jobs
 from qvec_deploy.research.study.nodes import KINDS, Node, package_versions
 from qvec_deploy.research.study.study_documents import documents_of, write_documents
 from qvec_deploy.research.study.study_graph import build_graph
@@ -25,30 +26,26 @@ from qvec_deploy.research.study.study_store import RUN_VERSION, Store
 PRELOAD = ("torch", "timm", "qvec_deploy.research.study.tasks", "qvec_deploy.research.study.cell")
 """Nothing that touches CUDA, as ModelOpt does: processes forked after that cannot use it."""
 
-State = Literal["kept", "made", "failed"]
-
 
 @dataclass(frozen=True)
-class Ended:
+class NodeEnd:
     """How a node ended.
 
     Attributes:
-        node: Which.
         state: `made` by this run, `failed`, or `kept`: of another run, or needed by nothing that is missing.
         seconds: That making it took, whenever that was.
-        failure: Why it failed.
         because: Name of the node whose failure it shares; None for its own.
     """
 
     node: Node
-    state: State
+    state: Literal["kept", "made", "failed"]
     seconds: float = 0.0
-    failure: Failure | None = None
+    failure: JobFailure | None = None
     because: str | None = None
 
 
-class Watcher:
-    """Told what happens in a study; shows nothing itself."""
+class StudyWatcher:
+    """Hears what happens in a study; shows nothing itself."""
 
     def begun(self, nodes: Sequence[Node]) -> None:
         """All nodes are known."""
@@ -56,74 +53,16 @@ class Watcher:
     def event(self, name: str, event: Any) -> None:
         """A node, by its id, is `done` of `total` with its steps."""
 
-    def ended(self, ended: Ended) -> None:
+    def ended(self, end: NodeEnd) -> None:
         """A node is over."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A study's outcome.
+class StudyRun:
+    """A study's run as run.json has it, and the exit code of its worst failure; 0 without one."""
 
-    Attributes:
-        run: As run.json.
-        exit_code: That of the worst failure; 0 without one.
-    """
-
-    run: dict[str, Any]
+    document: dict[str, Any]
     exit_code: int
-
-
-@dataclass
-class _Runner:
-    """Orders the nodes: each is submitted once its parents are there."""
-
-    store: Store
-    executor: Executor
-    watcher: Watcher
-    missing: set[str]
-    over: dict[str, Ended] = field(default_factory=dict)
-
-    def run(self, nodes: Sequence[Node]) -> None:
-        """Do a group of nodes, parents before children in it."""
-        self._keep(nodes)
-        waiting = [node for node in nodes if node.id not in self.over]
-        by_id = {node.id: node for node in waiting}
-        submitted: set[str] = set()
-        self._submit(waiting, submitted)
-        for outcome in self.executor.outcomes():
-            node = by_id[outcome.job.name]
-            if outcome.failure is not None:
-                self._end(Ended(node, "failed", failure=outcome.failure))
-            else:
-                made = outcome.result["made"]  # else another run has made it meanwhile
-                self._end(Ended(node, "made" if made else "kept", outcome.result["seconds"]))
-            waiting = [node for node in waiting if node.id not in self.over]
-            self._submit(waiting, submitted)
-
-    def _keep(self, nodes: Iterable[Node]) -> None:
-        """What need not be made."""
-        for node in nodes:
-            if node.id not in self.missing:
-                if self.store.record(node.id) is not None:  # a worker that was killed could not
-                    self.store.forget_work(node.id)
-                self._end(Ended(node, "kept", self.store.seconds(node)))
-
-    def _submit(self, nodes: Iterable[Node], submitted: set[str]) -> None:
-        """Start what can start; what needs a failed node fails with it."""
-        for node in nodes:
-            if node.id in submitted or node.id in self.over:
-                continue
-            parents = [self.over.get(parent) for parent in node.parents]
-            failed = next((parent for parent in parents if parent is not None and parent.state == "failed"), None)
-            if failed is not None:
-                self._end(Ended(node, "failed", failure=failed.failure, because=failed.because or failed.node.name))
-            elif all(parents):
-                submitted.add(node.id)
-                self.executor.submit(node.job(str(self.store.out)))
-
-    def _end(self, ended: Ended) -> None:
-        self.over[ended.node.id] = ended
-        self.watcher.ended(ended)
 
 
 def run_study(
@@ -134,8 +73,8 @@ def run_study(
     executor: ExecutorName = "local",
     address: str | None = None,
     offline: bool = False,
-    watcher: Watcher | None = None,
-) -> Outcome:
+    watcher: StudyWatcher | None = None,
+) -> StudyRun:
     """Do a study, or what is missing of it. A node that fails costs itself and what is made from it.
 
     Args:
@@ -145,13 +84,13 @@ def run_study(
         executor: `local` or `ray`.
         address: Of a Ray cluster.
         offline: Use the Hub's local cache only.
-        watcher: Told what happens.
+        watcher: Hears what happens.
 
     Raises:
         RecipeError, StorageError, IncompatibleError: A model, a task or a folder that cannot be; nothing is begun then.
     """
     check_address(executor, address)
-    watcher = watcher or Watcher()
+    watcher = watcher or StudyWatcher()
     start = time.monotonic()
     _require_same(recipe, Store.at(out))  # another's folder is refused before anything else
     groups = build_graph(recipe, offline=offline)
@@ -164,15 +103,16 @@ def run_study(
         logs.mkdir(exist_ok=True)
     runs_on = start_executor(executor, jobs, address=address, preload=PRELOAD, logs=logs, on_event=watcher.event)
     with contextlib.closing(runs_on):
-        runner = _Runner(store, runs_on, watcher, _missing(nodes, store.find))
-        for group in groups:
-            runner.run(group)
-    ended = [runner.over[node.id] for node in nodes]
+        ends: dict[str, NodeEnd] = {}
+        for end in _ends(groups, store, runs_on):
+            ends[end.node.id] = end
+            watcher.ended(end)
+    ended = [ends[node.id] for node in nodes]
     run = _document(recipe, ended, time.monotonic() - start, executor, jobs)
     cells = [one.node for one in ended if one.node.kind == "cell" and one.state != "failed"]
     files = {cell_file(node): (store.folder(node.id) / "cell.json", str(node.about["model"])) for node in cells}
     write_documents(store, recipe=_yaml(recipe), cells=files, costs=_costs(ended), run=run)
-    return Outcome(run, run["exit_code"])
+    return StudyRun(run, run["exit_code"])
 
 
 def _require_same(recipe: StudyRecipe, store: Store) -> None:
@@ -185,14 +125,33 @@ def _require_same(recipe: StudyRecipe, store: Store) -> None:
         )
 
 
-def _missing(nodes: Sequence[Node], is_there: Callable[[Node], bool]) -> set[str]:
+def _ends(groups: Sequence[Sequence[Node]], store: Store, executor: Executor) -> Iterator[NodeEnd]:
+    """Every node as it ends, one group after another: what need not be made, then what is missing."""
+    by_id = {node.id: node for group in groups for node in group}
+    missing = _missing(by_id.values(), store.find)
+    for group in groups:
+        for node in group:
+            if node.id not in missing:
+                if store.record(node.id) is not None:  # a worker that was killed could not
+                    store.forget_work(node.id)
+                yield NodeEnd(node, "kept", store.seconds(node))
+        jobs = [node.job(str(store.out)) for node in group if node.id in missing]
+        for outcome in run_jobs(jobs, executor):
+            node = by_id[outcome.job.name]
+            if outcome.failure is not None:
+                because = by_id[outcome.because].name if outcome.because else None
+                yield NodeEnd(node, "failed", failure=outcome.failure, because=because)
+            else:
+                made = outcome.result["made"]  # else another run has made it meanwhile
+                yield NodeEnd(node, "made" if made else "kept", outcome.result["seconds"])
+
+
+def _missing(nodes: Iterable[Node], is_there: Callable[[Node], bool]) -> set[str]:
     """What must be made: cells that are not there, and what they are made from as far as that is not there."""
-    missing, needed = set(), {node.id for node in nodes if node.kind == "cell"}
-    for node in reversed(nodes):  # children before parents
-        if node.id in needed and not is_there(node):
-            missing.add(node.id)
-            needed.update(node.parents)
-    return missing
+    by_id = {node.id: node for node in nodes}
+    cells = [node.id for node in by_id.values() if node.kind == "cell"]
+    needs = {name: node.parents for name, node in by_id.items()}
+    return missing_jobs(needs, cells, lambda name: is_there(by_id[name]))
 
 
 def plan_study(
@@ -245,7 +204,7 @@ def cell_file(node: Node) -> str:
     return f"{about['model']}-{about['grid']}-seed{about['seed']}-{about['task']}.json"
 
 
-def _costs(ended: Sequence[Ended]) -> list[dict[str, Any]]:
+def _costs(ended: Sequence[NodeEnd]) -> list[dict[str, Any]]:
     """The seconds of what was trained here, where they are known."""
     costs = []
     for one in ended:
@@ -271,7 +230,7 @@ def _trained(node: Node) -> bool:
     return "recipe" in node.settings or "training" in node.settings
 
 
-def _document(recipe: StudyRecipe, ended: Sequence[Ended], wall: float, executor: str, jobs: int) -> dict[str, Any]:
+def _document(recipe: StudyRecipe, ended: Sequence[NodeEnd], wall: float, executor: str, jobs: int) -> dict[str, Any]:
     from importlib.metadata import version
 
     counts = {kind: Counter(one.state for one in ended if one.node.kind == kind) for kind in KINDS}

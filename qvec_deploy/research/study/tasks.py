@@ -11,7 +11,7 @@ from typing import Any
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import atomic_path, canonical_json, sha256_bytes, sha256_file, write_bytes
-from qvec_deploy.jobs.processes import Tell
+from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData
 from qvec_deploy.research.study.nodes import Node, package_versions
 from qvec_deploy.research.study.study_documents import cell_json
@@ -22,11 +22,11 @@ from qvec_deploy.tensors import Scheme
 BATCH = 50  # images at a time, where second moments are collected
 
 
-def work(tell: Tell, *, out: str, values: dict[str, Any]) -> dict[str, Any]:
+def work(send: SendEvent, *, out: str, values: dict[str, Any]) -> dict[str, Any]:
     """Make a node, or find it made.
 
     Args:
-        tell: Takes `done` of `total` steps.
+        send: Takes `done` of `total` steps.
         out: The study's folder.
         values: The node's fields.
 
@@ -53,7 +53,7 @@ def work(tell: Tell, *, out: str, values: dict[str, Any]) -> dict[str, Any]:
 
     def timed(folder: Path) -> dict[str, Any]:
         start = time.monotonic()
-        record = make(node, store, folder, tell)
+        record = make(node, store, folder, send)
         return {"seconds": round(time.monotonic() - start, 3), **record}
 
     offline = bool(node.settings.get("offline", False))
@@ -64,7 +64,7 @@ def work(tell: Tell, *, out: str, values: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _base(node: Node, store: Store, folder: Path, tell: Tell) -> dict[str, Any]:
+def _base(node: Node, store: Store, folder: Path, send: SendEvent) -> dict[str, Any]:
     """Pretrained weights: timm's, or trained here."""
     settings = node.settings
     if "training" not in settings:
@@ -72,7 +72,7 @@ def _base(node: Node, store: Store, folder: Path, tell: Tell) -> dict[str, Any]:
     from qvec_deploy.research.study.study_recipe import BaseTraining
     from qvec_deploy.research.study.trainings import Place, told, train_base
 
-    place = Place(store.work(node.id), node.keyed, settings["save_every"], told(tell))
+    place = Place(store.work(node.id), node.keyed, settings["save_every"], told(send))
     wanted = BaseTraining.model_validate_json(json.dumps(settings["training"]))
     skip = tuple(settings["skip"])
     state, seconds = train_base(settings["model"], settings["model_args"], skip, wanted, settings["device"], place)
@@ -91,7 +91,7 @@ def _pretrained(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _fine_tune(node: Node, store: Store, folder: Path, tell: Tell) -> dict[str, Any]:
+def _fine_tune(node: Node, store: Store, folder: Path, send: SendEvent) -> dict[str, Any]:
     """A fine-tune: released, or trained here."""
     settings = node.settings
     if "pattern" in settings:
@@ -102,7 +102,7 @@ def _fine_tune(node: Node, store: Store, folder: Path, tell: Tell) -> dict[str, 
     values = dict(settings["recipe"])
     values["base"] = {**values["base"], "checkpoint": _locate(store, settings["base"])}
     recipe = DonorRecipe.model_validate_json(json.dumps(values))
-    place = Place(store.work(node.id), node.keyed, recipe.train.save_every, told(tell))
+    place = Place(store.work(node.id), node.keyed, recipe.train.save_every, told(send))
     state, seconds = fine_tune(recipe, node.kind, place, offline=settings["offline"])
     _write(folder / f"{node.kind}.safetensors", state)
     return {"seconds": round(seconds, 3)}
@@ -116,7 +116,7 @@ def _released(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _vector(node: Node, store: Store, folder: Path, tell: Tell) -> dict[str, Any]:
+def _vector(node: Node, store: Store, folder: Path, send: SendEvent) -> dict[str, Any]:
     """A donor's vector, with second moments where the study calibrates by them."""
     from qvec_deploy.models import describe
     from qvec_deploy.vectors.extract import extract_vector
@@ -162,12 +162,12 @@ def _moments(settings: Mapping[str, Any], fp: Mapping[str, Any]) -> Any:
     return collect_moments(network, [images for images, _ in batches(data, BATCH)], tuple(settings["skip"]))
 
 
-def _cell(node: Node, store: Store, folder: Path, tell: Tell) -> dict[str, Any]:
+def _cell(node: Node, store: Store, folder: Path, send: SendEvent) -> dict[str, Any]:
     """Everything that is tried on one receiver; its paths are kept relative to the study's folder."""
     from qvec_deploy.research.study.cell import compute_cell
 
     request = cell_request(node.settings, store)
-    cell = compute_cell(request, tell=tell, journal=Journal(store.work(node.id) / "trials.jsonl", node.key))
+    cell = compute_cell(request, send=send, journal=Journal(store.work(node.id) / "trials.jsonl", node.key))
     cell = dataclasses.replace(cell, request=_portable(request, store.out))
     write_bytes(folder / "cell.json", cell_json(cell))
     digest = sha256_bytes(canonical_json([dataclasses.asdict(trial) for trial in cell.trials]))
@@ -241,7 +241,7 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
             raise OSError(str(error)) from error
 
 
-_MAKERS: dict[str, Callable[[Node, Store, Path, Tell], dict[str, Any]]] = {
+_MAKERS: dict[str, Callable[[Node, Store, Path, SendEvent], dict[str, Any]]] = {
     "base": _base,
     "fp": _fine_tune,
     "qat": _fine_tune,

@@ -1,0 +1,1 @@
+"""Many builds at once, what is equal made once, and one summary."""
