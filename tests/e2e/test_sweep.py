@@ -19,7 +19,7 @@ import yaml
 
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.recipe import load_recipes
-from qvec_deploy.sweep import Watcher, sweep
+from qvec_deploy.sweep.sweep import sweep
 
 MATRIX = {"lambda": [0, 1], "target.lowering": ["int4", "int8"]}
 NAMES = [f"pico-lambda{lam}-{lowering}" for lam in (0, 1) for lowering in ("int4", "int8")]
@@ -142,7 +142,7 @@ def test_plan_lists_the_builds(pico_recipe: Callable[..., Path], run: Callable[.
     assert run("plan", "--recipe", recipe, "--roofline")[0] == 2
 
 
-class _Killer(Watcher):
+class _Killer:
     """Kills the process of one build in the middle of its work, as a machine out of memory would."""
 
     def __init__(self, name: str) -> None:
@@ -158,7 +158,7 @@ class _Killer(Watcher):
 def test_a_killed_process_costs_its_build(tmp_path: Path, pico_recipe: Callable[..., Path]) -> None:
     recipes = load_recipes(pico_recipe(matrix={"lambda": [0, 1]}))
     killer = _Killer("pico-lambda1")
-    summary = sweep(recipes, tmp_path, jobs=2, watcher=killer)
+    summary = sweep(recipes, tmp_path, jobs=2, on_event=killer.event)
     assert killer.killed == 1
     assert [(row.verdict, row.exit_code) for row in summary.rows] == [("built", 0), ("failed", 4)]
     assert "SIGKILL" in summary.rows[1].reason and "out of memory" in summary.rows[1].hint

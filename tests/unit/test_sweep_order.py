@@ -231,18 +231,18 @@ class TestWhatIsMadeOnce:
         assert key() != key(receiver__checkpoint=str(copy))
 
     @pytest.mark.parametrize(
-        "text", ["plan.py", "tensors.py", "checkpoint.py", "bundle/compile.py", "quantize/solver.py"]
+        "text", ["plan.py", "tensors.py", "io/checkpoint.py", "bundle/compile.py", "quantize/solver.py"]
     )
     def test_every_text_that_decides_bytes_counts(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         before = made_by.__wrapped__()
-        changed = Path(workshop.__file__).parent / text
+        changed = Path(workshop.__file__).parents[1] / text
         assert changed.is_file()
         monkeypatch.setattr(workshop, "sha256_file", lambda path: "other" if path == changed else sha256_file(path))
         assert made_by.__wrapped__() != before
 
     def test_what_only_shows_does_not_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
         before = made_by.__wrapped__()
-        cli = Path(workshop.__file__).parent / "cli"
+        cli = Path(workshop.__file__).parents[1] / "cli"
         monkeypatch.setattr(
             workshop, "sha256_file", lambda path: "other" if path.is_relative_to(cli) else sha256_file(path)
         )
