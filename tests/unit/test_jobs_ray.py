@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from qvec_deploy import sweep
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.jobs import ray as executors
 from qvec_deploy.jobs.executors import start_executor
 from qvec_deploy.jobs.job import Executor, Job, JobOutcome
 from qvec_deploy.jobs.ray import RayTasks
 from qvec_deploy.recipe import load_recipes
+from qvec_deploy.sweep import sweep
 
 ADD = {"left": 1, "right": 2}
 
