@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import numpy as np
 import pytest
 import yaml
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
+from shared import make_once
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")  # read when PyTorch or numpy is imported: there is a worker on every core
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +31,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not torch.cuda.is_available():
             for item in gpu:
                 item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here; --require-gpu makes this a failure"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give every worker a user's cache of its own: whoever measures waits for all builds that share one."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    os.environ.setdefault("MPLCONFIGDIR", str(usual / "matplotlib"))  # finding the fonts anew takes seconds
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
@@ -74,24 +87,27 @@ def pico_states() -> dict[str, dict[str, np.ndarray]]:
 @pytest.fixture(scope="session")
 def pico_folder(tmp_path_factory: pytest.TempPathFactory, pico_states: dict[str, dict[str, np.ndarray]]) -> Path:
     """A folder with receiver, fp, qat and vector.safetensors; do not write to it."""
-    from safetensors.numpy import save_file
 
-    from qvec_deploy.tensors import Scheme
-    from qvec_deploy.vectors.extract import extract_vector
+    def make(folder: Path) -> None:
+        from safetensors.numpy import save_file
 
-    folder = tmp_path_factory.mktemp("pico")
-    for name, state in pico_states.items():
-        save_file(state, folder / f"{name}.safetensors")
-    extract_vector(
-        pico_states["fp"],
-        pico_states["qat"],
-        folder / "vector.safetensors",
-        scheme=Scheme(3, "channel"),
-        skip=("head",),
-        task="pico",
-        seed=0,
-    )
-    return folder
+        from qvec_deploy.tensors import Scheme
+        from qvec_deploy.vectors.extract import extract_vector
+
+        folder.mkdir()
+        for name, state in pico_states.items():
+            save_file(state, folder / f"{name}.safetensors")
+        extract_vector(
+            pico_states["fp"],
+            pico_states["qat"],
+            folder / "vector.safetensors",
+            scheme=Scheme(3, "channel"),
+            skip=("head",),
+            task="pico",
+            seed=0,
+        )
+
+    return make_once(tmp_path_factory, "pico", make)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared import make_once
 
 from qvec_deploy.cli.commands import main
 
@@ -28,19 +29,26 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-@pytest.fixture(scope="session")
-def _shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shelf")
+@pytest.fixture
+def build_once(
+    tmp_path_factory: pytest.TempPathFactory, pico_recipe: Callable[..., Path], run: Run
+) -> Callable[..., Path]:
+    """Build a changed pico recipe once a run, under a name that is this recipe's; do not write to the bundle."""
+
+    def build(name: str, **changes: object) -> Path:
+        def make(path: Path) -> None:
+            code, _, log = run("build", "--recipe", pico_recipe(**changes), "-o", path, "--quiet")
+            assert code == 0, log
+
+        return make_once(tmp_path_factory, f"bundles/{name}", make)
+
+    return build
 
 
 @pytest.fixture
-def finished(_shelf: Path, pico_recipe: Callable[..., Path], run: Run) -> Path:
-    """The finished bundle of the pico recipe, built once a session; do not write to it."""
-    path = _shelf / "pico"
-    if not path.exists():
-        code, _, log = run("build", "--recipe", pico_recipe(), "-o", path, "--quiet")
-        assert code == 0, log
-    return path
+def finished(build_once: Callable[..., Path]) -> Path:
+    """The finished bundle of the pico recipe; do not write to it."""
+    return build_once("pico")
 
 
 @pytest.fixture

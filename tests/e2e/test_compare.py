@@ -28,7 +28,7 @@ COUNT = 5000
 STEADY_MS = tuple(10 + 0.01 * (index % 7) for index in range(60))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for label in range(10):
@@ -39,21 +39,12 @@ def _images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def _built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("built")
-
-
 @pytest.fixture
-def pair(_built: Path, _images: Path, tmp_path: Path, pico_recipe: Callable[..., Path], run: Run) -> tuple[Path, Path]:
+def pair(build_once: Callable[..., Path], _images: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Copies of two evaluated bundles, of lowering int4 and packed, this test's own."""
-    for name in ("int4", "packed"):
-        if not (_built / name).exists():
-            evaluate = {"dataset": "folder", "root": str(_images)}
-            recipe = pico_recipe(evaluate=evaluate, name=name, target__lowering=name)
-            code, _, log = run("build", "--recipe", recipe, "-o", _built / name, "--quiet")
-            assert code == 0, log
-    old, new = (Path(shutil.copytree(_built / name, tmp_path / name)) for name in ("int4", "packed"))
+    evaluate = {"dataset": "folder", "root": str(_images)}
+    built = {name: build_once(name, evaluate=evaluate, name=name, target__lowering=name) for name in ("int4", "packed")}
+    old, new = (Path(shutil.copytree(path, tmp_path / name)) for name, path in built.items())
     return old, new
 
 

@@ -50,20 +50,20 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def gated(_shelf: Path, pico_recipe: Write, run: Run) -> Path:
-    """A bundle that may be released, built once a session; do not write to it."""
-    path = _shelf / "gated"
-    if not path.exists():
-        recipe = pico_recipe(evaluate=DIGITS, gates=GATES)
-        code, _, log = run("build", "--recipe", recipe, "-o", path, "--quiet")
-        assert code == 0, log
-    return path
+def gated(build_once: Callable[..., Path]) -> Path:
+    """A bundle that may be released; do not write to it."""
+    return build_once("gated", evaluate=DIGITS, gates=GATES)
+
+
+@pytest.fixture(scope="module")
+def _releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("releases")
 
 
 @pytest.fixture
-def signed(_shelf: Path, gated: Path, keys: dict[str, Path], run: Run, tmp_path: Path) -> Path:
+def signed(_releases: Path, gated: Path, keys: dict[str, Path], run: Run, tmp_path: Path) -> Path:
     """A copy of one signed release, this test's own."""
-    path = _shelf / "signed"
+    path = _releases / "signed"
     if not path.exists():
         assert run("release", gated, "--to", path, "--key", keys["own"], "--quiet")[0] == 0
     return Path(shutil.copytree(path, tmp_path / "signed"))

@@ -57,7 +57,7 @@ def test_parents_come_first_and_nothing_is_there_twice(tmp_path: Path) -> None:
         ({"train__workers": 1}, set()),
         ({"name": "other"}, set()),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: " ".join(sorted(value))[:30] if isinstance(value, set) else str(value)[:30],
 )
 def test_a_key_has_all_that_decides_a_result_and_nothing_else(
     tmp_path: Path, changes: dict[str, Any], changed: set[str]

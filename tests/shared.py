@@ -1,0 +1,32 @@
+"""What is expensive and only read is made once a run, whichever of pytest-xdist's workers needs it first."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A file or folder that all tests of a run share; do not write to it.
+
+    Args:
+        factory: pytest's.
+        name: Unique in the run.
+        make: Called with a path that does not exist yet, and makes it.
+    """
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+    path = root / "shared" / name
+    made = path.with_name(f".{path.name}.made")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            make(path)  # a test that fails here leaves no mark, and the next one fails too
+            made.touch()
+    return path
