@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
-from shared import make_once
+from shared import exported_once, make_once
 
 from qvec_deploy.cli.commands import main
 
 Run = Callable[..., tuple[int, str, str]]
+
+PRELOAD = [
+    "torch",
+    "timm",
+    "onnx",
+    "qvec_deploy.sweep",
+    "qvec_deploy.research.study.cell",
+    "modelopt.torch.quantization",
+]
 
 
 @pytest.fixture
@@ -27,6 +38,34 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return int(stop.value.code or 0), out, err
 
     return call
+
+
+@pytest.fixture
+def fresh_exports() -> None:
+    """Every build of the test exports its model itself."""
+
+
+@pytest.fixture(autouse=True)
+def _exports(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if "fresh_exports" not in request.fixturenames:
+        from qvec_deploy.runtimes.graph import export
+
+        monkeypatch.setattr(export, "export_skeleton", exported_once(tmp_path_factory, export.export_skeleton))
+
+
+@pytest.fixture(scope="session")
+def warm_jobs() -> None:
+    """Jobs of sweeps and studies are forked from a server: here it has ModelOpt, which each imports else.
+
+    Not where there is a GPU: ModelOpt touches CUDA, and jobs that are forked after that cannot use it.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        multiprocessing.set_forkserver_preload(PRELOAD)
+        forkserver.ensure_running()
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from study_recipes import write_study
 ROOT = Path(__file__).parents[2]
 RECURSIVE = "./scripts/test"  # it runs this very test
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
+
 
 def _commands() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -67,14 +69,20 @@ def own_folder(tmp_path: Path, pico_recipe: Callable[..., Path]) -> Path:
     return tmp_path
 
 
-def test_every_other_command(own_folder: Path, pico_recipe: Callable[..., Path]) -> None:
+def test_every_other_command(
+    own_folder: Path,
+    pico_recipe: Callable[..., Path],
+    run: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     commands = [command for command in _commands() if command not in ("./scripts/demo", RECURSIVE)]
     assert commands[0] == "cp recipes/cpu_3bit.yaml recipes/my_model.yaml"
     assert _run(shlex.split(commands[0]), own_folder).returncode == 0
     own = pico_recipe(name="NAME", evaluate={"dataset": "tiny/realdigits", "limit": 50})
-    shutil.copy(own, own_folder / "recipes" / "my_model.yaml")  # the newcomer names their own model and images
+    monkeypatch.chdir(own_folder)
+    shutil.copy(own, "recipes/my_model.yaml")  # the newcomer names their own model and images
     for command in commands[1:]:
         words = shlex.split(command.replace("FILE_OR_BUNDLE", "out/NAME").replace("OLD NEW", "out/NAME out/NAME"))
         assert words[0] == ".venv/bin/qvec-deploy", command
-        done = _run([sys.executable, "-m", "qvec_deploy", *words[1:]], own_folder)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        code, _, log = run(*words[1:])
+        assert code == 0, f"{command}\n{log}"

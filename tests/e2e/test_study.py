@@ -19,6 +19,8 @@ from qvec_deploy.research.study.study_documents import read_study
 
 Run = Callable[..., tuple[int, str, str]]
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
+
 
 def _start(recipe: Path, out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "qvec_deploy", "study", "run", str(recipe), "-o", str(out), "--json"]

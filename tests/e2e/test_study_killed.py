@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -18,7 +18,9 @@ from study_recipes import write_study
 
 from qvec_deploy.research.study.study_documents import read_study
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_jobs")]
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 def _command(recipe: Path, out: Path) -> list[str]:
@@ -60,10 +62,17 @@ def _worker(process: subprocess.Popen[str], node: str) -> psutil.Process:
     raise AssertionError(f"nobody made {node}")
 
 
-def _again(recipe: Path, out: Path) -> dict[str, dict[str, int]]:
-    done = subprocess.run(_command(recipe, out), capture_output=True, text=True, check=True)
-    counts: dict[str, dict[str, int]] = json.loads(done.stdout)["counts"]
-    return counts
+@pytest.fixture
+def again(run: Run, tmp_path: Path) -> Callable[[], dict[str, dict[str, int]]]:
+    """Run the study of this test in this process, to its end."""
+
+    def call() -> dict[str, dict[str, int]]:
+        code, text, log = run("study", "run", tmp_path / "study.yaml", "-o", tmp_path / "out", "--json", "--jobs", 2)
+        assert code == 0, log
+        counts: dict[str, dict[str, int]] = json.loads(text)["counts"]
+        return counts
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -74,7 +83,7 @@ def _again(recipe: Path, out: Path) -> dict[str, dict[str, int]]:
     ],
 )
 def test_a_killed_worker_costs_its_node_and_what_is_made_from_it(
-    node: str, failed: str, lost: dict[str, int], tmp_path: Path
+    node: str, failed: str, lost: dict[str, int], tmp_path: Path, again: Callable[[], dict[str, dict[str, int]]]
 ) -> None:
     recipe, out = write_study(tmp_path, train__steps=100), tmp_path / "out"
     with _started(_command(recipe, out)) as run:
@@ -88,12 +97,14 @@ def test_a_killed_worker_costs_its_node_and_what_is_made_from_it(
     counts = document["counts"]
     assert {kind: count["failed"] for kind, count in counts.items() if "failed" in count} == lost
     assert all(count["total"] == count.get("made", 0) + lost.get(kind, 0) for kind, count in counts.items())
-    healed = _again(recipe, out)
+    healed = again()
     assert {kind: count["made"] for kind, count in healed.items() if "made" in count} == lost
     assert len(read_study(out).cells) == 2 and not list((out / "work").iterdir())
 
 
-def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(
+    tmp_path: Path, again: Callable[[], dict[str, dict[str, int]]]
+) -> None:
     recipe, out = write_study(tmp_path, train__steps=100), tmp_path / "out"
     with _started(_command(recipe, out)) as run:
         _worker(run, "qat-pico-lower")
@@ -108,14 +119,14 @@ def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(tmp_path: Pa
     assert not (out / "run.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in out.glob("files/*/*.safetensors")}
     assert finished  # the base, at least
-    _again(recipe, out)
+    again()
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from qvec_deploy.cli import program
-from qvec_deploy.research.study import documents
+from qvec_deploy.research.study import study_documents as documents
 real = documents.write_bytes
 def write(path, data):
     real(path, data)
@@ -127,17 +138,18 @@ if __name__ == "__main__":
 """
 
 
-def test_a_kill_while_documents_are_written_leaves_none(tmp_path: Path) -> None:
+def test_a_kill_while_documents_are_written_leaves_none(
+    tmp_path: Path, run: Run, again: Callable[[], dict[str, dict[str, int]]]
+) -> None:
     recipe, out = write_study(tmp_path), tmp_path / "out"
-    _again(recipe, out)
+    again()
     (tmp_path / "killed.py").write_text(KILLED_WHILE_WRITING)
     arguments = _command(recipe, out)[3:]
     killed = subprocess.run([sys.executable, str(tmp_path / "killed.py"), *arguments], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(list((out / "cells").glob("*.json"))) == 1
-    report = [sys.executable, "-m", "qvec_deploy", "study", "report", str(out), "-o", str(tmp_path / "report")]
-    done = subprocess.run(report, capture_output=True, text=True, check=False)
-    assert done.returncode == 6 and "is not the folder of a finished study" in done.stderr
+    code, _, log = run("study", "report", out, "-o", tmp_path / "report")
+    assert code == 6 and "is not the folder of a finished study" in log
     assert not (tmp_path / "report").exists()
-    assert _again(recipe, out)["cell"] == {"total": 2, "kept": 2}
+    assert again()["cell"] == {"total": 2, "kept": 2}
     assert len(read_study(out).cells) == 2

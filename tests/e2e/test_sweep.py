@@ -25,6 +25,8 @@ MATRIX = {"lambda": [0, 1], "target.lowering": ["int4", "int8"]}
 NAMES = [f"pico-lambda{lam}-{lowering}" for lam in (0, 1) for lowering in ("int4", "int8")]
 WEIGHTS = "weights.qvec.safetensors"
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
+
 
 def _verdicts(text: str) -> dict[str, tuple[str, bool, int]]:
     return {row["name"]: (row["verdict"], row["kept"], row["exit_code"]) for row in json.loads(text)["builds"]}
@@ -167,10 +169,13 @@ def test_a_killed_process_costs_its_build(tmp_path: Path, pico_recipe: Callable[
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith((".tmp", ".old"))] == []
 
 
-def test_a_killed_sweep_goes_on(tmp_path: Path, pico_recipe: Callable[..., Path]) -> None:
+def test_a_killed_sweep_goes_on(
+    tmp_path: Path, pico_recipe: Callable[..., Path], run: Callable[..., tuple[int, str, str]]
+) -> None:
     recipe, out = pico_recipe(matrix={"lambda": [0, 0.5, 1], "target.lowering": ["int4", "int8"]}), tmp_path / "sweep"
-    command = [sys.executable, "-m", "qvec_deploy", "build", "--recipe", str(recipe), "-o", str(out), "--jobs", "2"]
-    parent = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL)
+    command = ["build", "--recipe", str(recipe), "-o", str(out), "--jobs", "2"]
+    process = [sys.executable, "-m", "qvec_deploy", *command, "--quiet"]
+    parent = subprocess.Popen(process, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while len(_manifests(out)) < 2:  # some are done, others in hand
@@ -185,9 +190,9 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, pico_recipe: Callable[..., Path]
     done = _manifests(out)
     made = {path.name: path.stat().st_mtime_ns for path in (out / ".store").iterdir() if (path / "entry.json").exists()}
     assert 2 <= len(done) < 6
-    again = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    verdicts = _verdicts(again.stdout)
+    code, text, log = run(*command, "--json")
+    assert code == 0, log
+    verdicts = _verdicts(text)
     assert {name for name, row in verdicts.items() if row[1]} == set(done)
     assert {name: _manifests(out)[name] for name in done} == done
     for name, at in made.items():  # what was whole was not made again
