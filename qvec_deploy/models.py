@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +46,7 @@ class Architecture:
         return int(channels), int(height), int(width)
 
 
+@functools.cache
 def head_name(name: str) -> str:
     """Module name of the classification head of a timm model, `head` for a ViT, `head.fc` for a Swin.
 
@@ -75,10 +79,14 @@ def describe(name: str, classes: int, args: ModelArgs) -> Architecture:
     Raises:
         RecipeError: Unknown model, or arguments it does not take.
     """
+    return _describe(name, classes, json.dumps(args))
+
+
+@functools.lru_cache(maxsize=16)
+def _describe(name: str, classes: int, args_json: str) -> Architecture:
     import torch
 
-    with torch.device("meta"):
-        model = create(name, classes, args)
+    model, args = _template(name, classes, args_json), json.loads(args_json)
     data_config = dict(_timm().data.resolve_model_data_config(model))
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size is not None:  # timm answers with the pretrained size even where `img_size` was given
@@ -109,6 +117,35 @@ def create(name: str, classes: int, args: ModelArgs) -> nn.Module:
                 f"timm cannot create `{name}` with {dict(args)}: {error}", hint="check receiver.model_args"
             ) from error
     return model.eval()
+
+
+def structure(name: str, classes: int, args: ModelArgs) -> nn.Module:
+    """A timm model of its own whose parameters hold no values yet, in evaluation mode.
+
+    timm builds it once in a process; this is a copy. Load weights with `load_state_dict(..., assign=True)`. Buffers
+    that are computed and not stored, such as a Swin's masks, have their values.
+
+    Raises:
+        RecipeError: Unknown model, or arguments it does not take.
+    """
+    return copy.deepcopy(_template(name, classes, json.dumps(args)))
+
+
+@functools.lru_cache(maxsize=4)
+def _template(name: str, classes: int, args_json: str) -> nn.Module:
+    import torch
+
+    args = json.loads(args_json)
+    with torch.device("meta"):
+        model = create(name, classes, args)
+    stored = set(model.state_dict())
+    if all(key in stored for key, _ in model.named_buffers()):
+        return model
+    model = create(name, classes, args)
+    for module in model.modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            setattr(module, key, torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad))
+    return model
 
 
 def quantized_linears(model: nn.Module, skip: tuple[str, ...]) -> list[str]:

@@ -71,24 +71,25 @@ def make_inputs(folder: Path) -> None:
 
 def build_once(folder: Path, candidate: str) -> None:
     """In a fresh process: build one candidate and print its stages, peak memory and size as JSON."""
-    from qvec_deploy.build.pipeline import Workshop, build
+    from qvec_deploy.build.context import BuildContext
+    from qvec_deploy.build.pipeline import build
+    from qvec_deploy.io.cache import Cache
     from qvec_deploy.recipe import load_recipe
     from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 
     recipe = next(r for r in load_recipe(folder / "vit_base.yaml").candidates() if r.name == candidate)
-    directory = folder / candidate
-    directory.mkdir(exist_ok=True)
-    workshop = Workshop()
-    artifact = build(recipe, directory, workshop)
-    parity = artifact.parity
+    context = BuildContext(cache=Cache(folder / f"{candidate}-{os.getpid()}"))
+    artifact = build(recipe, context)
+    directory, parity = artifact.directory, artifact.parity
     print(
         json.dumps(
             {
-                "stages_s": {name: round(seconds, 2) for name, seconds in workshop.progress.timings_s.items()},
+                "stages_s": {name: round(seconds, 2) for name, seconds in context.progress.timings_s.items()},
                 "peak_gb": round(peak_bytes() / 1e9, 3),
                 "output_mb": round(
                     sum((directory / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)) / 1e6, 2
                 ),
+                "directory": str(directory),
                 "parity": parity.relative_error if parity is not None else None,
             }
         )
@@ -112,7 +113,7 @@ def build_apart(folder: Path, candidate: str) -> dict[str, Any]:
     return {"wall_s": round(seconds, 2), **json.loads(child.stdout.splitlines()[-1])}
 
 
-def measure(folder: Path, threads: int, blocks: int) -> dict[str, dict[str, float]]:
+def measure(own: Path, full: Path, threads: int, blocks: int) -> dict[str, dict[str, float]]:
     """Latency of every lowering, interleaved, and its footprint in a process of its own."""
     from qvec_deploy.bench.footprint import probe
     from qvec_deploy.bench.latency import measure_latency
@@ -120,7 +121,7 @@ def measure(folder: Path, threads: int, blocks: int) -> dict[str, dict[str, floa
     from qvec_deploy.bench.statistics import median, speed_up
     from qvec_deploy.runtimes.registry import find_target
 
-    places = {name: folder / ("float" if name == "float" else "vit_base") for name in LOWERINGS}
+    places = {name: full if name == "float" else own for name in LOWERINGS}
     images = parity_images((3, 224, 224))[:1]
     rows = {}
     with ExitStack() as stack:
@@ -177,10 +178,10 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "vit_base.yaml").is_file():
             make_inputs(folder)
-        build_apart(folder, "float")
+        full = build_apart(folder, "float")
         builds = sorted((build_apart(folder, "vit_base") for _ in range(options.builds)), key=lambda b: b["wall_s"])
         build = builds[len(builds) // 2]
-        rows = measure(folder, options.threads, options.blocks)
+        rows = measure(Path(builds[0]["directory"]), Path(full["directory"]), options.threads, options.blocks)
         accuracy = int8_cost(folder)
     figures = {
         "build_s": build["wall_s"],

@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 
 from qvec_deploy.build.select.trial_model import at
-from qvec_deploy.build.weights import BATCH, load_model, make_weights
+from qvec_deploy.build.weights import load_model, make_weights
 from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
 from qvec_deploy.datasets.generated import NAME as GENERATED
+from qvec_deploy.datasets.splits import BATCH
 from qvec_deploy.progress import Progress
 from qvec_deploy.research.study.cell_inputs import Opened, open_request
 from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData, pack_right

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from qvec_deploy.errors import FetchError
-from qvec_deploy.io.cache import Machine, Shelf
+from qvec_deploy.io.cache import Cache
+from qvec_deploy.io.files import link_files
+from qvec_deploy.io.machine_lock import MachineLock
 from qvec_deploy.jobs.job import SendEvent
 
 
@@ -85,7 +87,7 @@ def linger(send: SendEvent, *, folder: str) -> None:
 
 
 def obtain(send: SendEvent, *, folder: str, target: str, die: bool = False) -> str:
-    """Takes from a shelf what is made by whoever comes first."""
+    """Takes from a cache what is made by whoever comes first."""
     place = Path(folder)
     (place / target).mkdir()
 
@@ -98,13 +100,16 @@ def obtain(send: SendEvent, *, folder: str, target: str, die: bool = False) -> s
         time.sleep(0.1)  # long enough for the other to come
         return target
 
-    record: str = Shelf(place / "shelf").obtain("thing", 1, place / target, make)
-    return record
+    with Cache(place / "cache").entry("thing", 1) as entry:
+        if entry.new:
+            entry.record = make(entry.folder)
+        link_files(entry.files, place / target)
+    return str(entry.record)
 
 
 def build_and_measure(send: SendEvent, *, folder: str, name: str, rounds: int) -> None:
     """Writes down when it builds and when it measures."""
-    machine, events = Machine(Path(folder)), Path(folder) / "events"
+    machine, events = MachineLock(Path(folder)), Path(folder) / "events"
 
     def note(event: str) -> None:
         with events.open("a") as file:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qvec_deploy.bench.entries import BenchEntry, BenchOptions
 from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.bench.results import Candidate, LayerTime
 from qvec_deploy.bench.roofline.devices import find_gpu_here, measure_device
@@ -20,9 +20,6 @@ from qvec_deploy.progress import Progress
 from qvec_deploy.runtimes.bits import runtime_bits_per_weight
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 
-if TYPE_CHECKING:
-    from qvec_deploy.bench.run import Bench, Contender
-
 PROFILED_RUNS = 10
 
 
@@ -32,23 +29,23 @@ class _Roofline:
     operations: tuple[Operation, ...]
     runtimes: tuple[str, ...]  # that run on the device
 
-    def predictions(self, contender: Contender, batch_sizes: Sequence[int]) -> tuple[Prediction, ...]:
-        runtime = contender.recipe.target.runtime
+    def predictions(self, entry: BenchEntry, batch_sizes: Sequence[int]) -> tuple[Prediction, ...]:
+        runtime = entry.recipe.target.runtime
         if runtime not in self.runtimes:
             return ()
-        weights = PackedFile.open(contender.directory / WEIGHTS_FILE)
-        mode = mode_of(runtime, contender.lowering, runtime_bits_per_weight(weights, runtime, contender.lowering))
+        weights = PackedFile.open(entry.directory / WEIGHTS_FILE)
+        mode = mode_of(runtime, entry.lowering, runtime_bits_per_weight(weights, runtime, entry.lowering))
         quantized = {name.removesuffix(".weight") for name, info in weights.tensors.items() if info.scheme is not None}
         return tuple(predict(self.operations, quantized, mode, self.device, size) for size in batch_sizes)
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What is known of every contender, layer by layer.
+    """What is known of every entry, layer by layer.
 
     Attributes:
-        times: By contender; empty for a runtime without a profiler.
-        predictions: By contender; empty for one that does not run on the device.
+        times: By entry; empty for a runtime without a profiler.
+        predictions: By entry; empty for one that does not run on the device.
         device: That predictions are for, the baseline's; None where it is not known, or where the model's operations
             cannot be counted.
     """
@@ -66,35 +63,35 @@ class Layers:
 NO_LAYERS = Layers({}, {}, None)
 
 
-def measure_layers(contenders: Sequence[Contender], bench: Bench, threads: int, progress: Progress) -> Layers:
+def measure_layers(entries: Sequence[BenchEntry], options: BenchOptions, threads: int, progress: Progress) -> Layers:
     """Profile every engine in a session of its own, measure the CPU where one runs the baseline, and predict.
 
     Args:
-        contenders: The engines. Nothing else may be measured meanwhile.
-        bench: What is measured.
+        entries: The engines. Nothing else may be measured meanwhile.
+        options: What is measured.
         threads: That the engines use.
         progress: Shows how far it is.
 
     Raises:
         QvecError: An engine cannot be opened.
     """
-    sizes = sorted(set(bench.batch_sizes))
+    sizes = sorted(set(options.batch_sizes))
     times, predictions = {}, {}
     with progress.stage("layers") as advance:
-        roofline = _draw(contenders, bench, threads)
-        for index, contender in enumerate(contenders):
-            times[contender.name] = _layer_times(contender, bench, sizes[0])
-            predictions[contender.name] = roofline.predictions(contender, sizes) if roofline is not None else ()
-            advance(index + 1, len(contenders))
+        roofline = _draw(entries, options, threads)
+        for index, entry in enumerate(entries):
+            times[entry.name] = _layer_times(entry, options, sizes[0])
+            predictions[entry.name] = roofline.predictions(entry, sizes) if roofline is not None else ()
+            advance(index + 1, len(entries))
     return Layers(times, predictions, roofline.device if roofline is not None else None)
 
 
-def _draw(contenders: Sequence[Contender], bench: Bench, threads: int) -> _Roofline | None:
+def _draw(entries: Sequence[BenchEntry], options: BenchOptions, threads: int) -> _Roofline | None:
     from qvec_deploy.bench.roofline.trace import trace_operations
 
-    runtimes = {contender.name: contender.recipe.target.runtime for contender in contenders}
-    on_cpu = runtimes[bench.baseline] in CPU_RUNTIMES
-    model = bench.model
+    runtimes = {entry.name: entry.recipe.target.runtime for entry in entries}
+    on_cpu = runtimes[options.baseline] in CPU_RUNTIMES
+    model = options.model
     try:
         operations = trace_operations(model.name, model.classes, model.args, model.input_shape)
     except IncompatibleError:
@@ -105,16 +102,16 @@ def _draw(contenders: Sequence[Contender], bench: Bench, threads: int) -> _Roofl
     return _Roofline(device, operations, there) if device is not None else None
 
 
-def _layer_times(contender: Contender, bench: Bench, batch_size: int) -> tuple[LayerTime, ...]:
+def _layer_times(entry: BenchEntry, options: BenchOptions, batch_size: int) -> tuple[LayerTime, ...]:
     """By ONNX Runtime's profiler on the CPU; none elsewhere, or where its names cannot be told apart."""
-    if contender.recipe.target.runtime != "onnxruntime":
+    if entry.recipe.target.runtime != "onnxruntime":
         return ()
     from qvec_deploy.runtimes.onnxruntime.ort_session import OnnxRuntime
 
-    shape = bench.model.input_shape
+    shape = options.model.input_shape
     images = np.resize(parity_images(shape), (batch_size, *shape))
     try:
-        times = OnnxRuntime().profile(contender.directory, contender.lowering, contender.threads, images, PROFILED_RUNS)
+        times = OnnxRuntime().profile(entry.directory, entry.lowering, entry.threads, images, PROFILED_RUNS)
     except IncompatibleError:  # the engine has run; its profile alone is not worth losing a build for
         return ()
     return tuple(LayerTime(layer, ms) for layer, ms in times.items())

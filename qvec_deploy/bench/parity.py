@@ -49,13 +49,9 @@ def reference_logits(weights: PackedFile, name: str, classes: int, args: ModelAr
     """PyTorch's logits (batch, classes) with the dequantized weights of a packed file."""
     import torch
 
-    from qvec_deploy.models import create
+    from qvec_deploy.models import structure
 
-    with torch.device("meta"):
-        structure = create(name, classes, args)
-    stored = set(structure.state_dict())
-    computed = any(key not in stored for key, _ in structure.named_buffers())
-    model = create(name, classes, args) if computed else structure
+    model = structure(name, classes, args)
     floats = {key: weights.array(key) for key, info in weights.tensors.items() if info.scheme is None}
     model.load_state_dict(
         {key: torch.from_numpy(array.astype(np.float32)) for key, array in floats.items()}, strict=False, assign=True
@@ -70,7 +66,7 @@ def reference_logits(weights: PackedFile, name: str, classes: int, args: ModelAr
             linear.register_forward_pre_hook(partial(_dequantize, weights=weights, key=key))
             linear.register_forward_hook(_forget)
     with torch.inference_mode():
-        logits: Float32 = model.eval()(torch.from_numpy(images)).numpy()
+        logits: Float32 = model(torch.from_numpy(images)).numpy()
     return logits
 
 

@@ -40,7 +40,7 @@ def check_cores(cores: Sequence[int], threads: int) -> None:
 
 
 @contextlib.contextmanager
-def held_to(cores: Sequence[int], threads: int) -> Iterator[None]:
+def pinned_to_cores(cores: Sequence[int], threads: int) -> Iterator[None]:
     """Keep this thread, and every thread and process that it starts within the block, on some cores.
 
     Engines must therefore be loaded within the block: their threads inherit what their maker has.

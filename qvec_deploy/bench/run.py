@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from qvec_deploy.bench.accuracy import Accuracy, compare
+from qvec_deploy.bench.entries import BenchEntry, BenchOptions
 from qvec_deploy.bench.environment import Environment, capture_environment, complete_environment
 from qvec_deploy.bench.evaluation import answers_of, measure_answers
 from qvec_deploy.bench.footprint import Footprint, probe
@@ -19,9 +19,9 @@ from qvec_deploy.bench.latency import LatencySamples, require_flushable
 from qvec_deploy.bench.latency_runs import blocks_asked, measure_latencies, timed_sizes
 from qvec_deploy.bench.layers import NO_LAYERS, measure_layers
 from qvec_deploy.bench.parity import check_parity, read_reference
-from qvec_deploy.bench.pinned_cores import held_to
+from qvec_deploy.bench.pinned_cores import pinned_to_cores
 from qvec_deploy.bench.predictions import Predictions, describe_images, predictions_of
-from qvec_deploy.bench.results import Candidate, Donor, LayerError, Model, Patch, Report, Role
+from qvec_deploy.bench.results import Candidate, Donor, LayerError, Patch, Report
 from qvec_deploy.bench.resume import Journal, describe_engine
 from qvec_deploy.bench.warnings import (
     Finding,
@@ -33,7 +33,6 @@ from qvec_deploy.bench.warnings import (
 from qvec_deploy.datasets import DataConfig, DatasetSpec, OpenedDataset, open_dataset
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.progress import Progress
-from qvec_deploy.recipe import Evaluate, Measure, Recipe
 from qvec_deploy.runtimes.bits import runtime_bits_per_weight
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import Session, find_target
@@ -50,65 +49,7 @@ _PRELOAD = {
 
 
 @dataclass(frozen=True)
-class Contender:
-    """An engine on disk that is to be measured.
-
-    Attributes:
-        name: Its name in the table.
-        role: Its role in the report.
-        recipe: What it was built from.
-        directory: Holds model.onnx and the packed weights.
-        lowering: What it is run with.
-        threads: Threads of its session.
-        sources: Vectors in its patch and their mixing weights.
-        layer_errors: Relative quantization error by layer.
-        control: What stands in for the vector in its patch, in words; None for a real one.
-    """
-
-    name: str
-    role: Role
-    recipe: Recipe
-    directory: Path
-    lowering: str
-    threads: int
-    sources: tuple[tuple[str, float], ...]
-    layer_errors: Mapping[str, float]
-    control: str | None = None
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What to measure.
-
-    Attributes:
-        title: Title of the report.
-        recipe: Name of the recipe or comparison.
-        model: What the engines take and give.
-        evaluate: Labelled images; None leaves accuracy out.
-        data_root: The images' folder, resolved.
-        measure: How latency is measured.
-        batch_sizes: Batch sizes whose latency is measured.
-        selected: The contender that ships, if any.
-        baseline: The contender that speed-ups refer to.
-        alone: Held while load times and latencies are measured: nothing else of a sweep runs then.
-        profile: Measure load times, memory and times by layer too.
-    """
-
-    title: str
-    recipe: str
-    model: Model
-    evaluate: Evaluate | None
-    data_root: Path | None
-    measure: Measure
-    batch_sizes: tuple[int, ...]
-    selected: str | None
-    baseline: str
-    alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
-    profile: bool = True
-
-
-@dataclass(frozen=True)
-class Measured:
+class BenchResult:
     """What measuring gives.
 
     Attributes:
@@ -120,88 +61,88 @@ class Measured:
     predictions: Predictions | None
 
 
-def open_images(bench: Bench) -> OpenedDataset | None:
+def open_images(options: BenchOptions) -> OpenedDataset | None:
     """The labelled images of a bench; None without any.
 
     Raises:
         RecipeError, StorageError, IncompatibleError: As `open_dataset`.
     """
-    if bench.evaluate is None:
+    if options.evaluate is None:
         return None
-    evaluate = bench.evaluate
-    spec = DatasetSpec(evaluate.dataset, evaluate.split, bench.data_root, evaluate.limit)
-    config = DataConfig.from_mapping(bench.model.data_config)
-    return open_dataset(spec, config, expected_classes=bench.model.classes)
+    evaluate = options.evaluate
+    spec = DatasetSpec(evaluate.dataset, evaluate.split, options.data_root, evaluate.limit)
+    config = DataConfig.from_mapping(options.model.data_config)
+    return open_dataset(spec, config, expected_classes=options.model.classes)
 
 
-def measure_contenders(
-    contenders: Sequence[Contender], bench: Bench, images: OpenedDataset | None, progress: Progress
-) -> Measured:
-    """Measure all contenders: each alone in a fresh process for its footprint, then interleaved.
+def measure_engines(
+    entries: Sequence[BenchEntry], options: BenchOptions, images: OpenedDataset | None, progress: Progress
+) -> BenchResult:
+    """Measure all entries: each alone in a fresh process for its footprint, then interleaved.
 
     Args:
-        contenders: The engines, in the order of the table.
-        bench: What to measure.
+        entries: The engines, in the order of the table.
+        options: What to measure.
         images: As `open_images` opened them.
         progress: Shows the stages.
 
     Raises:
         QvecError: An engine cannot be opened or gives nonsense.
     """
-    threads = max(contender.threads for contender in contenders)
-    on_cpu = [c.threads for c in contenders if c.recipe.target.runtime == "onnxruntime"]
+    threads = max(entry.threads for entry in entries)
+    on_cpu = [c.threads for c in entries if c.recipe.target.runtime == "onnxruntime"]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(held_to(bench.measure.cores, max(on_cpu, default=1)))
-        with bench.alone():  # the machine's load is what others do, and not what the rest of a sweep does
-            environment = capture_environment(threads, bench.measure.cores)
-            footprints = _footprints(contenders, bench, progress) if bench.profile else {}
-        watch = stack.enter_context(watch_gpu()) if len(on_cpu) < len(contenders) else None
+        stack.enter_context(pinned_to_cores(options.measure.cores, max(on_cpu, default=1)))
+        with options.alone():  # the machine's load is what others do, and not what the rest of a sweep does
+            environment = capture_environment(threads, options.measure.cores)
+            footprints = _footprints(entries, options, progress) if options.profile else {}
+        watch = stack.enter_context(watch_gpu()) if len(on_cpu) < len(entries) else None
         with progress.stage("load"):
-            sessions = _load(contenders, bench, stack)
-        batch_size = bench.evaluate.batch_size if bench.evaluate is not None else 1
+            sessions = _load(entries, options, stack)
+        batch_size = options.evaluate.batch_size if options.evaluate is not None else 1
         journal = None
         if images is not None:
-            journal = Journal(partial(_described, contenders, bench, images, batch_size, environment))
+            journal = Journal(partial(_described, entries, options, images, batch_size, environment))
         accuracies = measure_answers(sessions, images, batch_size, progress, journal)
-        with bench.alone():
-            latencies = measure_latencies(sessions, images, bench.batch_sizes, bench.measure, progress, watch)
+        with options.alone():
+            latencies = measure_latencies(sessions, images, options.batch_sizes, options.measure, progress, watch)
             environment = complete_environment(environment, watch.state() if watch is not None else None)
-            layers = measure_layers(contenders, bench, threads, progress) if bench.profile else NO_LAYERS
-    full = next((accuracies.get(c.name) for c in contenders if c.role == "float"), None)
+            layers = measure_layers(entries, options, threads, progress) if options.profile else NO_LAYERS
+    full = next((accuracies.get(c.name) for c in entries if c.role == "float"), None)
     candidates = tuple(
         layers.fill(_candidate(c, accuracies, [batch[c.name] for batch in latencies], footprints.get(c.name), full))
-        for c in contenders
+        for c in entries
     )
-    findings = (*machine_findings(environment), *_findings(accuracies, latencies, contenders, bench))
-    report = replace(_report(bench, images, environment, candidates), warnings=findings, device=layers.device)
-    config = DataConfig.from_mapping(bench.model.data_config)
-    return Measured(report, predictions_of(accuracies, images, config) if images is not None else None)
+    findings = (*machine_findings(environment), *_findings(accuracies, latencies, entries, options))
+    report = replace(_report(options, images, environment, candidates), warnings=findings, device=layers.device)
+    config = DataConfig.from_mapping(options.model.data_config)
+    return BenchResult(report, predictions_of(accuracies, images, config) if images is not None else None)
 
 
-def _load(contenders: Sequence[Contender], bench: Bench, stack: contextlib.ExitStack) -> dict[str, Session]:
+def _load(entries: Sequence[BenchEntry], options: BenchOptions, stack: contextlib.ExitStack) -> dict[str, Session]:
     """Every engine, open for as long as the stack; no latency of one that computes something else."""
-    sessions = {c.name: stack.enter_context(_open(c)) for c in contenders}
-    if bench.measure.l2 == "cold":
+    sessions = {c.name: stack.enter_context(_open(c)) for c in entries}
+    if options.measure.l2 == "cold":
         require_flushable(sessions)
-    for contender in contenders:
-        reference = read_reference(contender.directory)
-        check_parity(sessions[contender.name], contender.recipe.target.runtime, contender.lowering, reference)
+    for entry in entries:
+        reference = read_reference(entry.directory)
+        check_parity(sessions[entry.name], entry.recipe.target.runtime, entry.lowering, reference)
     return sessions
 
 
 def _report(
-    bench: Bench, images: OpenedDataset | None, environment: Environment, candidates: tuple[Candidate, ...]
+    options: BenchOptions, images: OpenedDataset | None, environment: Environment, candidates: tuple[Candidate, ...]
 ) -> Report:
     return Report(
-        title=bench.title,
-        recipe=bench.recipe,
-        dataset=bench.evaluate.dataset if bench.evaluate else "none",
-        split=bench.evaluate.split if bench.evaluate else "none",
+        title=options.title,
+        recipe=options.recipe,
+        dataset=options.evaluate.dataset if options.evaluate else "none",
+        split=options.evaluate.split if options.evaluate else "none",
         images=len(images) if images is not None else 0,
         candidates=candidates,
-        baseline=bench.baseline,
-        selected=bench.selected,
-        warmup=bench.measure.warmup,
+        baseline=options.baseline,
+        selected=options.selected,
+        warmup=options.measure.warmup,
         environment=environment,
         warnings=(),
         created_by=f"qvec-deploy {version('qvec-deploy')}",
@@ -210,14 +151,18 @@ def _report(
 
 
 def _described(
-    contenders: Sequence[Contender], bench: Bench, images: OpenedDataset, batch_size: int, environment: Environment
+    entries: Sequence[BenchEntry],
+    options: BenchOptions,
+    images: OpenedDataset,
+    batch_size: int,
+    environment: Environment,
 ) -> dict[str, Any]:
     """What the answers of a run depend on."""
     return {
         "engines": {
-            c.name: describe_engine(c.directory, c.recipe.target.runtime, c.lowering, c.threads) for c in contenders
+            c.name: describe_engine(c.directory, c.recipe.target.runtime, c.lowering, c.threads) for c in entries
         },
-        "images": describe_images(images, DataConfig.from_mapping(bench.model.data_config)),
+        "images": describe_images(images, DataConfig.from_mapping(options.model.data_config)),
         "modified": images.modified(),
         "batch_size": batch_size,
         "cpu": environment.cpu,
@@ -225,90 +170,90 @@ def _described(
     }
 
 
-def _open(contender: Contender) -> contextlib.AbstractContextManager[Session]:
-    target = find_target(contender.recipe.target.runtime)
-    return target.open(contender.directory, contender.lowering, contender.threads)
+def _open(entry: BenchEntry) -> contextlib.AbstractContextManager[Session]:
+    target = find_target(entry.recipe.target.runtime)
+    return target.open(entry.directory, entry.lowering, entry.threads)
 
 
-def _footprints(contenders: Sequence[Contender], bench: Bench, progress: Progress) -> dict[str, Footprint]:
+def _footprints(entries: Sequence[BenchEntry], options: BenchOptions, progress: Progress) -> dict[str, Footprint]:
     """Each alone in a fresh process."""
     footprints = {}
     with progress.stage("footprint") as advance:
-        for index, contender in enumerate(contenders):
-            footprints[contender.name] = _probe(contender, bench.model.input_shape)
-            advance(index + 1, len(contenders))
+        for index, entry in enumerate(entries):
+            footprints[entry.name] = _probe(entry, options.model.input_shape)
+            advance(index + 1, len(entries))
     return footprints
 
 
-def _probe(contender: Contender, input_shape: tuple[int, int, int]) -> Footprint:
+def _probe(entry: BenchEntry, input_shape: tuple[int, int, int]) -> Footprint:
     arguments = {
-        "runtime": contender.recipe.target.runtime,
-        "directory": str(contender.directory),
-        "lowering": contender.lowering,
-        "threads": contender.threads,
+        "runtime": entry.recipe.target.runtime,
+        "directory": str(entry.directory),
+        "lowering": entry.lowering,
+        "threads": entry.threads,
     }
     return probe(
         "qvec_deploy.runtimes.registry:open_engine",
         arguments,
         input_shape=input_shape,
-        preload=_PRELOAD[contender.recipe.target.runtime],
+        preload=_PRELOAD[entry.recipe.target.runtime],
     )
 
 
 def _findings(
     accuracies: Mapping[str, Accuracy],
     latencies: Iterable[Mapping[str, LatencySamples]],
-    contenders: Sequence[Contender],
-    bench: Bench,
+    entries: Sequence[BenchEntry],
+    options: BenchOptions,
 ) -> list[Finding]:
-    findings, sizes = [], timed_sizes(bench.batch_sizes, bench.measure)
+    findings, sizes = [], timed_sizes(options.batch_sizes, options.measure)
     for size, batch in zip(sizes, latencies, strict=True):
-        findings += latency_findings(batch, bench.baseline, *blocks_asked(size, sizes, bench.measure))
-    plain = next((c.name for c in contenders if c.role == "ptq"), None)
-    for contender in contenders:
-        if contender.role == "patched" and plain is not None and plain in accuracies:
-            paired = compare(accuracies[contender.name], accuracies[plain])
-            findings += accuracy_findings(contender.name, plain, paired.gained, paired.lost, paired.count)
-    full = next((c.name for c in contenders if c.role == "float"), None)
+        findings += latency_findings(batch, options.baseline, *blocks_asked(size, sizes, options.measure))
+    plain = next((c.name for c in entries if c.role == "ptq"), None)
+    for entry in entries:
+        if entry.role == "patched" and plain is not None and plain in accuracies:
+            paired = compare(accuracies[entry.name], accuracies[plain])
+            findings += accuracy_findings(entry.name, plain, paired.gained, paired.lost, paired.count)
+    full = next((c.name for c in entries if c.role == "float"), None)
     if plain in accuracies and full in accuracies:
         findings += headroom_finding(str(plain), accuracies[str(plain)].top1, accuracies[str(full)].top1)
     return findings
 
 
 def _candidate(
-    contender: Contender,
+    entry: BenchEntry,
     accuracies: Mapping[str, Accuracy],
     latency: Sequence[LatencySamples],
     footprint: Footprint | None,
     full: Accuracy | None,
 ) -> Candidate:
-    weights = PackedFile.open(contender.directory / WEIGHTS_FILE)
-    accuracy = accuracies.get(contender.name)
-    recipe = contender.recipe
+    weights = PackedFile.open(entry.directory / WEIGHTS_FILE)
+    accuracy = accuracies.get(entry.name)
+    recipe = entry.recipe
     patch = None
     if recipe.lam != 0:
-        names = short_names([label for label, _ in contender.sources])
-        donors = tuple(Donor(name, share) for name, (_, share) in zip(names, contender.sources, strict=True))
-        patch = Patch(recipe.patch_scale, donors, contender.control)
+        names = short_names([label for label, _ in entry.sources])
+        donors = tuple(Donor(name, share) for name, (_, share) in zip(names, entry.sources, strict=True))
+        patch = Patch(recipe.patch_scale, donors, entry.control)
     candidate = Candidate(
-        name=contender.name,
-        role=contender.role,
+        name=entry.name,
+        role=entry.role,
         scheme=recipe.quantize.scheme(),
         method=recipe.quantize.method,
         skip=recipe.quantize.skip,
         patch=patch,
         runtime=recipe.target.runtime,
-        lowering=contender.lowering,
-        stored_bytes=sum((contender.directory / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
+        lowering=entry.lowering,
+        stored_bytes=sum((entry.directory / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
         stored_bits_per_weight=stored_bits_per_weight(weights),
-        runtime_bits_per_weight=runtime_bits_per_weight(weights, recipe.target.runtime, contender.lowering),
+        runtime_bits_per_weight=runtime_bits_per_weight(weights, recipe.target.runtime, entry.lowering),
         latency=tuple(latency),
         footprint=footprint,
-        layer_errors=tuple(LayerError(layer, error) for layer, error in contender.layer_errors.items()),
+        layer_errors=tuple(LayerError(layer, error) for layer, error in entry.layer_errors.items()),
     )
     if accuracy is None:
         return candidate
-    others = {name: compare(accuracy, other) for name, other in accuracies.items() if name != contender.name}
+    others = {name: compare(accuracy, other) for name, other in accuracies.items() if name != entry.name}
     return replace(candidate, accuracy=answers_of(accuracy, full), paired=others)
 
 

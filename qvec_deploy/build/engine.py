@@ -3,52 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.bench.parity import check_parity, parity_images, reference_logits, write_reference
 from qvec_deploy.bench.results import Parity
-from qvec_deploy.build.weights import activation_images, load_model
-from qvec_deploy.bundle.bundle import COMPILED, available_threads
+from qvec_deploy.build.context import BuildContext
+from qvec_deploy.build.weights import load_model
+from qvec_deploy.bundle.bundle import COMPILED
 from qvec_deploy.bundle.compile_bundle import compile_engines
 from qvec_deploy.bundle.write import Artifact
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.plan import Plan
-from qvec_deploy.progress import Progress
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import find_target
 from qvec_deploy.tensors import INPUT_SCALE, Float32
 
 
-def check_engine(plan: Plan, directory: Path, caches: Path, progress: Progress) -> tuple[str | None, Parity | None]:
+@dataclass(frozen=True)
+class EngineFacts:
+    """What is known of an engine that was made.
+
+    Attributes:
+        missing: What stands in the way of the engine here; None if nothing.
+        parity: Agreement with PyTorch; None where the engine cannot be opened.
+    """
+
+    missing: str | None
+    parity: Parity | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"missing": self.missing, "parity": self.parity.model_dump() if self.parity is not None else None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EngineFacts:
+        """What `as_dict` gave."""
+        parity = values["parity"]
+        return cls(values["missing"], Parity(**parity) if parity is not None else None)
+
+
+def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Path) -> EngineFacts:
     """Reference logits from PyTorch into the directory, then the engine against them, where it can be opened.
 
     Args:
         plan: The candidate's plan.
+        context: What candidates share.
         directory: Holds its graph and weights.
-        caches: Folder of what compilers have measured; later builds read it.
-        progress: Shows what takes long.
-
-    Returns:
-        What stands in the way of the engine here, or None; and its parity where nothing does.
+        timings: Folder of what compilers have measured; later builds read it.
 
     Raises:
         IncompatibleError: The engine computes something else.
     """
     recipe, runtime, lowering = plan.recipe, plan.recipe.target.runtime, plan.recipe.target.lowering
-    logits = _reference(plan, directory)
-    write_reference(directory, logits)
-    if lowering == "w8a8":
-        _write_activations(plan, directory)
-    target = find_target(runtime)
-    missing = target.missing(lowering)
-    if missing is not None:
-        return missing, None
-    if runtime == COMPILED:
-        compile_engines(recipe.target, directory, caches, progress)
-    with target.open(directory, lowering, recipe.target.threads or available_threads()) as session:
-        return None, check_parity(session, runtime, lowering, logits)
+    with context.progress.stage("check", recipe.name):
+        logits = _reference(plan, directory)
+        write_reference(directory, logits)
+        if lowering == "w8a8":
+            _write_activations(plan, context, directory)
+        target = find_target(runtime)
+        missing = target.missing(lowering)
+        if missing is not None:
+            return EngineFacts(missing, None)
+        if runtime == COMPILED:
+            compile_engines(recipe.target, directory, timings, context.progress)
+        with target.open(directory, lowering, recipe.target.threads or available_threads()) as session:
+            return EngineFacts(None, check_parity(session, runtime, lowering, logits))
 
 
 def engine_outputs(artifact: Artifact, batches: Sequence[Float32]) -> Float32:
@@ -70,11 +94,11 @@ def _reference(plan: Plan, directory: Path) -> Float32:
     return reference_logits(weights, model.name, model.classes, args, parity_images(model.input_shape))
 
 
-def _write_activations(plan: Plan, directory: Path) -> None:
+def _write_activations(plan: Plan, context: BuildContext, directory: Path) -> None:
     """What `w8a8` puts its activations' grids on; needed on the device that compiles the engine."""
     from qvec_deploy.runtimes.graph.activations import calibrate_amax, write_amax
 
     weights = PackedFile.open(directory / WEIGHTS_FILE)
     floats = [name for name, info in weights.tensors.items() if info.scheme is None and not name.endswith(INPUT_SCALE)]
     model = load_model(plan, {name: weights.array(name).astype(np.float32) for name in floats}, strict=False)
-    write_amax(directory, calibrate_amax(model, weights, activation_images(plan.recipe, plan.architecture)))
+    write_amax(directory, calibrate_amax(model, weights, context.activation_images(plan)))

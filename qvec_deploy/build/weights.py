@@ -5,35 +5,33 @@ Methods that look at weights alone take one tensor at a time; those that look at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, batches, open_dataset
-from qvec_deploy.datasets.generated import NAME as GENERATED
+from qvec_deploy.bundle.verify import check_graph
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.io.files import sha256_bytes
-from qvec_deploy.models import Architecture, create
-from qvec_deploy.packed import Entry
+from qvec_deploy.io.files import write_bytes
+from qvec_deploy.models import structure
+from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.plan import Plan
-from qvec_deploy.recipe import Images, Recipe
-from qvec_deploy.tensors import INPUT_SCALE, Float32, QuantizedTensor
+from qvec_deploy.progress import Advance
+from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.torch_cuda.torch_session import write_structure
+from qvec_deploy.tensors import INPUT_SCALE, Float32, PackedTensor, QuantizedTensor
 from qvec_deploy.vectors.patch import mix, patch
 from qvec_deploy.vectors.vector_sources import Source
 
 if TYPE_CHECKING:
     from torch import nn
 
-BATCH = 50
-MIN_IMAGES = 8
+    from qvec_deploy.build.context import BuildContext
 
 Weight = QuantizedTensor | Float32
-Rows = NDArray[np.int64]
-OnLayer = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,56 @@ class Weights:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class WeightFacts:
+    """What is known of written weights.
+
+    Attributes:
+        errors: Relative L2 quantization error by layer.
+        notes: What the method could not do.
+    """
+
+    errors: dict[str, float]
+    notes: list[str]
+
+
+def write_weights(plan: Plan, context: BuildContext, folder: Path) -> WeightFacts:
+    """Write what every lowering of a candidate is made from: its weights, its graph and its structure.
+
+    Raises:
+        QvecError: As `make_weights`; the disk refuses; the model cannot be exported.
+    """
+    from qvec_deploy.runtimes.graph.stored import attach_weights
+
+    recipe = plan.recipe
+    with context.progress.stage("quantize", recipe.name) as advance:
+        images = context.calibration_images(plan)
+        weights = make_weights(plan, context.receiver(recipe), context.sources(recipe), images, advance)
+        tensors = _packed(weights.tensors, len(weights.layout), advance)
+        write_packed(folder / WEIGHTS_FILE, weights.layout, tensors)
+    skeleton = context.skeleton(plan)
+    with context.progress.stage("lower", recipe.name):
+        model = attach_weights(skeleton, PackedFile.open(folder / WEIGHTS_FILE), WEIGHTS_FILE)
+        write_bytes(folder / MODEL_FILE, model.SerializeToString(deterministic=True))
+        check_graph(folder)
+        write_structure(folder, plan.architecture, recipe.receiver.model_args)
+    return WeightFacts(weights.errors, list(weights.notes))
+
+
+def _packed(
+    tensors: Iterator[tuple[str, Weight]], total: int, advance: Advance
+) -> Iterator[tuple[str, PackedTensor | Float32]]:
+    for count, (name, value) in enumerate(tensors):
+        yield name, pack(value) if isinstance(value, QuantizedTensor) else value
+        advance(count + 1, total)
+
+
 def make_weights(
     plan: Plan,
     receiver: Checkpoint,
     sources: Mapping[str, Source],
     images: Sequence[Float32] = (),
-    on_layer: OnLayer | None = None,
+    on_layer: Advance | None = None,
 ) -> Weights:
     """Patch and quantize as a plan says.
 
@@ -66,7 +108,7 @@ def make_weights(
         plan: What happens to every tensor.
         receiver: The receiver.
         sources: The plan's vectors by label.
-        images: Batches (B, C, H, W) for a method that looks at activations (see `calibration_images`).
+        images: Batches (B, C, H, W) for a method that looks at activations .
         on_layer: Told how many layers are done, of how many.
 
     Raises:
@@ -104,7 +146,7 @@ def _calibrated(
     receiver: Checkpoint,
     sources: Mapping[str, Source],
     images: Sequence[Float32],
-    on_layer: OnLayer | None,
+    on_layer: Advance | None,
 ) -> Weights:
     from qvec_deploy.quantize.calibrated import calibrate, calibrate_from_moments
     from qvec_deploy.quantize.reference import relative_error
@@ -134,11 +176,10 @@ def load_model(plan: Plan, state: Mapping[str, Float32], *, strict: bool = True)
     """The plan's timm model with these weights, in evaluation mode; not `strict` where others follow."""
     import torch
 
-    model = create(plan.architecture.name, plan.architecture.classes, plan.recipe.receiver.model_args)
-    model.load_state_dict(
-        {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}, strict=strict
-    )
-    return model.eval()
+    model = structure(plan.architecture.name, plan.architecture.classes, plan.recipe.receiver.model_args)
+    tensors = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}
+    model.load_state_dict(tensors, strict=strict, assign=True)
+    return model
 
 
 def _moments(sources: Mapping[str, Source]) -> dict[str, Float32]:
@@ -155,91 +196,3 @@ def _moments(sources: Mapping[str, Source]) -> dict[str, Float32]:
     if not parts:
         raise RecipeError("quantize.calibration.on: moments needs a `vector` that brings them", hint="name one")
     return {name: mix([(part[name], share) for part, share in parts]) for name in parts[0][0]}
-
-
-def calibration_images(recipe: Recipe, architecture: Architecture) -> list[Float32]:
-    """What a recipe's method looks at: batches (B, C, H, W), normalised; none for methods that look at weights alone.
-
-    Of the recipe's own `images` the half that selects; the other half is kept to confirm.
-
-    Raises:
-        RecipeError, StorageError, IncompatibleError: As `open_dataset`.
-    """
-    if not recipe.quantize.calibrated or recipe.quantize.calibration.on == "moments":
-        return []
-    return activation_images(recipe, architecture)
-
-
-def activation_images(recipe: Recipe, architecture: Architecture) -> list[Float32]:
-    """Images to look at activations with: what `quantize.calibration` names, whatever the method.
-
-    Raises:
-        RecipeError, StorageError, IncompatibleError: As `open_dataset`.
-    """
-    wanted = recipe.quantize.calibration
-    on = wanted.on or ("images" if recipe.images is not None else "generated")
-    config = DataConfig.from_mapping(architecture.data_config)
-    if on == "images":
-        return selection_images(recipe, architecture, count=wanted.count)
-    if on == "dataset" and wanted.dataset is not None:
-        root = None if wanted.root is None else recipe.data_path(wanted.root)
-        return _batches(open_dataset(DatasetSpec(wanted.dataset, wanted.split, root, wanted.count), config))
-    return _batches(open_dataset(DatasetSpec(GENERATED, "train", limit=wanted.count), config))
-
-
-def selection_images(
-    recipe: Recipe, architecture: Architecture, *, confirm: bool = False, count: int | None = None
-) -> list[Float32]:
-    """Every other image of the recipe's `images`, or of generated ones where it has none.
-
-    Args:
-        recipe: The recipe.
-        architecture: Its model.
-        confirm: The half that confirms instead of the half that selects; they share no image.
-        count: At most so many, evenly spaced.
-
-    Returns:
-        Batches (B, C, H, W), normalised.
-    """
-    images, _ = half_of(open_unlabelled(recipe, architecture), confirm=confirm)
-    if count is not None and count < len(images):
-        images = images[np.linspace(0, len(images) - 1, count).round().astype(int)]
-    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-
-
-def half_of(dataset: Dataset, *, confirm: bool) -> tuple[Float32, Rows]:
-    """Every other image of a dataset, exact copies left out: what confirms must not have chosen.
-
-    Args:
-        dataset: Read once, whole.
-        confirm: The half that confirms instead of the half that selects.
-
-    Returns:
-        Images (B, C, H, W), normalised, and their labels (B,).
-
-    Raises:
-        RecipeError: Fewer different images than MIN_IMAGES.
-    """
-    images, labels = dataset.take(np.arange(len(dataset)))
-    first: dict[str, int] = {}
-    for row, image in enumerate(images):
-        first.setdefault(sha256_bytes(image.tobytes()), row)
-    if len(first) < MIN_IMAGES:
-        raise RecipeError(
-            f"`images`: {dataset.name} has {len(first)} different images",
-            hint=f"give at least {MIN_IMAGES}, better 400",
-        )
-    rows = list(first.values())[int(confirm) :: 2]
-    return images[rows], labels[rows]
-
-
-def open_unlabelled(recipe: Recipe, architecture: Architecture) -> Dataset:
-    """The recipe's `images`, or generated ones where it has none."""
-    config = DataConfig.from_mapping(architecture.data_config)
-    images = recipe.images or Images(dataset=GENERATED, split="val")
-    root = None if images.root is None else recipe.data_path(images.root)
-    return open_dataset(DatasetSpec(images.dataset, images.split, root, images.limit), config)
-
-
-def _batches(dataset: Dataset) -> list[Float32]:
-    return [images for images, _ in batches(dataset, BATCH)]

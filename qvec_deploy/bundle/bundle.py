@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.bench.parity import PARITY_FILE, check_parity, read_reference
 from qvec_deploy.bundle.manifest import Manifest, check_files, read_manifest
 from qvec_deploy.errors import IncompatibleError, IntegrityError
@@ -130,10 +130,3 @@ class Bundle:
             f"on {parity.images} generated images"
         )
         return results
-
-
-def available_threads() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qvec_deploy.bench.entries import BenchEntry, BenchOptions
 from qvec_deploy.bench.results import Report, Role
-from qvec_deploy.bench.run import Bench, Contender, measure_contenders, open_images
+from qvec_deploy.bench.run import measure_engines, open_images
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.errors import IncompatibleError, StorageError
-from qvec_deploy.io.cache import Machine
+from qvec_deploy.io.machine_lock import MachineLock
 from qvec_deploy.progress import Progress
 from qvec_deploy.recipe import FLOAT_BITS, Evaluate, Measure
 
@@ -53,11 +54,11 @@ def bench_bundles(
         if missing is not None:
             raise IncompatibleError(f"{bundle.directory} has no engine: {missing}", hint="leave it out")
         require_same_images(first, bundle)
-    contenders = [c for bundle in bundles for c in _contenders(bundle, lowerings, threads)]
+    entries = [c for bundle in bundles for c in _entries(bundle, lowerings, threads)]
     recipe = first.recipe
     judge, root = _judge(bundles) if evaluate else (None, None)
     changed = {**recipe.measure.model_dump(), **(measure or {}), **({} if blocks is None else {"blocks": blocks})}
-    bench = Bench(
+    options = BenchOptions(
         title=" and ".join(dict.fromkeys(bundle.manifest.name for bundle in bundles)),
         recipe=recipe.name,
         model=first.manifest.model,
@@ -69,14 +70,14 @@ def bench_bundles(
         baseline="",
         profile=profile,
     )
-    if bench.data_root is not None and not bench.data_root.is_dir():
-        raise StorageError(f"{bench.data_root}: no such folder", hint="name the images' folder with --data")
-    contenders = _unique(contenders)
-    machine, progress = Machine.here(), progress or Progress()
-    bench = replace(bench, baseline=contenders[0].name, alone=lambda: machine.alone(progress.stage("wait")))
-    images = open_images(bench)
+    if options.data_root is not None and not options.data_root.is_dir():
+        raise StorageError(f"{options.data_root}: no such folder", hint="name the images' folder with --data")
+    entries = _unique(entries)
+    machine, progress = MachineLock.here(), progress or Progress()
+    options = replace(options, baseline=entries[0].name, alone=lambda: machine.alone(progress.stage("wait")))
+    images = open_images(options)
     with machine.shared(progress.stage("wait")):
-        return measure_contenders(contenders, bench, images, progress).report
+        return measure_engines(entries, options, images, progress).report
 
 
 def require_same_images(first: Bundle, other: Bundle) -> None:
@@ -103,13 +104,13 @@ def _judge(bundles: Sequence[Bundle]) -> tuple[Evaluate | None, Path | None]:
     return None, None
 
 
-def _contenders(bundle: Bundle, lowerings: Sequence[str], threads: int | None) -> list[Contender]:
+def _entries(bundle: Bundle, lowerings: Sequence[str], threads: int | None) -> list[BenchEntry]:
     manifest, recipe = bundle.manifest, bundle.recipe
     is_float = recipe.quantize.bits in FLOAT_BITS
     role: Role = "float" if is_float else ("patched" if recipe.lam != 0 else "ptq")
     wanted = [manifest.engine.lowering] if is_float or not lowerings else list(dict.fromkeys(lowerings))
     return [
-        Contender(
+        BenchEntry(
             name=manifest.name if len(wanted) == 1 else f"{manifest.name} {lowering}",
             role=role,
             recipe=recipe,
@@ -124,11 +125,11 @@ def _contenders(bundle: Bundle, lowerings: Sequence[str], threads: int | None) -
     ]
 
 
-def _unique(contenders: Sequence[Contender]) -> list[Contender]:
+def _unique(entries: Sequence[BenchEntry]) -> list[BenchEntry]:
     """Bundles of one name get a number."""
     seen: dict[str, int] = {}
     named = []
-    for contender in contenders:
-        seen[contender.name] = count = seen.get(contender.name, 0) + 1
-        named.append(contender if count == 1 else replace(contender, name=f"{contender.name} ({count})"))
+    for entry in entries:
+        seen[entry.name] = count = seen.get(entry.name, 0) + 1
+        named.append(entry if count == 1 else replace(entry, name=f"{entry.name} ({count})"))
     return named

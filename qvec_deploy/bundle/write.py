@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qvec_deploy.bench.environment import capture_environment
+from qvec_deploy.bench.environment import available_threads, capture_environment
 from qvec_deploy.bench.predictions import PREDICTIONS_FILE, Predictions, write_predictions
 from qvec_deploy.bench.results import Model, Parity
 from qvec_deploy.bench.run import stored_bits_per_weight
 from qvec_deploy.bench.summary import DISTURBED
-from qvec_deploy.bundle.bundle import COMPILED, RECIPE_FILE, Bundle, available_threads
+from qvec_deploy.bundle.bundle import COMPILED, RECIPE_FILE, Bundle
 from qvec_deploy.bundle.manifest import LAMBDA0, Engine, Gate, Layer, Manifest, Vector, hash_files, write_manifest
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import GateError, IncompatibleError
+from qvec_deploy.io.cache import entry_files
 from qvec_deploy.io.files import sha256_file, storage_errors, write_bytes
 from qvec_deploy.io.yaml import dump_yaml
 from qvec_deploy.packed import PackedFile
@@ -37,7 +39,7 @@ class Artifact:
 
     Attributes:
         plan: What was decided.
-        directory: Holds the graph, the weights and the reference logits.
+        directory: Holds the graph, the weights, the reference logits and the engine; in the cache.
         missing: What stood in the way of opening the engine here; None if nothing.
         parity: Agreement with PyTorch; None where the engine could not be opened.
         layer_errors: Relative L2 quantization error by layer.
@@ -55,7 +57,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Finished:
+class BundleContents:
     """What the manifest is written from.
 
     Attributes:
@@ -79,30 +81,30 @@ class Finished:
     timings_s: Mapping[str, float]
 
 
-def finish(staging: Path, done: Finished) -> None:
-    """Move the shipped engine into the bundle and write everything around it, the manifest last.
+def write_bundle(staging: Path, contents: BundleContents) -> None:
+    """Copy the shipped engine into the bundle and write everything around it, the manifest last.
 
     Raises:
         StorageError: The disk refuses.
     """
-    own, candidate = done.shipped, done.shipped.plan.recipe
-    names = _keep(own, staging)
-    if done.plain is not None:
-        names += [f"{LAMBDA0}/{name}" for name in _keep(done.plain, staging / LAMBDA0)]
-    recipe = done.recipe.shipping(candidate)
+    own, candidate = contents.shipped, contents.shipped.plan.recipe
+    names = _copy(own, staging)
+    if contents.plain is not None:
+        names += [f"{LAMBDA0}/{name}" for name in _copy(contents.plain, staging / LAMBDA0)]
+    recipe = contents.recipe.shipping(candidate)
     write_bytes(staging / RECIPE_FILE, dump_yaml(recipe.as_dict()).encode())
     names.append(RECIPE_FILE)
-    if done.report is not None:
-        names += [path.name for path in write_report(done.report, staging)]
-    if done.predictions is not None:
-        write_predictions(staging / PREDICTIONS_FILE, done.predictions)
+    if contents.report is not None:
+        names += [path.name for path in write_report(contents.report, staging)]
+    if contents.predictions is not None:
+        write_predictions(staging / PREDICTIONS_FILE, contents.predictions)
         names.append(PREDICTIONS_FILE)
     weights = PackedFile.open(staging / WEIGHTS_FILE)
     manifest = Manifest(
-        name=done.recipe.name,
+        name=contents.recipe.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe_sha256=sha256_file(staging / RECIPE_FILE),
-        sources=dict(done.sources),
+        sources=dict(contents.sources),
         model=model_of(own.plan),
         engine=Engine(
             runtime=candidate.target.runtime,
@@ -119,24 +121,23 @@ def finish(staging: Path, done: Finished) -> None:
         layers=tuple(Layer(name=name, error=error) for name, error in own.layer_errors.items()),
         parity=own.parity,
         method=candidate.quantize.method,
-        selection=done.selection,
-        gates=tuple(Gate(**asdict(gate)) for gate in done.report.gates) if done.report is not None else (),
-        unverified=unverified(done.recipe, candidate, done.selection),
+        selection=contents.selection,
+        gates=tuple(Gate(**asdict(gate)) for gate in contents.report.gates) if contents.report is not None else (),
+        unverified=unverified(contents.recipe, candidate, contents.selection),
         versions=capture_environment(candidate.target.threads or available_threads()).packages,
-        timings_s={name: round(seconds, 3) for name, seconds in done.timings_s.items()},
+        timings_s={name: round(seconds, 3) for name, seconds in contents.timings_s.items()},
         files=hash_files(staging, names),
     )
     write_manifest(staging, manifest)
 
 
-def _keep(artifact: Artifact, directory: Path) -> list[str]:
-    """Move an engine's files into a folder of the bundle."""
+def _copy(artifact: Artifact, directory: Path) -> list[str]:
+    """Copy an engine's files into a folder of the bundle, so that they are nobody else's."""
     with storage_errors(directory):
         directory.mkdir(exist_ok=True)
-        names = sorted(path.name for path in artifact.directory.iterdir())
-        for name in names:
-            (artifact.directory / name).rename(directory / name)
-    return names
+        for path in entry_files(artifact.directory):
+            shutil.copyfile(path, directory / path.name)
+    return [path.name for path in entry_files(artifact.directory)]
 
 
 def model_of(plan: Plan) -> Model:

@@ -21,6 +21,7 @@ from qvec_deploy.cli.report_table import print_report
 from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
+    from qvec_deploy.bench.results import Report
     from qvec_deploy.jobs.executors import ExecutorName
 
 
@@ -70,10 +71,10 @@ def build(
     Several recipes, or one with a `matrix`, are built side by side: one table at the end, and the exit code of the
     worst outcome. The same command again builds what is missing.
     """
-    from qvec_deploy.build.context import Workshop
+    from qvec_deploy.build.context import BuildContext
     from qvec_deploy.build.pipeline import run
     from qvec_deploy.bundle.write import require_engine, require_gates
-    from qvec_deploy.io.cache import Machine
+    from qvec_deploy.io.machine_lock import MachineLock
     from qvec_deploy.jobs.executors import check_address, start_executor
     from qvec_deploy.recipe import load_recipes
 
@@ -97,29 +98,25 @@ def build(
         raise RecipeError("--executor is for several builds", hint="leave it out, or give the recipe a `matrix`")
     recipe = loaded[0][0]
     directory = output or Path("out") / recipe.name
-    machine = Machine.here()
-    workshop = Workshop(offline, progress_shown(quiet or as_json), machine=machine)
-    with machine.shared(workshop.progress.stage("wait")):
-        bundle = run(recipe, directory, force=force, workshop=workshop)
-    _show_report(directory / "report.json", as_json)
+    machine = MachineLock.here()
+    context = BuildContext(offline, progress_shown(quiet or as_json), machine=machine)
+    with machine.shared(context.progress.stage("wait")):
+        built = run(recipe, directory, force=force, context=context)
+    if built.report is not None:
+        _show_report(built.report, as_json)
     if not as_json:
-        click.echo(f"\nbundle  {directory}\n" + (f"report  {directory}/report.html" if _has_report(directory) else ""))
-    require_engine(bundle)
-    require_gates(bundle)
+        click.echo(f"\nbundle  {directory}")
+        if built.report is not None:
+            click.echo(f"report  {directory}/report.html")
+    require_engine(built.bundle)
+    require_gates(built.bundle)
     return 0
 
 
-def _has_report(directory: Path) -> bool:
-    return (directory / "report.html").is_file()
+def _show_report(report: Report, as_json: bool) -> None:
+    from qvec_deploy.report.report_json import to_json
 
-
-def _show_report(path: Path, as_json: bool) -> None:
-    from qvec_deploy.report.report_json import from_json
-
-    if not path.is_file():
-        return
-    data = path.read_bytes()
     if as_json:
-        echo_document(data.decode())
+        echo_document(to_json(report).decode())
     else:
-        print_report(from_json(data))
+        print_report(report)

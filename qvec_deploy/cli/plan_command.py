@@ -40,7 +40,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Print every decision of a recipe, or what it can gain at best; no weights are read."""
-    from qvec_deploy.build.context import Workshop
+    from qvec_deploy.build.context import BuildContext
     from qvec_deploy.cli.printing import plan_document, print_plan
     from qvec_deploy.recipe import load_recipes
 
@@ -54,7 +54,7 @@ def plan(
 
         list_builds(recipes, offline=offline, as_json=as_json)
         return
-    plans = Workshop(offline).plans(recipes[0])
+    plans = BuildContext(offline).plans(recipes[0])
     found = _look_ahead(plans[-1], device, batch_sizes) if roofline else None
     if as_json:
         from qvec_deploy.cli.roofline_table import roofline_document
@@ -82,9 +82,9 @@ def _look_ahead(plan: Plan, name: str | None, batch_sizes: tuple[int, ...]) -> t
 
 
 def _find_device(plan: Plan, name: str | None) -> tuple[Device, str]:
+    from qvec_deploy.bench.environment import available_threads
     from qvec_deploy.bench.roofline.devices import CPU, LISTED, find_gpu_here, find_listed, measure_device
     from qvec_deploy.bench.roofline.predict import CPU_RUNTIMES
-    from qvec_deploy.bundle.bundle import available_threads
 
     target = plan.recipe.target
     if name == CPU or (name is None and target.runtime in CPU_RUNTIMES):

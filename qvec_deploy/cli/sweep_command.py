@@ -17,7 +17,7 @@ from rich.text import Text
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.statistics import wilson
-from qvec_deploy.build.context import Workshop
+from qvec_deploy.build.context import BuildContext
 from qvec_deploy.cli.options import echo_json
 from qvec_deploy.cli.terminal_progress import TITLES
 from qvec_deploy.errors import QvecError, RecipeError
@@ -145,7 +145,7 @@ def _planned(recipe: Recipe, offline: bool) -> dict[str, Any]:
     build: dict[str, Any] = {"recipe": recipe.name, "lambda": recipe.lam, "candidates": [], "refused": None}
     build |= {"runtime": recipe.target.runtime, "lowering": recipe.target.lowering}
     try:
-        plans = Workshop(offline).plans(recipe)
+        plans = BuildContext(offline).plans(recipe)
     except RecipeError:
         raise
     except QvecError as error:

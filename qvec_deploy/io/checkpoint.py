@@ -49,6 +49,7 @@ class Checkpoint:
         self.tensors = tensors
         self.metadata = metadata
         self._reader = reader
+        self._sha256: str | None = None
 
     @classmethod
     def open(cls, source: str | Path, *, offline: bool = False, label: str | None = None) -> Checkpoint:
@@ -97,8 +98,10 @@ class Checkpoint:
         return values  # type: ignore[no-any-return]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file."""
-        return sha256_file(self.path)
+        """SHA-256 of the file, read once."""
+        if self._sha256 is None:
+            self._sha256 = sha256_file(self.path)
+        return self._sha256
 
 
 def is_remote(source: str) -> bool:

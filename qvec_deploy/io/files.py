@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,33 +135,20 @@ def cache_folder() -> Path:
     return (named if named.is_absolute() else Path.home() / ".cache") / "qvec-deploy"
 
 
-def link_files(source: Path, target: Path) -> None:
-    """Give a folder the files of another one: as hard links where the file system has them, else as copies.
+def link_files(files: Iterable[Path], target: Path) -> None:
+    """Give a folder files that lie elsewhere: as hard links where the file system has them, else as copies.
 
     Raises:
         StorageError: The disk refuses.
     """
     with storage_errors(target):
-        for path in sorted(source.iterdir()):
+        for path in files:
             try:
                 os.link(path, target / path.name)
             except OSError as error:
                 if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
                     raise
                 shutil.copyfile(path, target / path.name)
-
-
-def unlink_files(folder: Path) -> None:
-    """Make copies of a folder's hard links, so that its files are nobody else's.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
-    with storage_errors(folder):
-        for path in sorted(folder.iterdir()):
-            if path.stat().st_nlink > 1:
-                with atomic_path(path) as copy:
-                    shutil.copyfile(path, copy)
 
 
 def restore(final: Path) -> None:

@@ -14,14 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qvec_deploy.build.context import Workshop, made_by
+from qvec_deploy.bench.environment import available_threads
+from qvec_deploy.build.context import BuildContext
+from qvec_deploy.build.keys import made_by
 from qvec_deploy.build.pipeline import run
-from qvec_deploy.bundle.bundle import Bundle, available_threads
+from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import MANIFEST_FILE
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.errors import QvecError, RecipeError
-from qvec_deploy.io.cache import Machine, Record, Shelf
+from qvec_deploy.io.build_record import BuildRecord
+from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.files import file_lock, restore, storage_errors, write_bytes
+from qvec_deploy.io.machine_lock import MachineLock
 from qvec_deploy.jobs.job import Executor, Job, JobFailure, OnEvent, SendEvent
 from qvec_deploy.jobs.processes import LocalProcesses
 from qvec_deploy.jobs.scheduler import run_jobs
@@ -104,7 +108,7 @@ def _refused(recipe: Recipe, offline: bool) -> SweepRow | None:
         RecipeError: It cannot be, whatever the files.
     """
     try:
-        Workshop(offline).plans(recipe)
+        BuildContext(offline).plans(recipe)
     except RecipeError as error:
         raise RecipeError(f"{recipe.name}: {error.message}", hint=error.hint) from error
     except QvecError as error:
@@ -152,32 +156,34 @@ def build_job(
     torch.set_num_threads(threads)
     recipe = validate(values, Path(recipes), "recipe", {})
     store, directory = Path(folder) / STORE, Path(folder) / recipe.name
-    machine = Machine.here()
-    workshop = Workshop(offline, _SentProgress(send), Shelf(store), machine)
+    machine = MachineLock.here()
+    context = BuildContext(offline, _SentProgress(send), Cache(store), machine)
     start = time.monotonic()
     with file_lock(store / "locks" / f"{recipe.name}.bundle"):  # another sweep may be building the same
         restore(directory)  # before the record is held against what is there
-        record = Record(store / "bundles" / f"{recipe.name}.json", directory / MANIFEST_FILE, _wanted(recipe, workshop))
+        record = BuildRecord(
+            store / "bundles" / f"{recipe.name}.json", directory / MANIFEST_FILE, _wanted(recipe, context)
+        )
         bundle = _whole(directory) if record.is_current() and not force else None
         kept = bundle is not None
         if bundle is None:
             ours = force or record.is_ours()
             mine = ours or not directory.exists()  # else `run` refuses: somebody else's must not become ours
-            with record.making() if mine else contextlib.nullcontext(), machine.shared(workshop.progress.stage("wait")):
-                bundle = run(recipe, directory, force=ours, workshop=workshop)
+            with record.making() if mine else contextlib.nullcontext(), machine.shared(context.progress.stage("wait")):
+                bundle = run(recipe, directory, force=ours, context=context).bundle
     return asdict(SweepRow.of_bundle(bundle, kept=kept, seconds=round(time.monotonic() - start, 1)))
 
 
-def _wanted(recipe: Recipe, workshop: Workshop) -> dict[str, Any]:
+def _wanted(recipe: Recipe, context: BuildContext) -> dict[str, Any]:
     """Everything that a bundle is made from; of images what is seen without reading them."""
-    config = DataConfig.from_mapping(workshop.plan(recipe).architecture.data_config)
+    config = DataConfig.from_mapping(context.plan(recipe).architecture.data_config)
     images = []
     for named in (recipe.evaluate, recipe.images, recipe.quantize.calibration):
         if named is not None and named.dataset is not None:
             root = recipe.data_path(named.root) if named.root is not None else None
             opened = open_dataset(DatasetSpec(named.dataset, named.split, root), config)
             images.append([opened.identity, opened.modified()])
-    sources = workshop.fingerprints(recipe)
+    sources = context.fingerprints(recipe)
     return {"recipe": recipe.as_dict(), "sources": sources, "images": images, "made_by": made_by()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qvec_deploy.models import ModelArgs, create
+from qvec_deploy.models import ModelArgs, structure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,16 +51,13 @@ class Geometry:
     norms: tuple[tuple[str, str], ...] = ()
 
 
-def find_geometry(name: str, args: ModelArgs) -> Geometry:
-    """The geometry of a timm model, known without weights.
+def find_geometry(name: str, args: ModelArgs, *, classes: int = 1) -> Geometry:
+    """The geometry of a timm model, known without weights; the same for any number of classes.
 
     Raises:
         RecipeError: Unknown model, or arguments it does not take.
     """
-    import torch
-
-    with torch.device("meta"):
-        return geometry_of(create(name, 1, args))
+    return geometry_of(structure(name, classes, args))
 
 
 def geometry_of(model: nn.Module) -> Geometry:

@@ -89,13 +89,40 @@ class DonorPair:
         """None: a donor's checkpoints are no control."""
 
 
-def open_sources(recipe: Recipe, head: str, *, offline: bool = False) -> dict[str, Source]:
+class OpenFiles:
+    """Checkpoints and vectors, each opened once however many candidates name it.
+
+    Args:
+        offline: Use the Hub's local cache only.
+    """
+
+    def __init__(self, *, offline: bool = False) -> None:
+        self._offline = offline
+        self._checkpoints: dict[tuple[str, str], Checkpoint] = {}
+        self._vectors: dict[tuple[str, str], QuantizationVector] = {}
+
+    def checkpoint(self, source: str, label: str) -> Checkpoint:
+        """An opened checkpoint; `label` is what errors and records call it."""
+        key = (source, label)
+        if key not in self._checkpoints:
+            self._checkpoints[key] = Checkpoint.open(source, offline=self._offline, label=label)
+        return self._checkpoints[key]
+
+    def vector(self, source: str, label: str) -> QuantizationVector:
+        """An opened vector file; `label` is what errors and records call it."""
+        key = (source, label)
+        if key not in self._vectors:
+            self._vectors[key] = QuantizationVector.open(source, offline=self._offline, label=label)
+        return self._vectors[key]
+
+
+def open_sources(recipe: Recipe, head: str, files: OpenFiles) -> dict[str, Source]:
     """Open the vectors of a recipe, headers only; empty without a vector.
 
     Args:
         recipe: The recipe.
         head: Module name of the classification head, which rho leaves out.
-        offline: Use the Hub's local cache only.
+        files: What is open already.
 
     Returns:
         Label (as in the recipe) to source, in the recipe's order.
@@ -107,11 +134,11 @@ def open_sources(recipe: Recipe, head: str, *, offline: bool = False) -> dict[st
         return {}
     sources: dict[str, Source] = {}
     for path in recipe.vector.files:
-        sources[path] = QuantizationVector.open(recipe.locate(path), offline=offline, label=path)
+        sources[path] = files.vector(recipe.locate(path), path)
     for donor in recipe.vector.donors:
         assert recipe.vector.scheme is not None  # noqa: S101 - the recipe's validator made sure
         header = PairHeader(recipe.vector.scheme.scheme(), recipe.quantize.skip)
-        fp, qat = (Checkpoint.open(recipe.locate(path), offline=offline, label=path) for path in (donor.fp, donor.qat))
+        fp, qat = (files.checkpoint(recipe.locate(path), path) for path in (donor.fp, donor.qat))
         sources[f"{donor.qat} - {donor.fp}"] = DonorPair(fp, qat, header, head)
     return sources
 

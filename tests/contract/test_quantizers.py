@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from qvec_deploy.build.pipeline import Workshop, build
+from qvec_deploy.build.context import BuildContext
+from qvec_deploy.build.pipeline import build
+from qvec_deploy.io.cache import Cache
 from qvec_deploy.models import create
 from qvec_deploy.quantize import modelopt, reference
 from qvec_deploy.recipe import load_recipe
@@ -112,9 +114,7 @@ def test_build_quantizes_through_modelopt(
         calls.clear()
         quantize = {"bits": 3, "granularity": "channel", "method": method}
         recipe = load_recipe(pico_recipe(quantize=quantize, vector=None, **{"lambda": 0}))
-        folder = tmp_path / method
-        folder.mkdir()
-        artifact = build(recipe, folder, Workshop())
+        artifact = build(recipe, BuildContext(cache=Cache(tmp_path / method)))
         assert calls == [tensor.shape for tensor in artifact.plan.quantized]
 
 

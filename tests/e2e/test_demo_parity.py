@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from qvec_deploy.bench.parity import reference_logits
-from qvec_deploy.build.pipeline import Workshop, build
+from qvec_deploy.build.context import BuildContext
+from qvec_deploy.build.pipeline import build
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
+from qvec_deploy.io.cache import Cache
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
@@ -22,9 +24,9 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "demo_3bit.yaml"
 def engine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, np.ndarray]:
     """The demo's engine, its test images, and PyTorch's logits with the dequantized weights."""
     recipe = load_recipe(RECIPE).candidates()[-1]
-    folder = tmp_path_factory.mktemp("demo")
     assert recipe.evaluate is not None and recipe.evaluate.dataset == "tiny/symbols"
-    model = build(recipe, folder, Workshop()).plan.architecture
+    artifact = build(recipe, BuildContext(cache=Cache(tmp_path_factory.mktemp("demo"))))
+    folder, model = artifact.directory, artifact.plan.architecture
     config = DataConfig.from_mapping(model.data_config)
     data = open_dataset(
         DatasetSpec("tiny/symbols", "test", limit=recipe.evaluate.limit), config, expected_classes=model.classes

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from qvec_deploy.bench.run import Measured
+from qvec_deploy.bench.run import BenchResult
 from qvec_deploy.errors import StorageError
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.report.report_json import from_json
@@ -342,7 +342,7 @@ def test_an_evaluation_folder_with_other_classes(build: Refused, tmp_path: Path)
 def quick(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds that end early or late in a fraction of the time: nothing is measured."""
     report = from_json((finished / "report.json").read_bytes())
-    monkeypatch.setattr("qvec_deploy.build.pipeline.measure_contenders", lambda *_: Measured(report, None))
+    monkeypatch.setattr("qvec_deploy.build.pipeline.measure_engines", lambda *_: BenchResult(report, None))
 
 
 @pytest.mark.parametrize(
@@ -439,14 +439,14 @@ def test_a_disk_that_refuses_a_vector(shop: Path, small_files: None) -> None:
 # Ctrl-C, and what nobody foresaw
 
 STAGES = [
-    "build.Workshop.plan",
-    "candidate.patch",
-    "build.Workshop.skeleton",
-    "build._write_graph",
-    "build.check_engine",
-    "build.measure_contenders",
-    "bundle.finish.write_report",
-    "bundle.finish.write_manifest",
+    "build.context.BuildContext.plan",
+    "build.weights.patch",
+    "build.context.BuildContext.skeleton",
+    "build.weights.check_graph",
+    "build.pipeline.make_engine",
+    "build.pipeline.measure_engines",
+    "bundle.write.write_report",
+    "bundle.write.write_manifest",
 ]
 
 
@@ -485,7 +485,7 @@ def test_ctrl_c_while_weights_are_written(
     shop: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from qvec_deploy.build.pipeline import weights as candidate
+    from qvec_deploy.build import weights as candidate
 
     real = candidate.patch
     written = []
@@ -503,7 +503,9 @@ def test_ctrl_c_while_weights_are_written(
     assert _tree(shop) == {}
 
 
-@pytest.mark.parametrize("stage", ["build.Workshop.plan", "build._write_graph", "bundle.finish.write_manifest"])
+@pytest.mark.parametrize(
+    "stage", ["build.context.BuildContext.plan", "build.weights.check_graph", "bundle.write.write_manifest"]
+)
 def test_a_bug_is_called_a_bug(
     run: Callable[..., tuple[int, str, str]],
     pico_recipe: Callable[..., Path],

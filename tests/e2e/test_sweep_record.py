@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qvec_deploy.bench.run import Bench
-from qvec_deploy.build.context import Workshop
+from qvec_deploy.bench.entries import BenchOptions
+from qvec_deploy.build.context import BuildContext
+from qvec_deploy.build.pipeline import BuildResult
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.cli.commands import main
 from qvec_deploy.errors import FetchError, StorageError
-from qvec_deploy.io.cache import Machine, Record
+from qvec_deploy.io.build_record import BuildRecord
 from qvec_deploy.io.files import file_lock, staging_directory
+from qvec_deploy.io.machine_lock import MachineLock
 from qvec_deploy.recipe import Recipe, load_recipes
 from qvec_deploy.sweep.sweep import build_job
 
@@ -46,13 +48,13 @@ class TestWhoseBundleItIs:
         ) -> str:
             (recipe,) = load_recipes(pico_recipe(measure__blocks=blocks, **fields))
 
-            def run(recipe: Recipe, directory: Path, *, force: bool, workshop: Workshop) -> Bundle:
+            def run(recipe: Recipe, directory: Path, *, force: bool, context: BuildContext) -> BuildResult:
                 with staging_directory(directory, force=force) as staging:
                     if error is not None:
                         raise error
                     shutil.copytree(bundle, staging, dirs_exist_ok=True)
                     _sign(staging, mark)
-                return Bundle.open(directory)
+                return BuildResult(Bundle.open(directory), None)
 
             monkeypatch.setattr("qvec_deploy.sweep.sweep.run", run)
             row = build_job(
@@ -130,7 +132,7 @@ class TestWhoseBundleItIs:
     ) -> None:
         job("one")
         with monkeypatch.context() as patch:
-            patch.setattr("qvec_deploy.io.cache.Record._put_back", lambda *_: None)
+            patch.setattr("qvec_deploy.io.build_record.BuildRecord._put_back", lambda *_: None)
             with pytest.raises(_Stop):
                 job("two", error=_Stop(), blocks=3)
         assert job("three", blocks=3) == "built" and _signed(place) == "three"
@@ -140,7 +142,7 @@ class TestWhoseBundleItIs:
     ) -> None:
         job("one")
         with monkeypatch.context() as patch:
-            patch.setattr("qvec_deploy.io.cache.Record._put_back", lambda *_: None)
+            patch.setattr("qvec_deploy.io.build_record.BuildRecord._put_back", lambda *_: None)
             with pytest.raises(_Stop):
                 job("two", error=_Stop(), blocks=3)
             (place / "pico").rename(place / ".pico.abcdefgh.old")
@@ -161,14 +163,14 @@ class TestWhoseBundleItIs:
     def test_killed_after_the_exchange(
         self, place: Path, job: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def write(record: Record, **state: str | None) -> None:
+        def write(record: BuildRecord, **state: str | None) -> None:
             if "made" in state:
                 raise _Stop
             real(record, **state)
 
-        real = Record._write
+        real = BuildRecord._write
         with monkeypatch.context() as patch:
-            patch.setattr(Record, "_write", write)
+            patch.setattr(BuildRecord, "_write", write)
             with pytest.raises(_Stop):
                 job("one")
         assert job("two") == "kept" and _signed(place) == "one"
@@ -197,22 +199,22 @@ def test_what_measures_beside_a_sweep_takes_its_turn(
     seen = []
 
     def is_free(name: str) -> bool:
-        with file_lock(Machine.here().folder / name, wait=False) as held:
+        with file_lock(MachineLock.here().folder / name, wait=False) as held:
             return held
 
-    def measure(_: Any, bench: Bench, *__: Any) -> None:
+    def measure(_: Any, options: BenchOptions, *__: Any) -> None:
         seen.append(is_free("floor.lock"))
-        with bench.alone():
+        with options.alone():
             seen.append(is_free("door.lock"))
         raise FetchError("enough", hint="seen")
 
-    def run(recipe: Recipe, directory: Path, *, force: bool, workshop: Workshop) -> None:
+    def run(recipe: Recipe, directory: Path, *, force: bool, context: BuildContext) -> None:
         seen.append(is_free("floor.lock"))
-        with workshop.alone():
+        with context.alone():
             seen.append(is_free("door.lock"))
         raise FetchError("enough", hint="seen")
 
-    monkeypatch.setattr("qvec_deploy.bundle.side_by_side.measure_contenders", measure)
+    monkeypatch.setattr("qvec_deploy.bundle.side_by_side.measure_engines", measure)
     monkeypatch.setattr("qvec_deploy.build.pipeline.run", run)
     arguments = ["bench", str(bundle)] if command == "bench" else ["build", "--recipe", str(pico_recipe())]
     monkeypatch.setattr("sys.argv", ["qvec-deploy", *arguments, "--quiet"])

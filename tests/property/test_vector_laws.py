@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from qvec_deploy.build.pipeline import Workshop
+from qvec_deploy.build.context import BuildContext
 from qvec_deploy.packed import pack
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.recipe import load_recipe
@@ -33,8 +33,8 @@ Patched = dict[str, np.ndarray]
 
 
 def _patched(path: Path) -> Patched:
-    recipe, workshop = load_recipe(path), Workshop()
-    return dict(patch(workshop.receiver(recipe), workshop.sources(recipe), workshop.plan(recipe)))
+    recipe, context = load_recipe(path), BuildContext()
+    return dict(patch(context.receiver(recipe), context.sources(recipe), context.plan(recipe)))
 
 
 @law

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from qvec_deploy.bench.pinned_cores import check_cores, held_to
+from qvec_deploy.bench.pinned_cores import check_cores, pinned_to_cores
 from qvec_deploy.errors import IncompatibleError, RecipeError
 
 MINE = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -16,7 +16,7 @@ MINE = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 
 def test_the_process_and_its_children_are_held_and_let_go() -> None:
     before = os.sched_getaffinity(0)
-    with held_to(MINE[:1], 1):
+    with pinned_to_cores(MINE[:1], 1):
         assert os.sched_getaffinity(0) == {MINE[0]}
         asked = [sys.executable, "-c", "import os; print(sorted(os.sched_getaffinity(0)))"]
         assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() == str(MINE[:1])
@@ -25,21 +25,21 @@ def test_the_process_and_its_children_are_held_and_let_go() -> None:
 
 def test_it_is_let_go_after_an_error() -> None:
     before = os.sched_getaffinity(0)
-    with pytest.raises(ZeroDivisionError), held_to(MINE[:1], 1):
+    with pytest.raises(ZeroDivisionError), pinned_to_cores(MINE[:1], 1):
         _ = 1 / 0
     assert os.sched_getaffinity(0) == before
 
 
 def test_without_cores_nothing_changes() -> None:
     before = os.sched_getaffinity(0)
-    with held_to((), 64):
+    with pinned_to_cores((), 64):
         assert os.sched_getaffinity(0) == before
 
 
 def test_a_core_that_is_not_there() -> None:
     with pytest.raises(IncompatibleError, match="there is no core 4097 for this process"):
         check_cores((MINE[0], 4097), 1)
-    with pytest.raises(IncompatibleError, match="no core 4097"), held_to((4097,), 1):
+    with pytest.raises(IncompatibleError, match="no core 4097"), pinned_to_cores((4097,), 1):
         pass
 
 

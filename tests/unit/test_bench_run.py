@@ -16,7 +16,7 @@ from PIL import Image
 
 from qvec_deploy.bench import run as bench
 from qvec_deploy.bench.latency import LatencySamples
-from qvec_deploy.bench.run import measure_contenders, stored_bits_per_weight
+from qvec_deploy.bench.run import measure_engines, stored_bits_per_weight
 from qvec_deploy.bench.warnings import MeasurementWarning
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
@@ -63,7 +63,7 @@ def test_the_load_is_read_when_nothing_else_of_a_sweep_runs(monkeypatch: pytest.
     asked: Any = SimpleNamespace(measure=Measure(), alone=hold, profile=False)
     contenders: Any = [target]
     with pytest.raises(_Stopped, match="True"):
-        measure_contenders(contenders, asked, None, Progress())
+        measure_engines(contenders, asked, None, Progress())
 
 
 def test_a_deadline_under_the_rules_is_told_by_what_the_rules_ask() -> None:

@@ -80,7 +80,7 @@ def test_where_the_runtime_is_there_it_can_be_measured(
         contenders.extend(found)
         raise Stop
 
-    monkeypatch.setattr("qvec_deploy.bundle.side_by_side.measure_contenders", measure)
+    monkeypatch.setattr("qvec_deploy.bundle.side_by_side.measure_engines", measure)
     with pytest.raises(Stop):
         bench_bundles([made])
     assert [contender.lowering for contender in contenders] == ["packed"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qvec_deploy.build.pipeline import Workshop
+from qvec_deploy.build.context import BuildContext
 from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.plan import LOWERINGS, Plan, check_lowering
@@ -34,7 +34,7 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _plan(path: Path) -> Plan:
-    return Workshop().plan(load_recipe(path))
+    return BuildContext().plan(load_recipe(path))
 
 
 def _receiver(folder: Path, state: dict[str, np.ndarray]) -> str:

@@ -15,7 +15,7 @@ from qvec_deploy.bench.roofline.devices import LISTED
 from qvec_deploy.bench.roofline.operations import Operation, Product
 from qvec_deploy.bench.roofline.outlook import columns_of, look_ahead
 from qvec_deploy.bench.roofline.roofline_values import Device
-from qvec_deploy.build.context import Workshop
+from qvec_deploy.build.context import BuildContext
 from qvec_deploy.cli.commands import commands
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ def _no_weights_and_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _columns(path: Path, device: Device) -> list[tuple[str, str | None, str]]:
-    columns = columns_of(Workshop().plan(load_recipe(path)), device)
+    columns = columns_of(BuildContext().plan(load_recipe(path)), device)
     return [(column.title, column.lowering, column.mode.arithmetic) for column in columns]
 
 
@@ -64,7 +64,7 @@ def test_bits_that_a_lowering_cannot_take(pico_recipe: Callable[..., Path]) -> N
 
 
 def _advice(path: Path, device: Device, tokens: int, values: int = 0) -> str | None:
-    plan = Workshop().plan(load_recipe(path))
+    plan = BuildContext().plan(load_recipe(path))
     one = Operation("blocks.0.mlp.fc1", "linear", (Product(tokens, 1000, 1000),), 10**6, values)
     return look_ahead(plan, [one], device, 1).advice
 

@@ -15,7 +15,7 @@ from qvec_deploy.bench.roofline.devices import LISTED
 from qvec_deploy.bench.roofline.operations import REST, Operation, Product
 from qvec_deploy.bench.roofline.predict import Mode, mode_of, planned_bits, predict
 from qvec_deploy.bench.roofline.roofline_values import Device
-from qvec_deploy.build.context import Workshop
+from qvec_deploy.build.context import BuildContext
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.plan import LOWERINGS
@@ -106,7 +106,7 @@ def test_one_token_is_bound_by_memory_everywhere(name: str) -> None:
 def test_planned_bits_are_those_of_the_file(
     tmp_path: Path, pico_recipe: Callable[..., Path], runtime: str, lowering: str
 ) -> None:
-    plan = Workshop().plan(load_recipe(pico_recipe()))
+    plan = BuildContext().plan(load_recipe(pico_recipe()))
     generator = np.random.default_rng(0)
     layout = {tensor.name: Entry(tensor.shape, tensor.scheme) for tensor in plan.quantized}
     values = {

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qvec_deploy.build.pipeline import Workshop
+from qvec_deploy.build.context import BuildContext
+from qvec_deploy.build.images import selection_images
 from qvec_deploy.build.select.choose import Choice, choose, confirm
 from qvec_deploy.build.select.mixing_weights import descend
 from qvec_deploy.build.select.score import divergences
-from qvec_deploy.build.select.trial_model import Student, at
-from qvec_deploy.build.weights import half_of, selection_images
+from qvec_deploy.build.select.trial_model import TrialModel, at
+from qvec_deploy.datasets.splits import half_of
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.plan import Plan
 from qvec_deploy.recipe import Recipe, load_recipe
@@ -29,9 +30,9 @@ def proposed(pico_recipe: Write) -> Callable[..., tuple[Choice, Plan]]:
     def propose(**overrides: Any) -> tuple[Choice, Plan]:
         settings = {"lambda": None, "images": IMAGES, "select": {"lambdas": [-0.5, 0.5, 1.0]}} | overrides
         recipe = load_recipe(pico_recipe(**settings))
-        shop = Workshop()
-        plan = shop.plan(recipe)
-        return choose(recipe, plan, shop.receiver(recipe), shop.sources(recipe)), plan
+        context = BuildContext()
+        plan = context.plan(recipe)
+        return choose(recipe, plan, context), plan
 
     return propose
 
@@ -53,7 +54,7 @@ def test_copies_of_an_image_are_on_one_side_only() -> None:
 
 def test_selecting_and_confirming_images_differ(pico_recipe: Write) -> None:
     recipe = load_recipe(pico_recipe(images=IMAGES))
-    architecture = Workshop().plan(recipe).architecture
+    architecture = BuildContext().plan(recipe).architecture
     select, other = (np.concatenate(selection_images(recipe, architecture, confirm=half)) for half in (False, True))
     assert len(select) == len(other) == 20
     assert not {image.tobytes() for image in select} & {image.tobytes() for image in other}
@@ -74,12 +75,12 @@ def test_the_students_weights_are_those_the_engine_gets(pico_recipe: Write) -> N
     from qvec_deploy.tensors import QuantizedTensor
 
     recipe = load_recipe(pico_recipe())
-    shop = Workshop()
-    plan, receiver, sources = shop.plan(recipe), shop.receiver(recipe), shop.sources(recipe)
-    student = Student(plan, receiver, sources, selection_images(recipe, plan.architecture))
-    student.load(0.5)
+    context = BuildContext()
+    plan, receiver, sources = context.plan(recipe), context.receiver(recipe), context.sources(recipe)
+    trial = TrialModel(plan, receiver, sources, selection_images(recipe, plan.architecture))
+    trial.load(0.5)
     wanted = make_weights(at(plan, 0.5), receiver, sources)
-    held = {name: value.numpy() for name, value in student.model.state_dict().items()}
+    held = {name: value.numpy() for name, value in trial.model.state_dict().items()}
     for name, value in wanted.tensors:
         expected = value.dequantize() if isinstance(value, QuantizedTensor) else value
         assert np.array_equal(held[name], expected), name
@@ -87,14 +88,14 @@ def test_the_students_weights_are_those_the_engine_gets(pico_recipe: Write) -> N
 
 def test_swapping_back_to_lambda_0_leaves_nothing_behind(pico_recipe: Write) -> None:
     recipe = load_recipe(pico_recipe(images=IMAGES))
-    shop = Workshop()
-    plan = shop.plan(recipe)
+    context = BuildContext()
+    plan = context.plan(recipe)
     images = selection_images(recipe, plan.architecture)
-    student = Student(plan, shop.receiver(recipe), shop.sources(recipe), images)
-    before, floats = student.logits(0.0), student.float_logits()
-    student.logits(1.0)
-    assert np.array_equal(student.logits(0.0), before)
-    assert np.array_equal(student.float_logits(), floats)
+    trial = TrialModel(plan, context.receiver(recipe), context.sources(recipe), images)
+    before, floats = trial.logits(0.0), trial.float_logits()
+    trial.logits(1.0)
+    assert np.array_equal(trial.logits(0.0), before)
+    assert np.array_equal(trial.float_logits(), floats)
 
 
 def _outputs(choice: Choice, target: Float32, order: Sequence[str]) -> dict[str, Any]:
@@ -147,8 +148,8 @@ def test_the_shares_of_a_mix_add_up_to_1(pico_recipe: Write, tmp_path: Path, pic
             vector={"files": files}, images=IMAGES, select={"donors": "ridge", "lambdas": [0, 1]}, **{"lambda": None}
         )
     )
-    shop = Workshop()
-    choice = choose(recipe, shop.plan(recipe), shop.receiver(recipe), shop.sources(recipe))
+    context = BuildContext()
+    choice = choose(recipe, context.plan(recipe), context)
     assert choice.recipe.vector is not None
     assert sum(choice.recipe.vector.mixing()) == pytest.approx(1.0)
     assert sum(donor.weight for donor in choice.selection.donors) == pytest.approx(1.0)
@@ -179,9 +180,9 @@ def test_no_images_means_generated_ones(proposed: Callable[..., tuple[Choice, Pl
 
 def test_a_recipe_without_select_has_nothing_to_choose(pico_recipe: Write) -> None:
     recipe: Recipe = load_recipe(pico_recipe())
-    shop = Workshop()
+    context = BuildContext()
     with pytest.raises(RecipeError, match="selects nothing"):
-        choose(recipe, shop.plan(recipe), shop.receiver(recipe), shop.sources(recipe))
+        choose(recipe, context.plan(recipe), context)
 
 
 def test_descent_never_ends_worse_than_it_started(pico_recipe: Write, tmp_path: Path, pico_folder: Path) -> None:
@@ -189,14 +190,14 @@ def test_descent_never_ends_worse_than_it_started(pico_recipe: Write, tmp_path: 
     second.write_bytes((pico_folder / "vector.safetensors").read_bytes())
     files = [str(pico_folder / "vector.safetensors"), str(second)]
     recipe = load_recipe(pico_recipe(vector={"files": files}, images=IMAGES))
-    shop = Workshop()
-    plan = shop.plan(recipe)
+    context = BuildContext()
+    plan = context.plan(recipe)
     images = selection_images(recipe, plan.architecture)
-    student = Student(plan, shop.receiver(recipe), shop.sources(recipe), images)
-    target = student.float_logits()
+    trial = TrialModel(plan, context.receiver(recipe), context.sources(recipe), images)
+    target = trial.float_logits()
     start = (2.0, 1.0)
-    found = descend(student, target, start)
-    before, after = (divergences(target, student.logits(1.0, weights)).mean() for weights in (start, found))
+    found = descend(trial, target, start)
+    before, after = (divergences(target, trial.logits(1.0, weights)).mean() for weights in (start, found))
     assert found != start
     assert after < before
 

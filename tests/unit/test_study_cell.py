@@ -14,7 +14,7 @@ from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from safetensors.numpy import save_file
 
 from qvec_deploy.build.select.score import divergences
-from qvec_deploy.build.select.trial_model import Student, at
+from qvec_deploy.build.select.trial_model import TrialModel, at
 from qvec_deploy.build.weights import load_model, make_weights
 from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
 from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError, StorageError
@@ -196,7 +196,7 @@ def test_calibrated_as_a_student_calibrates(cell: Cell, request_: CellRequest) -
     recipe = opened.plan.recipe.with_overrides(opened.plan.recipe.with_method("gptaq"), name="gptaq")
     selecting, _ = _images("val", SELECTING)
     testing, labels = _images("test", TESTING)
-    student = Student(replace(opened.plan, recipe=recipe), opened.receiver, opened.sources, selecting, selecting)
+    student = TrialModel(replace(opened.plan, recipe=recipe), opened.receiver, opened.sources, selecting, selecting)
     student.load(1.0)
     right = student.run(testing).argmax(axis=1) == labels
     (trial,) = _of(cell, kind="mean", method="gptaq", lam=1.0)

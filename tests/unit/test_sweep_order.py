@@ -16,11 +16,11 @@ import pytest
 from rich.console import Console
 
 from qvec_deploy.bench.statistics import Estimate
-from qvec_deploy.build import context as workshop
-from qvec_deploy.build.context import Workshop, made_by
+from qvec_deploy.build import keys
+from qvec_deploy.build.context import BuildContext
+from qvec_deploy.build.keys import made_by
 from qvec_deploy.cli.sweep_command import SweepDisplay, _figures, _verdict
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.io.cache import Shelf
 from qvec_deploy.io.files import sha256_file
 from qvec_deploy.jobs.job import Executor, Job, JobFailure, JobOutcome
 from qvec_deploy.recipe import load_recipes
@@ -167,15 +167,15 @@ def test_the_display_counts_ends_and_names_reasons(terminal: bool) -> None:
 
 
 class TestWhatIsMadeOnce:
-    """Keys on the shelf: equal exactly where the bytes are."""
+    """Keys of the cache: equal exactly where the bytes are."""
 
     @pytest.fixture
     def key(self, tmp_path: Path, pico_recipe: Callable[..., Path]) -> Iterator[Callable[..., Any]]:
         def inputs(part: str = "engine", **overrides: Any) -> Any:
             (recipe,) = load_recipes(pico_recipe(**overrides))
-            shop = Workshop(shelf=Shelf(tmp_path / "shelf"))
-            plan = shop.plan(recipe)
-            found = shop._of_weights(plan) | (shop._of_engine(plan) if part == "engine" else {})
+            context = BuildContext()
+            plan = context.plan(recipe)
+            found = context.engine_key(plan) if part == "engine" else context.weights_key(plan)
             return json.dumps(found, sort_keys=True)
 
         yield inputs
@@ -231,20 +231,20 @@ class TestWhatIsMadeOnce:
         assert key() != key(receiver__checkpoint=str(copy))
 
     @pytest.mark.parametrize(
-        "text", ["plan.py", "tensors.py", "io/checkpoint.py", "bundle/compile.py", "quantize/solver.py"]
+        "text", ["plan.py", "tensors.py", "io/checkpoint.py", "bundle/compile_bundle.py", "quantize/solver.py"]
     )
     def test_every_text_that_decides_bytes_counts(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         before = made_by.__wrapped__()
-        changed = Path(workshop.__file__).parents[1] / text
+        changed = Path(keys.__file__).parents[1] / text
         assert changed.is_file()
-        monkeypatch.setattr(workshop, "sha256_file", lambda path: "other" if path == changed else sha256_file(path))
+        monkeypatch.setattr(keys, "sha256_file", lambda path: "other" if path == changed else sha256_file(path))
         assert made_by.__wrapped__() != before
 
     def test_what_only_shows_does_not_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
         before = made_by.__wrapped__()
-        cli = Path(workshop.__file__).parents[1] / "cli"
+        cli = Path(keys.__file__).parents[1] / "cli"
         monkeypatch.setattr(
-            workshop, "sha256_file", lambda path: "other" if path.is_relative_to(cli) else sha256_file(path)
+            keys, "sha256_file", lambda path: "other" if path.is_relative_to(cli) else sha256_file(path)
         )
         assert made_by.__wrapped__() == before
 
@@ -252,11 +252,11 @@ class TestWhatIsMadeOnce:
         self, key: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         target = {"target": {"runtime": "tensorrt", "lowering": "packed"}}
-        keys = []
+        found = []
         for gpu in (Gpu("A", 80, "12.8"), Gpu("B", 80, "12.8"), Gpu("A", 80, "13.0")):
-            monkeypatch.setattr(workshop, "_gpu", lambda gpu=gpu: asdict(gpu))
-            keys.append(key(**target))
-        assert len(set(keys)) == 3
+            monkeypatch.setattr(keys, "_gpu", lambda gpu=gpu: asdict(gpu))
+            found.append(key(**target))
+        assert len(set(found)) == 3
 
     def test_images_count_by_content(self, key: Callable[..., Any]) -> None:
         looking = {"quantize": {"bits": 3, "method": "gptaq", "calibration": {"on": "generated", "count": 8}}}

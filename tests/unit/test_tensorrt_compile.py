@@ -96,7 +96,7 @@ def test_a_build_keeps_its_timing_cache_beside_the_bundle(
     def stop(*_: Any) -> None:
         raise Built
 
-    monkeypatch.setattr("qvec_deploy.build.pipeline.measure_contenders", stop)
+    monkeypatch.setattr("qvec_deploy.build.pipeline.measure_engines", stop)
     recipe = pico_recipe(
         target={"runtime": "tensorrt", "lowering": "packed", "threads": 1}, vector=None, **{"lambda": 0.0}
     )

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qvec_deploy.bench.roofline.operations import REST, Kind, Operation, Product
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.models import ModelArgs, create
+from qvec_deploy.models import ModelArgs, structure
 
 _ATEN = torch.ops.aten
 _FACTORS = {  # where an operator has its two factors among its arguments
@@ -47,8 +47,7 @@ def trace_operations(
         RecipeError: Unknown model, or arguments it does not take.
         IncompatibleError: The model's forward pass needs values, not shapes alone.
     """
-    with torch.device("meta"):
-        model = create(name, classes, args)
+    model = structure(name, classes, args).to("meta")
     record = _Record({id(value): key.removesuffix(".weight") for key, value in model.named_parameters()})
     images = torch.empty((1, *input_shape), device="meta")
     try:

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 
 from qvec_deploy.bench.selection import Confirmed, DonorScore, Selection
+from qvec_deploy.build.context import BuildContext
+from qvec_deploy.build.images import open_unlabelled, selection_images
 from qvec_deploy.build.select.lambda_search import search
 from qvec_deploy.build.select.mixing_weights import descend, ridge_weights
 from qvec_deploy.build.select.score import Float64, divergences, wrong
-from qvec_deploy.build.select.trial_model import Student
-from qvec_deploy.build.weights import calibration_images, half_of, open_unlabelled, selection_images
+from qvec_deploy.build.select.trial_model import TrialModel
 from qvec_deploy.datasets.generated import NAME as GENERATED
+from qvec_deploy.datasets.splits import half_of
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.plan import Plan
+from qvec_deploy.progress import Advance
 from qvec_deploy.recipe import Recipe, Select
 from qvec_deploy.tensors import Float32
-from qvec_deploy.vectors.vector_sources import Source
 
-Advance = Callable[[int, int], None]
 Score = Callable[[Float32], Float64]
 SMALL = 0.05
 Outputs = Callable[[Sequence[Float32]], Float32]
@@ -52,8 +52,7 @@ class Choice:
 def choose(
     recipe: Recipe,
     plan: Plan,
-    receiver: Checkpoint,
-    sources: Mapping[str, Source],
+    context: BuildContext,
     advance: Advance = lambda done, total: None,
 ) -> Choice:
     """Select lambda, mixing weights and, for `best`, the lambda of every method.
@@ -61,8 +60,7 @@ def choose(
     Args:
         recipe: With a `select` block.
         plan: Its plan.
-        receiver: Its receiver.
-        sources: Its vectors by label.
+        context: Opens what it names.
         advance: Told how many methods are done, of how many.
 
     Raises:
@@ -73,23 +71,23 @@ def choose(
         raise RecipeError(f"{recipe.name} selects nothing", hint="add `select` to the recipe")
     images = selection_images(recipe, plan.architecture)
     methods = recipe.methods()
+    receiver, sources = context.receiver(recipe), context.sources(recipe)
 
-    def student(method: str) -> Student:
-        settings = recipe.with_overrides(recipe.with_method(method), name=recipe.name)
-        calibration = calibration_images(settings, plan.architecture)
-        return Student(_on_grid(plan, settings), receiver, sources, images, calibration)
+    def trial_model(method: str) -> TrialModel:
+        on_grid = _on_grid(plan, recipe.with_overrides(recipe.with_method(method), name=recipe.name))
+        return TrialModel(on_grid, receiver, sources, images, context.calibration_images(on_grid))
 
-    own = student(methods[0])
+    own = trial_model(methods[0])
     target = own.float_logits()
     score = _score(recipe, plan, select, target)
     # Weights come from rounding to nearest on the grid, whatever the method: its outputs move with the vector alone.
     grid = recipe.quantize.scheme()
-    nearest = own if grid is None or not recipe.quantize.calibrated else student(grid.method)
+    nearest = own if grid is None or not recipe.quantize.calibrated else trial_model(grid.method)
     donors, solved = _mix(nearest, target, score, select)
     weights = tuple(donor.weight for donor in donors) or None
     curves = []
     for index, method in enumerate(methods):
-        trial = own if index == 0 else student(method)
+        trial = own if index == 0 else trial_model(method)
         same_grid = trial.plan.recipe.quantize.scheme() == grid  # a vector helps on its own grid only
         score_at = partial(_mean_score, score, trial, weights)
         curves.append(search(score_at, (*select.lambdas, *solved) if sources and same_grid else (0.0,), method))
@@ -151,8 +149,8 @@ def _mean(values: Float64) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _mean_score(score: Score, student: Student, weights: Sequence[float] | None, lam: float) -> float:
-    return float(score(student.logits(lam, weights)).mean())
+def _mean_score(score: Score, trial: TrialModel, weights: Sequence[float] | None, lam: float) -> float:
+    return float(score(trial.logits(lam, weights)).mean())
 
 
 def _on_grid(plan: Plan, recipe: Recipe) -> Plan:
@@ -180,24 +178,24 @@ def _labels(recipe: Recipe, plan: Plan, *, confirm: bool) -> Any:
 
 
 def _mix(
-    student: Student, target: Float32, score: Score, select: Select
+    trial: TrialModel, target: Float32, score: Score, select: Select
 ) -> tuple[tuple[DonorScore, ...], tuple[float, ...]]:
     """Every donor alone at lambda 1, with its share of the mix; and the lambda that a solve found for the shares.
 
     Shares add up to 1. What the solve gave them in all is a lambda like any other, and is tried as one.
     """
-    labels, shares = [label for label, _ in student.plan.sources], [share for _, share in student.plan.sources]
+    labels, shares = [label for label, _ in trial.plan.sources], [share for _, share in trial.plan.sources]
     if len(labels) < 2:
         return (), ()
-    alone = [student.logits(1.0, unit) for unit in np.eye(len(labels)).tolist()]
+    alone = [trial.logits(1.0, unit) for unit in np.eye(len(labels)).tolist()]
     scores = [float(score(logits).mean()) for logits in alone]
     solved: tuple[float, ...] = ()
     if select.donors == "one":
         shares = [float(index == int(np.argmin(scores))) for index in range(len(labels))]
     elif select.donors != "given":
-        weights = ridge_weights(target, student.logits(0.0), alone)
+        weights = ridge_weights(target, trial.logits(0.0), alone)
         if select.donors == "descent":
-            weights = descend(student, target, weights)
+            weights = descend(trial, target, weights)
         total = sum(weights)
         if total > SMALL:  # else donors undo one another: the solve found nothing to add
             shares, solved = [weight / total for weight in weights], (total,)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qvec_deploy.build.select.score import Float64, divergences
-from qvec_deploy.build.select.trial_model import Student
+from qvec_deploy.build.select.trial_model import TrialModel
 from qvec_deploy.tensors import Float32
 
 RIDGE = 0.1
@@ -45,47 +45,47 @@ def _centred(logits: Float32) -> Float64:
     return np.asarray(values - values.mean(axis=1, keepdims=True))
 
 
-def descend(student: Student, target: Float32, start: Sequence[float]) -> tuple[float, ...]:
+def descend(trial: TrialModel, target: Float32, start: Sequence[float]) -> tuple[float, ...]:
     """Adam on the mean divergence over the mixing weights, straight through the rounding; the best weights seen.
 
     Args:
-        student: With a method that looks at weights alone. Its vectors are held in memory while this runs.
+        trial: With a method that looks at weights alone. Its vectors are held in memory while this runs.
         target: Logits (images, classes) of the float receiver.
         start: Weights to start from.
     """
-    names = [tensor.name for tensor in student.plan.tensors if tensor.patched]
-    rho = {label: {name: source.read(name) for name in names} for label, source in student.sources.items()}
+    names = [tensor.name for tensor in trial.plan.tensors if tensor.patched]
+    rho = {label: {name: source.read(name) for name in names} for label, source in trial.sources.items()}
     weights = np.array(start, np.float64)
     best, least = weights.copy(), np.inf
     first, second = np.zeros_like(weights), np.zeros_like(weights)
     for step in range(1, STEPS + 1):
-        student.load(1.0, weights.tolist())
-        score, gradients = _gradients(student, target)
+        trial.load(1.0, weights.tolist())
+        score, gradients = _gradients(trial, target)
         if score < least:
             best, least = weights.copy(), score
         slope = np.array([sum(float(np.vdot(gradients[name], part[name])) for name in names) for part in rho.values()])
         first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
         weights = weights - RATE * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.99**step)) + 1e-12)
-    student.load(1.0, weights.tolist())
-    if float(divergences(target, student.run()).mean()) < least:
+    trial.load(1.0, weights.tolist())
+    if float(divergences(target, trial.run()).mean()) < least:
         best = weights
     return tuple(float(weight) for weight in best)
 
 
-def _gradients(student: Student, target: Float32) -> tuple[float, dict[str, Any]]:
+def _gradients(trial: TrialModel, target: Float32) -> tuple[float, dict[str, Any]]:
     """Mean divergence, and its gradient with respect to every tensor as it stands in the quantized model."""
     import torch
     from torch.nn.functional import kl_div, log_softmax
 
-    student.model.zero_grad()
+    trial.model.zero_grad()
     total, start = 0.0, 0
-    for batch in student.images:
+    for batch in trial.images:
         wanted = log_softmax(torch.from_numpy(target[start : start + len(batch)]), dim=1)
-        found = log_softmax(student.model(torch.from_numpy(batch)), dim=1)
+        found = log_softmax(trial.model(torch.from_numpy(batch)), dim=1)
         loss = kl_div(found, wanted, reduction="sum", log_target=True) / len(target)
         loss.backward()  # type: ignore[no-untyped-call]
         total, start = total + float(loss.detach()), start + len(batch)
     return total, {
         name: np.zeros(value.shape, np.float32) if value.grad is None else value.grad.numpy()
-        for name, value in student.model.named_parameters()
+        for name, value in trial.model.named_parameters()
     }

@@ -19,7 +19,7 @@ from qvec_deploy.tensors import INPUT_SCALE, Float32, QuantizedTensor
 from qvec_deploy.vectors.vector_sources import Source
 
 
-class Student:
+class TrialModel:
     """One receiver, one method, any lambda and mixing weights.
 
     Args:
@@ -70,7 +70,7 @@ class Student:
             self._state[name].mul_(_tensor(factor))
 
     def run(self, images: Sequence[Float32] | None = None) -> Float32:
-        """Logits (images, classes) of the weights as they are, on the student's images or on others."""
+        """Logits (images, classes) of the weights as they are, on the trial's images or on others."""
         import torch
 
         with torch.inference_mode():

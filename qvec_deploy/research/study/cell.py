@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 
 from qvec_deploy.build.select.mixing_weights import descend, ridge_weights
-from qvec_deploy.build.select.trial_model import Student
+from qvec_deploy.build.select.trial_model import TrialModel
 from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.progress import Progress
 from qvec_deploy.research.study.cell_inputs import Opened, open_request
@@ -156,7 +156,7 @@ class _Attempts:
                 self._pair(task, 1.0)
         with bench.progress.stage("mix"):
             start = ridge_weights(bench.float_logits, self._logits[None], [self._logits[task] for task in donors])
-            student = Student(bench.plan, bench.receiver, bench.sources, bench.selecting.batches)
+            student = TrialModel(bench.plan, bench.receiver, bench.sources, bench.selecting.batches)
             weights = descend(student, bench.float_logits, start)
         self.mix = dict(zip(donors, weights, strict=True))
         return self._patched("mix", weighted(self._vectors, weights), 1.0)[0]
@@ -215,11 +215,11 @@ class _Attempts:
         for lam in (0.0, *smaller, 1.0) if self._vectors else (0.0,):
             yield partial(self._of_method, student, inputs, method, lam)
 
-    def _student(self, inputs: str, method: str) -> Student:
+    def _student(self, inputs: str, method: str) -> TrialModel:
         with self._bench.progress.stage("calibrate"):
             return self._bench.of_method(method, inputs == "moments", self._calibration(inputs))
 
-    def _of_method(self, student: Callable[[], Student], inputs: str, method: str, lam: float) -> Trial:
+    def _of_method(self, student: Callable[[], TrialModel], inputs: str, method: str, lam: float) -> Trial:
         shown = student()
         with self._bench.progress.stage("calibrate"):
             shown.load(lam)

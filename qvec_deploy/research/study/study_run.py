@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qvec_deploy.bundle.bundle import available_threads
+from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.errors import StorageError, worst
 from qvec_deploy.io.files import storage_errors
 from qvec_deploy.jobs.executors import ExecutorName, check_address, start_executor

@@ -19,8 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError
-from qvec_deploy.io.cache import ENTRY_FILE, Shelf
-from qvec_deploy.io.files import canonical_json, file_lock, sha256_file, staging_directory, storage_errors, write_bytes
+from qvec_deploy.io.cache import ENTRY_FILE, Cache
+from qvec_deploy.io.files import (
+    canonical_json,
+    file_lock,
+    link_files,
+    sha256_file,
+    staging_directory,
+    storage_errors,
+    write_bytes,
+)
 from qvec_deploy.research.study.nodes import Node
 
 STORE_VERSION = 1
@@ -44,7 +52,7 @@ class Store:
 
     def __init__(self, out: Path) -> None:
         self.out = out.absolute()
-        self._shelf = Shelf(self.out / "store")
+        self._shelf = Cache(self.out / "store")
 
     @classmethod
     def open(cls, out: Path) -> Store:
@@ -128,7 +136,7 @@ class Store:
 
     def seconds(self, node: Node) -> float:
         """What making a node took, be its files still there or not; 0 where that is not known."""
-        for path in (self.folder(node.id) / _NODE_FILE, self._shelf.entry(node.kind, node.keyed) / ENTRY_FILE):
+        for path in (self.folder(node.id) / _NODE_FILE, self._shelf.path(node.kind, node.keyed) / ENTRY_FILE):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 return float(json.loads(path.read_bytes())["record"]["seconds"])
         return 0.0
@@ -182,7 +190,7 @@ class Store:
 
     def _is_shelved(self, node: Node) -> bool:
         """Whether the shelf has a node's files, of the sizes they had under its name if they had one."""
-        entry = self._shelf.entry(node.kind, node.keyed)
+        entry = self._shelf.path(node.kind, node.keyed)
         sizes: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             sizes = dict(json.loads((self.folder(node.id) / _NODE_FILE).read_bytes())["sizes"])
@@ -227,7 +235,11 @@ class Store:
 
     def _take(self, node: Node, staging: Path, make: Make) -> None:
         """Links to the shelf's files, with the record beside them."""
-        record = self._shelf.obtain(node.kind, node.keyed, staging, make)
+        with self._shelf.entry(node.kind, node.keyed) as entry:
+            if entry.new:
+                entry.record = make(entry.folder)
+            link_files(entry.files, staging)
+        record = entry.record
         if "path" in record:
             record = _found_again(record, staging, make)
         files = sorted(staging.iterdir())

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qvec_deploy.build.weights import BATCH, MIN_IMAGES
 from qvec_deploy.datasets import DataConfig, DatasetSpec, OpenedDataset, open_dataset
 from qvec_deploy.datasets.generated import NAME as GENERATED
 from qvec_deploy.datasets.prefetch import prefetched
+from qvec_deploy.datasets.splits import BATCH, MIN_IMAGES
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.io.files import sha256_bytes
 from qvec_deploy.research.study.cell_values import TaskData

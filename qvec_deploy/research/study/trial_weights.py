@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qvec_deploy.build.select.score import divergences
-from qvec_deploy.build.select.trial_model import Student
+from qvec_deploy.build.select.trial_model import TrialModel
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.plan import Plan
 from qvec_deploy.progress import Progress
@@ -43,7 +43,7 @@ class Answers:
 class Bench:
     """One network, built once, with one candidate's weights at a time.
 
-    A candidate by weights alone takes the receiver's place in a `Student` whose receiver is a dictionary: what it
+    A candidate by weights alone takes the receiver's place in a `TrialModel` whose receiver is a dictionary: what it
     does to these weights at lambda 0 is what a build does to a candidate's.
 
     Args:
@@ -73,7 +73,7 @@ class Bench:
         self.weights: State = {tensor.name: receiver.read(tensor.name) for tensor in plan.tensors}
         self._shown = dict(self.weights)
         place = Checkpoint(receiver.path, receiver.source, receiver.tensors, self._shown.__getitem__, {})
-        self.student = Student(plan, place, {}, selecting.batches)
+        self.student = TrialModel(plan, place, {}, selecting.batches)
         self.show(self.weights, None)
         with progress.stage("forward"):
             self.float_logits = self.student.run()
@@ -91,7 +91,7 @@ class Bench:
         with self.progress.stage("patch"):
             return {name: add_scaled(self.weights[name], value, lam) for name, value in rho.items()}
 
-    def answers(self, student: Student | None = None, *, choosing: bool = True) -> Answers:
+    def answers(self, student: TrialModel | None = None, *, choosing: bool = True) -> Answers:
         """What the candidate that is shown says.
 
         Args:
@@ -108,7 +108,7 @@ class Bench:
         divergence = float(divergences(self.float_logits, logits).mean())
         return Answers(right, logits, divergence, int((logits.argmax(axis=1) == self.selecting.labels).sum()))
 
-    def of_method(self, method: str, moments: bool, calibration: Sequence[Float32]) -> Student:
+    def of_method(self, method: str, moments: bool, calibration: Sequence[Float32]) -> TrialModel:
         """The receiver under a calibrated method on the same grid, with all donors' vectors as the patch.
 
         Args:
@@ -122,7 +122,7 @@ class Bench:
         looks_at = {"on": "moments"} if moments else {}
         changes = self.plan.recipe.with_method(method) | {"quantize.calibration": looks_at}
         plan = replace(self.plan, recipe=self.plan.recipe.with_overrides(changes, name=method))
-        return Student(plan, self.receiver, self.sources, self.selecting.batches, calibration)
+        return TrialModel(plan, self.receiver, self.sources, self.selecting.batches, calibration)
 
 
 def read_all(source: Source) -> State:

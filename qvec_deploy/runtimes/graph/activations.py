@@ -49,7 +49,8 @@ def calibrate_amax(model: nn.Module, weights: PackedFile, images: Sequence[Float
     with torch.no_grad():
         for name in names:
             linear: Any = model.get_submodule(name)
-            linear.weight.copy_(torch.from_numpy(unpack(weights.packed(f"{name}.weight")).dequantize()))
+            values = torch.from_numpy(unpack(weights.packed(f"{name}.weight")).dequantize())
+            linear.weight = torch.nn.Parameter(values, requires_grad=False)
     return calibrate_inputs(model, names, factors, images)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.models import ModelArgs, create, quantized_linears
+from qvec_deploy.models import ModelArgs, quantized_linears, structure
 from qvec_deploy.runtimes.graph import DOMAIN, INPUT, OPSET, OUTPUT
 
 
@@ -69,27 +69,19 @@ def export_skeleton(
     Raises:
         IncompatibleError: The exporter cannot express the model.
     """
-    with torch.device("meta"):
-        model = create(name, classes, args)
+    model = structure(name, classes, args)
     weights = set(model.state_dict())
     for path in quantized_linears(model, skip):
         parent, _, child = path.rpartition(".")
         linear: Any = model.get_submodule(path)
         setattr(model.get_submodule(parent), child, _SkeletonLinear(linear))
-    names = set(model.state_dict())
-    model.to_empty(device="cpu")
-    _fill(model, name, classes, args, computed={key for key, _ in model.named_buffers()} - names)
-    return _export(model, torch.zeros((2, *input_shape)), names | weights)
-
-
-def _fill(model: nn.Module, name: str, classes: int, args: ModelArgs, computed: set[str]) -> None:
-    """Zeros for weights; the true values for buffers that are computed and not stored, such as a Swin's masks."""
-    real = dict(create(name, classes, args).named_buffers()) if computed else {}
-    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if key in computed:
-            tensor.data.copy_(real[key])
-        else:
-            tensor.data.zero_()
+    for module in model.modules():  # the values of weights mean nothing here; computed buffers have theirs
+        for key, parameter in module.named_parameters(recurse=False):
+            setattr(module, key, nn.Parameter(torch.zeros_like(parameter, device="cpu"), requires_grad=False))
+        for key, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(module, key, torch.zeros_like(buffer, device="cpu"))
+    return _export(model, torch.zeros((2, *input_shape)), set(model.state_dict()) | weights)
 
 
 def _export(model: nn.Module, images: Tensor, weights: set[str]) -> onnx.ModelProto:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qvec_deploy import models
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.models import create
 from qvec_deploy.packed import PackedFile, TensorInfo, unpack
 from qvec_deploy.runtimes.graph.float16 import half
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
@@ -97,7 +97,7 @@ def load_engine(structure: Structure, weights: PackedFile, lowering: str, device
     """
     if lowering not in ("float", "packed"):
         raise IncompatibleError(f"runtime `torch-cuda` has no lowering `{lowering}`", hint="it has float, packed")
-    model = _structure(structure)
+    model = models.structure(structure.name, structure.classes, structure.args).half()  # scales come later, in float32
     if lowering == "packed":
         import qvec_deploy.runtimes.kernels.op  # noqa: F401 - registers qvec::linear
 
@@ -130,15 +130,6 @@ def load_engine(structure: Structure, weights: PackedFile, lowering: str, device
             f"{weights.path} does not fit `{structure.name}`: {str(error).splitlines()[0]}", hint="build it again"
         ) from error
     return HalfEngine(model.to(device)).eval().requires_grad_(False)
-
-
-def _structure(structure: Structure) -> nn.Module:
-    """The timm model without weights, in float16; what is computed and not stored, such as a Swin's masks, is real."""
-    with torch.device("meta"):
-        model = create(structure.name, structure.classes, structure.args)
-    if {key for key, _ in model.named_buffers()} - set(model.state_dict()):
-        model = create(structure.name, structure.classes, structure.args)
-    return model.half()  # scales, which come later, stay float32
 
 
 def _half(name: str, array: Float32, device: torch.device) -> Tensor:

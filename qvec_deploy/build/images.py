@@ -1,0 +1,61 @@
+"""Which images a recipe's candidates are calibrated, chosen and confirmed on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, batches, open_dataset
+from qvec_deploy.datasets.generated import NAME as GENERATED
+from qvec_deploy.datasets.splits import BATCH, half_of
+from qvec_deploy.models import Architecture
+from qvec_deploy.recipe import Images, Recipe
+from qvec_deploy.tensors import Float32
+
+
+def activation_images(recipe: Recipe, architecture: Architecture) -> list[Float32]:
+    """Images to look at activations with: what `quantize.calibration` names, whatever the method.
+
+    Raises:
+        RecipeError, StorageError, IncompatibleError: As `open_dataset`.
+    """
+    wanted = recipe.quantize.calibration
+    on = wanted.on or ("images" if recipe.images is not None else "generated")
+    config = DataConfig.from_mapping(architecture.data_config)
+    if on == "images":
+        return selection_images(recipe, architecture, count=wanted.count)
+    if on == "dataset" and wanted.dataset is not None:
+        root = None if wanted.root is None else recipe.data_path(wanted.root)
+        return _read(open_dataset(DatasetSpec(wanted.dataset, wanted.split, root, wanted.count), config))
+    return _read(open_dataset(DatasetSpec(GENERATED, "train", limit=wanted.count), config))
+
+
+def selection_images(
+    recipe: Recipe, architecture: Architecture, *, confirm: bool = False, count: int | None = None
+) -> list[Float32]:
+    """Every other image of the recipe's `images`, or of generated ones where it has none.
+
+    Args:
+        recipe: The recipe.
+        architecture: Its model.
+        confirm: The half that confirms instead of the half that selects; they share no image.
+        count: At most so many, evenly spaced.
+
+    Returns:
+        Batches (B, C, H, W), normalised.
+    """
+    images, _ = half_of(open_unlabelled(recipe, architecture), confirm=confirm)
+    if count is not None and count < len(images):
+        images = images[np.linspace(0, len(images) - 1, count).round().astype(int)]
+    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+
+
+def open_unlabelled(recipe: Recipe, architecture: Architecture) -> Dataset:
+    """The recipe's `images`, or generated ones where it has none."""
+    config = DataConfig.from_mapping(architecture.data_config)
+    images = recipe.images or Images(dataset=GENERATED, split="val")
+    root = None if images.root is None else recipe.data_path(images.root)
+    return open_dataset(DatasetSpec(images.dataset, images.split, root, images.limit), config)
+
+
+def _read(dataset: Dataset) -> list[Float32]:
+    return [images for images, _ in batches(dataset, BATCH)]

@@ -1,0 +1,141 @@
+"""Everything that decides what a part of a build is, as JSON values: the keys of the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qvec_deploy.bench.environment import available_threads, capture_environment
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.io.files import sha256_file
+from qvec_deploy.plan import Plan
+from qvec_deploy.runtimes.registry import find_target
+from qvec_deploy.tensors import Float32
+from qvec_deploy.vectors.vector_sources import Source
+
+_PACKAGES = (
+    "torch",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "nvidia-modelopt",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "pillow",
+    "tensorrt",
+    "triton",
+)
+_NO_MAKERS = ("cli", "report", "research")
+"""Of this package, what decides no byte of a candidate. All other text does; it changes within a version."""
+
+
+def structure_key(plan: Plan) -> dict[str, Any]:
+    """What decides the exported structure: the same for every candidate of one model and skip list."""
+    receiver, architecture = plan.recipe.receiver, plan.architecture
+    return {
+        "model": receiver.model,
+        "args": dict(receiver.model_args),
+        "classes": architecture.classes,
+        "input_shape": list(architecture.input_shape),
+        "skip": plan.recipe.quantize.skip,
+        "code": made_by(),
+    }
+
+
+def coordinates_key(plan: Plan, receiver: Checkpoint, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """What decides whether a receiver is in the coordinates of its vectors' donors."""
+    hashes = {label: list(source.fingerprints().values()) for label, source in sources.items()}
+    return {**structure_key(plan), "receiver": receiver.fingerprint(), "vectors": hashes}
+
+
+def weights_key(
+    plan: Plan, receiver: Checkpoint, sources: Mapping[str, Source], images: Sequence[Float32]
+) -> dict[str, Any]:
+    """What decides a candidate's weights and graph.
+
+    Args:
+        plan: The candidate's plan.
+        receiver: Its receiver.
+        sources: Its vectors by label.
+        images: What its method looks at.
+    """
+    recipe = plan.recipe
+    patch = [[share, list(sources[label].fingerprints().values())] for label, share in plan.sources]
+    moments = recipe.quantize.calibrated and recipe.quantize.calibration.on == "moments"
+    control = recipe.vector.control if recipe.vector is not None and patch else None
+    return {
+        **structure_key(plan),
+        "receiver": receiver.fingerprint(),
+        "lambda": recipe.lam if patch else 0.0,
+        "patch": patch,
+        "control": control.model_dump(mode="json") if control is not None else None,
+        "moments": [list(source.fingerprints().values()) for source in sources.values()] if moments else [],
+        "quantize": recipe.quantize.model_dump(mode="json", exclude={"calibration"}),
+        "images": _digest(images),
+    }
+
+
+def engine_key(plan: Plan, weights: Mapping[str, Any], images: Sequence[Float32]) -> dict[str, Any]:
+    """What decides an engine: its weights, the target, and what stands in its way on this machine.
+
+    Args:
+        plan: The candidate's plan.
+        weights: The key of its weights.
+        images: What its activations are calibrated on.
+    """
+    target = plan.recipe.target
+    on_gpu = target.runtime != "onnxruntime"
+    unused: set[str] = set() if target.runtime == "tensorrt" else {"batch_sizes"}
+    return {
+        **weights,
+        "target": target.model_dump(mode="json", exclude=unused),
+        "threads": target.threads or available_threads(),
+        "missing": find_target(target.runtime).missing(target.lowering),
+        "activations": _digest(images),
+        "cpu": capture_environment(1).cpu,
+        "machine": platform.node() if on_gpu else None,
+        "gpu": _gpu() if on_gpu else None,
+    }
+
+
+def _digest(images: Sequence[Float32]) -> str:
+    """SHA-256 of decoded images: folders change without their names changing."""
+    digest = hashlib.sha256()
+    for batch in images:
+        digest.update(str(batch.shape).encode())
+        digest.update(batch.tobytes())
+    return digest.hexdigest()
+
+
+def _gpu() -> dict[str, Any] | None:
+    """The first visible GPU and its driver; None without one."""
+    from qvec_deploy.runtimes.cuda_driver import Cuda
+
+    try:
+        return asdict(Cuda().gpu)
+    except IncompatibleError:
+        return None
+
+
+@functools.cache
+def made_by() -> dict[str, str]:
+    """What makes things: the packages' versions, and this package's own text."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    package = Path(__file__).parents[1]
+    texts = sorted(t for t in package.rglob("*.py") if t.relative_to(package).parts[0] not in _NO_MAKERS)
+    found["qvec-deploy"] = hashlib.sha256(b"".join(sha256_file(text).encode() for text in texts)).hexdigest()
+    return found
