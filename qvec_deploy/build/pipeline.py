@@ -59,8 +59,9 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, context: BuildC
         context = context or BuildContext()
         context = replace(context, cache=context.cache or Cache(Path(scratch)))
         timings = directory.resolve().parent  # of tactics, which later builds in the same place read
-        context.plans(recipe)
-        plan = context.plan(recipe)
+        *_, plan = context.plans(recipe)  # refuses what headers show to be wrong in any candidate
+        if recipe.select is not None:
+            plan = context.plan(recipe)  # the last candidate has another method, perhaps
         check_cores(recipe.measure.cores, threads_of(recipe) if recipe.target.runtime == "onnxruntime" else 1)
         options = bench_options(recipe, plan)
         images = open_images(options)  # a wrong folder is refused before anything is built

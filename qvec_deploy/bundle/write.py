@@ -13,7 +13,6 @@ from qvec_deploy.bench.environment import available_threads, capture_environment
 from qvec_deploy.bench.predictions import PREDICTIONS_FILE, Predictions, write_predictions
 from qvec_deploy.bench.results import Model, Parity
 from qvec_deploy.bench.run import stored_bits_per_weight
-from qvec_deploy.bench.summary import DISTURBED
 from qvec_deploy.bundle.bundle import COMPILED, RECIPE_FILE, Bundle
 from qvec_deploy.bundle.manifest import LAMBDA0, Engine, Gate, Layer, Manifest, Vector, hash_files, write_manifest
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
@@ -192,11 +191,7 @@ def require_gates(bundle: Bundle) -> None:
         lines = "; ".join(f"{gate.name}: wanted {gate.wanted}, found {gate.found}" for gate in missed)
         raise GateError(
             f"{bundle.directory} misses {len(missed)} of {len(bundle.manifest.gates)} gates: {lines}",
-            hint=(
-                "build it again on a quiet machine"
-                if all(DISTURBED in gate.found for gate in missed)
-                else "do not release it; the report shows every candidate. Change the recipe or its gates"
-            ),
+            hint="do not release it: change the recipe or its gates; build it again where the machine was disturbed",
         )
     if bundle.recipe.gates.asked and not bundle.manifest.gates:
         raise GateError(

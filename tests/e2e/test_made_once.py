@@ -1,0 +1,60 @@
+"""A build of many candidates opens every file once, and makes every plan and every structure once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+
+from qvec_deploy.bench.run import BenchResult
+from qvec_deploy.build import context as context_module
+from qvec_deploy.build.pipeline import run
+from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.models import _describe, _template
+from qvec_deploy.recipe import load_recipe
+from qvec_deploy.report.report_json import from_json
+from qvec_deploy.runtimes.graph import export
+
+VARIANTS = [
+    {"name": "half", "set": {"lambda": 0.5}},
+    {"name": "double", "set": {"lambda": 2.0}},
+    {"name": "mse", "set": {"lambda": 0.0, "quantize.method": "mse"}},
+    {"name": "two", "set": {"lambda": 0.0, "vector": None, "quantize.bits": 2}},
+    {"name": "four", "set": {"lambda": 0.0, "vector": None, "quantize.bits": 4}},
+    {"name": "int8", "set": {"target.lowering": "int8"}},
+]
+
+
+def test_nine_candidates(
+    finished: Path, tmp_path: Path, pico_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: Counter[tuple[Any, ...]] = Counter()
+
+    def count(owner: object, name: str, key: Callable[..., tuple[Any, ...]]) -> None:
+        real = getattr(owner, name)
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            counts[name, *key(*arguments)] += 1
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(Checkpoint, "open", lambda source: (str(source),))
+    count(context_module, "make_plan", lambda recipe, *_: (recipe.name,))
+    count(timm, "create_model", lambda name: (name,))
+    count(export, "export_skeleton", lambda *_: ())
+    _describe.cache_clear()
+    _template.cache_clear()
+    report = from_json((finished / "report.json").read_bytes())
+    monkeypatch.setattr("qvec_deploy.build.pipeline.measure_engines", lambda *_: BenchResult(report, None))
+    recipe = load_recipe(pico_recipe(variants=VARIANTS))
+    assert len(recipe.candidates()) == 9
+    run(recipe, tmp_path / "bundle")
+    assert sorted(name for name, *_ in counts) == sorted(
+        ["open"] * 2 + ["make_plan"] * 9 + ["create_model", "export_skeleton"]
+    )
+    assert set(counts.values()) == {1}, counts
