@@ -11,60 +11,10 @@ from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
 from qvec_deploy.models import Architecture, describe, head_name, is_skipped
 from qvec_deploy.recipe import Recipe
+from qvec_deploy.runtimes.registry import check_lowering
 from qvec_deploy.tensors import Scheme
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
-
-
-@dataclass(frozen=True)
-class Lowering:
-    """What one lowering of one runtime can take.
-
-    Attributes:
-        bits: Widths it takes.
-        granularities: Granularities it takes.
-        summary: What it is, in a phrase.
-        group_multiple: What group sizes must be a multiple of.
-        power_of_two_groups: Whether they must be powers of two, too.
-    """
-
-    bits: tuple[int, ...]
-    granularities: tuple[str, ...]
-    summary: str
-    group_multiple: int = 1
-    power_of_two_groups: bool = False
-
-    def takes_groups(self, size: int) -> bool:
-        """Whether it takes groups of so many weights; 0 is one scale a row."""
-        return size % self.group_multiple == 0 and not (self.power_of_two_groups and size & (size - 1))
-
-
-_ANY = ("tensor", "channel", "group")
-LOWERINGS: Mapping[tuple[str, str], Lowering] = {
-    ("onnxruntime", "float"): Lowering((32,), _ANY, "float32 weights and arithmetic: the baseline"),
-    ("onnxruntime", "packed"): Lowering(
-        tuple(range(2, 9)), _ANY, "the file as it is: any ONNX Runtime opens it, unpacked to float32 once at load"
-    ),
-    ("onnxruntime", "int4"): Lowering(
-        (2, 3, 4), _ANY, "the exact codes in 4-bit containers (MatMulNBits): least memory", 16, power_of_two_groups=True
-    ),
-    ("onnxruntime", "int8"): Lowering(
-        tuple(range(2, 9)), ("tensor", "channel"), "the exact codes as int8, activations quantized per run: fastest"
-    ),
-    ("torch-cuda", "float"): Lowering((16,), _ANY, "float16 weights and arithmetic, CUDA graphs: the baseline"),
-    ("torch-cuda", "packed"): Lowering((2, 3, 4), _ANY, "our kernel: weights stay packed in the GPU's memory", 16),
-    ("onnxruntime-cuda", "float"): Lowering((16,), _ANY, "float16 weights and arithmetic: the baseline"),
-    ("onnxruntime-cuda", "int4"): Lowering(
-        (2, 3, 4), _ANY, "the exact codes in 4-bit containers (MatMulNBits), float16", 16, power_of_two_groups=True
-    ),
-    ("tensorrt", "float"): Lowering((16,), _ANY, "float16 weights and arithmetic: the baseline"),
-    ("tensorrt", "packed"): Lowering((2, 3, 4), _ANY, "our plugin: weights stay packed", 16),
-    ("tensorrt", "int4"): Lowering((2, 3, 4), _ANY, "the exact codes as blocks of INT4, TensorRT's own kernels", 64),
-    ("tensorrt", "w8a8"): Lowering(
-        tuple(range(2, 9)), ("tensor", "channel"), "the exact codes as INT8, activations on calibrated grids"
-    ),
-}
-"""Every valid combination, in this one place; anything else is refused with exit code 4."""
 
 
 @dataclass(frozen=True)
@@ -223,33 +173,6 @@ def _check_tensor(where: str, name: str, info: TensorInfo, shape: tuple[int, ...
             if counter
             else "weights must be float32, float16 or bfloat16",
         )
-
-
-def check_lowering(runtime: str, lowering: str, bits: int, granularity: str, group_size: int) -> None:
-    """Refuse a combination that is not in LOWERINGS.
-
-    Raises:
-        IncompatibleError: No such lowering, or one that cannot take these bits, this granularity or these groups.
-    """
-    entry = LOWERINGS.get((runtime, lowering))
-    known = [name for of, name in LOWERINGS if of == runtime]
-    if entry is None:
-        raise IncompatibleError(f"runtime `{runtime}` has no lowering `{lowering}`", hint=f"it has {', '.join(known)}")
-    what = f"lowering `{lowering}` on `{runtime}`"
-    if bits not in entry.bits:
-        takers = [name for (of, name), other in LOWERINGS.items() if of == runtime and bits in other.bits]
-        raise IncompatibleError(
-            f"{what} cannot take {bits} bits",
-            hint=f"it takes {', '.join(map(str, entry.bits))}; for {bits}: {', '.join(takers) or 'none'}",
-        )
-    if granularity not in entry.granularities:
-        raise IncompatibleError(
-            f"{what} cannot take granularity `{granularity}`", hint=f"it takes {', '.join(entry.granularities)}"
-        )
-    if not entry.takes_groups(group_size):
-        least = entry.group_multiple
-        hint = f"use a power of two of at least {least}" if entry.power_of_two_groups else f"use a multiple of {least}"
-        raise IncompatibleError(f"{what} cannot take groups of {group_size}", hint=hint)
 
 
 def _check_skip(skip: tuple[str, ...], architecture: Architecture) -> None:

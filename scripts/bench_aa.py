@@ -26,7 +26,7 @@ from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.bench.statistics import coefficient_of_variation, median
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.errors import QvecError
-from qvec_deploy.runtimes.registry import find_target
+from qvec_deploy.runtimes.registry import find_runtime
 
 FALSE_ALARMS = (Verdict.FASTER, Verdict.SLOWER)
 MISSED = 3
@@ -84,7 +84,7 @@ def _positive(text: str) -> int:
 
 def measure(bundle: Bundle, lowering: str, threads: int, blocks: int, seed: int) -> tuple[LatencySamples, ...]:
     """Latencies of two loads of the same engine, in the same blocks."""
-    target = find_target(bundle.recipe.target.runtime)
+    target = find_runtime(bundle.recipe.target.runtime).load()
     with (
         target.open(bundle.directory, lowering, threads) as first,
         target.open(bundle.directory, lowering, threads) as second,

@@ -119,13 +119,13 @@ def measure(own: Path, full: Path, threads: int, blocks: int) -> dict[str, dict[
     from qvec_deploy.bench.latency import measure_latency
     from qvec_deploy.bench.parity import parity_images
     from qvec_deploy.bench.statistics import median, speed_up
-    from qvec_deploy.runtimes.registry import find_target
+    from qvec_deploy.runtimes.registry import find_runtime
 
     places = {name: full if name == "float" else own for name in LOWERINGS}
     images = parity_images((3, 224, 224))[:1]
     rows = {}
     with ExitStack() as stack:
-        target = find_target("onnxruntime")
+        target = find_runtime("onnxruntime").load()
         sessions = {n: stack.enter_context(target.open(place, n, threads)) for n, place in places.items()}
         samples = measure_latency(sessions, images, blocks=blocks, warmup=5, seed=0)
     for name, place in places.items():

@@ -231,7 +231,8 @@ def end_to_end(rounds: int) -> dict[str, Any]:
     from qvec_deploy.packed import Entry, pack, write_packed
     from qvec_deploy.quantize.reference import quantize
     from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
-    from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda, write_structure
+    from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda
+    from qvec_deploy.runtimes.torch_cuda.torch_structure import write_structure
     from qvec_deploy.tensors import Scheme
 
     scheme, architecture = Scheme(BITS, "channel"), describe(END_TO_END, 1000, {})

@@ -31,11 +31,13 @@ from qvec_deploy.bench.latency import measure_latency
 from qvec_deploy.bench.parity import parity_images, read_reference
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import Cuda
-from qvec_deploy.runtimes.tensorrt.sidecar import Batches, Sidecar
-from qvec_deploy.runtimes.tensorrt.tensorrt_builder import Built, EngineOptions, build_engine, save_graph, sidecar_of
+from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
+from qvec_deploy.runtimes.registry import find_lowering
+from qvec_deploy.runtimes.tensorrt.sidecar import Sidecar
+from qvec_deploy.runtimes.tensorrt.tensorrt_builder import Built, build_engine, save_graph, sidecar_of
 from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import machine, make_logger, require
-from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TOLERANCES, TensorRT, describe
+from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TensorRT
 from qvec_deploy.runtimes.tensorrt.tensorrt_session import TensorrtSession, load_engines
 
 SHAPE = (1, 1, COLUMNS)
@@ -113,7 +115,7 @@ class Machine:
         """See `tensorrt_items.Backend.fresh_process`."""
         self._ready()
         folder = self._folder("demo")
-        if not describe(folder, "packed"):
+        if not TensorRT().describe(folder, "packed"):
             TensorRT().compile(folder, "packed", EngineOptions(), caches=self._work)
         command = [sys.executable, "-P", "-c", FRESH, str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -200,14 +202,19 @@ class Machine:
             logits = session.run(parity_images(session.input_shape))
             captured = isinstance(session, TensorrtSession) and session.captured
         error = float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
-        engine = describe(folder, lowering)[0]
-        return {"error": error, "tolerance": TOLERANCES[lowering], "captured": captured, **engine}
+        engine = TensorRT().describe(folder, lowering)[0]
+        return {
+            "error": error,
+            "tolerance": find_lowering("tensorrt", lowering).tolerance,
+            "captured": captured,
+            **engine,
+        }
 
     def latency(self, name: str, lowerings: Sequence[str], batch_size: int) -> dict[str, list[float]]:
         """See `tensorrt_items.Backend.latency`."""
         self._ready("float")
         folder = self._folder(name)
-        built = [lowering for lowering in lowerings if describe(folder, lowering)]
+        built = [lowering for lowering in lowerings if TensorRT().describe(folder, lowering)]
         with contextlib.ExitStack() as stack:
             sessions = {each: stack.enter_context(TensorRT().open(folder, each, 1)) for each in built}
             if not sessions:

@@ -15,7 +15,8 @@ from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.graph.export import export_skeleton
 from qvec_deploy.runtimes.graph.stored import attach_weights
-from qvec_deploy.runtimes.torch_cuda.torch_session import write_structure
+from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda
+from qvec_deploy.runtimes.torch_cuda.torch_structure import write_structure
 from qvec_deploy.tensors import Scheme
 
 WIDE_ARGS = {**PICO_ARGS, "embed_dim": 256, "depth": 1, "num_heads": 4}
@@ -67,6 +68,11 @@ def write_engine(
         (directory / MODEL_FILE).write_bytes(model.SerializeToString())
     images = parity_images(architecture.input_shape)
     return reference_logits(weights, PICO_MODEL, PICO_CLASSES, args, images)
+
+
+def torch_on_cpu() -> TorchCuda:
+    """The backend of `torch-cuda` with the operator's reference, for a row of RUNTIMES that a test puts in."""
+    return TorchCuda("cpu")
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -11,20 +11,17 @@ from pathlib import Path
 
 import psutil
 
+from qvec_deploy.runtimes.registry import RUNTIME_PACKAGES
+
 PACKAGES = (
     "qvec-deploy",
     "torch",
     "timm",
     "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
     "nvidia-modelopt",
     "numpy",
     "safetensors",
-    "triton",
-    "tensorrt",
-    "tensorrt-cu13-bindings",
-    "tensorrt-cu12-bindings",
+    *sorted(RUNTIME_PACKAGES - {"torch"}),
 )
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")  # what picks integer kernels
 

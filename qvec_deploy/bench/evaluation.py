@@ -15,7 +15,7 @@ from qvec_deploy.bench.resume import Journal
 from qvec_deploy.datasets import OpenedDataset
 from qvec_deploy.datasets.prefetch import prefetched
 from qvec_deploy.progress import Progress
-from qvec_deploy.runtimes.registry import Session
+from qvec_deploy.runtimes.session import Session
 
 CHANGES = 20
 """Kinds of changes that a report keeps, the most frequent: with a thousand classes most kinds are single images."""

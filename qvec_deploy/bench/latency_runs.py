@@ -13,7 +13,7 @@ from qvec_deploy.bench.scenarios import LEAST_S, Scenario, blocks_by_the_rules
 from qvec_deploy.datasets import Dataset
 from qvec_deploy.progress import Progress
 from qvec_deploy.recipe import Measure
-from qvec_deploy.runtimes.registry import Session
+from qvec_deploy.runtimes.session import Session
 from qvec_deploy.tensors import Float32
 
 

@@ -12,13 +12,14 @@ from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.bench.results import Candidate, LayerTime
 from qvec_deploy.bench.roofline.devices import find_gpu_here, measure_device
 from qvec_deploy.bench.roofline.operations import Operation
-from qvec_deploy.bench.roofline.predict import CPU_RUNTIMES, mode_of, predict
+from qvec_deploy.bench.roofline.predict import mode_of, predict
 from qvec_deploy.bench.roofline.roofline_values import Device, Prediction
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.progress import Progress
-from qvec_deploy.runtimes.bits import runtime_bits_per_weight
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
+from qvec_deploy.runtimes.registry import find_runtime, runtime_bits_per_weight
+from qvec_deploy.runtimes.session import Profiler
 
 PROFILED_RUNS = 10
 
@@ -34,7 +35,8 @@ class _Roofline:
         if runtime not in self.runtimes:
             return ()
         weights = PackedFile.open(entry.directory / WEIGHTS_FILE)
-        mode = mode_of(runtime, entry.lowering, runtime_bits_per_weight(weights, runtime, entry.lowering))
+        bits = runtime_bits_per_weight(weights.tensors.values(), runtime, entry.lowering)
+        mode = mode_of(runtime, entry.lowering, bits)
         quantized = {name.removesuffix(".weight") for name, info in weights.tensors.items() if info.scheme is not None}
         return tuple(predict(self.operations, quantized, mode, self.device, size) for size in batch_sizes)
 
@@ -90,7 +92,7 @@ def _draw(entries: Sequence[BenchEntry], options: BenchOptions, threads: int) ->
     from qvec_deploy.bench.roofline.trace import trace_operations
 
     runtimes = {entry.name: entry.recipe.target.runtime for entry in entries}
-    on_cpu = runtimes[options.baseline] in CPU_RUNTIMES
+    on_cpu = find_runtime(runtimes[options.baseline]).device == "cpu"
     model = options.model
     try:
         operations = trace_operations(model.name, model.classes, model.args, model.input_shape)
@@ -98,20 +100,19 @@ def _draw(entries: Sequence[BenchEntry], options: BenchOptions, threads: int) ->
         return None  # the measurements are worth having without it
     listed = None if on_cpu else find_gpu_here()
     device = measure_device(threads) if on_cpu else listed.device if listed is not None else None
-    there = tuple(runtime for runtime in runtimes.values() if (runtime in CPU_RUNTIMES) == on_cpu)
+    there = tuple(runtime for runtime in runtimes.values() if (find_runtime(runtime).device == "cpu") == on_cpu)
     return _Roofline(device, operations, there) if device is not None else None
 
 
 def _layer_times(entry: BenchEntry, options: BenchOptions, batch_size: int) -> tuple[LayerTime, ...]:
-    """By ONNX Runtime's profiler on the CPU; none elsewhere, or where its names cannot be told apart."""
-    if entry.recipe.target.runtime != "onnxruntime":
+    """By the runtime's profiler; none where it has none, or where its names cannot be told apart."""
+    backend = find_runtime(entry.recipe.target.runtime).load()
+    if not isinstance(backend, Profiler):
         return ()
-    from qvec_deploy.runtimes.onnxruntime.ort_session import OnnxRuntime
-
     shape = options.model.input_shape
     images = np.resize(parity_images(shape), (batch_size, *shape))
     try:
-        times = OnnxRuntime().profile(entry.directory, entry.lowering, entry.threads, images, PROFILED_RUNS)
+        times = backend.profile(entry.directory, entry.lowering, entry.threads, images, PROFILED_RUNS)
     except IncompatibleError:  # the engine has run; its profile alone is not worth losing a build for
         return ()
     return tuple(LayerTime(layer, ms) for layer, ms in times.items())

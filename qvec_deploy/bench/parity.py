@@ -16,27 +16,15 @@ from qvec_deploy.bench.results import Parity
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import canonical_json, write_bytes
 from qvec_deploy.packed import PackedFile, unpack
+from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.tensors import INPUT_SCALE, Float32
 
 if TYPE_CHECKING:
     from qvec_deploy.models import ModelArgs
-    from qvec_deploy.runtimes.registry import Session
+    from qvec_deploy.runtimes.session import Session
 
 PARITY_FILE = "parity.safetensors"
 IMAGES, SEED = 2, 0
-
-TOLERANCES = {"float": 1e-3, "packed": 1e-3, "int4": 1e-3, "int8": 0.25}
-"""Largest relative L2 error of the logits of float32 engines. `int8` quantizes activations: its bound only catches a
-broken engine; what it costs is for accuracy to show."""
-
-
-def tolerance(runtime: str, lowering: str) -> float:
-    """How far an engine's logits may be from PyTorch's; runtimes on GPUs compute in float16."""
-    if runtime == "onnxruntime":
-        return TOLERANCES[lowering]
-    from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TOLERANCES as OF_HALF
-
-    return OF_HALF[lowering]
 
 
 def parity_images(input_shape: tuple[int, int, int]) -> Float32:
@@ -125,7 +113,7 @@ def check_parity(session: Session, runtime: str, lowering: str, reference: Float
             f"the engine gives logits {logits.shape}, PyTorch {reference.shape}", hint="build the bundle again"
         )
     error = float(np.linalg.norm(logits - reference) / max(float(np.linalg.norm(reference)), 1e-12))
-    limit = tolerance(runtime, lowering)
+    limit = find_lowering(runtime, lowering).tolerance
     if not error <= limit:
         raise IncompatibleError(
             f"the `{lowering}` engine's logits differ from PyTorch's by {error:.2g} (relative L2), more than {limit:g}",

@@ -33,19 +33,11 @@ from qvec_deploy.bench.warnings import (
 from qvec_deploy.datasets import DataConfig, DatasetSpec, OpenedDataset, open_dataset
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.progress import Progress
-from qvec_deploy.runtimes.bits import runtime_bits_per_weight
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.runtimes.registry import Session, find_target
+from qvec_deploy.runtimes.registry import find_runtime, runtime_bits_per_weight
+from qvec_deploy.runtimes.session import Session
 from qvec_deploy.tensors import INPUT_SCALE
 from qvec_deploy.vectors.short_names import short_names
-
-_PRELOAD = {
-    "onnxruntime": ["onnxruntime"],
-    "onnxruntime-cuda": ["onnxruntime"],
-    "torch-cuda": ["torch", "timm", "torch._dynamo"],  # a custom operator's first call imports the last
-    "tensorrt": ["tensorrt"],
-}
-"""What is in memory before an engine is loaded: the runtime itself is not the engine's."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +82,7 @@ def measure_engines(
         QvecError: An engine cannot be opened or gives nonsense.
     """
     threads = max(entry.threads for entry in entries)
-    on_cpu = [c.threads for c in entries if c.recipe.target.runtime == "onnxruntime"]
+    on_cpu = [c.threads for c in entries if c.recipe.target.on_cpu]
     with contextlib.ExitStack() as stack:
         stack.enter_context(pinned_to_cores(options.measure.cores, max(on_cpu, default=1)))
         with options.alone():  # the machine's load is what others do, and not what the rest of a sweep does
@@ -171,8 +163,8 @@ def _described(
 
 
 def _open(entry: BenchEntry) -> contextlib.AbstractContextManager[Session]:
-    target = find_target(entry.recipe.target.runtime)
-    return target.open(entry.directory, entry.lowering, entry.threads)
+    backend = find_runtime(entry.recipe.target.runtime).load()
+    return backend.open(entry.directory, entry.lowering, entry.threads)
 
 
 def _footprints(entries: Sequence[BenchEntry], options: BenchOptions, progress: Progress) -> dict[str, Footprint]:
@@ -196,7 +188,7 @@ def _probe(entry: BenchEntry, input_shape: tuple[int, int, int]) -> Footprint:
         "qvec_deploy.runtimes.registry:open_engine",
         arguments,
         input_shape=input_shape,
-        preload=_PRELOAD[entry.recipe.target.runtime],
+        preload=find_runtime(entry.recipe.target.runtime).preload,
     )
 
 
@@ -246,7 +238,9 @@ def _candidate(
         lowering=entry.lowering,
         stored_bytes=sum((entry.directory / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
         stored_bits_per_weight=stored_bits_per_weight(weights),
-        runtime_bits_per_weight=runtime_bits_per_weight(weights, recipe.target.runtime, entry.lowering),
+        runtime_bits_per_weight=runtime_bits_per_weight(
+            weights.tensors.values(), recipe.target.runtime, entry.lowering
+        ),
         latency=tuple(latency),
         footprint=footprint,
         layer_errors=tuple(LayerError(layer, error) for layer, error in entry.layer_errors.items()),

@@ -20,6 +20,7 @@ from qvec_deploy.plan import Plan, make_plan
 from qvec_deploy.progress import Progress
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.runtimes.engine_files import MODEL_FILE
+from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.vector_sources import OpenFiles, Source, open_sources
 
@@ -174,7 +175,9 @@ class BuildContext:
 
     def engine_key(self, plan: Plan) -> dict[str, Any]:
         """What decides a candidate's engine."""
-        images = self.activation_images(plan) if plan.recipe.target.lowering == "w8a8" else []
+        target = plan.recipe.target
+        calibrates = find_lowering(target.runtime, target.lowering).calibrates_activations
+        images = self.activation_images(plan) if calibrates else []
         return engine_key(plan, self.weights_key(plan), images)
 
     @contextlib.contextmanager

@@ -14,13 +14,12 @@ from qvec_deploy.bench.parity import check_parity, parity_images, reference_logi
 from qvec_deploy.bench.results import Parity
 from qvec_deploy.build.context import BuildContext
 from qvec_deploy.build.weights import load_model
-from qvec_deploy.bundle.bundle import COMPILED
 from qvec_deploy.bundle.compile_bundle import compile_engines
 from qvec_deploy.bundle.write import Artifact
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.plan import Plan
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
-from qvec_deploy.runtimes.registry import find_target
+from qvec_deploy.runtimes.registry import find_lowering, find_runtime
 from qvec_deploy.tensors import INPUT_SCALE, Float32
 
 
@@ -63,15 +62,15 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
     with context.progress.stage("check", recipe.name):
         logits = _reference(plan, directory)
         write_reference(directory, logits)
-        if lowering == "w8a8":
+        if find_lowering(runtime, lowering).calibrates_activations:
             _write_activations(plan, context, directory)
-        target = find_target(runtime)
-        missing = target.missing(lowering)
+        row = find_runtime(runtime)
+        missing = row.missing(lowering)
         if missing is not None:
             return EngineFacts(missing, None)
-        if runtime == COMPILED:
+        if row.compiles:
             compile_engines(recipe.target, directory, timings, context.progress)
-        with target.open(directory, lowering, recipe.target.threads or available_threads()) as session:
+        with row.load().open(directory, lowering, recipe.target.threads or available_threads()) as session:
             return EngineFacts(None, check_parity(session, runtime, lowering, logits))
 
 
@@ -82,8 +81,8 @@ def engine_outputs(artifact: Artifact, batches: Sequence[Float32]) -> Float32:
         weights, args = PackedFile.open(artifact.directory / WEIGHTS_FILE), recipe.receiver.model_args
         return np.concatenate([reference_logits(weights, model.name, model.classes, args, batch) for batch in batches])
     threads = recipe.target.threads or available_threads()
-    target = find_target(recipe.target.runtime)
-    with target.open(artifact.directory, recipe.target.lowering, threads) as session:
+    backend = find_runtime(recipe.target.runtime).load()
+    with backend.open(artifact.directory, recipe.target.lowering, threads) as session:
         return np.concatenate([session.run(batch) for batch in batches])
 
 
@@ -95,7 +94,7 @@ def _reference(plan: Plan, directory: Path) -> Float32:
 
 
 def _write_activations(plan: Plan, context: BuildContext, directory: Path) -> None:
-    """What `w8a8` puts its activations' grids on; needed on the device that compiles the engine."""
+    """What activations' grids are put on; needed on the device that compiles the engine."""
     from qvec_deploy.runtimes.graph.activations import calibrate_amax, write_amax
 
     weights = PackedFile.open(directory / WEIGHTS_FILE)

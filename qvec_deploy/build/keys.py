@@ -17,7 +17,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import sha256_file
 from qvec_deploy.plan import Plan
-from qvec_deploy.runtimes.registry import find_target
+from qvec_deploy.runtimes.registry import RUNTIME_PACKAGES, find_runtime
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.vector_sources import Source
 
@@ -26,15 +26,12 @@ _PACKAGES = (
     "timm",
     "onnx",
     "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
     "nvidia-modelopt",
     "numpy",
     "scipy",
     "safetensors",
     "pillow",
-    "tensorrt",
-    "triton",
+    *sorted(RUNTIME_PACKAGES - {"torch"}),
 )
 _NO_MAKERS = ("cli", "report", "research")
 """Of this package, what decides no byte of a candidate. All other text does; it changes within a version."""
@@ -95,13 +92,14 @@ def engine_key(plan: Plan, weights: Mapping[str, Any], images: Sequence[Float32]
         images: What its activations are calibrated on.
     """
     target = plan.recipe.target
-    on_gpu = target.runtime != "onnxruntime"
-    unused: set[str] = set() if target.runtime == "tensorrt" else {"batch_sizes"}
+    runtime = find_runtime(target.runtime)
+    on_gpu = runtime.device == "cuda"
+    unused: set[str] = set() if runtime.compiles else {"batch_sizes"}
     return {
         **weights,
         "target": target.model_dump(mode="json", exclude=unused),
         "threads": target.threads or available_threads(),
-        "missing": find_target(target.runtime).missing(target.lowering),
+        "missing": runtime.missing(target.lowering),
         "activations": _digest(images),
         "cpu": capture_environment(1).cpu,
         "machine": platform.node() if on_gpu else None,

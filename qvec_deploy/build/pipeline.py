@@ -62,7 +62,7 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, context: BuildC
         *_, plan = context.plans(recipe)  # refuses what headers show to be wrong in any candidate
         if recipe.select is not None:
             plan = context.plan(recipe)  # the last candidate has another method, perhaps
-        check_cores(recipe.measure.cores, threads_of(recipe) if recipe.target.runtime == "onnxruntime" else 1)
+        check_cores(recipe.measure.cores, threads_of(recipe) if recipe.target.on_cpu else 1)
         options = bench_options(recipe, plan)
         images = open_images(options)  # a wrong folder is refused before anything is built
         with context.progress.stage("coordinates", recipe.name):

@@ -21,7 +21,7 @@ from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.plan import Plan
 from qvec_deploy.progress import Advance
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.runtimes.torch_cuda.torch_session import write_structure
+from qvec_deploy.runtimes.torch_cuda.torch_structure import write_structure
 from qvec_deploy.tensors import INPUT_SCALE, Float32, PackedTensor, QuantizedTensor
 from qvec_deploy.vectors.patch import mix, patch
 from qvec_deploy.vectors.vector_sources import Source

@@ -11,15 +11,12 @@ from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.bench.parity import PARITY_FILE, check_parity, read_reference
 from qvec_deploy.bundle.manifest import Manifest, check_files, read_manifest
 from qvec_deploy.errors import IncompatibleError, IntegrityError
-from qvec_deploy.plan import check_lowering
 from qvec_deploy.recipe import Recipe, load_recipe
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.runtimes.registry import Session, find_target
+from qvec_deploy.runtimes.registry import check_lowering, find_runtime
+from qvec_deploy.runtimes.session import Session
 
 RECIPE_FILE = "recipe.yaml"
-COMPILED = "tensorrt"
-"""The runtime whose engines are built for a machine and kept; the others make theirs when a bundle is opened."""
-
 _NEEDED = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, RECIPE_FILE)
 
 
@@ -73,8 +70,8 @@ class Bundle:
             IncompatibleError: The runtime is missing here or refuses, or the lowering cannot take these weights.
         """
         chosen = self.check_lowering(lowering)
-        target = find_target(self.manifest.engine.runtime)
-        with target.open(self.directory, chosen, self.threads(threads)) as session:
+        backend = find_runtime(self.manifest.engine.runtime).load()
+        with backend.open(self.directory, chosen, self.threads(threads)) as session:
             yield session
 
     def engine_missing(self) -> str | None:
@@ -83,9 +80,8 @@ class Bundle:
         A machine may have what the building machine lacked; only what is compiled has to be built first.
         """
         engine = self.manifest.engine
-        if engine.missing is None or engine.runtime == COMPILED:
-            return engine.missing
-        return find_target(engine.runtime).missing(engine.lowering)
+        row = find_runtime(engine.runtime)
+        return engine.missing if engine.missing is None or row.compiles else row.missing(engine.lowering)
 
     def check_lowering(self, lowering: str | None) -> str:
         """The lowering to use, the recipe's by default.
@@ -121,7 +117,7 @@ class Bundle:
         results["graph"] = check_graph(self.directory)
         engine, missing = self.manifest.engine, self.engine_missing()
         if missing is not None:
-            results["engine"] = f"not {'built' if engine.runtime == COMPILED else 'opened'}: {missing}"
+            results["engine"] = f"not {'built' if find_runtime(engine.runtime).compiles else 'opened'}: {missing}"
             return results
         with self.session() as session:
             parity = check_parity(session, engine.runtime, engine.lowering, read_reference(self.directory))

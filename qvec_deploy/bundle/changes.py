@@ -12,18 +12,11 @@ from qvec_deploy.bench.environment import Environment
 from qvec_deploy.bench.results import Report
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.runtimes.engine_files import is_of_engine
+from qvec_deploy.runtimes.registry import find_runtime
 
 _PASSING = ("load_average", "load_average_after", "frequency_mhz", "packages", "threads")
 """Fields of an environment that say nothing about which machine it was, or that other groups hold."""
 _PASSING_GPU = ("sm_clock_mhz", "memory_clock_mhz", "power_w", "temperature_c", "throttling")
-
-RUNS_ON = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "onnxruntime-cuda": ("onnxruntime", "onnxruntime-gpu"),
-    "torch-cuda": ("torch", "triton"),
-    "tensorrt": ("tensorrt",),
-}
-"""The packages whose versions decide how fast an engine of a runtime is, and what it answers."""
 
 
 def all_changes(old: Bundle, new: Bundle, reports: tuple[Report | None, Report | None]) -> tuple[Changed, ...]:
@@ -76,7 +69,7 @@ def gate_changes(old: Bundle, new: Bundle) -> tuple[GateChange, ...]:
 
 def same_engine(old: Bundle, new: Bundle) -> bool:
     """Whether both bundles hold the same engine and were built with the same runtime: nothing can differ then."""
-    packages = RUNS_ON[new.manifest.engine.runtime]
+    packages = find_runtime(new.manifest.engine.runtime).packages
 
     def made_of(bundle: Bundle) -> tuple[object, ...]:
         versions = [bundle.manifest.versions.get(name) for name in packages]
@@ -96,7 +89,7 @@ def machine_differences(old: Environment, new: Environment, runtimes: set[str]) 
     one, other = _of_machine(old), _of_machine(new)
     odd = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
     odd += ["threads"] if old.threads != new.threads else []
-    packages = sorted({name for runtime in runtimes for name in RUNS_ON[runtime]})
+    packages = sorted({name for runtime in runtimes for name in find_runtime(runtime).packages})
     return odd + [name for name in packages if old.packages.get(name) != new.packages.get(name)]
 
 

@@ -11,15 +11,16 @@ from typing import Any
 
 from qvec_deploy.bench.parity import PARITY_FILE, check_parity, read_reference
 from qvec_deploy.bench.results import Parity
-from qvec_deploy.bundle.bundle import COMPILED, Bundle
+from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import LAMBDA0, Manifest, hash_files, write_manifest
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import storage_errors
 from qvec_deploy.progress import Progress
 from qvec_deploy.recipe.blocks import Target
 from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE, MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.runtimes.tensorrt.tensorrt_builder import EngineOptions
-from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TensorRT, describe
+from qvec_deploy.runtimes.engine_options import EngineOptions
+from qvec_deploy.runtimes.registry import find_lowering, find_runtime
+from qvec_deploy.runtimes.runtime import Runtime
 
 _SOURCES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, ACTIVATIONS_FILE)
 
@@ -65,7 +66,8 @@ def compile_engines(target: Target, directory: Path, caches: Path, progress: Pro
         IncompatibleError: TensorRT refuses.
     """
     stage = partial(progress.stage, "compile")
-    return TensorRT().compile(directory, target.lowering, engine_options(target), caches=caches, stage=stage)
+    compiler = find_runtime(target.runtime).load_compiler()
+    return compiler.compile(directory, target.lowering, engine_options(target), caches=caches, stage=stage)
 
 
 def compile_bundle(
@@ -97,17 +99,19 @@ def compile_bundle(
     """
     bundle, progress = Bundle.open(directory), progress or Progress()
     own = bundle.manifest.engine
-    if own.runtime != COMPILED:
+    row = find_runtime(own.runtime)
+    if not row.compiles:
         raise IncompatibleError(
             f"{directory} is for runtime `{own.runtime}`, which compiles nothing",
             hint=f"it can be used as it is where {own.runtime} runs: try `qvec-deploy verify`; for TensorRT, build it "
             "with target.runtime: tensorrt",
         )
     chosen = tuple(dict.fromkeys(bundle.check_lowering(lowering) for lowering in lowerings or (own.lowering,)))
-    if "w8a8" in chosen and ACTIVATIONS_FILE not in bundle.manifest.files:
+    calibrated = [name for name in chosen if find_lowering(own.runtime, name).calibrates_activations]
+    if calibrated and ACTIVATIONS_FILE not in bundle.manifest.files:
         raise IncompatibleError(
-            f"{directory} knows nothing about activations, which lowering `w8a8` quantizes",
-            hint="build it with target.lowering: w8a8, which measures them",
+            f"{directory} knows nothing about activations, which lowering `{calibrated[0]}` quantizes",
+            hint=f"build it with target.lowering: {calibrated[0]}, which measures them",
         )
     options = engine_options(bundle.recipe.target, batch_sizes)
     plain = [LAMBDA0] if (directory / LAMBDA0).is_dir() else []
@@ -117,10 +121,10 @@ def compile_bundle(
         for lowering in chosen:
             for part in ("", *plain):
                 place = _linked(directory / part, Path(scratch) / lowering / part)
-                names, parity = _compile(place, lowering, options, directory.resolve().parent, progress)
+                names, parity = _compile(row, place, lowering, options, directory.resolve().parent, progress)
                 made |= {str(Path(part) / name): place / name for name in names}
                 if not part:
-                    compiled.append(Compiled(lowering, parity, describe(place, lowering)))
+                    compiled.append(Compiled(lowering, parity, row.load_compiler().describe(place, lowering)))
         _install(bundle, made, chosen, compiled)
     return compiled
 
@@ -135,12 +139,12 @@ def _linked(source: Path, place: Path) -> Path:
 
 
 def _compile(
-    place: Path, lowering: str, options: EngineOptions, caches: Path, progress: Progress
+    row: Runtime, place: Path, lowering: str, options: EngineOptions, caches: Path, progress: Progress
 ) -> tuple[list[str], Parity]:
-    target = TensorRT()
-    names = target.compile(place, lowering, options, caches=caches, stage=partial(progress.stage, "compile"))
-    with progress.stage("check", lowering), target.open(place, lowering, 1) as session:
-        return names, check_parity(session, COMPILED, lowering, read_reference(place))
+    compiler = row.load_compiler()
+    names = compiler.compile(place, lowering, options, caches=caches, stage=partial(progress.stage, "compile"))
+    with progress.stage("check", lowering), compiler.open(place, lowering, 1) as session:
+        return names, check_parity(session, row.name, lowering, read_reference(place))
 
 
 def _install(bundle: Bundle, made: dict[str, Path], lowerings: Sequence[str], compiled: Sequence[Compiled]) -> None:

@@ -13,7 +13,7 @@ from qvec_deploy.bench.environment import available_threads, capture_environment
 from qvec_deploy.bench.predictions import PREDICTIONS_FILE, Predictions, write_predictions
 from qvec_deploy.bench.results import Model, Parity
 from qvec_deploy.bench.run import stored_bits_per_weight
-from qvec_deploy.bundle.bundle import COMPILED, RECIPE_FILE, Bundle
+from qvec_deploy.bundle.bundle import RECIPE_FILE, Bundle
 from qvec_deploy.bundle.manifest import LAMBDA0, Engine, Gate, Layer, Manifest, Vector, hash_files, write_manifest
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import GateError, IncompatibleError
@@ -24,8 +24,8 @@ from qvec_deploy.packed import PackedFile
 from qvec_deploy.plan import Plan
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.report.write_report import write_report
-from qvec_deploy.runtimes.bits import runtime_bits_per_weight
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.registry import find_runtime, runtime_bits_per_weight
 
 if TYPE_CHECKING:
     from qvec_deploy.bench.results import Report
@@ -116,7 +116,9 @@ def write_bundle(staging: Path, contents: BundleContents) -> None:
         control=own.control,
         stored_bytes=sum((staging / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
         stored_bits_per_weight=stored_bits_per_weight(weights),
-        runtime_bits_per_weight=runtime_bits_per_weight(weights, candidate.target.runtime, candidate.target.lowering),
+        runtime_bits_per_weight=runtime_bits_per_weight(
+            weights.tensors.values(), candidate.target.runtime, candidate.target.lowering
+        ),
         layers=tuple(Layer(name=name, error=error) for name, error in own.layer_errors.items()),
         parity=own.parity,
         method=candidate.quantize.method,
@@ -171,7 +173,7 @@ def require_engine(bundle: Bundle) -> None:
     if missing is not None:
         there = (
             f"`qvec-deploy compile {bundle.directory}` builds it"
-            if bundle.manifest.engine.runtime == COMPILED
+            if find_runtime(bundle.manifest.engine.runtime).compiles
             else f"`qvec-deploy verify {bundle.directory}` checks it and `bench` measures it"
         )
         raise IncompatibleError(

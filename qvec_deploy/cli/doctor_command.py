@@ -10,17 +10,7 @@ from rich.table import Table
 
 from qvec_deploy.bench.environment import capture_environment
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.plan import LOWERINGS
-from qvec_deploy.runtimes.registry import RUNTIMES, find_target
-
-_REMEDIES = {
-    "onnxruntime": "pip install onnxruntime, or onnxruntime-gpu on x86-64 Linux: one of the two, never both",
-    "torch-cuda": "an NVIDIA GPU, its driver, and torch with CUDA: pip install torch; `packed` also needs triton and "
-    "compute capability 8.0 or later",
-    "onnxruntime-cuda": "an NVIDIA GPU, its driver, and: pip install 'onnxruntime-gpu[cuda,cudnn]'",
-    "tensorrt": "an NVIDIA GPU and its driver, then: pip install --extra-index-url https://pypi.nvidia.com "
-    "-e '.[tensorrt]'; until then bundles are written without engine, and `qvec-deploy compile` adds it on the device",
-}
+from qvec_deploy.runtimes.registry import RUNTIMES
 
 
 def examine() -> dict[str, Any]:
@@ -30,9 +20,9 @@ def examine() -> dict[str, Any]:
 
     environment = capture_environment(1)
     runtimes = {}
-    for name in RUNTIMES:
-        missing = find_target(name).missing()
-        runtimes[name] = {"works": missing is None, "missing": missing, "remedy": _REMEDIES[name] if missing else None}
+    for name, row in RUNTIMES.items():
+        missing = row.load().missing()
+        runtimes[name] = {"works": missing is None, "missing": missing, "remedy": row.remedy if missing else None}
     return {
         "cpu": environment.cpu,
         "cpu_flags": list(environment.cpu_flags),
@@ -49,14 +39,15 @@ def examine() -> dict[str, Any]:
         "runtimes": runtimes,
         "lowerings": [
             {
-                "runtime": runtime,
-                "lowering": lowering,
-                "bits": list(entry.bits),
-                "granularities": list(entry.granularities),
-                "summary": entry.summary,
-                "missing": runtimes[runtime]["missing"] or find_target(runtime).missing(lowering),
+                "runtime": row.name,
+                "lowering": lowering.name,
+                "bits": list(lowering.bits),
+                "granularities": list(lowering.granularities),
+                "summary": lowering.summary,
+                "missing": runtimes[row.name]["missing"] or row.missing(lowering.name),
             }
-            for (runtime, lowering), entry in LOWERINGS.items()
+            for row in RUNTIMES.values()
+            for lowering in row.lowerings
         ],
     }
 

@@ -84,10 +84,9 @@ def _look_ahead(plan: Plan, name: str | None, batch_sizes: tuple[int, ...]) -> t
 def _find_device(plan: Plan, name: str | None) -> tuple[Device, str]:
     from qvec_deploy.bench.environment import available_threads
     from qvec_deploy.bench.roofline.devices import CPU, LISTED, find_gpu_here, find_listed, measure_device
-    from qvec_deploy.bench.roofline.predict import CPU_RUNTIMES
 
     target = plan.recipe.target
-    if name == CPU or (name is None and target.runtime in CPU_RUNTIMES):
+    if name == CPU or (name is None and target.on_cpu):
         return measure_device(target.threads or available_threads()), "measured here"
     listed = find_listed(name) if name is not None else find_gpu_here()
     if listed is None:

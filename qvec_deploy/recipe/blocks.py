@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from qvec_deploy.errors import RecipeError
+from qvec_deploy.recipe.names import LoweringName, RuntimeName
+from qvec_deploy.runtimes.registry import find_runtime
 from qvec_deploy.tensors import Scheme
 
 FLOAT_BITS = (16, 32)
@@ -212,11 +214,11 @@ class EngineBlock(Block):
 class Target(Block):
     """Where the engine runs."""
 
-    runtime: Literal["onnxruntime", "torch-cuda", "onnxruntime-cuda", "tensorrt"] = Field(
+    runtime: RuntimeName = Field(
         default="onnxruntime",
         description="`onnxruntime`: the CPU. `torch-cuda`, `onnxruntime-cuda` and `tensorrt`: NVIDIA GPUs.",
     )
-    lowering: Literal["float", "packed", "int4", "int8", "w8a8"] = Field(
+    lowering: LoweringName = Field(
         default="int4", description="What the runtime multiplies with; `qvec-deploy doctor` prints the table."
     )
     threads: int | None = Field(default=None, ge=1, description="Threads of the engine; all available cores if absent.")
@@ -224,6 +226,11 @@ class Target(Block):
         default=(1,), min_length=1, description="Batch sizes whose latency is measured."
     )
     engine: EngineBlock = Field(default=EngineBlock(), description="How TensorRT builds engines.")
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the engine runs on the CPU."""
+        return find_runtime(self.runtime).device == "cpu"
 
 
 class Evaluate(Block):

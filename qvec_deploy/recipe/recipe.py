@@ -32,6 +32,7 @@ from qvec_deploy.recipe.blocks import (
 )
 from qvec_deploy.recipe.matrix import Matrix
 from qvec_deploy.recipe.reading import Places, assign, parse
+from qvec_deploy.runtimes.registry import find_runtime
 
 
 def _or_a_word(schema: dict[str, Any]) -> None:
@@ -88,8 +89,9 @@ class Recipe(Block):
             raise ValueError(f"names of variants must differ from each other and from {', '.join(sorted(taken))}")
         if self.quantize.calibrated and self.quantize.calibration.on == "images" and self.images is None:
             raise ValueError("quantize.calibration.on: images needs the block `images`")
-        if self.measure.l2 == "cold" and self.target.runtime == "onnxruntime":
-            raise ValueError("measure.l2: cold empties a GPU's cache; target.runtime: onnxruntime runs on the CPU")
+        if self.measure.l2 == "cold" and self.target.on_cpu:
+            runtime = self.target.runtime
+            raise ValueError(f"measure.l2: cold empties a GPU's cache; target.runtime: {runtime} runs on the CPU")
         self._check_select()
         self._check_judges()
         self._check_gates()
@@ -242,8 +244,9 @@ class Recipe(Block):
 
     def baselines(self, taken: Sequence[str]) -> tuple[Recipe, ...]:
         """The float engine, and the methods that a gate wants beaten; `taken` names need no baseline."""
-        bits = 32 if self.target.runtime == "onnxruntime" else 16
-        to_float = {"quantize": {"bits": bits, "skip": list(self.quantize.skip)}, "target.lowering": "float"}
+        runtime = find_runtime(self.target.runtime)
+        as_float = {"bits": runtime.float_bits, "skip": list(self.quantize.skip)}
+        to_float = {"quantize": as_float, "target.lowering": runtime.baseline.name}
         rivals = [name for name in dict.fromkeys(self.gates.beats) if name in METHODS and name not in taken]
         others = [self.at_lambda_0(self.with_method(name), name=name) for name in rivals]
         return (self.at_lambda_0(to_float, name="float"), *others)

@@ -1,84 +1,112 @@
-"""One file per runtime: `compile` makes an engine of a bundle's files, `open` runs it. Sessions have no clock."""
+"""RUNTIMES: the one table of runtimes and their lowerings. What differs by runtime is asked of its row."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.tensors import Float32
+from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
+from qvec_deploy.runtimes.onnxruntime_cuda import ONNXRUNTIME_CUDA
+from qvec_deploy.runtimes.runtime import Lowering, Runtime
+from qvec_deploy.runtimes.session import Session
+from qvec_deploy.runtimes.tensorrt import TENSORRT
+from qvec_deploy.runtimes.torch_cuda import TORCH_CUDA
+from qvec_deploy.tensors import Scheme
+
+RUNTIMES: dict[str, Runtime] = {row.name: row for row in (ONNXRUNTIME, TORCH_CUDA, ONNXRUNTIME_CUDA, TENSORRT)}
+"""Every runtime by name. The first of a device is the usual one there."""
+
+RUNTIME_PACKAGES = frozenset(package for row in RUNTIMES.values() for package in row.packages)
+"""Distributions that any engine runs on."""
 
 
-class Session(Protocol):
-    """A loaded engine."""
+class WeightInfo(Protocol):
+    """A tensor of a plan or of a packed file."""
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
 
-    def run(self, images: Float32) -> Float32:
-        """Logits (batch, classes) float32 of images (batch, C, H, W) float32."""
-
-
-class Target(Protocol):
-    """A runtime."""
-
-    def missing(self, lowering: str | None = None) -> str | None:
-        """What this machine lacks to compile and run engines of this runtime; None if nothing.
-
-        Args:
-            lowering: For this lowering; without one, for at least one of them.
-        """
-
-    def open(self, directory: Path, lowering: str, threads: int) -> AbstractContextManager[Session]:
-        """The engine of the model and weight file in `directory`; loaded on entering the context.
-
-        Raises:
-            IncompatibleError: The runtime is missing, too old, or ran elsewhere than asked.
-        """
+    @property
+    def scheme(self) -> Scheme | None:
+        """The grid it is on; None for floats."""
 
 
-_CLASSES = {
-    "onnxruntime": "onnxruntime.ort_session:OnnxRuntime",
-    "torch-cuda": "torch_cuda.torch_session:TorchCuda",
-    "onnxruntime-cuda": "onnxruntime_cuda.ort_cuda_session:OnnxRuntimeCuda",
-    "tensorrt": "tensorrt.tensorrt_runtime:TensorRT",
-}
-RUNTIMES = tuple(_CLASSES)
-
-
-def find_target(runtime: str) -> Target:
-    """The target of a runtime; only its own module is imported, and its vendor's library when it is used.
+def find_runtime(name: str) -> Runtime:
+    """The row of a runtime.
 
     Raises:
         IncompatibleError: There is no such runtime.
     """
-    if runtime not in _CLASSES:
-        raise IncompatibleError(f"there is no runtime `{runtime}`", hint=f"use {', '.join(RUNTIMES)}")
-    module, name = _CLASSES[runtime].split(":")
-    target: Target = getattr(import_module(f"qvec_deploy.runtimes.{module}"), name)()
-    return target
+    if name not in RUNTIMES:
+        raise IncompatibleError(f"there is no runtime `{name}`", hint=f"use {', '.join(RUNTIMES)}")
+    return RUNTIMES[name]
 
 
-def require_images(images: Float32, shape: tuple[int, int, int]) -> None:
-    """Refuse what is no batch of an engine's images.
-
-    Args:
-        images: What was given.
-        shape: (C, H, W) of an image that the engine takes.
+def find_lowering(runtime: str, name: str) -> Lowering:
+    """The row of a runtime's lowering.
 
     Raises:
-        IncompatibleError: Another shape or type, or no image.
+        IncompatibleError: There is no such runtime, or it has no such lowering.
     """
-    if images.shape[1:] != shape or images.dtype != "float32" or not len(images):
+    known = {lowering.name: lowering for lowering in find_runtime(runtime).lowerings}
+    if name not in known:
+        raise IncompatibleError(f"runtime `{runtime}` has no lowering `{name}`", hint=f"it has {', '.join(known)}")
+    return known[name]
+
+
+def lowering_names() -> list[str]:
+    """Every lowering of any runtime, once."""
+    return list(dict.fromkeys(lowering.name for row in RUNTIMES.values() for lowering in row.lowerings))
+
+
+def check_lowering(runtime: str, lowering: str, bits: int, granularity: str, group_size: int) -> None:
+    """Refuse a combination that is not in the table.
+
+    Raises:
+        IncompatibleError: No such lowering, or one that cannot take these bits, this granularity or these groups.
+    """
+    row = find_lowering(runtime, lowering)
+    what = f"lowering `{lowering}` on `{runtime}`"
+    if bits not in row.bits:
+        takers = [other.name for other in find_runtime(runtime).lowerings if bits in other.bits]
         raise IncompatibleError(
-            f"the engine takes float32 images (batch, {', '.join(map(str, shape))}), got {images.dtype} {images.shape}",
-            hint="preprocess images as the manifest's data_config says",
+            f"{what} cannot take {bits} bits",
+            hint=f"it takes {', '.join(map(str, row.bits))}; for {bits}: {', '.join(takers) or 'none'}",
         )
+    if granularity not in row.granularities:
+        raise IncompatibleError(
+            f"{what} cannot take granularity `{granularity}`", hint=f"it takes {', '.join(row.granularities)}"
+        )
+    if not row.takes_groups(group_size):
+        least = row.group_multiple
+        hint = f"use a power of two of at least {least}" if row.power_of_two_groups else f"use a multiple of {least}"
+        raise IncompatibleError(f"{what} cannot take groups of {group_size}", hint=hint)
+
+
+def runtime_bits_per_weight(tensors: Iterable[WeightInfo], runtime: str, lowering: str) -> float:
+    """Bits a quantized weight takes where it is multiplied, its share of the scales included.
+
+    Args:
+        tensors: Of a plan or of a packed file; those that stay float do not count.
+        runtime: Name of a runtime.
+        lowering: Name of a lowering of it.
+
+    Returns:
+        The mean over all quantized weights; the width of the runtime's floats where there are none.
+    """
+    row, bits, count = find_lowering(runtime, lowering), 0.0, 0
+    for tensor in tensors:
+        if tensor.scheme is not None:
+            rows, columns = tensor.shape
+            count += rows * columns
+            bits += row.weight_bits(rows, columns, tensor.scheme)
+    return bits / count if count else float(find_runtime(runtime).float_bits)
 
 
 def open_engine(runtime: str, directory: str, lowering: str, threads: int) -> AbstractContextManager[Session]:
-    """`Target.open` with plain arguments, for a fresh process."""
-    return find_target(runtime).open(Path(directory), lowering, threads)
+    """`Backend.open` with plain arguments, for a fresh process."""
+    return find_runtime(runtime).load().open(Path(directory), lowering, threads)

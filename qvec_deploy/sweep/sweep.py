@@ -127,7 +127,7 @@ def _write(recipes: Sequence[Recipe], rows: Mapping[str, SweepRow], folder: Path
 
 def _job(recipe: Recipe, shared: Mapping[str, Any], gpus: int) -> Job:
     arguments = {"values": recipe.as_dict(), "recipes": str(recipe.folder), **shared}
-    gpus = 0 if recipe.target.runtime == "onnxruntime" else min(1, gpus)
+    gpus = 0 if recipe.target.on_cpu else min(1, gpus)
     return Job(recipe.name, "qvec_deploy.sweep.sweep:build_job", arguments, gpus=gpus, cpus=shared["threads"])
 
 

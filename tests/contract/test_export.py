@@ -14,7 +14,7 @@ from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.graph.export import export_skeleton
 from qvec_deploy.runtimes.graph.stored import attach_weights
-from qvec_deploy.runtimes.registry import find_target
+from qvec_deploy.runtimes.registry import find_runtime
 from qvec_deploy.tensors import Scheme
 
 MODELS = {
@@ -64,7 +64,7 @@ def test_parity_with_pytorch(tmp_path: Path, family: str, bits: int | None) -> N
     assert b"site-packages" not in (tmp_path / MODEL_FILE).read_bytes()
     reference = reference_logits(weights, name, 7, args, parity_images(architecture.input_shape))  # type: ignore[arg-type]
     for lowering in ("float",) if bits is None else ("packed", "int4", "int8"):
-        with find_target("onnxruntime").open(tmp_path, lowering, 1) as session:
+        with find_runtime("onnxruntime").load().open(tmp_path, lowering, 1) as session:
             parity = check_parity(session, "onnxruntime", lowering, reference)
             assert parity.relative_error < (0.1 if lowering == "int8" else 1e-5), lowering
             one = session.run(parity_images(session.input_shape)[:1])  # the batch is dynamic

@@ -13,13 +13,12 @@ from onnx.reference import ReferenceEvaluator
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
-from qvec_deploy.plan import LOWERINGS
 from qvec_deploy.quantize.reference import quantize
-from qvec_deploy.runtimes.bits import runtime_bits_per_weight
 from qvec_deploy.runtimes.graph import DOMAIN, OPSET
 from qvec_deploy.runtimes.graph.stored import attach_weights, operator_function
 from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory
 from qvec_deploy.runtimes.onnxruntime.ort_session import load_session
+from qvec_deploy.runtimes.registry import find_lowering, runtime_bits_per_weight
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 ROWS = 24
@@ -75,7 +74,7 @@ def test_packed_is_exact_in_onnxruntime_and_onnx(
     np.testing.assert_allclose(evaluated, expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("bits", LOWERINGS["onnxruntime", "int4"].bits)
+@pytest.mark.parametrize("bits", find_lowering("onnxruntime", "int4").bits)
 @pytest.mark.parametrize(("granularity", "group_size", "columns"), SCHEMES)
 def test_int4_keeps_every_code(tmp_path: Path, bits: int, granularity: str, group_size: int, columns: int) -> None:
     quantized, bias, x = _layer(bits, granularity, group_size, columns)
@@ -85,7 +84,7 @@ def test_int4_keeps_every_code(tmp_path: Path, bits: int, granularity: str, grou
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("bits", LOWERINGS["onnxruntime", "int8"].bits)
+@pytest.mark.parametrize("bits", find_lowering("onnxruntime", "int8").bits)
 @pytest.mark.parametrize(("granularity", "group_size", "columns"), SCHEMES[:3])
 def test_int8_errs_by_its_activations_only(
     tmp_path: Path, bits: int, granularity: str, group_size: int, columns: int
@@ -153,7 +152,7 @@ def test_the_graph_names_no_paths_of_the_building_machine(tmp_path: Path) -> Non
 def test_runtime_bits(tmp_path: Path, lowering: str, columns: int, expected: float) -> None:
     quantized, bias, _ = _layer(3, "channel", 0, columns)
     _, weights = _store(tmp_path, quantized, bias)
-    assert runtime_bits_per_weight(weights, "onnxruntime", lowering) == pytest.approx(expected)
+    assert runtime_bits_per_weight(weights.tensors.values(), "onnxruntime", lowering) == pytest.approx(expected)
 
 
 def test_runtime_bits_are_the_arrays_the_runtime_gets(tmp_path: Path) -> None:
@@ -162,7 +161,7 @@ def test_runtime_bits_are_the_arrays_the_runtime_gets(tmp_path: Path) -> None:
     for lowering in ("int4", "int8"):
         _, arrays = lower_in_memory(model, weights, lowering)
         taken = 8 * sum(array.nbytes for array in arrays.values()) / quantized.codes.size
-        assert runtime_bits_per_weight(weights, "onnxruntime", lowering) == pytest.approx(taken)
+        assert runtime_bits_per_weight(weights.tensors.values(), "onnxruntime", lowering) == pytest.approx(taken)
 
 
 def test_an_unknown_lowering_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from qvec_deploy.io.cache import Cache
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
-from qvec_deploy.runtimes.registry import find_target
+from qvec_deploy.runtimes.registry import find_runtime
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo_3bit.yaml"
 
@@ -41,7 +41,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, 
 @pytest.mark.parametrize("lowering", ["packed", "int4"])
 def test_exact_engines_agree_on_every_image(engine: tuple[Path, np.ndarray, np.ndarray], lowering: str) -> None:
     folder, images, expected = engine
-    with find_target("onnxruntime").open(folder, lowering, 1) as session:
+    with find_runtime("onnxruntime").load().open(folder, lowering, 1) as session:
         logits = session.run(images)
     assert len(images) == 5000
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
@@ -50,7 +50,7 @@ def test_exact_engines_agree_on_every_image(engine: tuple[Path, np.ndarray, np.n
 
 def test_int8_is_close(engine: tuple[Path, np.ndarray, np.ndarray]) -> None:
     folder, images, expected = engine
-    with find_target("onnxruntime").open(folder, "int8", 1) as session:
+    with find_runtime("onnxruntime").load().open(folder, "int8", 1) as session:
         logits = np.concatenate([session.run(images[i : i + 32]) for i in range(0, len(images), 32)])
     assert (logits.argmax(1) == expected.argmax(1)).mean() >= 0.97
     assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 0.05

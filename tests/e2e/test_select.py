@@ -61,10 +61,10 @@ def test_a_patch_without_images_is_unverified_and_lambda_0_lies_beside_it(
 
 def test_the_engine_at_lambda_0_is_an_engine(built: Callable[..., tuple[int, Path, str]]) -> None:
     from qvec_deploy.bench.parity import check_parity, read_reference
-    from qvec_deploy.runtimes.registry import find_target
+    from qvec_deploy.runtimes.registry import find_runtime
 
     _, path, _ = built()
-    with find_target("onnxruntime").open(path / "lambda0", "int4", 1) as session:
+    with find_runtime("onnxruntime").load().open(path / "lambda0", "int4", 1) as session:
         assert check_parity(session, "onnxruntime", "int4", read_reference(path / "lambda0")).relative_error < 1e-5
 
 

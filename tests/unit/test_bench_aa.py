@@ -100,7 +100,8 @@ def test_both_sessions_are_of_the_one_engine(bench: ModuleType, monkeypatch: pyt
         opened.append(arguments)
         return Session()
 
-    monkeypatch.setattr(bench, "find_target", lambda runtime: SimpleNamespace(open=open_engine))
+    backend = SimpleNamespace(open=open_engine)
+    monkeypatch.setattr(bench, "find_runtime", lambda runtime: SimpleNamespace(load=lambda: backend))
     bundle = SimpleNamespace(directory=Path("b"), recipe=SimpleNamespace(target=SimpleNamespace(runtime="onnxruntime")))
     first, second = bench.measure(bundle, "int8", 1, 9, 0)
     assert opened == [(Path("b"), "int8", 1)] * 2 + [("closed",)] * 2

@@ -23,6 +23,7 @@ from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.progress import Progress
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.recipe import Measure
+from qvec_deploy.recipe.blocks import Target
 from qvec_deploy.tensors import Scheme
 
 
@@ -59,7 +60,7 @@ def test_the_load_is_read_when_nothing_else_of_a_sweep_runs(monkeypatch: pytest.
         raise _Stopped(bool(alone))
 
     monkeypatch.setattr(bench, "capture_environment", capture)
-    target = SimpleNamespace(threads=1, recipe=SimpleNamespace(target=SimpleNamespace(runtime="onnxruntime")))
+    target = SimpleNamespace(threads=1, recipe=SimpleNamespace(target=Target()))
     asked: Any = SimpleNamespace(measure=Measure(), alone=hold, profile=False)
     contenders: Any = [target]
     with pytest.raises(_Stopped, match="True"):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qvec_deploy.build import pipeline as build
-from qvec_deploy.bundle import bundle as bundle_module
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.side_by_side import bench_bundles
 from qvec_deploy.bundle.write import require_engine, require_release
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.recipe import load_recipe
+from qvec_deploy.runtimes.registry import RUNTIMES
+from qvec_deploy.runtimes.runtime import Runtime
 from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda
 
 
@@ -34,13 +36,8 @@ def arrive(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def call() -> None:
         monkeypatch.undo()
-        real = bundle_module.find_target
-        played = {"torch-cuda": TorchCuda("cpu")}
-
-        def find(runtime: str) -> Any:
-            return played.get(runtime) or real(runtime)
-
-        monkeypatch.setattr(bundle_module, "find_target", find)
+        here = replace(RUNTIMES["torch-cuda"], backend="small_engines:torch_on_cpu")
+        monkeypatch.setitem(RUNTIMES, "torch-cuda", here)
 
     return call
 
@@ -93,7 +90,7 @@ def test_engines_that_are_compiled_stay_missing_until_they_are(
     engine = bundle.manifest.engine.model_copy(update={"runtime": "tensorrt"})
     compiled = Bundle(made, bundle.manifest.model_copy(update={"engine": engine}), bundle.recipe)
     arrive()
-    monkeypatch.setattr(bundle_module, "find_target", lambda runtime: pytest.fail("asked"))
+    monkeypatch.setattr(Runtime, "load", lambda self: pytest.fail("asked"))
     assert compiled.engine_missing() == "no GPU here"
     with pytest.raises(IncompatibleError) as caught:
         require_engine(compiled)

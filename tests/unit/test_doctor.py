@@ -16,10 +16,10 @@ from qvec_deploy.bench import gpu_watch as nvml
 from qvec_deploy.bench.environment import GpuState
 from qvec_deploy.cli import doctor_command as doctor
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.plan import LOWERINGS
 from qvec_deploy.runtimes import cuda_driver as cuda
 from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
 from qvec_deploy.runtimes.onnxruntime_cuda import ort_cuda_session as onnxruntime_cuda
+from qvec_deploy.runtimes.registry import RUNTIMES
 
 
 def _refuse() -> Any:
@@ -68,7 +68,8 @@ def test_a_machine_that_has_everything(monkeypatch: pytest.MonkeyPatch, capsys: 
     }
     assert found["tensorrt"] == {"version": "10.16.1.11", "aot": True, "missing": None}
     assert all(runtime["works"] for runtime in found["runtimes"].values())
-    assert [entry["missing"] for entry in found["lowerings"]] == [None] * len(LOWERINGS)
+    assert len(found["lowerings"]) == sum(len(row.lowerings) for row in RUNTIMES.values())
+    assert {entry["missing"] for entry in found["lowerings"]} == {None}
     text = _text(found, capsys)
     assert "GPU: NVIDIA Test, compute capability 8.9, 24.0 GiB" in text
     assert "NVIDIA driver: 580.65.06, for CUDA 13.0 and earlier" in text
@@ -118,4 +119,4 @@ def test_what_is_missing_of_a_runtime_is_said_by_lowering(
 
 
 def test_the_remedy_names_the_capability_that_is_asked_for() -> None:
-    assert f"capability {BASELINE_SM / 10:.1f}" in doctor._REMEDIES["torch-cuda"]
+    assert f"capability {BASELINE_SM / 10:.1f}" in RUNTIMES["torch-cuda"].remedy

@@ -13,10 +13,11 @@ from safetensors.numpy import save_file
 from qvec_deploy.build.context import BuildContext
 from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.plan import LOWERINGS, Plan, check_lowering
+from qvec_deploy.plan import Plan
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
-from qvec_deploy.runtimes.tensorrt.tensorrt_linear import int4_block
+from qvec_deploy.runtimes.registry import RUNTIMES, check_lowering, find_lowering
+from qvec_deploy.runtimes.tensorrt import int4_block
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector
 
@@ -160,9 +161,9 @@ def test_groups_are_those_that_the_lowering_can_make(
 def test_what_a_plan_takes_can_be_lowered(columns: int) -> None:
     """The kernels' layouts and TensorRT's blocks agree with the table, for every group size that divides a row."""
     for size in (size for size in range(1, columns + 1) if columns % size == 0):
-        if LOWERINGS["tensorrt", "packed"].takes_groups(size):
+        if find_lowering("tensorrt", "packed").takes_groups(size):
             choose_layout(768, columns, 3, size)
-        if LOWERINGS["tensorrt", "int4"].takes_groups(size):
+        if find_lowering("tensorrt", "int4").takes_groups(size):
             assert size % int4_block(columns, size) == 0
 
 
@@ -175,7 +176,7 @@ def test_the_table_of_lowerings_is_what_a_plan_takes(pico_recipe: Callable[..., 
         path = pico_recipe(
             quantize=quantize, target={"runtime": runtime, "lowering": lowering}, vector=None, **{"lambda": 0}
         )
-        entry = LOWERINGS.get((runtime, lowering))
+        entry = next((row for row in RUNTIMES[runtime].lowerings if row.name == lowering), None)
         takes = entry is not None and bits in entry.bits and granularity in entry.granularities
         takes = takes and entry.takes_groups(quantize["group_size"])
         try:

@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from qvec_deploy.bench.roofline.devices import LISTED
 from qvec_deploy.bench.roofline.operations import REST, Operation, Product
-from qvec_deploy.bench.roofline.predict import Mode, mode_of, planned_bits, predict
+from qvec_deploy.bench.roofline.predict import Mode, mode_of, predict
 from qvec_deploy.bench.roofline.roofline_values import Device
 from qvec_deploy.build.context import BuildContext
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
-from qvec_deploy.plan import LOWERINGS
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.recipe import load_recipe
-from qvec_deploy.runtimes.bits import runtime_bits_per_weight
+from qvec_deploy.runtimes.registry import RUNTIMES, runtime_bits_per_weight
 
 CPU = Device("a CPU", "measured", 10.0, {"fp32": 100.0, "int8": 400.0}, threads=1)
 FLOAT = Mode("fp32", 32.0, "fp32")
@@ -102,7 +101,10 @@ def test_one_token_is_bound_by_memory_everywhere(name: str) -> None:
     assert full.ms / low.ms == pytest.approx(16 / 3, rel=0.01)
 
 
-@pytest.mark.parametrize(("runtime", "lowering"), [pair for pair, what in LOWERINGS.items() if 3 in what.bits])
+@pytest.mark.parametrize(
+    ("runtime", "lowering"),
+    [(row.name, each.name) for row in RUNTIMES.values() for each in row.lowerings if 3 in each.bits],
+)
 def test_planned_bits_are_those_of_the_file(
     tmp_path: Path, pico_recipe: Callable[..., Path], runtime: str, lowering: str
 ) -> None:
@@ -115,5 +117,5 @@ def test_planned_bits_are_those_of_the_file(
         if tensor.scheme is not None
     }
     write_packed(tmp_path / "w.safetensors", layout, values.items())
-    expected = runtime_bits_per_weight(PackedFile.open(tmp_path / "w.safetensors"), runtime, lowering)
-    assert planned_bits(plan, runtime, lowering) == pytest.approx(expected)
+    expected = runtime_bits_per_weight(PackedFile.open(tmp_path / "w.safetensors").tensors.values(), runtime, lowering)
+    assert runtime_bits_per_weight(plan.tensors, runtime, lowering) == pytest.approx(expected)

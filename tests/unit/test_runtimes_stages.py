@@ -17,8 +17,8 @@ from qvec_deploy.bench.stages import time_stages
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes import cuda_driver as cuda
 from qvec_deploy.runtimes.cuda_driver import FUNCTIONS, Cuda
+from qvec_deploy.runtimes.engine_options import EngineOptions
 from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_session import CudaSession
-from qvec_deploy.runtimes.tensorrt.tensorrt_builder import EngineOptions
 from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TensorRT
 from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda
 from qvec_deploy.tensors import Scheme

@@ -19,7 +19,8 @@ from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import STRUCTURE_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.torch_cuda.torch_module import HalfEngine, load_engine
-from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda, TorchSession, _Graph, out_of_memory, read_structure
+from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda, TorchSession, _Graph, out_of_memory
+from qvec_deploy.runtimes.torch_cuda.torch_structure import read_structure
 from qvec_deploy.tensors import Scheme
 
 HALF_TOLERANCE = 5e-3  # relative L2 of the logits; float16 rounds to 5e-4, a few dozen times in a row
@@ -304,7 +305,7 @@ def test_computed_buffers_get_their_values(tmp_path: Path) -> None:
     from qvec_deploy.bench.parity import reference_logits
     from qvec_deploy.models import create, describe
     from qvec_deploy.packed import Entry, write_packed
-    from qvec_deploy.runtimes.torch_cuda.torch_session import write_structure
+    from qvec_deploy.runtimes.torch_cuda.torch_structure import write_structure
 
     name, args = "swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": [1, 2]}
     args["num_heads"] = [2, 4]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,7 +161,8 @@ def test_an_engine_that_computes_something_else_is_not_installed(
     setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr("qvec_deploy.bench.parity.tolerance", lambda runtime, lowering: 1e-9)
+    strict = SimpleNamespace(tolerance=1e-9)
+    monkeypatch.setattr("qvec_deploy.bench.parity.find_lowering", lambda runtime, lowering: strict)
     with pytest.raises(IncompatibleError, match="logits differ from PyTorch's by"):
         compile_bundle(bundle)
     assert _engines(bundle) == set()

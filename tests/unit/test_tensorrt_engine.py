@@ -19,15 +19,15 @@ from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, RecipeError, StorageError
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.cuda_driver import Gpu, OutOfDeviceMemory
-from qvec_deploy.runtimes.tensorrt import tensorrt_library
-from qvec_deploy.runtimes.tensorrt.sidecar import Batches
-from qvec_deploy.runtimes.tensorrt.tensorrt_builder import EngineOptions
-from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TOLERANCES, TensorRT, describe
+from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
+from qvec_deploy.runtimes.registry import find_lowering
+from qvec_deploy.runtimes.tensorrt import TENSORRT, tensorrt_library
+from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TensorRT
 from qvec_deploy.tensors import Scheme
 
 State = dict[str, np.ndarray]
 TARGET = TensorRT()
-LOWERINGS = list(TOLERANCES)
+LOWERINGS = [row.name for row in TENSORRT.lowerings]
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +68,12 @@ def test_an_engine_agrees_with_pytorch(
     with TARGET.open(folder, lowering, 1) as session:
         assert session.input_shape == (3, 32, 32)
         logits = session.run(parity_images((3, 32, 32)))
-    assert np.linalg.norm(logits - reference) / np.linalg.norm(reference) < TOLERANCES[lowering]
+    assert (
+        np.linalg.norm(logits - reference) / np.linalg.norm(reference) < find_lowering("tensorrt", lowering).tolerance
+    )
     assert setup.cuda.launches == 1, "it ran as a CUDA graph"
     assert (setup.cuda.memory, setup.cuda.pinned_arrays, setup.cuda.streams) == ({}, 0, 0)
-    (engine,) = describe(folder, lowering)
+    (engine,) = TensorRT().describe(folder, lowering)
     assert engine["machine"] == {"tensorrt": "10.16.1.11", "gpu": GPU.name, "sm": 89, "driver": "13.0"}
     assert engine["weights_bytes"] == engine["given_bytes"]
     assert engine["plugin_layers"] == (8 if lowering == "packed" else 0)
@@ -218,7 +220,7 @@ def test_a_plugin_that_was_not_found_is_refused(setup: Setup, folder: Path) -> N
 def test_unpacked_weights_are_refused(setup: Setup, folder: Path, lowering: str) -> None:
     """What it would store with every quantized weight in float16, and not a byte more."""
     _compile(folder, lowering, EngineOptions())
-    (engine,) = describe(folder, lowering)
+    (engine,) = TensorRT().describe(folder, lowering)
     weights = PackedFile.open(folder / "weights.qvec.safetensors")
     dense = sum(2 * info.shape[0] * info.shape[1] for info in weights.tensors.values() if info.scheme is not None)
     setup.faults.stores = engine["given_bytes"] - engine["packed_bytes"] + dense
@@ -238,7 +240,7 @@ def test_a_release_that_does_not_tell_stored_bytes(setup: Setup, folder: Path) -
     del setup.trt.EngineStat
     setup.faults.unpacks = 100
     _compile(folder, "packed", EngineOptions())
-    assert describe(folder, "packed")[0]["weights_bytes"] is None
+    assert TensorRT().describe(folder, "packed")[0]["weights_bytes"] is None
 
 
 def test_what_a_plugin_raised_comes_through(setup: Setup, folder: Path) -> None:

@@ -19,14 +19,14 @@ from qvec_deploy.runtimes.graph.activations import calibrate_amax, read_amax, wr
 from qvec_deploy.runtimes.graph.float16 import half, halve_node
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
 from qvec_deploy.runtimes.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
+from qvec_deploy.runtimes.registry import runtime_bits_per_weight
+from qvec_deploy.runtimes.tensorrt import int4_block
 from qvec_deploy.runtimes.tensorrt.tensorrt_graph import (
     OPSETS,
     _padding,
     allowed_bytes,
-    runtime_bits_per_weight,
     tensorrt_graph,
 )
-from qvec_deploy.runtimes.tensorrt.tensorrt_linear import int4_block
 from qvec_deploy.tensors import Scheme
 
 State = dict[str, np.ndarray]
@@ -128,7 +128,7 @@ def test_bytes_are_counted(stored: tuple[Path, np.ndarray]) -> None:
         raw = sum(len(tensor.raw_data) for tensor in graph.model.graph.initializer)
         assert graph.weight_bytes == raw > graph.packed_bytes
         few = 8 * 8 * 32 / count  # scales of activations, pads: a few values a Linear
-        expected = runtime_bits_per_weight(weights, lowering)
+        expected = runtime_bits_per_weight(weights.tensors.values(), "tensorrt", lowering)
         assert expected <= 8 * graph.packed_bytes / count <= expected + few
 
 

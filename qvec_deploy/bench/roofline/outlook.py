@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qvec_deploy.bench.roofline.operations import Operation
-from qvec_deploy.bench.roofline.predict import CPU_RUNTIMES, INT8_LOWERINGS, Mode, mode_of, planned_bits, predict
+from qvec_deploy.bench.roofline.predict import Mode, predict
 from qvec_deploy.bench.roofline.roofline_values import Device, Prediction
 from qvec_deploy.errors import QvecError
-from qvec_deploy.plan import LOWERINGS, Plan, check_lowering
+from qvec_deploy.plan import Plan
+from qvec_deploy.runtimes.registry import RUNTIMES, check_lowering, runtime_bits_per_weight
+from qvec_deploy.runtimes.runtime import Lowering, Runtime
 
 LAUNCH_MS = 0.003  # of a kernel, the least that is usual
 WORTH = 1.05  # less than this is lost in what the roofline leaves out
@@ -63,33 +65,41 @@ def columns_of(plan: Plan, device: Device) -> tuple[Column, ...]:
         plan: What would be built.
         device: A CPU (which has threads) or a GPU.
     """
-    on_cpu, runtime = device.threads is not None, plan.recipe.target.runtime
-    if (runtime in CPU_RUNTIMES) != on_cpu:
-        runtime = "onnxruntime" if on_cpu else "torch-cuda"
-    known = [lowering for of, lowering in LOWERINGS if of == runtime]
-    floats = mode_of(runtime, "float", 32.0 if on_cpu else 16.0)
-    columns = [Column(floats.floats, runtime, "float", floats)]
-    integer = next((lowering for lowering in known if lowering in INT8_LOWERINGS), None)
+    kind = "cpu" if device.threads is not None else "cuda"
+    there = [row for row in RUNTIMES.values() if row.device == kind]
+    runtime = next((row for row in there if row.name == plan.recipe.target.runtime), there[0])
+    floats = Mode(runtime.floats, float(runtime.float_bits), runtime.floats)
+    columns = [Column(floats.floats, runtime.name, runtime.baseline.name, floats)]
     if plan.quantized:
-        bits = planned_bits(plan, *(("onnxruntime", "int8") if on_cpu else ("tensorrt", "w8a8")))
-        columns.append(Column("int8", runtime, integer, mode_of(runtime, "int8", bits)))
-        columns.append(_weight_only(plan, runtime, [each for each in known if each in ("packed", "int4")]))
+        columns += [_int8(plan, runtime, there), _weight_only(plan, runtime)]
     return tuple(columns)
 
 
-def _weight_only(plan: Plan, runtime: str, known: Sequence[str]) -> Column:
+def _int8(plan: Plan, runtime: Runtime, there: Sequence[Runtime]) -> Column:
+    """The runtime's own lowering with int8 products; what it would be like where only another of the device has one."""
+    own, *_ = [(row, each) for row in (runtime, *there) for each in row.lowerings if each.arithmetic == "int8"]
+    row, lowering = own
+    mode = Mode(runtime.floats, runtime_bits_per_weight(plan.tensors, row.name, lowering.name), "int8")
+    return Column("int8", runtime.name, lowering.name if row is runtime else None, mode)
+
+
+def _weight_only(plan: Plan, runtime: Runtime) -> Column:
     """The plan's own lowering, or that of fewest bits; the file's width where the runtime has none."""
     grid, own = plan.recipe.quantize, plan.recipe.target.lowering
     bits = {}
-    for lowering in known:
+    for lowering in filter(_keeps_float_products, runtime.lowerings):
         try:
-            check_lowering(runtime, lowering, grid.bits, grid.granularity, grid.group_size)
+            check_lowering(runtime.name, lowering.name, grid.bits, grid.granularity, grid.group_size)
         except QvecError:
             continue
-        bits[lowering] = planned_bits(plan, runtime, lowering)
+        bits[lowering.name] = runtime_bits_per_weight(plan.tensors, runtime.name, lowering.name)
     chosen = own if own in bits else min(bits, key=lambda lowering: bits[lowering], default=None)
     width = plan.stored_bits_per_weight if chosen is None else bits[chosen]
-    return Column(f"{grid.bits} bits", runtime, chosen, mode_of(runtime, "packed", width))
+    return Column(f"{grid.bits} bits", runtime.name, chosen, Mode(runtime.floats, width, runtime.floats))
+
+
+def _keeps_float_products(lowering: Lowering) -> bool:
+    return lowering.arithmetic != "int8"
 
 
 def look_ahead(plan: Plan, operations: Sequence[Operation], device: Device, batch_size: int) -> Outlook:

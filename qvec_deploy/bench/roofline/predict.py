@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-
-import numpy as np
 
 from qvec_deploy.bench.roofline.operations import Operation
 from qvec_deploy.bench.roofline.roofline_values import Device, LayerPrediction, Prediction
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.packed import PackedFile
-from qvec_deploy.packed.packed_file import Span, TensorInfo
-from qvec_deploy.plan import Plan
-from qvec_deploy.runtimes.bits import runtime_bits_per_weight
+from qvec_deploy.runtimes.registry import find_lowering, find_runtime
+from qvec_deploy.runtimes.runtime import Arithmetic
 
-Arithmetic = Literal["fp32", "fp16", "int8"]
-
-CPU_RUNTIMES = ("onnxruntime",)
-INT8_LOWERINGS = ("int8", "w8a8")
 _FLOAT_BITS = {"fp32": 32.0, "fp16": 16.0}
 
 
@@ -45,25 +36,14 @@ class Mode:
 
 
 def mode_of(runtime: str, lowering: str, weight_bits: float) -> Mode:
-    """How a lowering multiplies: float32 on the CPU, float16 on a GPU, and int8 where activations are quantized too.
+    """How a lowering multiplies.
 
     Args:
         runtime: As in the recipe.
         lowering: As in the recipe.
         weight_bits: As `runtime_bits_per_weight` says.
     """
-    floats: Literal["fp32", "fp16"] = "fp32" if runtime in CPU_RUNTIMES else "fp16"
-    return Mode(floats, weight_bits, "int8" if lowering in INT8_LOWERINGS else floats)
-
-
-def planned_bits(plan: Plan, runtime: str, lowering: str) -> float:
-    """What `runtime_bits_per_weight` will say of a plan's weights in any lowering, before there is a file."""
-    nowhere = Span(0, 0)
-    tensors = {
-        tensor.name: TensorInfo(tensor.name, tensor.shape, tensor.scheme, "I32", nowhere, nowhere)
-        for tensor in plan.quantized
-    }
-    return runtime_bits_per_weight(PackedFile(Path(), "", tensors, {}, np.empty(0, np.uint8)), runtime, lowering)
+    return Mode(find_runtime(runtime).floats, weight_bits, find_lowering(runtime, lowering).arithmetic)
 
 
 def predict(

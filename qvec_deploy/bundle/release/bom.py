@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.bench.summary import LatencyRow, rows
-from qvec_deploy.bundle.changes import RUNS_ON
 from qvec_deploy.bundle.manifest import FileEntry
 from qvec_deploy.bundle.release.release_subject import Subject
 from qvec_deploy.report import candidate_text, prose
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
+from qvec_deploy.runtimes.registry import find_runtime
 
 if TYPE_CHECKING:
     from cyclonedx.model import HashType
@@ -52,7 +52,7 @@ def _bom(subject: Subject, files: dict[str, FileEntry]) -> Bom:
     version = manifest.versions.get("qvec-deploy")
     tool = Component(name="qvec-deploy", version=version, type=ComponentType.APPLICATION, bom_ref="tool:qvec-deploy")
     model = _model(subject)
-    runs_on = RUNS_ON[manifest.engine.runtime]
+    runs_on = find_runtime(manifest.engine.runtime).packages
     libraries = [_library(name, version, name in runs_on) for name, version in sorted(manifest.versions.items())]
     sources = [_source(role, name, digest) for role, name, digest in subject.sources() if role != "receiver"]
     metadata = BomMetaData(

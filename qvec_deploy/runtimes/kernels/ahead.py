@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import re
 import subprocess
@@ -185,14 +186,12 @@ def assemble(ptx: bytes, sm: int) -> Assembly:
         IncompatibleError: ptxas refuses it.
     """
     _require_triton()
-    from triton.backends.nvidia.compiler import get_ptxas
-
     exact = re.search(rb"^\.target sm_(\d+a?)", ptx, re.MULTILINE)
     arch = exact[1].decode() if exact and exact[1].endswith(b"a") else str(sm)
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         source.write_bytes(ptx)
-        command = [get_ptxas(sm).path, "-v", f"-arch=sm_{arch}", str(source), "-o", str(cubin)]
+        command = [_ptxas(sm), "-v", f"-arch=sm_{arch}", str(source), "-o", str(cubin)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise IncompatibleError(
@@ -290,6 +289,14 @@ def _dequantize_grid(layout: str, rows: int, columns: int) -> tuple[int, int]:
 
     block = DEQUANTIZE_BLOCK[layout]
     return -(-rows // block[0]), -(-columns // block[1])
+
+
+def _ptxas(sm: int) -> str:
+    """Path of the assembler; before Triton 3.6 there is one for all architectures."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    tool = get_ptxas(sm) if inspect.signature(get_ptxas).parameters else get_ptxas()
+    return str(tool.path)
 
 
 def _require_triton() -> None:

@@ -13,10 +13,10 @@ from onnx import TensorProto, helper
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.runtimes.graph import DOMAIN
-from qvec_deploy.tensors import QuantizedTensor, Scheme
+from qvec_deploy.runtimes.onnxruntime import block_of
+from qvec_deploy.tensors import QuantizedTensor
 
 CONTRIB = "com.microsoft"
-_BLOCKS = (16, 32, 64, 128, 256)  # block sizes that every build of MatMulNBits takes
 
 Arrays = dict[str, NDArray[Any]]
 Converted = tuple[onnx.NodeProto, list[NDArray[Any]]]
@@ -65,26 +65,6 @@ def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, lowering: str)
     model.ClearField("opset_import")
     model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets.items())
     return model, arrays
-
-
-def runtime_bits_per_weight(weights: PackedFile, lowering: str) -> float:
-    """Bits a quantized weight takes in the engine's memory, its share of the scales included."""
-    bits = count = 0.0
-    for info in weights.tensors.values():
-        if info.scheme is not None:
-            rows, columns = info.shape
-            count += rows * columns
-            bits += rows * _row_bits(lowering, columns, info.scheme)
-    return bits / count if count else 32.0
-
-
-def _row_bits(lowering: str, columns: int, scheme: Scheme) -> float:
-    if lowering == "int4":
-        block = block_of(columns, scheme.group_size)
-        return 8.0 * -(-columns // block) * (block // 2 + 4)
-    if lowering == "int8":
-        return 8.0 * columns + 32
-    return 32.0 * columns  # `packed` is unpacked to float32 when it is loaded
 
 
 def _to_int4(node: onnx.NodeProto, tensor: QuantizedTensor) -> Converted:
@@ -140,10 +120,3 @@ def external_initializer(name: str, array: NDArray[Any]) -> TensorProto:
 
 def _operands(node: onnx.NodeProto) -> tuple[str, str]:
     return f"{node.input[1]}.codes", f"{node.input[1]}.scales"
-
-
-def block_of(columns: int, group_size: int) -> int:
-    """The block size that needs least memory, padding and scales counted; a group, or an even share of a large one."""
-    if group_size:
-        return min(group_size, _BLOCKS[-1])
-    return min(_BLOCKS, key=lambda block: (-(-columns // block) * (block // 2 + 4), block))

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_file
+from qvec_deploy.runtimes.session import require_images
 from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
-    from qvec_deploy.runtimes.registry import Session
+    from qvec_deploy.runtimes.session import Session
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -101,12 +102,7 @@ class OnnxSession:
         Raises:
             IncompatibleError: Images of another shape or dtype.
         """
-        if images.shape[1:] != self.input_shape or images.dtype != "float32" or not len(images):
-            raise IncompatibleError(
-                f"the engine takes float32 images (batch, {', '.join(map(str, self.input_shape))}), "
-                f"got {images.dtype} {images.shape}",
-                hint="preprocess images as the manifest's data_config says",
-            )
+        require_images(images, self.input_shape)
         logits: Float32 = self._session.run([self._output], {self._input.name: images})[0]
         return logits
 

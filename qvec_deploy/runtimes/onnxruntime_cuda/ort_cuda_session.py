@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_file
 from qvec_deploy.runtimes.cuda_driver import Cuda
-from qvec_deploy.runtimes.registry import require_images
+from qvec_deploy.runtimes.onnxruntime_cuda import LARGEST_BLOCK
+from qvec_deploy.runtimes.session import require_images
 from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
     import onnx
 
     from qvec_deploy.packed import PackedFile
-    from qvec_deploy.runtimes.registry import Session
+    from qvec_deploy.runtimes.session import Session
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 BATCH = "batch"  # name of the exported graph's one free dimension
 SESSIONS = 2  # batch sizes kept loaded: one that is measured, and the last batch of a dataset
-LARGEST_BLOCK = 128
 
 Arrays = dict[str, NDArray[Any]]
 

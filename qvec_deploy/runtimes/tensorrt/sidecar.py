@@ -11,36 +11,12 @@ from typing import Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_file, sha256_bytes, sha256_file, storage_errors, write_bytes
+from qvec_deploy.runtimes.engine_options import HARDWARE, Batches
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, release
 
 FORMAT, FORMAT_VERSION = "qvec-plan", 1
 SUFFIX = ".plan"
 REBUILD = "`qvec-deploy compile BUNDLE` builds it for this machine"
-
-HARDWARE = ("this", "same_compute_capability", "ampere_plus")
-"""GPUs an engine runs on: this model, all of its compute capability, all from 8.0 on."""
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Batch sizes that one engine takes; TensorRT makes it fastest at `best`."""
-
-    smallest: int
-    best: int
-    largest: int
-
-    @classmethod
-    def of(cls, size: int) -> Batches:
-        """One size: a static engine."""
-        return cls(size, size, size)
-
-    @property
-    def static(self) -> bool:
-        """Whether there is only one."""
-        return self.smallest == self.largest
-
-    def __str__(self) -> str:
-        return f"{self.largest}" if self.static else f"{self.smallest}-{self.largest}"
 
 
 @dataclass(frozen=True)

@@ -6,68 +6,26 @@ import contextlib
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
+from qvec_deploy.errors import IncompatibleError, StorageError
 from qvec_deploy.io.files import sha256_bytes, storage_errors, write_bytes
 from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
+from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.graph import INPUT
-from qvec_deploy.runtimes.tensorrt.sidecar import HARDWARE, Batches, Sidecar
+from qvec_deploy.runtimes.session import Advance
+from qvec_deploy.runtimes.tensorrt.sidecar import Sidecar
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, make_logger, starting
 
 if TYPE_CHECKING:
     from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
 
-Advance = Callable[[int, int], None]
-
 _INLINE_BYTES = 1 << 30  # larger graphs keep their constants outside: protobuf ends at 2 GB
 _MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How engines are built.
-
-    Attributes:
-        batch_sizes: One static engine each.
-        dynamic: One engine instead, from the smallest to the largest. It runs without a CUDA graph, and up to
-            TensorRT 11.2 at least, engines with our plugin leak a little GPU memory whenever the size changes.
-        hardware: One of `HARDWARE`. More GPUs, slower engines.
-        version_compatible: Run on other releases of the same major version too.
-        cuda_graph: Run static engines as CUDA graphs.
-        optimization_level: TensorRT's builder optimization level, 0 to 5; None is its default.
-        workspace_mib: Memory that tactics may use; None is whatever the GPU has.
-
-    Raises:
-        RecipeError: A value that means nothing.
-    """
-
-    batch_sizes: tuple[int, ...] = (1,)
-    dynamic: bool = False
-    hardware: str = "this"
-    version_compatible: bool = False
-    cuda_graph: bool = True
-    optimization_level: int | None = None
-    workspace_mib: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise RecipeError(f"batch sizes {list(self.batch_sizes)}", hint="name at least one, of at least 1")
-        if self.hardware not in HARDWARE:
-            raise RecipeError(f"hardware `{self.hardware}`", hint=f"use {', '.join(HARDWARE)}")
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise RecipeError(f"optimization level {self.optimization_level}", hint="TensorRT has 0 to 5")
-
-    def engines(self) -> tuple[Batches, ...]:
-        """What each engine takes, the smallest first."""
-        sizes = sorted(set(self.batch_sizes))
-        if self.dynamic:
-            return (Batches(sizes[0], sizes[-1], sizes[-1]),)
-        return tuple(Batches.of(size) for size in sizes)
 
 
 @dataclass(frozen=True)

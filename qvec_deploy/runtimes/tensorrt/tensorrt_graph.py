@@ -18,7 +18,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.runtimes.graph import DOMAIN
 from qvec_deploy.runtimes.graph.float16 import cast_at_the_ends, half, halve_node
-from qvec_deploy.runtimes.tensorrt.tensorrt_linear import CONVERTERS, device_function, int4_block
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import CONVERTERS, device_function
 
 OPSETS = {"float": 20, "packed": 20, "int4": 21, "w8a8": 21}
 """Opset of each lowering's graph; 21 brought INT4 and blocks. What is shared means the same in both."""
@@ -130,28 +130,6 @@ def allowed_bytes(given: int, packed: Sequence[int], unpacked: Sequence[int], *,
     if not added or min(added) <= 0:
         return None
     return given + min(sum(added) // 2, min(added) // 2 + padding)
-
-
-def runtime_bits_per_weight(weights: PackedFile, lowering: str) -> float:
-    """Bits a quantized weight takes in an engine, its share of the scales included."""
-    bits = count = 0.0
-    for info in weights.tensors.values():
-        if info.scheme is not None:
-            rows, columns = info.shape
-            count += rows * columns
-            bits += rows * _row_bits(lowering, columns, info.scheme.bits, info.scheme.groups(columns))
-    return bits / count if count else 16.0
-
-
-def _row_bits(lowering: str, columns: int, bits: int, groups: int) -> float:
-    if lowering == "packed":
-        return 32.0 * (bits * -(-columns // 32) + groups)
-    if lowering == "int4":
-        block = int4_block(columns, columns // groups if groups > 1 else 0)
-        return float(-(-columns // block) * (4 * block + 16))
-    if lowering == "w8a8":
-        return 8.0 * columns + 16
-    return 16.0 * columns
 
 
 def _amax_of(node: onnx.NodeProto, amax: Mapping[str, float] | None) -> float | None:

@@ -15,10 +15,8 @@ from qvec_deploy.runtimes.graph.float16 import half
 from qvec_deploy.runtimes.graph.stored import OPERATOR, operator_function
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
 from qvec_deploy.runtimes.kernels.plugin_config import CONFIG, LINEAR, NAMESPACE, VERSION, PluginConfig
+from qvec_deploy.runtimes.tensorrt import int4_block
 from qvec_deploy.tensors import QuantizedTensor
-
-INT4_BLOCKS = (128, 64)
-"""Block sizes of TensorRT's INT4, the one with fewer scales first."""
 
 _SMALLEST = np.float16(2.0**-24)  # TensorRT refuses scales of zero; a row of zeros may have one
 
@@ -131,27 +129,6 @@ CONVERTERS: dict[str, Callable[[onnx.NodeProto, QuantizedTensor, float | None], 
     "int4": _to_int4,
     "w8a8": _to_w8a8,
 }
-
-
-def int4_block(columns: int, group_size: int) -> int:
-    """Block size of TensorRT's INT4 for rows of `columns` weights.
-
-    Args:
-        columns: Input width of the Linear.
-        group_size: Weights that share a scale; 0 for a row.
-
-    Raises:
-        IncompatibleError: Groups that are no whole number of blocks.
-    """
-    if not group_size:
-        return min(INT4_BLOCKS, key=lambda block: (-(-columns // block) * (4 * block + 16), -block))
-    for block in INT4_BLOCKS:
-        if group_size % block == 0:
-            return block
-    raise IncompatibleError(
-        f"TensorRT's INT4 takes blocks of 64 and 128 weights, not groups of {group_size}",
-        hint="use a group size that is a multiple of 64, granularity channel, or the lowering `packed`",
-    )
 
 
 def device_function(layout: str, bits: int) -> onnx.FunctionProto:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
 from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
+from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
+from qvec_deploy.runtimes.session import Advance, Stage
+from qvec_deploy.runtimes.tensorrt import TENSORRT
 from qvec_deploy.runtimes.tensorrt.sidecar import (
     REBUILD,
-    Batches,
     check_sidecar,
     engine_path,
     find_engines,
@@ -22,8 +23,6 @@ from qvec_deploy.runtimes.tensorrt.sidecar import (
     write_sidecar,
 )
 from qvec_deploy.runtimes.tensorrt.tensorrt_builder import (
-    Advance,
-    EngineOptions,
     build_engine,
     check_stored_bytes,
     keep_timings,
@@ -38,13 +37,6 @@ if TYPE_CHECKING:
 
     from qvec_deploy.packed import PackedFile
     from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
-
-TOLERANCES = {"float": 2e-2, "packed": 2e-2, "int4": 2e-2, "w8a8": 0.25}
-"""Largest relative L2 error of the logits against float32 PyTorch with the same weights. Float16 costs a few
-thousandths; `w8a8` quantizes activations: its bound only catches a broken engine."""
-
-Stage = Callable[[str], AbstractContextManager[Advance]]
-"""Shows one engine's build under a name; the block may call what it yields with (done, total)."""
 
 
 class TensorRT:
@@ -141,6 +133,26 @@ class TensorRT:
         with load_engines(trt, cuda, plans) as session:
             yield session
 
+    def describe(self, directory: Path, lowering: str) -> list[dict[str, Any]]:
+        """What the engines of a lowering are, for people and records; nothing is opened but their sidecars."""
+        return [
+            {
+                "file": engine.name,
+                "batches": str(sidecar.batches),
+                "machine": sidecar.machine.as_dict(),
+                "plan_bytes": engine.stat().st_size,
+                "weights_bytes": sidecar.weights_bytes,
+                "given_bytes": sidecar.given_bytes,
+                "allowed_bytes": sidecar.allowed_bytes,
+                "packed_bytes": sidecar.packed_bytes,
+                "plugin_layers": sidecar.plugin_layers,
+                "device_bytes": sidecar.device_bytes,
+                "build_s": sidecar.build_s,
+            }
+            for engine in find_engines(directory, lowering)
+            for sidecar in [read_sidecar(engine)]
+        ]
+
 
 def _paths(directory: Path) -> dict[str, Path]:
     from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
@@ -168,7 +180,8 @@ def _lower(
     from qvec_deploy.runtimes.graph.activations import read_amax
     from qvec_deploy.runtimes.tensorrt.tensorrt_graph import tensorrt_graph
 
-    amax = read_amax(directory) if lowering == "w8a8" else None
+    calibrated = {row.name for row in TENSORRT.lowerings if row.calibrates_activations}
+    amax = read_amax(directory) if lowering in calibrated else None
     size = batches.largest if batches.static else None
     return tensorrt_graph(stored, weights, lowering, batch_size=size, amax=amax)
 
@@ -195,24 +208,3 @@ def _too_large(lowering: str, batches: Batches, here: Machine, done: list[Batche
 @contextlib.contextmanager
 def _unseen(_: str) -> Iterator[Advance]:
     yield lambda done, total: None
-
-
-def describe(directory: Path, lowering: str) -> list[dict[str, Any]]:
-    """What the engines of a lowering are, for people and records; nothing is opened but their sidecars."""
-    return [
-        {
-            "file": engine.name,
-            "batches": str(sidecar.batches),
-            "machine": sidecar.machine.as_dict(),
-            "plan_bytes": engine.stat().st_size,
-            "weights_bytes": sidecar.weights_bytes,
-            "given_bytes": sidecar.given_bytes,
-            "allowed_bytes": sidecar.allowed_bytes,
-            "packed_bytes": sidecar.packed_bytes,
-            "plugin_layers": sidecar.plugin_layers,
-            "device_bytes": sidecar.device_bytes,
-            "build_s": sidecar.build_s,
-        }
-        for engine in find_engines(directory, lowering)
-        for sidecar in [read_sidecar(engine)]
-    ]

@@ -11,7 +11,7 @@ import numpy as np
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import Cuda, Graph, OutOfDeviceMemory
 from qvec_deploy.runtimes.graph import INPUT, OUTPUT
-from qvec_deploy.runtimes.registry import require_images
+from qvec_deploy.runtimes.session import require_images
 from qvec_deploy.runtimes.tensorrt.sidecar import REBUILD, Sidecar
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import make_logger, starting
 from qvec_deploy.tensors import Float32

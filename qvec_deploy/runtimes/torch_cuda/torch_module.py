@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,8 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import PackedFile, TensorInfo, unpack
 from qvec_deploy.runtimes.graph.float16 import half
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
+from qvec_deploy.runtimes.torch_cuda.torch_structure import Structure
 from qvec_deploy.tensors import INPUT_SCALE, Float32
-
-if TYPE_CHECKING:
-    from qvec_deploy.runtimes.torch_cuda.torch_session import Structure
 
 
 class PackedLinear(nn.Module):

@@ -4,83 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError
-from qvec_deploy.io.files import canonical_json, require_file, write_bytes
-from qvec_deploy.models import Architecture, ModelArgs
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.files import require_file
 from qvec_deploy.packed import PackedFile
-from qvec_deploy.runtimes.engine_files import STRUCTURE_FILE
+from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
-from qvec_deploy.runtimes.registry import require_images
+from qvec_deploy.runtimes.session import require_images
+from qvec_deploy.runtimes.torch_cuda.torch_structure import read_structure
 from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
     import torch
 
-    from qvec_deploy.runtimes.registry import Session
+    from qvec_deploy.runtimes.session import Session
     from qvec_deploy.runtimes.torch_cuda.torch_module import HalfEngine
 
 
 _FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED")
 GRAPHS = 8  # batch sizes kept captured; the least recently used goes first
 _HINT_DEVICE = "`qvec-deploy doctor` says what each runtime needs; the runtime `onnxruntime` runs on the CPU"
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What it takes to make the timm model again.
-
-    Attributes:
-        name: timm's model name.
-        classes: Width of the classification head.
-        args: Arguments for timm.create_model.
-        input_shape: (C, H, W) of one image.
-    """
-
-    name: str
-    classes: int
-    args: ModelArgs
-    input_shape: tuple[int, int, int]
-
-
-def write_structure(directory: Path, architecture: Architecture, args: ModelArgs) -> None:
-    """Keep the model's structure beside its weights.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
-    values = {
-        "name": architecture.name,
-        "classes": architecture.classes,
-        "args": dict(args),
-        "input_shape": list(architecture.input_shape),
-    }
-    write_bytes(directory / STRUCTURE_FILE, canonical_json(values))
-
-
-def read_structure(directory: Path) -> Structure:
-    """What `write_structure` kept.
-
-    Raises:
-        StorageError: There is no such file.
-        IntegrityError: It is damaged.
-    """
-    path = require_file(directory / STRUCTURE_FILE, what="structure")
-    try:
-        values = json.loads(path.read_bytes())
-        channels, height, width = map(int, values["input_shape"])
-        name, classes, args = str(values["name"]), int(values["classes"]), dict(values["args"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IntegrityError(f"{path} is damaged: {error}", hint="build or copy the bundle again") from error
-    return Structure(name, classes, args, (channels, height, width))
 
 
 class TorchCuda:
@@ -134,7 +83,6 @@ class TorchCuda:
         """
         import torch
 
-        from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
         from qvec_deploy.runtimes.torch_cuda.torch_module import load_engine
 
         reason = self.missing(lowering)

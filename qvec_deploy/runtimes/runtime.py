@@ -1,0 +1,112 @@
+"""What a row of RUNTIMES says: a runtime, and the lowerings it has. Plain values; no vendor's library is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.runtimes.session import Backend, Compiler
+from qvec_deploy.tensors import Scheme
+
+Arithmetic = Literal["fp32", "fp16", "int8"]
+
+ANY_GRANULARITY = ("tensor", "channel", "group")
+BY_ROW = ("tensor", "channel")
+"""Granularities that leave one scale to a row."""
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """A form of the weights that a runtime multiplies with.
+
+    Attributes:
+        name: As recipes say it; the same word means the same form on every runtime.
+        summary: What it is, in a phrase.
+        bits: Widths of codes it takes; of floats for the baseline.
+        tolerance: Largest relative L2 error of the logits against PyTorch's with the same weights. Where activations
+            are quantized it only catches a broken engine; what they cost is for accuracy to show.
+        arithmetic: Of the quantized Linears.
+        weight_bits: Bits that a quantized weight takes at run time, its scales included, from its rows, columns and
+            grid.
+        granularities: Granularities it takes.
+        group_multiple: What group sizes must be a multiple of.
+        power_of_two_groups: Whether they must be powers of two, too.
+        calibrates_activations: Whether it needs the ranges of activations, which `build` then measures.
+    """
+
+    name: str
+    summary: str
+    bits: tuple[int, ...]
+    tolerance: float
+    arithmetic: Arithmetic
+    weight_bits: Callable[[int, int, Scheme], float]
+    granularities: tuple[str, ...] = ANY_GRANULARITY
+    group_multiple: int = 1
+    power_of_two_groups: bool = False
+    calibrates_activations: bool = False
+
+    def takes_groups(self, size: int) -> bool:
+        """Whether it takes groups of so many weights; 0 is one scale a row."""
+        return size % self.group_multiple == 0 and not (self.power_of_two_groups and size & (size - 1))
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime: everything that the rest of the package has to know of it.
+
+    Attributes:
+        name: As recipes say it.
+        backend: `module:class` of its code, imported on use.
+        device: What its engines run on.
+        float_bits: Width of its floats, which everything but quantized Linears is computed in: 32 or 16.
+        lowerings: What it multiplies with.
+        packages: Distributions whose versions decide how fast its engines are, and what they answer.
+        preload: Modules that are in memory before an engine's own memory is counted.
+        remedy: How to get what is missing.
+        compiles: Whether its engines are built for a machine and kept in the bundle; the others are made when a
+            bundle is opened.
+    """
+
+    name: str
+    backend: str
+    device: Literal["cpu", "cuda"]
+    float_bits: Literal[16, 32]
+    lowerings: tuple[Lowering, ...]
+    packages: tuple[str, ...]
+    preload: tuple[str, ...]
+    remedy: str
+    compiles: bool = False
+
+    @property
+    def floats(self) -> Literal["fp16", "fp32"]:
+        """Arithmetic of its floats."""
+        return "fp32" if self.float_bits == 32 else "fp16"
+
+    @property
+    def baseline(self) -> Lowering:
+        """The lowering of a model that is not quantized."""
+        return next(lowering for lowering in self.lowerings if self.float_bits in lowering.bits)
+
+    def load(self) -> Backend:
+        """Its code; the vendor's library is imported when it is used."""
+        module, name = self.backend.split(":")
+        backend: Backend = getattr(import_module(module), name)()
+        return backend
+
+    def load_compiler(self) -> Compiler:
+        """Its code, where it compiles engines.
+
+        Raises:
+            IncompatibleError: It makes its engines when a bundle is opened.
+        """
+        backend = self.load()
+        if not isinstance(backend, Compiler):
+            raise IncompatibleError(f"runtime `{self.name}` compiles nothing", hint="its bundles are used as they are")
+        return backend
+
+    def missing(self, lowering: str) -> str | None:
+        """What this machine lacks to run the lowering; None if nothing."""
+        return self.load().missing(lowering)

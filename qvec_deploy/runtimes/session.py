@@ -1,0 +1,107 @@
+"""What a runtime's code must have: a backend opens engines, a session runs one. Neither has a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.tensors import Float32
+
+if TYPE_CHECKING:
+    from qvec_deploy.runtimes.engine_options import EngineOptions
+
+Advance = Callable[[int, int], None]
+Stage = Callable[[str], AbstractContextManager[Advance]]
+"""Shows one engine's build under a name; the block may call what it yields with (done, total)."""
+
+
+class Session(Protocol):
+    """A loaded engine."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+
+    def run(self, images: Float32) -> Float32:
+        """Logits (batch, classes) float32 of images (batch, C, H, W) float32.
+
+        Raises:
+            IncompatibleError: Other images than the engine takes, or more than the device's memory does.
+        """
+
+
+class Backend(Protocol):
+    """A runtime's code."""
+
+    def missing(self, lowering: str | None = None) -> str | None:
+        """What this machine lacks to compile and run engines of this runtime; None if nothing.
+
+        Args:
+            lowering: Without one, what is asked is whether any lowering runs.
+        """
+
+    def open(self, directory: Path, lowering: str, threads: int) -> AbstractContextManager[Session]:
+        """The engine of the model and weight file in `directory`; loaded on entering the context.
+
+        Raises:
+            IncompatibleError: The runtime is missing, too old, or ran elsewhere than asked.
+        """
+
+
+@runtime_checkable
+class Compiler(Backend, Protocol):
+    """The code of a runtime whose engines are built before they are opened."""
+
+    def compile(
+        self, directory: Path, lowering: str, options: EngineOptions, *, caches: Path, stage: Stage | None = None
+    ) -> list[str]:
+        """Build a lowering's engines beside the model and weights they are built from, in place of earlier ones.
+
+        Args:
+            directory: Holds the bundle's files.
+            lowering: What the engines multiply with.
+            options: How they are built.
+            caches: Folder of what the compiler has measured, which later builds read.
+            stage: Shows the work.
+
+        Returns:
+            Names of the files written.
+
+        Raises:
+            IncompatibleError: Something is missing here, or the compiler refuses.
+        """
+
+    def describe(self, directory: Path, lowering: str) -> list[dict[str, Any]]:
+        """What the engines of a lowering are, for people and records."""
+
+
+@runtime_checkable
+class Profiler(Backend, Protocol):
+    """The code of a runtime that can tell its layers' times apart."""
+
+    def profile(self, directory: Path, lowering: str, threads: int, images: Float32, runs: int) -> dict[str, float]:
+        """Milliseconds of one run by layer, the median of `runs`, in a session of its own.
+
+        Raises:
+            IncompatibleError: As `open`, or the layers cannot be told apart.
+        """
+
+
+def require_images(images: Float32, shape: tuple[int, int, int]) -> None:
+    """Refuse what is no batch of an engine's images.
+
+    Args:
+        images: What was given.
+        shape: (C, H, W) of an image that the engine takes.
+
+    Raises:
+        IncompatibleError: Another shape or type, or no image.
+    """
+    if images.shape[1:] != shape or images.dtype != "float32" or not len(images):
+        raise IncompatibleError(
+            f"the engine takes float32 images (batch, {', '.join(map(str, shape))}), got {images.dtype} {images.shape}",
+            hint="preprocess images as the manifest's data_config says",
+        )

@@ -1,0 +1,61 @@
+"""What it takes to make a bundle's timm model again, kept beside its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from qvec_deploy.errors import IntegrityError
+from qvec_deploy.io.files import canonical_json, require_file, write_bytes
+from qvec_deploy.models import Architecture, ModelArgs
+from qvec_deploy.runtimes.engine_files import STRUCTURE_FILE
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What it takes to make the timm model again.
+
+    Attributes:
+        name: timm's model name.
+        classes: Width of the classification head.
+        args: Arguments for timm.create_model.
+        input_shape: (C, H, W) of one image.
+    """
+
+    name: str
+    classes: int
+    args: ModelArgs
+    input_shape: tuple[int, int, int]
+
+
+def write_structure(directory: Path, architecture: Architecture, args: ModelArgs) -> None:
+    """Keep the model's structure beside its weights.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    values = {
+        "name": architecture.name,
+        "classes": architecture.classes,
+        "args": dict(args),
+        "input_shape": list(architecture.input_shape),
+    }
+    write_bytes(directory / STRUCTURE_FILE, canonical_json(values))
+
+
+def read_structure(directory: Path) -> Structure:
+    """What `write_structure` kept.
+
+    Raises:
+        StorageError: There is no such file.
+        IntegrityError: It is damaged.
+    """
+    path = require_file(directory / STRUCTURE_FILE, what="structure")
+    try:
+        values = json.loads(path.read_bytes())
+        channels, height, width = map(int, values["input_shape"])
+        name, classes, args = str(values["name"]), int(values["classes"]), dict(values["args"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}", hint="build or copy the bundle again") from error
+    return Structure(name, classes, args, (channels, height, width))
