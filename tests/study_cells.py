@@ -24,7 +24,7 @@ from qvec_deploy.research.study.cell_values import (
     Trial,
     pack_right,
 )
-from qvec_deploy.research.study.costs import FineTune
+from qvec_deploy.research.study.analysis.costs import FineTune
 from qvec_deploy.tensors import Scheme
 
 TASKS = ("lower", "upper", "symbols", "plates", "pencils", "photos")

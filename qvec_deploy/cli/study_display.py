@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from qvec_deploy.research.study.nodes import KINDS, Node
+from qvec_deploy.research.study.study_node import KINDS, StudyNode
 from qvec_deploy.research.study.study_run import NodeEnd, StudyWatcher
 
 TITLES = {"base": "bases", "fp": "float fine-tunes", "qat": "QAT fine-tunes", "vector": "vectors", "cell": "receivers"}
@@ -44,7 +44,7 @@ class StudyDisplay(StudyWatcher):
         """Take it away."""
         self._bars.stop()
 
-    def begun(self, nodes: Sequence[Node]) -> None:
+    def begun(self, nodes: Sequence[StudyNode]) -> None:
         """A bar for every kind there is."""
         self._total = len(nodes)
         self._names = {node.id: node.name for node in nodes}

@@ -10,7 +10,7 @@ import click
 from qvec_deploy.cli.options import json_option, progress_shown, quiet_option
 
 if TYPE_CHECKING:
-    from qvec_deploy.research.study.study_sections import Studied
+    from qvec_deploy.research.study.pages.study_page import StudyReport
 
 
 @click.command("report")
@@ -24,10 +24,10 @@ def report(folder: Path, output: Path, quiet: bool, as_json: bool) -> None:
     A study with failures is reported as far as it got, and what is missing is named.
     """
     from qvec_deploy.io.files import require_report_folder
+    from qvec_deploy.research.study.analysis.summarize import summarize
+    from qvec_deploy.research.study.pages.study_page import StudyReport
+    from qvec_deploy.research.study.pages.write_study import write_study
     from qvec_deploy.research.study.study_documents import read_study
-    from qvec_deploy.research.study.study_sections import Studied
-    from qvec_deploy.research.study.summarize import summarize
-    from qvec_deploy.research.study.write_study import write_study
 
     progress = progress_shown(quiet or as_json)
     with progress.stage("read the study"):
@@ -36,29 +36,29 @@ def report(folder: Path, output: Path, quiet: bool, as_json: bool) -> None:
     with progress.stage("statistics"):
         summary = summarize(study.cells, study.fine_tunes)
     with progress.stage("report"):
-        studied = Studied(str(study.run.get("name", folder.resolve().name)), summary, study.recipe, study.run)
-        written = write_study(studied, study.cells, output)
+        shown = StudyReport(str(study.run.get("name", folder.resolve().name)), summary, study.recipe, study.run)
+        written = write_study(shown, study.cells, output)
     if as_json:
         click.echo(written[0].read_bytes().decode())
         return
-    _print(studied)
+    _print(shown)
     if not quiet:
         click.echo("\n" + "\n".join(f"wrote  {path}" for path in written))
 
 
-def _print(studied: Studied) -> None:
+def _print(shown: StudyReport) -> None:
     """A short table per setting, and the answer."""
     from rich.console import Console
 
     from qvec_deploy.report.console import listing_table
-    from qvec_deploy.research.study.conclusions import answers, remarks
-    from qvec_deploy.research.study.sections_results import compact
+    from qvec_deploy.research.study.pages.conclusions import answers, remarks
+    from qvec_deploy.research.study.pages.result_sections import compact
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 140))
-    for table in compact(studied.summary):
+    for table in compact(shown.summary):
         console.print(listing_table(table))
         console.print()
-    for answer in (*answers(studied.summary), *remarks(studied.summary)):
+    for answer in (*answers(shown.summary), *remarks(shown.summary)):
         console.print(answer, highlight=False, markup=False)

@@ -9,12 +9,12 @@ from qvec_deploy.bench.results import Candidate, ClassCount, Report
 from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.bench.summary import Row
 from qvec_deploy.formatting import NONE
-from qvec_deploy.report.html_listing import Listing
+from qvec_deploy.report.page import Table
 
 MOST_CLASSES = 20  # rows of the table by class; where there are more, those that changed most
 
 
-def answers(report: Report, rows: Sequence[Row]) -> Listing | None:
+def answers(report: Report, rows: Sequence[Row]) -> Table | None:
     """Top-1 and what else follows from the answers, a row per candidate; None where none was counted."""
     measured = [row for row in rows if row.top1 is not None]
     if not measured:
@@ -35,12 +35,12 @@ def answers(report: Report, rows: Sequence[Row]) -> Listing | None:
         f"only the candidate, or only {rival}, gets right; p is of McNemar's exact test of the two counts."
     )
     titles, cells = zip(*(column for column in columns if set(column[1]) != {NONE}), strict=True)
-    return Listing(
+    return Table(
         "Answers", titles, tuple(zip(*cells, strict=True)), "l" + "r" * (len(titles) - 1), report.selected, note
     )
 
 
-def by_class(report: Report) -> Listing | None:
+def by_class(report: Report) -> Table | None:
     """The described candidate's right answers by class, beside the float receiver's; None where not counted."""
     shown, full = described(report), report.first("float")
     if shown is None or not shown.accuracy or not shown.accuracy.classes:
@@ -59,10 +59,10 @@ def by_class(report: Report) -> Listing | None:
     if len(some) < len(entries):
         rest = f", {'the ' * compared}{len(some)}{' that changed most' * compared} of {len(entries)}"
     note = f"Right answers of {shown.name} among the {report.images:,} images, by the class that is right{rest}."
-    return Listing(f"By class{rest}", tuple(columns), rows, "l" + "r" * (len(columns) - 1), note=note)
+    return Table(f"By class{rest}", tuple(columns), rows, "l" + "r" * (len(columns) - 1), note=note)
 
 
-def changes(report: Report) -> Listing | None:
+def changes(report: Report) -> Table | None:
     """Where the described candidate answers otherwise than the float receiver; None without such counts."""
     shown, full = described(report), report.first("float")
     if shown is None or full is None or full.name not in shown.paired:
@@ -90,7 +90,7 @@ def changes(report: Report) -> Listing | None:
         "old one was."
     )
     columns = ("Answer of float → now", "Images", "Gained", "Lost", "Both wrong")
-    return Listing("Changed answers", columns, rows, "lrrrr", note=note)
+    return Table("Changed answers", columns, rows, "lrrrr", note=note)
 
 
 def described(report: Report) -> Candidate | None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from qvec_deploy.bench.comparison import AccuracyChange, Changed, Comparison, GateChange, LatencyChange, Value
 from qvec_deploy.bench.statistics import median
 from qvec_deploy.formatting import NONE, megabytes, percent, short, signed_text, three, times
-from qvec_deploy.report.markdown import escape
+from qvec_deploy.report.render_markdown import escape
 
 GOOD = ("FASTER", "BETTER", "SMALLER", "PASSED")
 BAD = ("SLOWER", "WORSE", "LARGER", "MISSED")

@@ -8,8 +8,8 @@ from rich.text import Text
 from qvec_deploy.bench.results import Report
 from qvec_deploy.bench.summary import rows
 from qvec_deploy.formatting import short
+from qvec_deploy.report import page
 from qvec_deploy.report import report_verdict as verdict
-from qvec_deploy.report.html_listing import Listing
 from qvec_deploy.report.table import batch_columns, columns
 
 COMPACT = ("size", "top1", "median", "speed_up", "peak")
@@ -51,7 +51,7 @@ def batch_table(report: Report) -> Table:
     return table
 
 
-def listing_table(listing: Listing) -> Table:
+def listing_table(listing: page.Table) -> Table:
     """A small table; the row of what ships, or comes first, in bold with a star."""
     table = Table(title=Text(listing.title), title_justify="left", box=None, pad_edge=False)
     for title, side in zip(listing.columns, listing.alignment, strict=True):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qvec_deploy.bench.results import Report
 from qvec_deploy.bench.summary import numbered_warnings, rows
@@ -20,13 +16,10 @@ from qvec_deploy.report.layer_plot import layer_errors
 from qvec_deploy.report.overview import Overview
 from qvec_deploy.report.plots import trade_offs
 from qvec_deploy.report.reliability_plot import reliability
+from qvec_deploy.report.render_html import page_environment, resource
 from qvec_deploy.report.selection_plot import selection_figures
 from qvec_deploy.report.table import batch_columns, columns
 from qvec_deploy.report.time_plot import distributions, layer_times
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
 
 
 def to_html(report: Report) -> str:
@@ -82,43 +75,4 @@ def overview_html(shown: Overview) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    return page_environment(_resource).get_template(template).render(css=_resource("report.css"), **values)
-
-
-@cache
-def page_environment(load: Callable[[str], str]) -> Environment:
-    """Templates as pages here need them: escaped, strict, with the filters of numbers and names.
-
-    Args:
-        load: Text of a template by its name.
-    """
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(load),
-    )
-    environment.filters["unbroken"] = unbroken
-    environment.filters["breakable"] = breakable
-    return environment
-
-
-def unbroken(text: str) -> str:
-    """No line break inside an interval, between a number and its unit, or around an error and a lambda's value."""
-    text = re.sub(r"\[[^\]]*\]", lambda interval: interval.group().replace(" ", "\u00a0"), text)
-    text = re.sub(r"(?<=\d) ± (?=\d)|(?<=[λp]) = (?=\S)", lambda sign: sign.group().replace(" ", "\u00a0"), text)
-    return re.sub(r"(?<=\d) (?=(?:%|ms|MB|s|nats|points|times)(?!\w))", "\u00a0", text)
-
-
-def breakable(name: str) -> Markup:
-    """A name that may break after its underscores, in a narrow cell, rather than anywhere."""
-    from markupsafe import Markup, escape
-
-    return Markup("_<wbr>").join(map(escape, name.split("_")))
-
-
-def _resource(name: str) -> str:
-    return resources.files("qvec_deploy.report").joinpath(name).read_text(encoding="utf-8")
+    return page_environment().get_template(template).render(css=resource("report.css"), **values)

@@ -14,7 +14,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.formatting import BYTES_PER_MB, NONE
 from qvec_deploy.report import candidate_text
 from qvec_deploy.report import report_verdict as verdict
-from qvec_deploy.report.html_listing import Listing
+from qvec_deploy.report.page import Table
 from qvec_deploy.report.plots import Point, scatter
 from qvec_deploy.report.svg import Figure
 
@@ -132,7 +132,7 @@ def caveat(shown: Overview) -> str:
     )
 
 
-def listing(shown: Overview) -> Listing:
+def listing(shown: Overview) -> Table:
     """A row per bundle, the best first."""
     images = shown.best.report.images
     same = all(standing.name == standing.row.candidate.name for standing in shown.standings)
@@ -148,7 +148,7 @@ def listing(shown: Overview) -> Listing:
         "Engine",
     )
     cells = tuple(_cells(standing, same) for standing in shown.standings)
-    return Listing("Bundles, the best first", columns, cells, "lrrrlrrll", shown.best.name, caveat(shown))
+    return Table("Bundles, the best first", columns, cells, "lrrrlrrll", shown.best.name, caveat(shown))
 
 
 def _cells(standing: Standing, same: bool) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from qvec_deploy import formatting
 from qvec_deploy.bench.results import GateResult, Report
 from qvec_deploy.bench.selection import Confirmed, Selection
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
-from qvec_deploy.report.html_listing import Listing
+from qvec_deploy.report.page import Table
 from qvec_deploy.vectors.short_names import short_names
 
 MIXING = {
@@ -102,7 +102,7 @@ def verdict_of(gate: GateResult) -> str:
     return "passed" if gate.passed else "MISSED"
 
 
-def finalists(report: Report) -> Listing | None:
+def finalists(report: Report) -> Table | None:
     """The candidates between which the confirmation decided."""
     selection = report.selection
     if selection is None:
@@ -115,7 +115,7 @@ def finalists(report: Report) -> Listing | None:
         rows.append(
             (entry.name, method, formatting.short(_lam(report, entry.name)), score, error, _gain(selection, entry))
         )
-    return Listing(
+    return Table(
         f"Finalists, on {selection.confirming:,} images that chose nothing",
         ("Finalist", "Method", "λ", f"{what.capitalize()}, {unit}", "Standard error", "Better than its λ = 0 by"),
         tuple(rows),
@@ -124,13 +124,13 @@ def finalists(report: Report) -> Listing | None:
     )
 
 
-def donors(report: Report) -> Listing | None:
+def donors(report: Report) -> Table | None:
     """Every donor alone and its weight in the mix; None with a single one."""
     selection = report.selection
     if selection is None or not selection.donors:
         return None
     what, unit = quantity(selection)
-    return Listing(
+    return Table(
         f"Donors, {MIXING[selection.mixing]}",
         ("Donor", f"Alone at λ = 1: {what}, {unit}", "Weight in the mix"),
         tuple(
@@ -145,11 +145,11 @@ def donors(report: Report) -> Listing | None:
     )
 
 
-def gates(report: Report) -> Listing | None:
+def gates(report: Report) -> Table | None:
     """Wanted and found; None without gates."""
     if not report.gates:
         return None
-    return Listing(
+    return Table(
         "Gates",
         ("Gate", "Wanted", "Found", "Result"),
         tuple((gate.name, gate.wanted, gate.found, verdict_of(gate)) for gate in report.gates),

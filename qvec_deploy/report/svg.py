@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, ClassVar
 
 from qvec_deploy.report.csv_tables import data_uri, to_csv
 
@@ -64,6 +64,7 @@ class Figure:
         samples: The numbers that it draws, a tuple per line.
     """
 
+    kind: ClassVar[str] = "figure"
     name: str
     title: str
     caption: str

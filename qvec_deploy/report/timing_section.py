@@ -11,7 +11,7 @@ from qvec_deploy.bench.roofline.roofline_values import Prediction
 from qvec_deploy.bench.scenarios import Scenario, scenario_result
 from qvec_deploy.bench.statistics import median
 from qvec_deploy.bench.summary import LatencyRow, Row
-from qvec_deploy.report.html_listing import Listing
+from qvec_deploy.report.page import Table
 
 OF_STAGES = ("enqueue", "H2D", "GPU compute time", "D2H")
 
@@ -24,7 +24,7 @@ def definitions(report: Report) -> tuple[tuple[str, str], ...]:
     return tuple((term[:1].upper() + term[1:], text) for term, text in shown.items()) if entries else ()
 
 
-def scenarios(report: Report, asked: Collection[str] = tuple(Scenario)) -> Listing | None:
+def scenarios(report: Report, asked: Collection[str] = tuple(Scenario)) -> Table | None:
     """MLPerf's metrics of the baseline and of what ships, or where nothing does of all; None without samples for any.
 
     Args:
@@ -53,10 +53,10 @@ def scenarios(report: Report, asked: Collection[str] = tuple(Scenario)) -> Listi
         "Metrics as MLPerf Inference defines them; no MLPerf results, for its load generator did not send the queries."
     )
     titles = ("Candidate", "Scenario", "Batch", "Metric", "Value", "What was run")
-    return Listing("MLPerf's scenarios", titles, cells, "llrlrl", report.selected, note)
+    return Table("MLPerf's scenarios", titles, cells, "llrlrl", report.selected, note)
 
 
-def stages(report: Report) -> Listing | None:
+def stages(report: Report) -> Table | None:
     """Medians of the parts of a run, a row per candidate and batch size; None where no engine has parts."""
     rows = []
     for candidate in report.candidates:
@@ -70,10 +70,10 @@ def stages(report: Report) -> Listing | None:
         return None
     titles = ("Candidate", "Batch", "Enqueue, ms", "H2D, ms", "GPU compute, ms", "D2H, ms", "Host latency, ms")
     note = "Medians. Parts are taken in runs of their own, so that they need not add up to the host latency."
-    return Listing("Parts of a run", titles, tuple(rows), "lrrrrrr", report.selected, note)
+    return Table("Parts of a run", titles, tuple(rows), "lrrrrrr", report.selected, note)
 
 
-def predicted(report: Report, rows: Sequence[Row]) -> Listing | None:
+def predicted(report: Report, rows: Sequence[Row]) -> Table | None:
     """The roofline's time beside the measured one, a row per batch size; None without a roofline."""
     device = report.device
     cells = []
@@ -93,7 +93,7 @@ def predicted(report: Report, rows: Sequence[Row]) -> Listing | None:
         "is to gain."
     )
     titles = ("Candidate", "Batch", "Predicted, ms", "Measured, ms", "Measured / predicted", "Memory-bound layers")
-    return Listing("Predicted and measured time", titles, tuple(cells), "lrrrrr", report.selected, note)
+    return Table("Predicted and measured time", titles, tuple(cells), "lrrrrr", report.selected, note)
 
 
 def _unlike(rows: Sequence[Row]) -> list[Row]:

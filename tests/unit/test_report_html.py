@@ -11,7 +11,8 @@ from report_example import example_report, gpu_report, selecting_report
 
 from qvec_deploy.bench.summary import rows
 from qvec_deploy.report.headline_tiles import tiles
-from qvec_deploy.report.html import to_html, unbroken
+from qvec_deploy.report.html import to_html
+from qvec_deploy.report.render_html import unbroken
 
 SECTIONS = (
     "gates",
@@ -185,7 +186,7 @@ def test_a_missed_gate_stands_out(text):
 
 
 def test_names_break_after_underscores_and_stay_escaped():
-    from qvec_deploy.report.html import breakable
+    from qvec_deploy.report.render_html import breakable
 
     assert str(breakable("a_b")) == "a_<wbr>b"
     assert str(breakable("<i>_x")) == "&lt;i&gt;_<wbr>x"

@@ -10,7 +10,8 @@ from report_example import IMAGES, example_report, selecting_report
 from qvec_deploy.bench.accuracy import Paired
 from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.results import GateResult
-from qvec_deploy.report.markdown import escape, to_markdown
+from qvec_deploy.report.markdown import to_markdown
+from qvec_deploy.report.render_markdown import escape
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report.md"
 

@@ -15,7 +15,7 @@ from qvec_deploy.recipe import FLOAT_BITS
 from qvec_deploy.report import candidate_text, prose
 from qvec_deploy.report import report_verdict as verdict
 from qvec_deploy.report.environment_facts import environment_facts
-from qvec_deploy.report.markdown import escape
+from qvec_deploy.report.render_markdown import escape
 from qvec_deploy.report.table import columns
 
 HUB = re.compile(r"hf://(?P<repository>[^/]+/[^/@]+)")

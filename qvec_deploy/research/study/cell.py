@@ -1,184 +1,212 @@
 """One cell: a receiver on one grid with one seed, and everything that is tried on it.
 
 The network is built once and weights are swapped in place, so that a pair costs a patch, a quantization and a forward
-pass. Float answers, plain PTQ and the receiver's own QAT are computed once for all donors; images are decoded once in
-a process.
+pass. Images are decoded once in a process.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
+import json
 import time
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from qvec_deploy.build.select.mixing_weights import descend, ridge_weights
 from qvec_deploy.build.select.trial_model import TrialModel
+from qvec_deploy.io.files import canonical_json
+from qvec_deploy.io.partial_results import read_partial, write_partial
 from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.progress import Progress
-from qvec_deploy.research.study.cell_inputs import Opened, open_request
-from qvec_deploy.research.study.cell_values import Cell, CellRequest, Control, Kind, Trial
+from qvec_deploy.research.study.cell_files import CellFiles, open_request
+from qvec_deploy.research.study.cell_network import CellNetwork, State, TrialOutputs, read_all, weighted, with_norms
+from qvec_deploy.research.study.cell_values import Cell, CellRequest, Trial
 from qvec_deploy.research.study.task_images import choosing_images, generated_images, judging_images
 from qvec_deploy.research.study.transferability import relate
-from qvec_deploy.research.study.trial_journal import Journal, Tried
-from qvec_deploy.research.study.trial_weights import (
-    Answers,
-    Bench,
-    State,
-    random_rho,
-    read_all,
-    shuffled_rho,
-    weighted,
-    with_norms,
-)
-from qvec_deploy.tensors import Float32, Scheme
+from qvec_deploy.research.study.trial_table import grids_by_weights, planned_trials
+from qvec_deploy.tensors import Float32
+from qvec_deploy.vectors.controls import shuffled
+from qvec_deploy.vectors.vector_sources import random_like
 
 
-def compute_cell(request: CellRequest, *, send: SendEvent = lambda value: None, journal: Journal | None = None) -> Cell:
+@dataclass
+class TrialLog:
+    """The trials of a cell that is not over, kept after each, so that a cell that was killed goes on where it was.
+
+    Attributes:
+        trials: In the order of the cell.
+        mix: Weights of the label-free mix, by donor's task, as far as they are known.
+        seconds: What took how long, from the cell's beginning.
+        path: Where they are kept; None keeps nothing.
+        key: Of what decides the cell: trials of another are of no use.
+    """
+
+    trials: list[Trial] = field(default_factory=list)
+    mix: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    path: Path | None = None
+    key: str = ""
+
+    @classmethod
+    def open(cls, path: Path, key: str) -> TrialLog:
+        """What a file holds of a cell; empty where it is missing, damaged or another's."""
+        kept = read_partial(path, key.encode())
+        if kept is None:
+            return cls(path=path, key=key)
+        values = json.loads(kept)
+        return cls([Trial(**trial) for trial in values["trials"]], values["mix"], values["seconds"], path, key)
+
+    def add(self, trial: Trial, seconds: Mapping[str, float]) -> None:
+        """Keep one more.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
+        self.trials.append(trial)
+        self.seconds = dict(seconds)
+        if self.path is not None:
+            trials = [asdict(each) for each in self.trials]
+            values = {"trials": trials, "mix": self.mix, "seconds": self.seconds}
+            write_partial(self.path, self.key.encode(), canonical_json(values))
+
+
+def compute_cell(request: CellRequest, *, send: SendEvent = lambda value: None, log: TrialLog | None = None) -> Cell:
     """Try everything that a request names on its receiver.
 
     The same request gives the same cell, its seconds aside, on the same machine with the same number of threads.
 
     Args:
-        request: Files, grid, methods and images.
         send: Takes `done` of `total` trials.
-        journal: Keeps trials while the cell is not over; those that it has are not tried again.
+        log: Keeps trials while the cell is not over; those that it has are not tried again.
 
     Raises:
         RecipeError: An unknown model, an impossible grid, labels that are not the head's, or too few images.
         IncompatibleError: Checkpoints or vectors of another architecture or grid, or moments that no vector brings.
         StorageError, IntegrityError, FetchError: As the files deserve.
     """
-    progress = Progress()
-    known = journal.tried if journal is not None else []
-    if known:
-        progress.timings_s.update(known[-1].seconds)
+    progress, log = Progress(), log or TrialLog()
+    progress.timings_s.update(log.seconds)
     with progress.stage("all"):
         with progress.stage("prepare"):
-            opened = open_request(request)
-            classes = opened.plan.architecture.classes
-            testing = judging_images(request.receiver, opened.config, classes, request.testing)
-            selecting = choosing_images(request.receiver, opened.config, classes, request.selecting, testing)
-            bench = Bench(opened.plan, opened.receiver, opened.sources, selecting, testing, progress)
-        attempts = _Attempts(request, opened, bench)
-        trials = attempts.all(journal, send)
+            files = open_request(request)
+            classes = files.plan.architecture.classes
+            testing = judging_images(request.receiver, files.config, classes, request.testing)
+            selecting = choosing_images(request.receiver, files.config, classes, request.selecting, testing)
+            network = CellNetwork(files.plan, files.receiver, files.sources, selecting, testing, progress)
+        _try_all(request, files, network, log, send)
         with progress.stage("relations"):
-            relations = relate(request, opened, bench)
+            relations = relate(request, files, network)
     seconds = {stage: round(seconds, 3) for stage, seconds in progress.timings_s.items()}
-    return Cell(request, len(testing), trials, relations, attempts.mix, seconds, selecting=len(selecting))
+    return Cell(request, len(testing), tuple(log.trials), relations, log.mix, seconds, selecting=len(selecting))
 
 
-class _Attempts:
-    """The trials of one cell, in order; the mix uses answers of earlier ones."""
+def _try_all(request: CellRequest, files: CellFiles, network: CellNetwork, log: TrialLog, send: SendEvent) -> None:
+    """Every trial that the log has not, in order."""
+    timings = network.progress.timings_s
+    start = time.monotonic() - timings.get("all", 0.0)
+    tries = _Tries(request, files, network, log.mix)
+    planned = list(planned_trials(request))
+    for trial in planned[len(log.trials) :]:
+        send({"done": len(log.trials), "total": len(planned)})
+        answered = tries.answer(trial)
+        log.add(answered, {**timings, "all": time.monotonic() - start})
 
-    def __init__(self, request: CellRequest, opened: Opened, bench: Bench) -> None:
-        self.mix: dict[str, float] = {}
-        self._request = request
-        self._opened = opened
-        self._bench = bench
-        self._grid = request.grid
-        self._vectors = list(opened.vectors.values())
-        self._lambdas = sorted({1.0, *request.lambdas} - {0.0})
+
+class _Tries:
+    """How each kind of trial is computed.
+
+    Args:
+        mix: Takes the weights of the label-free mix.
+    """
+
+    def __init__(self, request: CellRequest, files: CellFiles, network: CellNetwork, mix: dict[str, float]) -> None:
+        self._request, self._files, self._network, self._mix = request, files, network, mix
+        self._grids = grids_by_weights(request.grid)
+        self._vectors = list(files.vectors.values())
         self._logits: dict[str | None, Float32] = {}  # on the selecting images, at lambda 1; of plain PTQ under None
-        self._rho = functools.lru_cache(maxsize=1)(lambda task: read_all(opened.vectors[task]))
-        self._mean = functools.lru_cache(maxsize=1)(self._make_mean)
+        self._rho = functools.lru_cache(maxsize=1)(lambda task: read_all(files.vectors[task]))
+        self._mean = functools.cache(lambda: weighted(self._vectors, [1 / len(self._vectors)] * len(self._vectors)))
+        self._calibrated_as: tuple[str, str] | None = None
+        self._model: TrialModel | None = None
 
-    def all(self, journal: Journal | None, send: SendEvent) -> tuple[Trial, ...]:
-        """Every trial: those that the journal has, and the rest."""
-        start = time.monotonic() - self._bench.progress.timings_s.get("all", 0.0)
-        planned = deque(self._planned())  # each is dropped once it was tried, and what it keeps with it
-        known = list(journal.tried) if journal is not None else []
-        trials = [tried.trial for tried in known]
-        if known:
-            self.mix = dict(known[-1].mix)
-        total = len(planned)
-        for _ in known:
-            planned.popleft()
-        while planned:
-            send({"done": len(trials), "total": total})
-            trials.append(planned.popleft()())
-            if journal is not None:
-                seconds = {**self._bench.progress.timings_s, "all": time.monotonic() - start}
-                journal.add(Tried(trials[-1], self.mix, seconds))
-        return tuple(trials)
+    def answer(self, trial: Trial) -> Trial:
+        """The trial with its answers."""
+        if trial.kind == "control":
+            return self._control(trial)
+        if trial.inputs is not None:
+            return self._calibrated(trial, trial.inputs)
+        outputs = self._by_weights(trial)
+        mixed = trial.lam == 1.0 if trial.kind == "pair" else self._grids.get(trial.method) == self._request.grid
+        if trial.kind in ("pair", "plain") and mixed and outputs.logits is not None:
+            self._logits[trial.donor] = outputs.logits
+        return outputs.fill(trial)
 
-    def _planned(self) -> Iterator[Callable[[], Trial]]:
-        yield lambda: self._shown("float", "float", {}, None)[0]
-        if self._opened.own_qat is not None:
-            yield self._own_qat
-        for method, scheme in _grids(self._grid).items():
-            yield partial(self._plain, method, scheme)
-        for task, lam in itertools.product(self._opened.vectors, self._lambdas):
-            yield partial(self._pair, task, lam)
-        if self._vectors:
-            for lam in self._lambdas:
-                yield lambda lam=lam: self._patched("mean", self._mean(), lam)[0]  # type: ignore[misc]
-        if len(self._vectors) > 1:
-            yield self._mixed
-        for task, control in itertools.product(self._opened.vectors, self._request.controls):
-            if control != "task_vector" or self._opened.base is not None:
-                yield partial(self._controlled, task, control)
-        for inputs, method in itertools.product(self._request.inputs, self._request.methods):
-            yield from self._calibrated(inputs, method)
+    def _by_weights(self, trial: Trial) -> TrialOutputs:
+        """Of a candidate that is rounded to nearest on a grid, or float."""
+        network = self._network
+        weights: State = {}
+        if trial.kind == "own_qat" and self._files.own_qat is not None:
+            weights = {tensor.name: self._files.own_qat.read(tensor.name) for tensor in network.plan.tensors}
+        elif trial.kind == "pair" and trial.donor is not None:
+            weights = network.patched(self._rho(trial.donor), trial.lam)
+        elif trial.kind == "mean":
+            weights = network.patched(self._mean(), trial.lam)
+        elif trial.kind == "mix":
+            weights = network.patched(weighted(self._vectors, self._mixing_weights()), trial.lam)
+        network.show(weights, self._grids.get(trial.method))
+        return network.run(choosing=trial.kind != "own_qat")
 
-    def _own_qat(self) -> Trial:
-        qat = self._opened.own_qat
-        assert qat is not None  # noqa: S101 - asked before
-        own = {tensor.name: qat.read(tensor.name) for tensor in self._bench.plan.tensors}
-        return self._shown("own_qat", _name(self._grid), own, self._grid, choosing=False)[0]
-
-    def _plain(self, method: str, scheme: Scheme) -> Trial:
-        trial, answers = self._shown("plain", method, {}, scheme)
-        if scheme == self._grid and answers.logits is not None:
-            self._logits[None] = answers.logits
-        return trial
-
-    def _pair(self, task: str, lam: float) -> Trial:
-        trial, answers = self._patched("pair", self._rho(task), lam)
-        if lam == 1.0 and answers.logits is not None:
-            self._logits[task] = answers.logits
-        return replace(trial, donor=task)
-
-    def _make_mean(self) -> State:
-        return weighted(self._vectors, [1 / len(self._vectors)] * len(self._vectors))
-
-    def _mixed(self) -> Trial:
+    def _mixing_weights(self) -> Sequence[float]:
         """The donors' weights that bring the logits nearest to the float receiver's, without labels, at lambda 1."""
-        bench, donors = self._bench, list(self._opened.vectors)
-        if None not in self._logits:  # it was tried before a kill
-            self._plain(_name(self._grid), self._grid)
-        for task in donors:
-            if task not in self._logits:
-                self._pair(task, 1.0)
-        with bench.progress.stage("mix"):
-            start = ridge_weights(bench.float_logits, self._logits[None], [self._logits[task] for task in donors])
-            student = TrialModel(bench.plan, bench.receiver, bench.sources, bench.selecting.batches)
-            weights = descend(student, bench.float_logits, start)
-        self.mix = dict(zip(donors, weights, strict=True))
-        return self._patched("mix", weighted(self._vectors, weights), 1.0)[0]
+        network, donors = self._network, list(self._files.vectors)
+        for trial in planned_trials(self._request):  # those that were tried before a kill
+            wanted = trial.kind == "plain" if trial.donor is None else trial.kind == "pair" and trial.lam == 1.0
+            if wanted and trial.inputs is None and trial.donor not in self._logits:
+                self.answer(trial)
+        with network.progress.stage("mix"):
+            plain, patched = self._logits[None], [self._logits[donor] for donor in donors]
+            start = ridge_weights(network.float_logits, plain, patched)
+            model = TrialModel(network.plan, network.receiver, network.sources, network.selecting.batches)
+            weights = descend(model, network.float_logits, start)
+        self._mix.update(zip(donors, weights, strict=True))
+        return weights
 
-    def _controlled(self, task: str, control: Control) -> Trial:
-        instead, inputs = self._control(control, task, self._rho(task))
-        trial, _ = self._patched("control", instead, 1.0, choosing=False)
-        return replace(trial, donor=task, control=control, inputs=inputs)
+    def _calibrated(self, trial: Trial, inputs: str) -> Trial:
+        """A calibrated method without a patch or with the mean of donors; its inputs are looked at once."""
+        network = self._network
+        if self._calibrated_as != (inputs, trial.method):
+            self._model, self._calibrated_as = None, (inputs, trial.method)  # memory holds one
+            with network.progress.stage("calibrate"):
+                self._model = network.calibrated(trial.method, inputs == "moments", self._calibration(inputs))
+        assert self._model is not None  # noqa: S101 - made above
+        with network.progress.stage("calibrate"):
+            self._model.load(trial.lam)
+        return network.run(self._model).fill(trial)
 
-    def _control(self, control: Control, task: str, rho: State) -> tuple[State, str | None]:
-        """What takes a vector's place with its norm in every tensor that it moves, and what it looked at."""
+    def _calibration(self, inputs: str) -> list[Float32]:
+        if inputs == "generated":
+            return generated_images(self._files.config, self._request.selecting)
+        return self._network.selecting.batches if inputs == "images" else []
+
+    def _control(self, trial: Trial) -> Trial:
+        """What takes a vector's place with its norm in every tensor that it moves."""
+        task = trial.donor or ""
+        rho = self._rho(task)
         seed = zlib.crc32(f"{task} {self._request.seed}".encode())  # every donor's noise is its own
-        if control == "random":
-            return random_rho(rho, seed), None
-        if control == "shuffle":
-            return shuffled_rho(rho, seed), None
-        if control == "gptq_displacement":
+        fp, base = self._files.fps[task], self._files.base
+        if trial.control == "random":
+            instead: State = {name: random_like(value, name, seed) for name, value in rho.items()}
+        elif trial.control == "shuffle":
+            instead = {name: shuffled(value, name, seed) for name, value in rho.items()}
+        elif trial.control == "task_vector" and base is not None:
+            instead = with_norms({name: fp.read(name) - base.read(name) for name in rho}, rho)
+        else:
             moved, inputs = self._gptq_displacement(task)
-            return with_norms(moved, rho), inputs
-        fp, base = self._opened.fps[task], self._opened.base
-        assert base is not None  # noqa: S101 - not planned without it
-        return with_norms({name: fp.read(name) - base.read(name) for name in rho}, rho), None
+            instead, trial = with_norms(moved, rho), replace(trial, inputs=inputs)
+        self._network.show(self._network.patched(instead, trial.lam), self._request.grid)
+        return self._network.run(choosing=False).fill(trial)
 
     def _gptq_displacement(self, task: str) -> tuple[State, str]:
         """What GPTQ moves in the donor's Linears on this grid, and what it looked at; all else stands still.
@@ -188,85 +216,16 @@ class _Attempts:
         """
         from qvec_deploy.quantize.calibrated import calibrate, calibrate_from_moments
 
-        bench, vector, fp = self._bench, self._opened.vectors[task], self._opened.fps[task]
-        weights = {name: fp.read(name) for name in self._opened.backbone}
-        bench.show(weights, None)
-        model, skip = bench.student.model, self._request.skip
-        with bench.progress.stage("calibrate"):
+        network, vector, fp = self._network, self._files.vectors[task], self._files.fps[task]
+        weights = {name: fp.read(name) for name in self._files.backbone}
+        network.show(weights, None)
+        model, grid, skip = network.model.model, self._request.grid, self._request.skip
+        with network.progress.stage("calibrate"):
             moments = vector.moments()
             if moments is not None:
-                found = calibrate_from_moments(model, moments, self._grid, skip)
+                found = calibrate_from_moments(model, moments, grid, skip)
             else:
-                images = generated_images(self._opened.config, self._request.selecting)
-                found = calibrate(model, images, self._grid, skip, "gptq")
+                images = generated_images(self._files.config, self._request.selecting)
+                found = calibrate(model, images, grid, skip, "gptq")
         moved = {name: code.dequantize() - weights[name] for name, code in found.codes.items() if name in weights}
         return moved, "generated" if moments is None else "moments"
-
-    def _calibrated(self, inputs: str, method: str) -> Iterator[Callable[[], Trial]]:
-        """A calibrated method without a patch and with the mean of donors.
-
-        With the mean at lambda 1; and where the receiver's images are at hand, by which a lambda could be chosen, at
-        the smaller ones too, for less of a vector is left to do after a calibrated method.
-        """
-        if inputs == "moments" and (method != "gptq" or not self._vectors):
-            return
-        smaller = [lam for lam in self._lambdas if 0 < lam < 1] if inputs == "images" else []
-        student = functools.cache(partial(self._student, inputs, method))
-        for lam in (0.0, *smaller, 1.0) if self._vectors else (0.0,):
-            yield partial(self._of_method, student, inputs, method, lam)
-
-    def _student(self, inputs: str, method: str) -> TrialModel:
-        with self._bench.progress.stage("calibrate"):
-            return self._bench.of_method(method, inputs == "moments", self._calibration(inputs))
-
-    def _of_method(self, student: Callable[[], TrialModel], inputs: str, method: str, lam: float) -> Trial:
-        shown = student()
-        with self._bench.progress.stage("calibrate"):
-            shown.load(lam)
-        answers = self._bench.answers(shown)
-        return replace(_trial("mean" if lam else "plain", method, lam, answers), inputs=inputs)
-
-    def _calibration(self, inputs: str) -> list[Float32]:
-        if inputs == "generated":
-            return generated_images(self._opened.config, self._request.selecting)
-        return self._bench.selecting.batches if inputs == "images" else []
-
-    def _patched(self, kind: Kind, rho: State, lam: float, *, choosing: bool = True) -> tuple[Trial, Answers]:
-        weights = self._bench.patched(rho, lam)
-        return self._shown(kind, _name(self._grid), weights, self._grid, lam=lam, choosing=choosing)
-
-    def _shown(
-        self,
-        kind: Kind,
-        method: str,
-        weights: State,
-        scheme: Scheme | None,
-        *,
-        lam: float = 0.0,
-        choosing: bool = True,
-    ) -> tuple[Trial, Answers]:
-        self._bench.show(weights, scheme)
-        answers = self._bench.answers(choosing=choosing)
-        return _trial(kind, method, lam, answers), answers
-
-
-def _trial(kind: Kind, method: str, lam: float, answers: Answers) -> Trial:
-    return Trial(
-        kind=kind,
-        method=method,
-        lam=lam,
-        divergence=answers.divergence,
-        selecting_right=answers.selecting_right,
-        right=answers.right,
-    )
-
-
-def _grids(grid: Scheme) -> dict[str, Scheme]:
-    """Grids of the same bits and granularity, by the name of the method that rounds to them: the donors' own first."""
-    absmax = replace(grid, method="rtn", clip=1.0)
-    return {_name(grid): grid} | {_name(scheme): scheme for scheme in (absmax, replace(absmax, method="mse"))}
-
-
-def _name(grid: Scheme) -> str:
-    """What rounding to nearest on a grid is called."""
-    return grid.method if grid.clip == 1.0 else "grid"

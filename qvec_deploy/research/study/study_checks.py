@@ -1,16 +1,76 @@
-"""What a study cannot do, said before anything is trained: by the checks that would fail hours later."""
+"""What a study's models and images are, and what it cannot do with them: said before anything is trained."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
-from qvec_deploy.donors.donor_recipe import DonorGrid, DonorRecipe
-from qvec_deploy.errors import IncompatibleError, RecipeError
+import numpy as np
+
+from qvec_deploy.datasets import DataConfig, DatasetSpec, Split, open_dataset
+from qvec_deploy.datasets.hub_datasets import is_on_hub, look
+from qvec_deploy.donors.donor_recipe import DonorGrid
+from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError
+from qvec_deploy.io.files import sha256_bytes
 from qvec_deploy.models import Architecture, is_skipped
-from qvec_deploy.research.study.image_identity import named
 from qvec_deploy.research.study.study_recipe import StudyModel, StudyTask
+
+_FIRST = 16
+
+
+def look_at(
+    what: str,
+    dataset: str,
+    root: str | None,
+    splits: tuple[Split, ...],
+    config: DataConfig,
+    augment: Literal["none", "timm"] = "none",
+) -> dict[str, Any]:
+    """Open images and read the first of them; of a dataset on the Hub, read its card and download nothing.
+
+    Args:
+        what: Whose they are, for errors.
+        splits: Those that the study uses; they must agree on the classes.
+        augment: How images of `train` are augmented.
+
+    Returns:
+        `classes` (None where a card does not say), and by split what identifies its images: a list whose second value
+        is their number, None where a card does not say.
+
+    Raises:
+        RecipeError, StorageError, IncompatibleError, FetchError: As `open_dataset`, `augmented` and the Hub; the
+            message names whose images they are.
+    """
+    found: dict[str, Any] = {}
+    folder = None if root is None else Path(root)
+    with named(what):
+        if is_on_hub(dataset):
+            for split, seen in zip(splits, look(dataset, splits, folder), strict=True):
+                found |= {"classes": seen.classes, split: [seen.revision, seen.images, split]}
+            return found
+        for split in splits:
+            spec = DatasetSpec(dataset, split, folder)
+            opened = open_dataset(spec, config, expected_classes=found.get("classes"))
+            if split == "train" and augment == "timm":
+                from qvec_deploy.donors.feed import augmented
+
+                augmented(opened, spec, config, seed=0)
+            first = opened.limited(_FIRST)
+            images, labels = first.take(np.arange(len(first)))
+            digest = sha256_bytes(images.tobytes() + labels.tobytes())
+            found |= {"classes": opened.classes, split: [opened.identity, len(opened), digest]}
+    return found
+
+
+@contextlib.contextmanager
+def named(what: str) -> Iterator[None]:
+    """Name what errors of the block are about."""
+    try:
+        yield
+    except QvecError as error:
+        raise type(error)(f"{what}: {error.message}", hint=error.hint) from error
 
 
 def check_model(model: StudyModel, architecture: Architecture, grids: Sequence[DonorGrid]) -> None:
@@ -46,8 +106,7 @@ def check_images(task: StudyTask, seen: Mapping[str, Any], *, trained: bool) -> 
     """Refuse images that are not the task's, and accuracy of images that were trained on.
 
     Args:
-        task: The task.
-        seen: As `look_at`.
+        seen: As `look_at` returns it.
         trained: Whether its `train` is trained on here.
 
     Raises:
@@ -70,21 +129,3 @@ def check_images(task: StudyTask, seen: Mapping[str, Any], *, trained: bool) -> 
             hint="accuracy would be of images trained on: give the root a folder for each, "
             "such as ROOT/train/CLASS and ROOT/test/CLASS",
         )
-
-
-def check_training(task: str, donor: Mapping[str, Any], images: int | None) -> None:
-    """Refuse a fine-tune whose schedule does not fit its images.
-
-    Args:
-        task: Its name, for errors.
-        donor: The fields of its donor recipe; where the base is may be open.
-        images: Training images; None where nobody knows yet.
-
-    Raises:
-        RecipeError: Fewer images than a batch, or a warm-up as long as the training.
-    """
-    base = {**donor["base"], "checkpoint": donor["base"]["checkpoint"] or "made by a node"}
-    recipe = DonorRecipe.model_validate_json(json.dumps({**donor, "base": base}))
-    if images is not None:
-        with named(f"task {task}"):
-            recipe.hyper(images)

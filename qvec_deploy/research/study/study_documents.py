@@ -13,11 +13,15 @@ from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError, 
 from qvec_deploy.io.files import file_lock, require_file, storage_errors, write_bytes
 from qvec_deploy.jobs.job import JobFailure
 from qvec_deploy.research.study.cell_values import CELL_VERSION, Cell
-from qvec_deploy.research.study.study_store import CELLS, COSTS_FILE, RUN_FILE, RUN_VERSION, STUDY_FILE, Store
+from qvec_deploy.research.study.study_store import StudyStore
 from qvec_deploy.tensors import Scheme
 
 if TYPE_CHECKING:
-    from qvec_deploy.research.study.costs import FineTune
+    from qvec_deploy.research.study.analysis.costs import FineTune
+
+RUN_VERSION = 1
+"""Of run.json."""
+STUDY_FILE, RUN_FILE, COSTS_FILE, CELLS = "study.yaml", "run.json", "costs.json", "cells"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Study:
 
 
 def write_documents(
-    store: Store,
+    store: StudyStore,
     *,
     recipe: str,
     cells: Mapping[str, tuple[Path, str]],
@@ -51,8 +55,7 @@ def write_documents(
     beside it.
 
     Args:
-        store: The study's folder.
-        recipe: study.yaml.
+        recipe: The text of study.yaml.
         cells: By its name among the documents, every cell's file and what the study calls its model.
         costs: Of costs.json, an entry a fine-tune.
         run: run.json; a failure to write the others is added.
@@ -155,7 +158,7 @@ def _written(path: Path) -> tuple[int, int] | None:
 
 
 def _read(out: Path, path: Path) -> Study:
-    from qvec_deploy.research.study.costs import FineTune
+    from qvec_deploy.research.study.analysis.costs import FineTune
 
     run = _parsed(path)
     if run.get("version") != RUN_VERSION:

@@ -1,4 +1,4 @@
-"""A study from its recipe: nodes in order, what is missing made, what fails named, and the documents at the end."""
+"""A study from its recipe: what is missing made, what fails named, and the documents at the end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +18,14 @@ from qvec_deploy.io.files import storage_errors
 from qvec_deploy.jobs.executors import ExecutorName, check_address, start_executor
 from qvec_deploy.jobs.job import Executor, JobFailure
 from qvec_deploy.jobs.scheduler import missing_jobs, run_jobs
-from qvec_deploy.research.study.nodes import KINDS, Node, package_versions
-from qvec_deploy.research.study.study_documents import documents_of, write_documents
+from qvec_deploy.research.study.study_documents import RUN_VERSION, documents_of, write_documents
 from qvec_deploy.research.study.study_graph import build_graph
+from qvec_deploy.research.study.study_node import KINDS, StudyNode, package_versions
 from qvec_deploy.research.study.study_recipe import StudyRecipe
-from qvec_deploy.research.study.study_store import RUN_VERSION, Store
+from qvec_deploy.research.study.study_store import StudyStore
+from qvec_deploy.research.study.study_tasks import BaseTask, FineTuneTask
 
-PRELOAD = ("torch", "timm", "qvec_deploy.research.study.tasks", "qvec_deploy.research.study.cell")
+PRELOAD = ("torch", "timm", "qvec_deploy.research.study.study_node", "qvec_deploy.research.study.cell")
 """Nothing that touches CUDA, as ModelOpt does: processes forked after that cannot use it."""
 
 
@@ -37,7 +39,7 @@ class NodeEnd:
         because: Name of the node whose failure it shares; None for its own.
     """
 
-    node: Node
+    node: StudyNode
     state: Literal["kept", "made", "failed"]
     seconds: float = 0.0
     failure: JobFailure | None = None
@@ -47,7 +49,7 @@ class NodeEnd:
 class StudyWatcher:
     """Hears what happens in a study; shows nothing itself."""
 
-    def begun(self, nodes: Sequence[Node]) -> None:
+    def begun(self, nodes: Sequence[StudyNode]) -> None:
         """All nodes are known."""
 
     def event(self, name: str, event: Any) -> None:
@@ -78,13 +80,10 @@ def run_study(
     """Do a study, or what is missing of it. A node that fails costs itself and what is made from it.
 
     Args:
-        recipe: What is wanted.
         out: The study's folder.
         jobs: Nodes at a time, of one thread each; all cores by default.
-        executor: `local` or `ray`.
         address: Of a Ray cluster.
         offline: Use the Hub's local cache only.
-        watcher: Hears what happens.
 
     Raises:
         RecipeError, StorageError, IncompatibleError: A model, a task or a folder that cannot be; nothing is begun then.
@@ -92,30 +91,30 @@ def run_study(
     check_address(executor, address)
     watcher = watcher or StudyWatcher()
     start = time.monotonic()
-    _require_same(recipe, Store.at(out))  # another's folder is refused before anything else
+    _require_same(recipe, StudyStore.at(out))  # another's folder is refused before anything else
     groups = build_graph(recipe, offline=offline)
     nodes = [node for group in groups for node in group]
-    store = Store.open(out)
+    store = StudyStore.open(out)
     watcher.begun(nodes)
     jobs = jobs or available_threads()
     logs = store.out / "logs"
     with storage_errors(logs):
         logs.mkdir(exist_ok=True)
     runs_on = start_executor(executor, jobs, address=address, preload=PRELOAD, logs=logs, on_event=watcher.event)
+    by_id: dict[str, NodeEnd] = {}
     with contextlib.closing(runs_on):
-        ends: dict[str, NodeEnd] = {}
         for end in _ends(groups, store, runs_on):
-            ends[end.node.id] = end
+            by_id[end.node.id] = end
             watcher.ended(end)
-    ended = [ends[node.id] for node in nodes]
-    run = _document(recipe, ended, time.monotonic() - start, executor, jobs)
-    cells = [one.node for one in ended if one.node.kind == "cell" and one.state != "failed"]
+    ends = [by_id[node.id] for node in nodes]
+    document = _document(recipe, ends, time.monotonic() - start, executor, jobs)
+    cells = [end.node for end in ends if end.node.kind == "cell" and end.state != "failed"]
     files = {cell_file(node): (store.folder(node.id) / "cell.json", str(node.about["model"])) for node in cells}
-    write_documents(store, recipe=_yaml(recipe), cells=files, costs=_costs(ended), run=run)
-    return StudyRun(run, run["exit_code"])
+    write_documents(store, recipe=_yaml(recipe), cells=files, costs=_costs(ends), run=document)
+    return StudyRun(document, document["exit_code"])
 
 
-def _require_same(recipe: StudyRecipe, store: Store) -> None:
+def _require_same(recipe: StudyRecipe, store: StudyStore) -> None:
     """Refuse a folder with another study's documents: this one's would replace them."""
     name = documents_of(store.out)
     if name not in (None, recipe.name):
@@ -125,18 +124,17 @@ def _require_same(recipe: StudyRecipe, store: Store) -> None:
         )
 
 
-def _ends(groups: Sequence[Sequence[Node]], store: Store, executor: Executor) -> Iterator[NodeEnd]:
+def _ends(groups: Sequence[Sequence[StudyNode]], store: StudyStore, executor: Executor) -> Iterator[NodeEnd]:
     """Every node as it ends, one group after another: what need not be made, then what is missing."""
     by_id = {node.id: node for group in groups for node in group}
-    missing = _missing(by_id.values(), store.find)
+    missing = _missing([*by_id.values()], store.find)
     for group in groups:
         for node in group:
             if node.id not in missing:
-                if store.record(node.id) is not None:  # a worker that was killed could not
+                if store.knows(node):  # a worker that was killed could not
                     store.forget_work(node.id)
-                yield NodeEnd(node, "kept", store.seconds(node))
-        jobs = [node.job(str(store.out)) for node in group if node.id in missing]
-        for outcome in run_jobs(jobs, executor):
+                yield NodeEnd(node, "kept", _seconds(store, node))
+        for outcome in run_jobs([node.job(store.out) for node in group if node.id in missing], executor):
             node = by_id[outcome.job.name]
             if outcome.failure is not None:
                 because = by_id[outcome.because].name if outcome.because else None
@@ -146,12 +144,16 @@ def _ends(groups: Sequence[Sequence[Node]], store: Store, executor: Executor) ->
                 yield NodeEnd(node, "made" if made else "kept", outcome.result["seconds"])
 
 
-def _missing(nodes: Iterable[Node], is_there: Callable[[Node], bool]) -> set[str]:
+def _missing(nodes: Sequence[StudyNode], is_there: Callable[[StudyNode], bool]) -> set[str]:
     """What must be made: cells that are not there, and what they are made from as far as that is not there."""
     by_id = {node.id: node for node in nodes}
-    cells = [node.id for node in by_id.values() if node.kind == "cell"]
-    needs = {name: node.parents for name, node in by_id.items()}
-    return missing_jobs(needs, cells, lambda name: is_there(by_id[name]))
+    cells = [node.id for node in nodes if node.kind == "cell"]
+    return missing_jobs({node.id: node.task.parents for node in nodes}, cells, lambda name: is_there(by_id[name]))
+
+
+def _seconds(store: StudyStore, node: StudyNode) -> float:
+    """What making a node took, be its files still there or not; 0 where that is not known."""
+    return float((store.record(node) or {}).get("seconds", 0.0))
 
 
 def plan_study(
@@ -160,7 +162,6 @@ def plan_study(
     """What a study is made of, how much of it is there, and how long the rest takes, as far as is known.
 
     Args:
-        recipe: What is wanted.
         out: Its folder; None where there is none yet.
         jobs: Nodes at a time; all cores by default.
         offline: Use the Hub's local cache only.
@@ -173,17 +174,17 @@ def plan_study(
     Raises:
         RecipeError, StorageError, IncompatibleError: As `run_study`.
     """
-    store = Store.at(out) if out is not None else Store(Path())
-    if out is not None:
+    store = StudyStore.at(out) if out is not None else None
+    if store is not None:
         _require_same(recipe, store)
     nodes = [node for group in build_graph(recipe, offline=offline) for node in group]
-    missing = _missing(nodes, store.knows) if out is not None else {node.id for node in nodes}
+    missing = {node.id for node in nodes} if store is None else _missing(nodes, store.knows)
     kinds: dict[str, Any] = {}
     left: float | None = 0.0
     for kind in KINDS:
         mine = [node for node in nodes if node.kind == kind]
         done = [node for node in mine if node.id not in missing]
-        seconds = [known for node in done if (known := store.seconds(node))]
+        seconds = [known for node in done if store is not None and (known := _seconds(store, node))]
         mean = sum(seconds) / len(seconds) if seconds else None
         kinds[kind] = {"total": len(mine), "done": len(done), "mean_seconds": mean}
         if len(done) < len(mine):
@@ -198,57 +199,45 @@ def plan_study(
     }
 
 
-def cell_file(node: Node) -> str:
+def cell_file(node: StudyNode) -> str:
     """The name of a cell's document."""
     about = node.about
     return f"{about['model']}-{about['grid']}-seed{about['seed']}-{about['task']}.json"
 
 
-def _costs(ended: Sequence[NodeEnd]) -> list[dict[str, Any]]:
+def _costs(ends: Sequence[NodeEnd]) -> list[dict[str, Any]]:
     """The seconds of what was trained here, where they are known."""
     costs = []
-    for one in ended:
-        node = one.node
-        if node.kind not in ("base", "fp", "qat") or not one.seconds or not _trained(node):
+    for end in ends:
+        node, task, grid = end.node, end.node.task, None
+        if not end.seconds or not isinstance(task, BaseTask | FineTuneTask):
             continue
-        grid = node.settings["recipe"]["scheme"] if node.kind == "qat" else None
-        scheme = None if grid is None else {key: value for key, value in grid.items() if key != "clip_every"}
-        costs.append(
-            {
-                "kind": node.kind,
-                "model": node.decides["model"],
-                "task": node.about.get("task"),
-                "grid": scheme,
-                "seed": node.about.get("seed"),
-                "seconds": one.seconds,
-            }
-        )
+        if isinstance(task, BaseTask) and task.training is None:
+            continue
+        if isinstance(task, FineTuneTask) and task.kind == "qat":
+            grid = task.recipe.scheme.model_dump(exclude={"clip_every"})
+        about = {"kind": node.kind, "model": task.model, "task": node.about.get("task"), "grid": grid}
+        costs.append({**about, "seed": node.about.get("seed"), "seconds": end.seconds})
     return costs
 
 
-def _trained(node: Node) -> bool:
-    return "recipe" in node.settings or "training" in node.settings
-
-
-def _document(recipe: StudyRecipe, ended: Sequence[NodeEnd], wall: float, executor: str, jobs: int) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    counts = {kind: Counter(one.state for one in ended if one.node.kind == kind) for kind in KINDS}
+def _document(recipe: StudyRecipe, ends: Sequence[NodeEnd], wall: float, executor: str, jobs: int) -> dict[str, Any]:
+    counts = {kind: Counter(end.state for end in ends if end.node.kind == kind) for kind in KINDS}
     return {
         "version": RUN_VERSION,
         "name": recipe.name,
-        "exit_code": worst(one.failure.exit_code for one in ended if one.failure),
+        "exit_code": worst(end.failure.exit_code for end in ends if end.failure),
         "made_by": f"qvec-deploy {version('qvec-deploy')}",
         "versions": {"python": platform.python_version(), **package_versions()},
         "machine": f"{platform.machine()}, {available_threads()} cores",
         "executor": executor,
         "jobs": jobs,
         "wall_seconds": round(wall, 1),
-        "summed_seconds": round(sum(one.seconds for one in ended), 1),
-        "summed_seconds_of_this_run": round(sum(one.seconds for one in ended if one.state == "made"), 1),
+        "summed_seconds": round(sum(end.seconds for end in ends), 1),
+        "summed_seconds_of_this_run": round(sum(end.seconds for end in ends if end.state == "made"), 1),
         "counts": {kind: {"total": count.total(), **count} for kind, count in counts.items()},
         "failures": [
-            {"node": one.node.name, "because": one.because, **asdict(one.failure)} for one in ended if one.failure
+            {"node": end.node.name, "because": end.because, **asdict(end.failure)} for end in ends if end.failure
         ],
     }
 

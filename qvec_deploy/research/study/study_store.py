@@ -16,7 +16,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError
 from qvec_deploy.io.cache import ENTRY_FILE, Cache
@@ -29,22 +29,26 @@ from qvec_deploy.io.files import (
     storage_errors,
     write_bytes,
 )
-from qvec_deploy.research.study.nodes import Node
+
+if TYPE_CHECKING:
+    from qvec_deploy.research.study.study_node import StudyNode
 
 STORE_VERSION = 1
-"""Of the folder's layout; what a node computes has versions of its own (`nodes`, `values`)."""
-RUN_VERSION = 1
-"""Of run.json."""
-
-STUDY_FILE, RUN_FILE, COSTS_FILE, CELLS = "study.yaml", "run.json", "costs.json", "cells"
+"""Of the folder's layout; what a node computes has versions of its own (`study_node`, `cell_values`)."""
 _VERSION_FILE, _NODE_FILE = "version.json", "node.json"
 
 Make = Callable[[Path], dict[str, Any]]
 """Writes a node's files into a folder and returns its record, JSON values."""
 
+_NOT_THERE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a record raises that is missing, torn or another's."""
 
-class Store:
+
+class StudyStore:
     """The folder of a study.
+
+    A node's files lie in the cache under `store`, with their hashes; what its record says of them, and links to them,
+    in `files` under the node's id. A released file lies elsewhere: its record has `path`, `bytes` and `sha256`.
 
     Attributes:
         out: The folder, absolute.
@@ -52,10 +56,10 @@ class Store:
 
     def __init__(self, out: Path) -> None:
         self.out = out.absolute()
-        self._shelf = Cache(self.out / "store")
+        self._cache = Cache(self.out / "store")
 
     @classmethod
-    def open(cls, out: Path) -> Store:
+    def open(cls, out: Path) -> StudyStore:
         """A study's folder, made if need be.
 
         Raises:
@@ -67,7 +71,7 @@ class Store:
         return cls.existing(out)
 
     @classmethod
-    def at(cls, out: Path) -> Store:
+    def at(cls, out: Path) -> StudyStore:
         """A study's folder, or one that may become one; nothing is written.
 
         Raises:
@@ -91,18 +95,31 @@ class Store:
         return begun
 
     @classmethod
-    def existing(cls, out: Path) -> Store:
+    def existing(cls, out: Path) -> StudyStore:
         """A study's folder that is there.
 
         Raises:
             StorageError: It is not.
             IncompatibleError: Another version's.
         """
-        version = out / "store" / _VERSION_FILE
-        if not version.is_file():
+        path = out / "store" / _VERSION_FILE
+        if not path.is_file():
             raise StorageError(f"{out} is not a study's folder", hint="name the -o of `qvec-deploy study run`")
-        _require_version(version)
+        try:
+            found = json.loads(path.read_bytes())["qvec-study-store"]
+        except _NOT_THERE as error:
+            raise IntegrityError(f"{path} is damaged", hint="choose another directory for the study") from error
+        if found != STORE_VERSION:
+            raise IncompatibleError(
+                f"{out} is the folder of a study of version {found}, and this is version {STORE_VERSION}",
+                hint="choose another directory, or use the release that made it",
+            )
         return cls(out)
+
+    @property
+    def documents_lock(self) -> Path:
+        """Held while study.yaml, cells, costs.json and run.json are written."""
+        return self._cache.folder / "locks" / "documents"
 
     def folder(self, node: str) -> Path:
         """Where the files of a node are, by its id."""
@@ -112,98 +129,59 @@ class Store:
         """Where a node keeps how far it is."""
         return self.out / "work" / node
 
-    def weights(self, node: str) -> Path:
+    def forget_work(self, node: str) -> None:
+        """Remove what a finished node kept of how far it was."""
+        shutil.rmtree(self.work(node), ignore_errors=True)
+
+    def record(self, node: StudyNode) -> dict[str, Any] | None:
+        """What is known of a node that was made, be its files still there or not."""
+        return self._record(node.id, node.key)
+
+    def knows(self, node: StudyNode) -> bool:
+        """Whether a node is there, under this name or another one of its model, by sizes; nothing is written."""
+        try:
+            record, entry = self.record(node) or {}, self._entry(node.id, node.key)
+            sizes = record.get("sizes", {})
+            there = {name: (entry / name).stat().st_size for name in _hashes(entry)}
+            path = record.get("path")
+            return all(sizes.get(name, size) == size for name, size in there.items()) and (
+                path is None or bool(Path(path).stat().st_size == record["bytes"])
+            )
+        except _NOT_THERE:
+            return False
+
+    def find(self, node: StudyNode) -> bool:
+        """Whether a node is there byte for byte; what only the cache has gets its place among the files."""
+
+        def make_nothing(staging: Path) -> dict[str, Any]:
+            raise IntegrityError("it is not there", hint="run the study again")
+
+        if not self.knows(node):
+            return False
+        try:
+            self.obtain(node, make_nothing)
+        except QvecError:  # whoever makes the node will tell what is wrong
+            return False
+        return True
+
+    def weights(self, node: str, key: str) -> Path:
         """The weights of a finished node: its own file, or the one it found elsewhere, with the bytes it had then.
 
         Raises:
             IntegrityError: They are not whole, or of other bytes.
         """
-        found = self.record(node)
-        if found is None:
+        files = self._files(node, key)
+        if files is None:
             raise IntegrityError(f"{self.folder(node)} is not whole", hint="run the study again")
-        elsewhere = found["record"].get("path")
-        damaged = self._damaged(node, found)
+        elsewhere = (self._record(node, key) or {}).get("path")
+        damaged = _damaged(files)
         if damaged is not None and elsewhere is not None:
             raise _other_bytes(damaged)
         if damaged is not None:
             raise IntegrityError(f"{damaged} is damaged", hint="run the study again: it is made anew")
-        return self.folder(node) / found["files"][0] if elsewhere is None else Path(elsewhere)
+        return next(iter(files))
 
-    @property
-    def documents_lock(self) -> Path:
-        """Held while study.yaml, cells, costs.json and run.json are written."""
-        return self._shelf.folder / "locks" / "documents"
-
-    def seconds(self, node: Node) -> float:
-        """What making a node took, be its files still there or not; 0 where that is not known."""
-        for path in (self.folder(node.id) / _NODE_FILE, self._shelf.path(node.kind, node.keyed) / ENTRY_FILE):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                return float(json.loads(path.read_bytes())["record"]["seconds"])
-        return 0.0
-
-    def record(self, node: str) -> dict[str, Any] | None:
-        """What is known of a finished node: `record`, `files`, their `sha256`; None where it is not whole by sizes."""
-        folder = self.folder(node)
-        try:
-            found: dict[str, Any] = json.loads((folder / _NODE_FILE).read_bytes())
-            whole = all((folder / name).stat().st_size == size for name, size in found["sizes"].items())
-            path = found["record"].get("path")
-            whole = whole and (path is None or Path(path).stat().st_size == found["record"]["bytes"])
-            hashes = dict(found.get("sha256", {}))  # an older release kept none
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return {"record": found["record"], "files": list(found["sizes"]), "sha256": hashes} if whole else None
-
-    def knows(self, node: Node) -> bool:
-        """Whether a node is there, under this name or another one of its model, by sizes; nothing is written."""
-        return self.record(node.id) is not None or self._is_shelved(node)
-
-    def find(self, node: Node) -> bool:
-        """Whether a node is there byte for byte; what the shelf has gets its place among the files.
-
-        What is damaged is removed.
-        """
-        if self._is_whole(node.id):
-            return True
-        if not self.knows(node):
-            return False
-        try:
-            self.obtain(node, _make_nothing)
-        except QvecError:  # whoever makes the node will tell what is wrong
-            return False
-        return True
-
-    def _is_whole(self, node: str) -> bool:
-        found = self.record(node)
-        try:
-            return found is not None and self._damaged(node, found) is None
-        except StorageError:  # it cannot be read
-            return False
-
-    def _damaged(self, node: str, found: dict[str, Any]) -> Path | None:
-        """A file of a finished node that has other bytes than it was recorded with, if any."""
-        known = {self.folder(node) / name: found["sha256"].get(name) for name in found["files"]}
-        record = found["record"]
-        if "path" in record:
-            known[Path(record["path"])] = record.get("sha256")
-        return next((path for path, sha in known.items() if sha is not None and sha256_file(path) != sha), None)
-
-    def _is_shelved(self, node: Node) -> bool:
-        """Whether the shelf has a node's files, of the sizes they had under its name if they had one."""
-        entry = self._shelf.path(node.kind, node.keyed)
-        sizes: dict[str, int] = {}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            sizes = dict(json.loads((self.folder(node.id) / _NODE_FILE).read_bytes())["sizes"])
-        try:
-            found = json.loads((entry / ENTRY_FILE).read_bytes())
-            now = {name: (entry / name).stat().st_size for name in found["files"]}
-            path = found["record"].get("path")
-            there = path is None or Path(path).stat().st_size == found["record"]["bytes"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False
-        return bool(there) and all(sizes.get(name, size) == size for name, size in now.items())
-
-    def obtain(self, node: Node, make: Make) -> dict[str, Any]:
+    def obtain(self, node: StudyNode, make: Make) -> dict[str, Any]:
         """Make a node's files, or find them; a second maker of the same waits for the first.
 
         Returns:
@@ -215,42 +193,60 @@ class Store:
             QvecError: As `make`.
         """
         folder, made = self.folder(node.id), False
-
-        def making(staging: Path) -> dict[str, Any]:
-            nonlocal made
-            made = True
-            return make(staging)
-
-        with file_lock(self._shelf.folder / "locks" / f"{node.id}.node"):
-            if not self._is_whole(node.id):
+        with file_lock(self._cache.folder / "locks" / f"{node.id}.node"):
+            if not self._is_whole(node):
                 with storage_errors(folder):
                     if folder.exists():
                         shutil.rmtree(folder)
-                with staging_directory(folder) as staging:
-                    self._take(node, staging, making)
-            found = self.record(node.id)
-        if found is None:
-            raise IntegrityError(f"{folder} changed while it was read", hint="run the study again")
-        return {**found["record"], "made": made}
+                with staging_directory(folder) as staging, self._cache.entry(node.kind, node.keyed) as entry:
+                    made = entry.new
+                    if entry.new:
+                        record = make(entry.folder)
+                        entry.record = {**record, "sizes": {path.name: path.stat().st_size for path in entry.files}}
+                    link_files(entry.files, staging)
+                    record = _found_again(entry.record, make, staging) if "path" in entry.record else entry.record
+                    write_bytes(staging / _NODE_FILE, canonical_json({"record": record, "of": node.keyed}))
+            return {**(self.record(node) or {}), "made": made}
 
-    def _take(self, node: Node, staging: Path, make: Make) -> None:
-        """Links to the shelf's files, with the record beside them."""
-        with self._shelf.entry(node.kind, node.keyed) as entry:
-            if entry.new:
-                entry.record = make(entry.folder)
-            link_files(entry.files, staging)
-        record = entry.record
-        if "path" in record:
-            record = _found_again(record, staging, make)
-        files = sorted(staging.iterdir())
-        sizes = {file.name: file.stat().st_size for file in files}
-        hashes = {file.name: sha256_file(file) for file in files}
-        values = {"record": record, "sizes": sizes, "sha256": hashes, "of": node.keyed}
-        write_bytes(staging / _NODE_FILE, canonical_json(values))
+    def _entry(self, node: str, key: str) -> Path:
+        return self._cache.folder / f"{node.partition('-')[0]}-{key[:32]}"
 
-    def forget_work(self, node: str) -> None:
-        """Remove what a finished node kept of how far it was."""
-        shutil.rmtree(self.work(node), ignore_errors=True)
+    def _record(self, node: str, key: str) -> dict[str, Any] | None:
+        """By the node's id and its key; under another name of its model the cache knows it."""
+        for path in (self.folder(node) / _NODE_FILE, self._entry(node, key) / ENTRY_FILE):
+            with contextlib.suppress(*_NOT_THERE):
+                return dict(json.loads(path.read_bytes())["record"])
+        return None
+
+    def _files(self, node: str, key: str) -> dict[Path, str] | None:
+        """A node's files, the one that lies elsewhere among them, with the hashes they were made with."""
+        try:
+            hashes = _hashes(self._entry(node, key))
+            record = json.loads((self.folder(node) / _NODE_FILE).read_bytes())["record"]
+            if "path" in record:
+                return {Path(record["path"]): record["sha256"]}
+        except _NOT_THERE:
+            return None
+        return {self.folder(node) / name: sha256 for name, sha256 in hashes.items()}
+
+    def _is_whole(self, node: StudyNode) -> bool:
+        files = self._files(node.id, node.key)
+        return files is not None and _damaged(files) is None
+
+
+def _hashes(entry: Path) -> dict[str, str]:
+    return dict(json.loads((entry / ENTRY_FILE).read_bytes())["files"])
+
+
+def _damaged(files: dict[Path, str]) -> Path | None:
+    """A file that is gone, or has other bytes than it was made with, if any."""
+    for path, sha256 in files.items():
+        try:
+            if sha256_file(path) != sha256:
+                return path
+        except StorageError:  # it cannot be read
+            return path
+    return None
 
 
 def _is_free(out: Path) -> bool:
@@ -267,7 +263,7 @@ def _is_free(out: Path) -> bool:
     return not names
 
 
-def _found_again(record: dict[str, Any], staging: Path, make: Make) -> dict[str, Any]:
+def _found_again(record: dict[str, Any], make: Make, staging: Path) -> dict[str, Any]:
     """The record of a file that lies elsewhere, where it may have gone or changed since it was first found."""
     now = record if Path(record["path"]).is_file() else make(staging)
     if sha256_file(Path(now["path"])) != record["sha256"]:
@@ -280,19 +276,3 @@ def _other_bytes(path: Path) -> IntegrityError:
         f"the released file {path} changed since it was first used in this study",
         hint="put back the file that it was, or begin again in another directory",
     )
-
-
-def _make_nothing(staging: Path) -> dict[str, Any]:
-    raise IntegrityError("it is not there", hint="run the study again")
-
-
-def _require_version(path: Path) -> None:
-    try:
-        found = json.loads(path.read_bytes())["qvec-study-store"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path} is damaged", hint="choose another directory for the study") from error
-    if found != STORE_VERSION:
-        raise IncompatibleError(
-            f"{path.parent.parent} is the folder of a study of version {found}, and this is version {STORE_VERSION}",
-            hint="choose another directory, or use the release that made it",
-        )

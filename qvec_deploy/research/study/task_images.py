@@ -1,4 +1,4 @@
-"""Images of a task, decoded once in a process; those that choose are kept apart from those that judge."""
+"""TaskImages of a task, decoded once in a process; those that choose are kept apart from those that judge."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEPT = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class TaskImages:
     """Decoded images with their labels.
 
     Attributes:
@@ -41,14 +41,14 @@ class Images:
         return len(self.labels)
 
 
-def judging_images(task: TaskData, config: DataConfig, classes: int, count: int) -> Images:
+def judging_images(task: TaskData, config: DataConfig, classes: int, count: int) -> TaskImages:
     """At most `count` images that judge, in the dataset's order.
 
     Args:
         task: Whose.
         config: The model's preprocessing.
         classes: Outputs of the model's head.
-        count: Images.
+        count: TaskImages.
 
     Raises:
         RecipeError: Labels that are not the head's, or fewer images than MIN_IMAGES.
@@ -57,20 +57,18 @@ def judging_images(task: TaskData, config: DataConfig, classes: int, count: int)
     spec = DatasetSpec(task.dataset, task.testing_split, _root(task), count)
     images, labels = _read(spec, config, classes)
     _require_enough(task, len(labels), task.testing_split)
-    return Images(_cut(images), labels)
+    return TaskImages(_cut(images), labels)
 
 
 def choosing_images(
-    task: TaskData, config: DataConfig, classes: int | None, count: int, judges: Images | None
-) -> Images:
+    task: TaskData, config: DataConfig, classes: int | None, count: int, judges: TaskImages | None
+) -> TaskImages:
     """At most `count` images that choose and calibrate: no two alike, none that `judges` holds.
 
     Args:
-        task: Whose.
-        config: The model's preprocessing.
         classes: Outputs of the model's head; None leaves the labels unchecked.
-        count: Images before copies are left out.
-        judges: Images that nothing may be chosen on; None where nothing is chosen.
+        count: TaskImages before copies are left out.
+        judges: TaskImages that nothing may be chosen on; None where nothing is chosen.
 
     Raises:
         RecipeError: Labels that are not the head's, or fewer images than MIN_IMAGES.
@@ -78,12 +76,10 @@ def choosing_images(
     """
     spec = DatasetSpec(task.dataset, task.selecting_split, _root(task), count)
     images, labels = _read(spec, config, classes)
-    seen = {
-        sha256_bytes(image.tobytes()) for batch in (judges.batches if judges is not None else ()) for image in batch
-    }
+    seen = {sha256_bytes(image.tobytes()) for batch in (judges.batches if judges else ()) for image in batch}
     rows = list(_new_rows(images, seen))
     _require_enough(task, len(rows), task.selecting_split)
-    return Images(_cut(images[rows]), labels[rows])
+    return TaskImages(_cut(images[rows]), labels[rows])
 
 
 def generated_images(config: DataConfig, count: int) -> list[Float32]:

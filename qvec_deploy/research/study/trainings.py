@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,45 +20,47 @@ from qvec_deploy.donors.finetune import start, weights
 from qvec_deploy.donors.train import Training, TrainState
 from qvec_deploy.donors.train_config import Progress, TrainConfig
 from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.models import create, describe, head_name, is_skipped
 from qvec_deploy.research.study.study_recipe import BaseTraining
 from qvec_deploy.tensors import Float32
 
+_EVERY_S = 0.5  # between two events
 _COPIES = 7  # of the weights: themselves; a saved state is three, and there are two while one is replaced
 
-Watch = Callable[[Progress], None]
 State = Mapping[str, Float32]
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingPlace:
     """Where a training keeps how far it is.
 
     Attributes:
         folder: Its own folder.
         settings: All that decides its weights; what is there was begun under them.
         save_every: Steps between two saved states.
-        watch: Told of every step.
+        send: Takes `done` of `total` steps, now and then.
     """
 
     folder: Path
     settings: Mapping[str, Any]
     save_every: int
-    watch: Watch
+    send: SendEvent
 
 
 def train_base(
-    model: str, model_args: Mapping[str, Any], skip: tuple[str, ...], wanted: BaseTraining, device: str, place: Place
+    model: str,
+    model_args: Mapping[str, Any],
+    skip: tuple[str, ...],
+    wanted: BaseTraining,
+    device: str,
+    place: TrainingPlace,
 ) -> tuple[State, float]:
     """Train a base from random weights.
 
     Args:
-        model: timm model name.
-        model_args: For timm.create_model.
         skip: Modules that are left at timm's initial values: the head.
         wanted: Images and schedule.
-        device: `cpu` or `cuda`.
-        place: Where it keeps how far it is.
 
     Returns:
         Its weights, the head's included, and the seconds that the steps took.
@@ -88,14 +90,11 @@ def train_base(
     return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}, seconds
 
 
-def fine_tune(recipe: DonorRecipe, run: str, place: Place, *, offline: bool = False) -> tuple[State, float]:
+def fine_tune(recipe: DonorRecipe, run: str, place: TrainingPlace, *, offline: bool = False) -> tuple[State, float]:
     """One of a donor's two fine-tunes.
 
     Args:
-        recipe: The donor's.
         run: `fp`, in float, or `qat`, on the recipe's grid.
-        place: Where it keeps how far it is.
-        offline: Use the Hub's local cache only.
 
     Returns:
         Its weights, latent ones of a QAT run, and the seconds that the steps took.
@@ -116,7 +115,7 @@ def fine_tune(recipe: DonorRecipe, run: str, place: Place, *, offline: bool = Fa
     return weights(model), seconds
 
 
-def _run(training: Training, run: str, place: Place) -> float:
+def _run(training: Training, run: str, place: TrainingPlace) -> float:
     """Do the steps that are left, saving the state now and then; returns the seconds of all steps."""
     folder = DonorFolder(place.folder)
     size = sum(value.numel() * value.element_size() for value in training.state().tensors.values())
@@ -124,14 +123,16 @@ def _run(training: Training, run: str, place: Place) -> float:
     saved = _claimed(folder, run, place.settings)
     if saved is not None:
         training.restore(saved)
-    seconds = 0.0 if saved is None else saved.seconds
+    seconds, sent = 0.0 if saved is None else saved.seconds, 0.0
 
     def after(progress: Progress) -> None:
-        nonlocal seconds
-        seconds = progress.seconds
-        if progress.step % place.save_every == 0 or progress.step == progress.steps:
+        nonlocal seconds, sent
+        seconds, last = progress.seconds, progress.step == progress.steps
+        if progress.step % place.save_every == 0 or last:
             folder.save(run, training.state())
-        place.watch(progress)
+        if time.monotonic() - sent >= _EVERY_S or last:
+            sent = time.monotonic()
+            place.send({"done": progress.step, "total": progress.steps})
 
     training.run(after)
     return seconds
@@ -146,20 +147,6 @@ def _claimed(folder: DonorFolder, run: str, settings: Mapping[str, Any]) -> Trai
         sys.stderr.write(f"{error.message}; this training begins again\n")  # the node's log
         folder.claim(settings, force=True)
         return None
-
-
-def told(tell: Callable[[Any], None], every_s: float = 0.5) -> Watch:
-    """A watch that tells `done` of `total` steps, now and then."""
-    before = 0.0
-
-    def watch(progress: Progress) -> None:
-        nonlocal before
-        now = time.monotonic()
-        if now - before >= every_s or progress.step == progress.steps:
-            before = now
-            tell({"done": progress.step, "total": progress.steps})
-
-    return watch
 
 
 def _on(model: nn.Module, device: str) -> nn.Module:

@@ -3,30 +3,86 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from qvec_deploy.datasets import DataConfig
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import canonical_json
-from qvec_deploy.research.study.cell_inputs import Opened, of_donor
-from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, Relation
-from qvec_deploy.research.study.prototypes import Embedding, class_prototypes, prototype_cosine
-from qvec_deploy.research.study.trial_weights import Bench, State, read_all
+from qvec_deploy.models import create
+from qvec_deploy.research.study.cell_files import CellFiles, of_donor, require_backbone
+from qvec_deploy.research.study.cell_network import CellNetwork, State, read_all
+from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, Relation, TaskData
+from qvec_deploy.research.study.task_images import choosing_images
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.coordinates import require_same_coordinates
 from qvec_deploy.vectors.symmetric_places import Geometry, find_geometry
 from qvec_deploy.vectors.vector_sources import Source
 
+Prototypes = NDArray[np.float64]
 
-def relate(request: CellRequest, opened: Opened, bench: Bench) -> dict[str, Relation]:
+
+@dataclass(frozen=True)
+class Embedding:
+    """Which features of which images.
+
+    Attributes:
+        model_args: For timm.create_model, as JSON.
+        base: Path or address.
+        changed: When its file was changed, ns: a file made anew is another base.
+        count: Images, at most.
+    """
+
+    model: str
+    model_args: bytes
+    base: str
+    changed: int
+    config: DataConfig
+    task: TaskData
+    count: int
+
+
+@functools.lru_cache(maxsize=64)
+def class_prototypes(embedding: Embedding) -> Prototypes:
+    """The mean feature of every class that has an image: (classes, width) float64.
+
+    Features are what reaches the head, scaled to norm 1, so that no image counts for more than another. Kept for the
+    other cells of the process: they are the same for every receiver, grid and seed.
+
+    Raises:
+        IncompatibleError: A base of another architecture.
+        RecipeError, StorageError: As `choosing_images`.
+    """
+    import torch
+
+    model = create(embedding.model, 0, json.loads(embedding.model_args))
+    base = Checkpoint.open(embedding.base)
+    require_backbone("the base", base, {name: tuple(value.shape) for name, value in model.state_dict().items()})
+    model.load_state_dict({name: torch.from_numpy(base.read(name)) for name in model.state_dict()})
+    images = choosing_images(embedding.task, embedding.config, None, embedding.count, None)
+    with torch.inference_mode():
+        features = torch.cat([model(torch.from_numpy(batch)).double() for batch in images.batches]).numpy()
+    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return np.stack([features[images.labels == label].mean(axis=0) for label in np.unique(images.labels)])
+
+
+def prototype_cosine(receiver: Prototypes, donor: Prototypes) -> float:
+    """The mean over the receiver's classes of the largest cosine with a class of the donor's."""
+    first, second = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (receiver, donor))
+    return float((first @ second.T).max(axis=1).mean())
+
+
+def relate(request: CellRequest, files: CellFiles, network: CellNetwork) -> dict[str, Relation]:
     """How every donor stands to the receiver.
 
     Args:
-        request: What is asked.
-        opened: Its files.
-        bench: The receiver's; what it shows is changed.
+        network: What it shows is changed.
 
     Returns:
         By donor's task.
@@ -34,41 +90,41 @@ def relate(request: CellRequest, opened: Opened, bench: Bench) -> dict[str, Rela
     Raises:
         RecipeError, StorageError: As a donor's images deserve.
     """
-    names, qat, base = list(opened.backbone), opened.own_qat, opened.base
-    own = None if qat is None else {name: qat.read(name) - bench.weights[name] for name in names}
-    task = None if base is None else {name: bench.weights[name] - base.read(name) for name in names}
-    shares = predicted_shares(bench, own, opened.vectors, request.grid) if own is not None else {}
+    names, qat, base = list(files.backbone), files.own_qat, files.base
+    own = None if qat is None else {name: qat.read(name) - network.weights[name] for name in names}
+    task = None if base is None else {name: network.weights[name] - base.read(name) for name in names}
+    shares = predicted_shares(network, own, files.vectors, request.grid) if own is not None else {}
     geometry = find_geometry(request.model, request.model_args)
     found = {}
     for donor in request.donors:
         of_task = None
         if base is not None and task is not None:
-            fp = opened.fps[donor.task]
+            fp = files.fps[donor.task]
             of_task = cosine({name: fp.read(name) - base.read(name) for name in names}, task)
         found[donor.task] = Relation(
-            prototype_cosine=_prototype_cosine(request, opened, donor),
+            prototype_cosine=_prototype_cosine(request, files, donor),
             task_vector_cosine=of_task,
-            vector_cosine=None if own is None else cosine(read_all(opened.vectors[donor.task]), own),
+            vector_cosine=None if own is None else cosine(read_all(files.vectors[donor.task]), own),
             predicted_share=shares.get(donor.task),
-            apart=_apart(bench, opened.vectors[donor.task], geometry, request.grid),
+            apart=_apart(network, files.vectors[donor.task], geometry, request.grid),
         )
     return found
 
 
-def _apart(bench: Bench, vector: Source, geometry: Geometry, grid: Scheme) -> str | None:
+def _apart(network: CellNetwork, vector: Source, geometry: Geometry, grid: Scheme) -> str | None:
     """Why a donor is not in the receiver's coordinates."""
     sketch = vector.sketch()
     if sketch is None:
         return None
     try:
-        require_same_coordinates(bench.weights.__getitem__, sketch, geometry, grid)
+        require_same_coordinates(network.weights.__getitem__, sketch, geometry, grid)
     except IncompatibleError as error:
         return error.message
     return None
 
 
-def _prototype_cosine(request: CellRequest, opened: Opened, donor: DonorFiles) -> float | None:
-    base = opened.base
+def _prototype_cosine(request: CellRequest, files: CellFiles, donor: DonorFiles) -> float | None:
+    base = files.base
     if base is None or donor.data is None:
         return None
     wanted = Embedding(
@@ -76,7 +132,7 @@ def _prototype_cosine(request: CellRequest, opened: Opened, donor: DonorFiles) -
         model_args=canonical_json(request.model_args),
         base=str(base.path),
         changed=base.path.stat().st_mtime_ns,
-        config=opened.config,
+        config=files.config,
         task=request.receiver,
         count=request.selecting,
     )
@@ -92,17 +148,16 @@ def cosine(first: State, second: State) -> float | None:
     return float(flat[0] @ flat[1]) / norms if norms else None
 
 
-def predicted_shares(bench: Bench, own: State, vectors: Mapping[str, Source], grid: Scheme) -> dict[str, float | None]:
+def predicted_shares(
+    network: CellNetwork, own: State, vectors: Mapping[str, Source], grid: Scheme
+) -> dict[str, float | None]:
     """What Prop. 1 of arXiv 2604.03420 predicts for every donor at its best lambda.
 
     cos^2 of its vector and the receiver's own, in the Gauss-Newton curvature of the quantized receiver on the
     selecting images: one forward-mode pass for each vector (see analyze/analysis.py for why the curvature is there).
 
     Args:
-        bench: The receiver's.
-        own: Its own vector, QAT - FP.
-        vectors: The donors' by label.
-        grid: The grid.
+        own: The receiver's own vector, QAT - FP.
 
     Returns:
         Share by label, 0 to 1; None for a vector that moves no logit.
@@ -112,13 +167,13 @@ def predicted_shares(bench: Bench, own: State, vectors: Mapping[str, Source], gr
     from qvec_deploy.research.analyze.network import Network, gauss_newton_form
     from qvec_deploy.research.analyze.quadratic_model import Alignment
 
-    bench.show(bench.weights, grid)
-    model = copy.deepcopy(bench.student.model)  # the bench keeps its fused attention
+    network.show(network.weights, grid)
+    model = copy.deepcopy(network.model.model)  # the cell's keeps its fused attention
     point = dict(model.state_dict())
-    network = Network(model, [torch.from_numpy(batch) for batch in bench.selecting.batches])
+    function = Network(model, [torch.from_numpy(batch) for batch in network.selecting.batches])
 
     def change(rho: State) -> tuple[torch.Tensor, torch.Tensor]:
-        return network.along(point, {name: torch.from_numpy(value) for name, value in rho.items()})
+        return function.along(point, {name: torch.from_numpy(value) for name, value in rho.items()})
 
     logits, moved = change(own)
     of_own = gauss_newton_form(logits, moved, moved)

@@ -1,0 +1,58 @@
+"""A page -> HTML: one file without script or network, light and dark, phone and paper."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from qvec_deploy.report.page import Page
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+LONG = 12  # rows from which a folded table starts closed
+
+
+def render_html(page: Page) -> str:
+    """One page. Every text is escaped; figures are SVG that this package drew."""
+    css = resource("report.css") + resource("page.css")
+    return page_environment().get_template("page.html").render(page=page, css=css, long=LONG)
+
+
+@cache
+def page_environment() -> Environment:
+    """The templates as pages need them: escaped, strict, with the filters of numbers and names."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(resource),
+    )
+    environment.filters["unbroken"] = unbroken
+    environment.filters["breakable"] = breakable
+    return environment
+
+
+def unbroken(text: str) -> str:
+    """No line break inside an interval, between a number and its unit, or around an error and a lambda's value."""
+    text = re.sub(r"\[[^\]]*\]", lambda interval: interval.group().replace(" ", "\u00a0"), text)
+    text = re.sub(r"(?<=\d) ± (?=\d)|(?<=[λp]) = (?=\S)", lambda sign: sign.group().replace(" ", "\u00a0"), text)
+    return re.sub(r"(?<=\d) (?=(?:%|ms|MB|s|nats|points|times)(?!\w))", "\u00a0", text)
+
+
+def breakable(name: str) -> Markup:
+    """A name that may break after its underscores, in a narrow cell, rather than anywhere."""
+    from markupsafe import Markup, escape
+
+    return Markup("_<wbr>").join(map(escape, name.split("_")))
+
+
+def resource(name: str) -> str:
+    """The text of a template or style sheet."""
+    return resources.files("qvec_deploy.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Cells of a study -> what it answers: rows, statistics, tests, costs."""

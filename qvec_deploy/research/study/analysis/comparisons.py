@@ -1,0 +1,143 @@
+"""Which rows are tested against which, in families of comparisons that answer one question each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qvec_deploy.research.study.analysis.row_key import (
+    CONTROLS,
+    FLOAT,
+    MEAN,
+    MIX,
+    OWN_QAT,
+    PAIR,
+    PLAIN,
+    RowKey,
+    methods_of,
+)
+from qvec_deploy.research.study.analysis.setting_cells import SettingCells, row_of
+from qvec_deploy.research.study.analysis.study_statistics import holm, paired
+from qvec_deploy.research.study.analysis.study_summary import ComparisonFamily, PairedTest, StudySetting
+
+FAMILIES = {
+    "plain": "Is a vector better than plain PTQ on the grid?",
+    "ptq": "Is another PTQ method, with a vector or without, better than plain PTQ on the grid?",
+    "controls against plain": "Does something else of a vector's norms do anything?",
+    "controls": "Is one donor's vector better than something else of its norms?",
+    "methods": "Is a vector better than another PTQ method?",
+    "on top": "Does the mean of donors add to a calibrated method?",
+    "choices": "Is it worth choosing, averaging or mixing?",
+    "similarity": "Do similar tasks gain more?",
+}
+"""P-values are adjusted (Holm) over a family in all settings of the study together: a study of two grids asks each
+question twice, and one answer that came by chance would be one too many. The correlations are a family of their own."""
+
+REFERENCES = (FLOAT, OWN_QAT, PLAIN)
+VECTORS = (PAIR, MEAN, MIX)
+CHOICES = (
+    (RowKey("pair", "label_free"), PAIR),
+    (RowKey("pair", "labelled"), PAIR),
+    (RowKey("donor", "label_free"), PAIR),
+    (MEAN, PAIR),
+    (MIX, MEAN),
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two rows to be compared, in a family."""
+
+    family: str
+    better: RowKey
+    worse: RowKey
+
+
+def questions(rows: Iterable[RowKey]) -> tuple[Question, ...]:
+    """Every comparison between rows that were tried, each once."""
+    keys = tuple(rows)
+    there = set(keys)
+    asked = [Question(_against_plain(key), key, PLAIN) for key in keys if key not in REFERENCES]
+    asked += [Question("controls", PAIR, RowKey("control", control=control)) for control in CONTROLS]
+    asked += [Question("methods", vector, method) for vector in VECTORS for method in methods_of(keys)]
+    asked += [Question("on top", key, key.without_vector) for key in keys if key.kind == "mean" and key.method]
+    asked += [Question("choices", *pair) for pair in CHOICES]
+    return tuple(question for question in asked if {question.better, question.worse} <= there)
+
+
+def _against_plain(key: RowKey) -> str:
+    """The family of a row's comparison with plain."""
+    if key.kind == "control":
+        return "controls against plain"
+    return "plain" if key.vector and key.method is None else "ptq"
+
+
+def compare(cells: SettingCells, rows: Iterable[RowKey]) -> tuple[PairedTest, ...]:
+    """Paired tests over receivers, seeds averaged first; not yet adjusted.
+
+    A receiver's difference is over the seeds that have both rows. A row that is plain PTQ by another name (a lambda
+    that was always chosen to be 0) is not compared with anything: plain is.
+    """
+    top1 = {key: cells.top1(row_of(key)) for key in rows if key == PLAIN or not is_plain(cells, key)}
+    found = []
+    for question in questions(top1):
+        difference = top1[question.better] - top1[question.worse]
+        by_receiver = [float(np.nanmean(row)) for row in difference if np.isfinite(row).any()]
+        if by_receiver:
+            test = paired(by_receiver)
+            found.append(
+                PairedTest(
+                    family=question.family,
+                    better=question.better,
+                    worse=question.worse,
+                    label=f"{question.better.label} against {question.worse.label}",
+                    receivers=len(by_receiver),
+                    difference=test.difference,
+                    t_p=test.t_p,
+                    t_adjusted=None,
+                    wilcoxon_p=test.wilcoxon_p,
+                    wilcoxon_adjusted=None,
+                    wilcoxon_least=test.wilcoxon_least,
+                )
+            )
+    return tuple(found)
+
+
+def is_plain(cells: SettingCells, key: RowKey) -> bool:
+    """Whether a row is the very trials of plain PTQ."""
+    return all(cell.rows.get(key) == cell.rows[PLAIN] for cell in cells.by_place.values())
+
+
+def adjust(settings: Sequence[StudySetting]) -> tuple[tuple[StudySetting, ...], tuple[ComparisonFamily, ...]]:
+    """Settings with every family's p-values adjusted, and how large the families are."""
+    tables = [list(setting.comparisons) for setting in settings]
+    sizes: dict[str, int] = {}
+    for name in FAMILIES:
+        places = [(table, index) for table in tables for index, c in enumerate(table) if c.family == name]
+        family = [table[index] for table, index in places]
+        t, wilcoxon = holm([c.t_p for c in family]), holm([c.wilcoxon_p for c in family])
+        sizes[name] = sum(c.wilcoxon_p is not None for c in family)  # it needs two receivers, the t-test a spread too
+        for (table, index), t_p, wilcoxon_p in zip(places, t, wilcoxon, strict=True):
+            table[index] = replace(table[index], t_adjusted=t_p, wilcoxon_adjusted=wilcoxon_p)
+    done = [replace(setting, comparisons=tuple(table)) for setting, table in zip(settings, tables, strict=True)]
+    done, sizes["similarity"] = _adjust_correlations(done)
+    families = tuple(ComparisonFamily(name, label, sizes[name]) for name, label in FAMILIES.items() if sizes[name])
+    return tuple(done), families
+
+
+def _adjust_correlations(settings: Sequence[StudySetting]) -> tuple[list[StudySetting], int]:
+    p_values = [c.qap_p for s in settings for similarity in s.similarities for c in similarity.correlations]
+    adjusted = iter(holm(p_values))
+    done = [
+        replace(
+            setting,
+            similarities=tuple(
+                replace(entry, correlations=tuple(replace(c, qap_adjusted=next(adjusted)) for c in entry.correlations))
+                for entry in setting.similarities
+            ),
+        )
+        for setting in settings
+    ]
+    return done, sum(p is not None for p in p_values)

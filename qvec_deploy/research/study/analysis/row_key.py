@@ -1,0 +1,188 @@
+"""The rows of a study's tables: which there are, how they are spelled in records, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from qvec_deploy.research.study.cell_values import Control
+from qvec_deploy.tensors import Scheme
+
+RowKind = Literal[
+    "float", "own_qat", "rtn", "mse", "plain", "calibrated", "pair", "donor", "donor_lambda", "mean", "mix", "control"
+]
+"""`rtn`, `mse` and `plain` (on the donors' own grid) are round to nearest; `calibrated` looks at inputs; `pair` is over
+all donors, `donor` is one that was chosen, `donor_lambda` one with its lambda."""
+
+Chooser = Literal["lambda_1", "label_free", "labelled", "hindsight", "median"]
+"""How lambda or the donor was chosen: not at all, by selecting images without or with labels, by test images, or the
+donor in the middle of the test gains."""
+
+Needs = Literal["nothing", "donors", "images", "labels", "training"]
+"""What of the receiver's a row takes: `nothing` and `donors` none of its data (donors: other tasks' vectors), `images`
+unlabelled ones, `labels` labelled ones, `training` a fine-tune of its own."""
+
+CONTROLS: tuple[Control, ...] = get_args(Control)
+METHODS = {"awq": "AWQ", "gptq": "GPTQ", "gptaq": "asymmetric GPTQ"}
+INPUTS = {"images": "unlabelled images", "generated": "generated images", "moments": "donors' second moments"}
+_SHORT_INPUTS = {"images": "", "generated": " (generated)", "moments": " (moments)"}
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """A row of a study's tables.
+
+    Attributes:
+        chooser: Where lambda or a donor could be chosen.
+        method: Of a calibrated row, or of the mean of donors under one.
+        inputs: What that method looked at.
+        control: Of a control row.
+    """
+
+    kind: RowKind
+    chooser: Chooser | None = None
+    method: str | None = None
+    inputs: str | None = None
+    control: Control | None = None
+
+    def __str__(self) -> str:
+        """As records, JSON and CSV spell it: `gptq/images`, `pair/lambda_1`, `mean+gptq/images/lambda_1`."""
+        if self.kind == "calibrated":
+            return f"{self.method}/{self.inputs}"
+        kind = self.kind if self.method is None else f"{self.kind}+{self.method}/{self.inputs}"
+        return "/".join(filter(None, (kind, self.control or self.chooser)))
+
+    @classmethod
+    def parse(cls, text: str) -> RowKey:
+        """What `str` spelled."""
+        first, *rest = text.split("/")
+        if first.startswith("mean+"):
+            inputs, chooser = rest
+            return cls("mean", chooser, first.removeprefix("mean+"), inputs)  # type: ignore[arg-type]
+        if first == "control":
+            return cls("control", control=rest[0])  # type: ignore[arg-type]
+        if first not in get_args(RowKind):
+            return cls("calibrated", None, first, rest[0])
+        return cls(first, rest[0] if rest else None)  # type: ignore[arg-type]
+
+    @property
+    def label(self) -> str:
+        """In words."""
+        if self.method is None:
+            return ROWS[self].label
+        method, inputs = METHODS.get(self.method, self.method), self.inputs or ""
+        words = f"{method}, {INPUTS.get(inputs, inputs)}"
+        if self.kind == "calibrated":
+            return words
+        chosen = "lambda 1" if self.chooser == "lambda_1" else "label-free lambda"
+        return f"mean of donors, {chosen}, under {words}"
+
+    @property
+    def short(self) -> str:
+        """Beside a plot or in a sentence."""
+        if self.method is None:
+            return ROWS[self].short
+        name = METHODS.get(self.method, self.method) + _SHORT_INPUTS.get(self.inputs or "", f" ({self.inputs})")
+        if self.kind == "calibrated":
+            return name
+        return f"{'mean' if self.chooser == 'lambda_1' else 'mean at chosen λ'} + {name}"
+
+    @property
+    def needs(self) -> Needs:
+        """Of the receiver."""
+        if self.method is None:
+            return ROWS[self].needs
+        if self.inputs == "images" or self.chooser == "label_free":
+            return "images"
+        return "donors" if self.kind == "mean" or self.inputs == "moments" else "nothing"
+
+    @property
+    def vector(self) -> bool:
+        """Whether a quantization vector is in it."""
+        return self.kind in ("pair", "donor", "donor_lambda", "mean", "mix")
+
+    @property
+    def without_vector(self) -> RowKey:
+        """The calibrated row that the mean of donors was added to."""
+        return RowKey("calibrated", None, self.method, self.inputs)
+
+
+@dataclass(frozen=True)
+class RowText:
+    """What a row is called, in words and in short, and what it needs of the receiver."""
+
+    label: str
+    short: str
+    needs: Needs
+
+
+FLOAT, OWN_QAT, PLAIN, MSE, MIX = RowKey("float"), RowKey("own_qat"), RowKey("plain"), RowKey("mse"), RowKey("mix")
+PAIR, MEAN = RowKey("pair", "lambda_1"), RowKey("mean", "lambda_1")
+DISPLACEMENT = RowKey("control", control="gptq_displacement")
+
+ROWS = {
+    FLOAT: RowText("float receiver", "float", "nothing"),
+    OWN_QAT: RowText("the receiver's own QAT", "own QAT", "training"),
+    RowKey("rtn"): RowText("round to nearest, absmax", "absmax", "nothing"),
+    MSE: RowText("MSE clipping", "MSE clipping", "nothing"),
+    PLAIN: RowText("plain PTQ on the grid", "plain PTQ", "nothing"),
+    PAIR: RowText("one donor, lambda 1", "one donor at λ = 1", "donors"),
+    RowKey("pair", "label_free"): RowText("one donor, label-free lambda", "one donor at label-free λ", "images"),
+    RowKey("pair", "labelled"): RowText("one donor, labelled lambda", "one donor at labelled λ", "labels"),
+    RowKey("donor", "label_free"): RowText("label-free donor, lambda 1", "label-free donor", "images"),
+    RowKey("donor", "labelled"): RowText("labelled donor, lambda 1", "labelled donor", "labels"),
+    RowKey("donor_lambda", "label_free"): RowText("label-free donor and lambda", "label-free donor and λ", "images"),
+    RowKey("donor_lambda", "labelled"): RowText("labelled donor and lambda", "labelled donor and λ", "labels"),
+    MEAN: RowText("mean of donors, lambda 1", "mean of donors at λ = 1", "donors"),
+    RowKey("mean", "label_free"): RowText("mean of donors, label-free lambda", "mean at label-free λ", "images"),
+    MIX: RowText("label-free mix of donors", "label-free mix", "images"),
+    RowKey("control", control="random"): RowText("random vector, norms of a donor's", "random control", "donors"),
+    RowKey("control", control="shuffle"): RowText("a donor's vector, rows shuffled", "shuffled control", "donors"),
+    RowKey("control", control="task_vector"): RowText(
+        "a donor's task vector, norms of its vector", "task-vector control", "donors"
+    ),
+    DISPLACEMENT: RowText("a donor's GPTQ displacement, norms of its vector", "GPTQ-displacement control", "donors"),
+}
+"""Rows that every study may have, in the order of the table; calibrated rows follow `plain`, and the mean of donors
+under them follows the mix."""
+
+
+def in_order(keys: Iterable[RowKey]) -> list[RowKey]:
+    """Keys in the order of the table."""
+    known, methods, inputs = list(ROWS), [*METHODS], [*INPUTS]
+
+    def place(key: RowKey) -> tuple[float, int, int]:
+        if key in ROWS:
+            return known.index(key), 0, 0
+        after = PLAIN if key.kind == "calibrated" else MIX
+        return known.index(after) + 0.5, _index(methods, key.method), _index(inputs, key.inputs)
+
+    return sorted(keys, key=place)
+
+
+def methods_of(keys: Iterable[RowKey]) -> tuple[RowKey, ...]:
+    """The rows of methods without a vector that do more than plain PTQ, in the order of the table."""
+    return tuple(key for key in in_order(keys) if key == MSE or key.kind == "calibrated")
+
+
+def baselines(keys: Iterable[RowKey]) -> list[RowKey]:
+    """Rows that others are held against: plain, MSE, and of each method with images where tried, else what was."""
+    there = set(keys)
+    found = [key for key in (PLAIN, MSE) if key in there]
+    for method in METHODS:
+        tried = (RowKey("calibrated", None, method, inputs) for inputs in INPUTS)
+        found += [key for key in tried if key in there][:1]
+    return found
+
+
+def clip_name(grid: Scheme) -> str:
+    """How a grid's scale is found, and so what plain PTQ on it is: MSE clipping, absmax or clip 0.65."""
+    if grid.method == "mse":
+        return "MSE clipping"
+    return "absmax" if grid.clip == 1 else f"clip {grid.clip:g}"
+
+
+def _index(order: list[str], name: str | None) -> int:
+    """Place of a name; the end for unknown ones."""
+    return order.index(name) if name in order else len(order)

@@ -1,0 +1,146 @@
+"""The network of a cell: candidates' weights swapped in place, and the answers that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qvec_deploy.build.select.score import divergences
+from qvec_deploy.build.select.trial_model import TrialModel
+from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.plan import Plan
+from qvec_deploy.progress import Progress
+from qvec_deploy.research.study.cell_values import Trial, pack_right
+from qvec_deploy.research.study.task_images import TaskImages
+from qvec_deploy.tensors import Float32, Scheme
+from qvec_deploy.vectors.extract import l2_norm
+from qvec_deploy.vectors.patch import add_scaled, mix
+from qvec_deploy.vectors.vector_sources import Source
+
+State = Mapping[str, Float32]
+
+
+@dataclass(frozen=True, eq=False)
+class TrialOutputs:
+    """What a candidate says.
+
+    Attributes:
+        right: Test images that it gets right, as `pack_right` packs them.
+        logits: (images, classes) on the selecting images; None, as what follows, where they were not run.
+        divergence: Mean over them from the float receiver, nats.
+        selecting_right: Right ones among them.
+    """
+
+    right: str
+    logits: Float32 | None = None
+    divergence: float | None = None
+    selecting_right: int | None = None
+
+    def fill(self, trial: Trial) -> Trial:
+        """The trial with these answers."""
+        return replace(trial, divergence=self.divergence, selecting_right=self.selecting_right, right=self.right)
+
+
+class CellNetwork:
+    """One network, built once, with one candidate's weights at a time.
+
+    A candidate by weights alone takes the receiver's place in a `TrialModel` whose receiver is a dictionary: what it
+    does to these weights at lambda 0 is what a build does to a candidate's.
+
+    Args:
+        plan: The receiver's plan on the grid.
+        sources: The donors' vectors by label, as in the plan.
+        selecting: Images that choose.
+        testing: Images that judge.
+        progress: Times the stages.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        receiver: Checkpoint,
+        sources: Mapping[str, Source],
+        selecting: TaskImages,
+        testing: TaskImages,
+        progress: Progress,
+    ) -> None:
+        self.plan = plan
+        self.receiver = receiver
+        self.sources = sources
+        self.selecting = selecting
+        self.testing = testing
+        self.progress = progress
+        self.weights: State = {tensor.name: receiver.read(tensor.name) for tensor in plan.tensors}
+        self._shown = dict(self.weights)
+        place = Checkpoint(receiver.path, receiver.source, receiver.tensors, self._shown.__getitem__, {})
+        self.model = TrialModel(plan, place, {}, selecting.batches)
+        self.show(self.weights, None)
+        with progress.stage("forward"):
+            self.float_logits = self.model.run()
+
+    def show(self, weights: State, scheme: Scheme | None) -> None:
+        """Put weights into the network, on a grid or, with None, as they are; what they lack is the receiver's."""
+        with self.progress.stage("quantize"):
+            self._shown.update({**self.weights, **weights})
+            tensors = tuple(replace(t, scheme=scheme if t.scheme is not None else None) for t in self.plan.tensors)
+            self.model.plan = replace(self.plan, tensors=tensors)
+            self.model.load(0.0)
+
+    def patched(self, rho: State, lam: float) -> State:
+        """The receiver's weights plus lambda * rho, for the tensors that rho covers."""
+        with self.progress.stage("patch"):
+            return {name: add_scaled(self.weights[name], value, lam) for name, value in rho.items()}
+
+    def run(self, other: TrialModel | None = None, *, choosing: bool = True) -> TrialOutputs:
+        """What the candidate that is shown says.
+
+        Args:
+            other: Another network than its own.
+            choosing: Whether the selecting images are run too.
+        """
+        model = other or self.model
+        with self.progress.stage("forward"):
+            logits = model.run() if choosing else None
+            judged = model.run(self.testing.batches)
+        right = pack_right(judged.argmax(axis=1) == self.testing.labels)
+        if logits is None:
+            return TrialOutputs(right)
+        divergence = float(divergences(self.float_logits, logits).mean())
+        return TrialOutputs(right, logits, divergence, int((logits.argmax(axis=1) == self.selecting.labels).sum()))
+
+    def calibrated(self, method: str, moments: bool, calibration: Sequence[Float32]) -> TrialModel:
+        """The receiver under a calibrated method on the same grid, with all donors' vectors as the patch.
+
+        Args:
+            method: `awq`, `gptq` or `gptaq`.
+            moments: Whether it looks at the vectors' second moments, and not at the batches of `calibration`.
+
+        Raises:
+            RecipeError: The method does not take moments.
+        """
+        looks_at = {"on": "moments"} if moments else {}
+        changes = self.plan.recipe.with_method(method) | {"quantize.calibration": looks_at}
+        plan = replace(self.plan, recipe=self.plan.recipe.with_overrides(changes, name=method))
+        return TrialModel(plan, self.receiver, self.sources, self.selecting.batches, calibration)
+
+
+def read_all(source: Source) -> State:
+    """All tensors of a vector."""
+    return {name: source.read(name) for name in source.tensors}
+
+
+def weighted(sources: Sequence[Source], weights: Sequence[float]) -> State:
+    """The weighted sum of vectors, tensor by tensor, so that memory holds one of them."""
+    parts = list(zip(sources, weights, strict=True))
+    return {name: mix([(source.read(name), weight) for source, weight in parts]) for name in sources[0].tensors}
+
+
+def with_norms(moved: State, rho: State) -> State:
+    """Other changes of the weights, scaled to the norm that rho has in every tensor; what did not move stays."""
+    scaled: dict[str, Float32] = {}
+    for name, value in rho.items():
+        norm = l2_norm([moved[name]]) if name in moved else 0.0
+        scaled[name] = moved[name] * np.float32(l2_norm([value]) / norm) if norm else np.zeros_like(value)
+    return scaled

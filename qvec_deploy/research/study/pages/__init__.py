@@ -1,0 +1,1 @@
+"""What a study answers -> its report: sections, figures, files."""

@@ -1,0 +1,269 @@
+"""What a study found for its rows: the tables, win rates, paired tests, controls, choices held against hindsight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qvec_deploy.bench.statistics import Estimate
+from qvec_deploy.formatting import NONE, short
+from qvec_deploy.report.page import Block, Prose, Section, Table
+from qvec_deploy.research.study.analysis.row_key import FLOAT, OWN_QAT, PLAIN, Needs, RowKey
+from qvec_deploy.research.study.analysis.study_summary import PairedTest, StudyRow, StudySetting, StudySummary
+from qvec_deploy.research.study.pages import notation
+from qvec_deploy.research.study.pages.study_plots import IntervalBar, gains
+
+VECTOR_LOOK, OTHER_LOOK, REFERENCE_LOOK = 0, 2, 3  # of rows with a vector, without, and those that nobody would ship
+TAKING: tuple[tuple[str, tuple[Needs, ...]], ...] = (
+    ("nothing of the receiver", ("nothing", "donors")),
+    ("its unlabelled images", ("nothing", "donors", "images")),
+    ("its labelled images", ("nothing", "donors", "images", "labels")),
+)
+
+BARS = (
+    "[in brackets] after a gain: 95 % interval over receivers and their seeds. Seeds ±: standard error of the mean "
+    "when fine-tunes are trained again. Images: 95 % interval over test images, these receivers and seeds as they are. "
+    "All of it, p too, is for these donors: rows of pairs draw and test receivers, and hold donors fixed."
+)
+
+
+def results(summary: StudySummary) -> Section:
+    """The highest rows of every setting, and the gains of all drawn."""
+    blocks: list[Block] = [*_highest(summary)]
+    for index, name, setting in notation.numbered(summary):
+        shown = [(row, row.gain) for row in setting.rows if row.gain is not None and row.key != FLOAT]
+        if shown:
+            pick, over = notation.bars([gain for _, gain in shown])
+            bars = [_bar(row, gain.value, pick(gain)) for row, gain in shown]
+            caption = (
+                f"{name}. Circles have a vector, diamonds have none, squares are references and controls. Bars are "
+                f"95 % intervals over {over}."
+            )
+            blocks.append(gains(f"rows-{index}", "Gain over plain PTQ", caption, bars, "gain, points"))
+    return Section("results", "Results", tuple(blocks))
+
+
+def _is_reference(key: RowKey) -> bool:
+    """Whether nobody would ship it."""
+    return key in (FLOAT, OWN_QAT) or key.kind == "control"
+
+
+def _highest(summary: StudySummary) -> list[Table]:
+    """Which row has the highest mean, by what it takes, with a vector and without; no pair of rows twice in a row."""
+    rows = []
+    for _, name, setting in notation.numbered(summary):
+        before: tuple[StudyRow | None, StudyRow | None] = None, None
+        for where, needs in TAKING:
+            able = [row for row in setting.rows if row.needs in needs and not _is_reference(row.key)]
+            best = _best([row for row in able if row.key.vector]), _best([row for row in able if not row.key.vector])
+            if best != before:
+                test = setting.test(best[0].key, best[1].key) if best[0] and best[1] else None
+                rows.append((name, where, *map(_mean, best), notation.difference(test)))
+            before = best
+    note = (
+        "Picked from the tables below because they are highest, and so a little flattered. Difference: of the two "
+        "rows' paired test, where there is one, with the t-test's 95 % interval, uncorrected. A line that would repeat "
+        "the one before it is left out."
+    )
+    columns = ("Setting", "It takes", "With a vector", "Without", "Difference, points")
+    return [Table("Highest means", columns, tuple(rows), "llllr", note=note)] if rows else []
+
+
+def _best(rows: Sequence[StudyRow]) -> StudyRow | None:
+    return max(rows, key=lambda row: row.top1.value, default=None)
+
+
+def _mean(row: StudyRow | None) -> str:
+    return NONE if row is None else f"{row.key.short}: {notation.top1(row.top1.value)} %"
+
+
+def _bar(row: StudyRow, value: float, interval: Estimate | None) -> IntervalBar:
+    low, high = notation.low_and_high(value, interval)
+    look = VECTOR_LOOK if row.key.vector else REFERENCE_LOOK if _is_reference(row.key) else OTHER_LOOK
+    return IntervalBar(row.key.short, low, value, high, look)
+
+
+def candidates(summary: StudySummary) -> Section:
+    """The main table of every setting, and what there was to win."""
+    settings = notation.numbered(summary)
+    tables = [_table(name, setting) for _, name, setting in settings]
+    return Section(
+        "candidates", "All candidates", (*tables, *(_headroom(name, setting) for _, name, setting in settings))
+    )
+
+
+def _table(name: str, setting: StudySetting) -> Table:
+    def wins(row: StudyRow) -> str:
+        against = row.wins_over(PLAIN)
+        return notation.won(against) if against else NONE
+
+    def chance(row: StudyRow) -> str:
+        test = setting.test(row.key, PLAIN)
+        return notation.chance(test.t_adjusted) if test else NONE
+
+    note = (
+        f"Means over {notation.many(len(setting.receivers), 'receiver')} and "
+        f"{notation.many(len(setting.seeds), 'seed')}, {notation.many(notation.pair_count(setting), 'pair')}."
+    )
+    if setting.missing:
+        note += f" Missing: {', '.join(setting.missing)}."
+    columns = {
+        "Candidate": lambda row: notation.words(row.label),
+        "What it takes": lambda row: notation.NEEDS[row.needs],
+        "Top-1, %": lambda row: notation.top1(row.top1.value),
+        "Gain over plain, points": lambda row: notation.gain(row.gain),
+        "Seeds": lambda row: notation.over_seeds(row.gain or row.top1),
+        "Images": lambda row: notation.over_images(row.gain),
+        "Share of QAT gap": lambda row: notation.share(row.share_of_gap),
+        "Wins over plain": wins,
+        "p (t, Holm)": chance,
+    }
+    return Table.of(name, setting.rows, columns, words=2, note=f"{note} {BARS}")
+
+
+def compact(summary: StudySummary) -> tuple[Table, ...]:
+    """A table per setting that fits a terminal."""
+    kept = ("Candidate", "Top-1, %", "Gain over plain, points", "Share of QAT gap", "Wins over plain", "p (t, Holm)")
+    found = []
+    for _, name, setting in notation.numbered(summary):
+        table = _table(name, setting)
+        places = [table.columns.index(column) for column in kept]
+        rows = tuple(tuple(row[place] for place in places) for row in table.rows)
+        columns = tuple(column.removesuffix(" over plain") for column in kept)
+        found.append(Table(table.title, columns, rows, "lrrrrr"))
+    return tuple(found)
+
+
+def _headroom(name: str, setting: StudySetting) -> Table:
+    columns = {
+        "Receiver": lambda one: one.receiver,
+        "Test images": lambda one: f"{one.images:,}",
+        "Images that choose": lambda one: NONE if one.selecting is None else f"{one.selecting:,}",
+        "Float, %": lambda one: notation.top1(one.float_top1),
+        "Own QAT, %": lambda one: notation.top1(one.own_qat_top1),
+        "Plain PTQ, %": lambda one: notation.top1(one.plain_top1),
+        "Gap, points": lambda one: notation.points(one.gap),
+        "Seeds": lambda one: notation.error(one.gap_error),
+        "Images": lambda one: notation.error(one.gap_image_error),
+    }
+    note = (
+        "Gap: what there is to win, own QAT less plain PTQ (float less plain where there is no QAT). ±: standard error "
+        "over seeds, and over test images."
+    )
+    return Table.of(f"Headroom of each receiver: {name}", setting.headroom, columns, note=note, folded=True)
+
+
+def wins(summary: StudySummary) -> Section:
+    """How often each row with a vector, or a control, beats each baseline."""
+    tables = []
+    for _, name, setting in notation.numbered(summary):
+        baselines = dict.fromkeys(one.baseline for row in setting.rows for one in row.wins)
+        able = [row for row in setting.rows if row.wins and (row.key.vector or row.key.kind == "control")]
+        if able:
+            columns = ("Candidate", *(f"over {key.short}" for key in baselines))
+            rows = tuple((notation.words(row.label), *(_wins(row, key) for key in baselines)) for row in able)
+            note = (
+                "Share of pairs (of receivers for rows that are not one donor's), each seed by itself, with a gain "
+                f"above 0; a tie is no win. {notation.BRACKETS}"
+            )
+            tables.append(Table(name, columns, rows, "l" + "r" * len(baselines), note=note))
+    return Section("wins", "Win rates", tuple(tables))
+
+
+def _wins(row: StudyRow, baseline: RowKey) -> str:
+    found = row.wins_over(baseline)
+    if found is None:
+        return NONE
+    share = notation.won(found) if found.share is None else notation.share(found.share)
+    return f"{share} ({found.wins} of {found.count})"
+
+
+def tests(summary: StudySummary) -> Section:
+    """Every paired test, by setting; controls have a section of their own too."""
+    tables = [
+        replace(_tests(name, setting.comparisons), folded=True)
+        for _, name, setting in notation.numbered(summary)
+        if setting.comparisons
+    ]
+    if not tables:
+        return Section("tests", "Paired tests")
+    sentence = (
+        "Two-sided paired tests over receivers, seeds averaged first. Holm's correction is over each family, all "
+        "settings together."
+    )
+    columns = {
+        "Family": lambda one: one.name,
+        "Question": lambda one: notation.words(one.label),
+        "P-values": lambda one: f"{one.size:,}",
+    }
+    families = [Table.of("Families", summary.families, columns, words=2)] if summary.families else []
+    return Section("tests", "Paired tests", (Prose(sentence), *families, *tables))
+
+
+def _tests(name: str, chosen: Sequence[PairedTest]) -> Table:
+    columns = {
+        "Comparison": lambda one: notation.words(one.label),
+        "Family": lambda one: one.family,
+        "Receivers": lambda one: str(one.receivers),
+        "Difference, points": notation.difference,
+        "t": lambda one: notation.chance(one.t_p),
+        "t, Holm": lambda one: notation.chance(one.t_adjusted),
+        "Wilcoxon": lambda one: notation.chance(one.wilcoxon_p),
+        "Wilcoxon, Holm": lambda one: notation.chance(one.wilcoxon_adjusted),
+    }
+    least = max((one.wilcoxon_least for one in chosen), default=1.0)
+    note = (
+        "In brackets: the t-test's 95 % interval, uncorrected. The smallest p that Wilcoxon's test can give with so "
+        f"few receivers is {notation.chance(least)}, before Holm. Receivers share donors; the tests take them to be "
+        "independent."
+    )
+    return Table.of(name, chosen, columns, words=2, note=note)
+
+
+def controls(summary: StudySummary) -> Section:
+    """The vector against what has its norm, but not its direction."""
+    tables, figures = [], []
+    for index, name, setting in notation.numbered(summary):
+        chosen = tuple(one for one in setting.comparisons if one.worse.kind == "control")
+        if not chosen:
+            continue
+        tables.append(_tests(name, chosen))
+        bars = [
+            IntervalBar(one.worse.short, one.difference.low, one.difference.value, one.difference.high)
+            for one in chosen
+        ]
+        caption = f"{name}. What one donor's vector gains over each control, on average over receivers."
+        if any(bar.low < bar.high for bar in bars):
+            caption += " Bars are the paired t-test's 95 % intervals, uncorrected."
+        title = "One donor at λ = 1, less a control"
+        figures.append(gains(f"controls-{index}", title, caption, bars, "difference, points"))
+    sentence = (
+        "A control takes a donor's place at λ = 1 and has its vector's norm in every tensor. The GPTQ displacement has "
+        "it in the quantized Linears alone: it moves no bias, norm or embedding."
+    )
+    return Section("controls", "Controls", (Prose(sentence), *tables, *figures) if tables else ())
+
+
+def selection(summary: StudySummary) -> Section:
+    """Chosen lambda and donor, judged on images that did not choose them."""
+    columns = {
+        "Choice": lambda one: notation.words(one.label),
+        "Chosen on": lambda one: one.chosen_on,
+        "Gain over plain, points": lambda one: notation.gain(one.gain),
+        "Seeds": lambda one: notation.over_seeds(one.gain),
+        "Short of hindsight": lambda one: notation.optional("{:.1f}".format, one.short_of_hindsight),
+        "Median λ": lambda one: notation.optional(short, one.median_lambda),
+        "At λ = 0": lambda one: notation.optional(notation.percent, one.at_zero),
+        "At the grid's end": lambda one: notation.optional(notation.percent, one.at_edge),
+    }
+    tables = []
+    for _, name, setting in notation.numbered(summary):
+        fewer = any(one.selecting is not None and one.selecting < setting.selecting for one in setting.headroom)
+        note = (
+            f"{'Up to ' if fewer else ''}{setting.selecting:,} images of each receiver choose, its test images judge; "
+            "the two do not overlap. A choice in hindsight looked at the test images: it bounds what choosing can give "
+            f"and is no estimate of it. {notation.BRACKETS}"
+        )
+        if setting.selection:
+            tables.append(Table.of(name, setting.selection, columns, words=2, note=note))
+    return Section("selection", "Selection, judged on other images", tuple(tables))

@@ -1,0 +1,133 @@
+"""A study's summary and its run -> the page: its head, its terms, and its sections in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from qvec_deploy.report.page import Facts, Page, Prose, Section
+from qvec_deploy.research.study.analysis.study_summary import StudySummary
+from qvec_deploy.research.study.pages import notation, pair_sections, result_sections, setting_sections
+from qvec_deploy.research.study.pages.conclusions import answers, remarks
+
+QUESTION = (
+    "A donor's quantization vector is what quantization-aware training (QAT) changed in its weights. Another task's "
+    "model, the receiver, is about to be rounded to few bits without any training (PTQ): does it keep more accuracy if "
+    "λ times the vector is added to it before?"
+)
+TERMS = (
+    (
+        "Donor, receiver",
+        "Two tasks, fine-tuned from one pretrained base. The donor brings the vector; the receiver's float fine-tune "
+        "is what gets rounded.",
+    ),
+    ("Vector", "The donor's weights after QAT less its weights after fine-tuning in float."),
+    (
+        "λ",
+        "How much of the vector is added: receiver + λ × vector, then rounding. 0 adds nothing, 1 all of it; a "
+        "negative one goes the other way.",
+    ),
+    (
+        "Plain PTQ",
+        "The receiver's weights rounded to the setting's grid, without images and without a vector. The scale fits the "
+        "largest weight (absmax), a part of it (clip), or has the least squared error (MSE clipping); on a grid of MSE "
+        "clipping, plain PTQ is MSE clipping.",
+    ),
+    (
+        "GPTQ, AWQ",
+        "Methods without a vector that look at images while they round: unlabelled ones of the receiver, generated "
+        "ones, or second moments that the donors brought.",
+    ),
+    (
+        "Label-free, labelled",
+        "How λ, or a donor, is chosen for a receiver, on images of it that are not test images. Label-free: the least "
+        "KL divergence of the rounded model's answers from the float receiver's. Labelled: the most right answers. "
+        "Hindsight: the most right answers on the test images themselves.",
+    ),
+    (
+        "Mean, mix",
+        "The vectors of all donors together: with equal weights, or with the weights that bring the rounded receiver "
+        "nearest to the float one on its unlabelled images.",
+    ),
+    (
+        "Control",
+        "Something of the vector's norm in its place: a random vector, its rows shuffled, the donor's task vector "
+        "(float fine-tune less base), or what GPTQ moves in the donor. A vector that is no better than these has the "
+        "right size and nothing more.",
+    ),
+    (
+        "Share of QAT gap",
+        "The gain over plain PTQ as a share of what the receiver's own QAT gains: 100 % is as good as training. Sums "
+        "over receivers, one divided by the other.",
+    ),
+    (
+        "Intervals, ±",
+        "Other receivers, other seeds of the fine-tunes, other test images: each could have brought other numbers, and "
+        "each interval or ± says which of them it is about. Donors are those of the study, and in none of them.",
+    ),
+    (
+        "p, Holm",
+        "How often chance alone brings such a difference or a larger one. Who asks many questions finds small p by "
+        "chance; Holm's correction makes up for that within a family of questions. Better and worse are said below "
+        "0.05 after it.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What is reported of a study.
+
+    Attributes:
+        recipe: As it was run, YAML with nothing left to defaults.
+        run: The run's record: versions, counts, seconds, failures. JSON values.
+    """
+
+    name: str
+    summary: StudySummary
+    recipe: str = ""
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+
+def study_page(report: StudyReport) -> Page:
+    """The report as sections; those without content are left out when they are shown."""
+    summary = report.summary
+    return Page(
+        title=f"Study {report.name}",
+        kicker=_kicker(summary),
+        lead=(
+            Prose(QUESTION, "question", ("terms", "Terms")),
+            *(Prose(answer, "headline") for answer in answers(summary)),
+            *(Prose(remark, "remark") for remark in remarks(summary)),
+        ),
+        sections=(
+            result_sections.results(summary),
+            result_sections.controls(summary),
+            pair_sections.matrices(summary),
+            result_sections.candidates(summary),
+            pair_sections.lambdas(summary),
+            result_sections.wins(summary),
+            result_sections.selection(summary),
+            pair_sections.failures(summary),
+            pair_sections.similarities(summary),
+            pair_sections.predictions(summary),
+            setting_sections.costs(summary),
+            setting_sections.paper(summary),
+            result_sections.tests(summary),
+            Section("terms", "Terms", (Facts(TERMS),)),
+            setting_sections.configuration(summary, report.recipe, report.run),
+        ),
+        footer=f"qvec-deploy {version('qvec-deploy')} · study summary {summary.version}. Beside this page: every "
+        "number of it in study.json, every trial in trials.csv, every pair in pairs.csv.",
+    )
+
+
+def _kicker(summary: StudySummary) -> str:
+    models = dict.fromkeys(map(notation.model_title, summary.settings))
+    tasks = {task for setting in summary.settings for task in setting.tasks}
+    seeds = {seed for setting in summary.settings for seed in setting.seeds}
+    pairs = max((notation.pair_count(setting) for setting in summary.settings), default=0)
+    counts = {"task": len(tasks), "pair": pairs, "seed": len(seeds), "setting": len(summary.settings)}
+    return f"{notation.listed(list(models))} · {', '.join(notation.many(n, noun) for noun, n in counts.items())}"

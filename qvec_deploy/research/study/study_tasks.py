@@ -1,0 +1,406 @@
+"""The tasks of a study, one dataclass a kind: what decides each one's result, what it needs, and how it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from qvec_deploy.donors.donor_recipe import DonorRecipe
+from qvec_deploy.io.files import atomic_path, canonical_json, sha256_bytes, sha256_file, write_bytes
+from qvec_deploy.jobs.job import SendEvent
+from qvec_deploy.research.study.cell_values import CELL_VERSION, CellRequest
+from qvec_deploy.research.study.study_recipe import BaseTraining
+from qvec_deploy.tensors import Scheme
+
+if TYPE_CHECKING:
+    from qvec_deploy.research.study.study_store import StudyStore
+
+NodeKind = Literal["base", "fp", "qat", "vector", "cell"]
+
+_FREE = ("workers", "save_every")  # fields of `train` that do not change the weights
+_BATCH = 50  # images at a time, where second moments are collected
+
+
+@dataclass(frozen=True)
+class WeightsRef:
+    """Weights that a task needs: a node's own, or a file that is there already.
+
+    Attributes:
+        key: What decides them.
+        node: The node's id; None for a file.
+        path: The file, or a Hub address; None for a node's.
+    """
+
+    key: str
+    node: str | None = None
+    path: str | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The node, if it is one."""
+        return () if self.node is None else (self.node,)
+
+    def locate(self, store: StudyStore) -> str:
+        """The path of the weights; a node's are held against what they were when it was made."""
+        return self.path or str(store.weights(self.node or "", self.key))
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a task is made with.
+
+    Attributes:
+        folder: Takes its files.
+        work: Where it may keep how far it is.
+        keyed: All that decides its result, as the node's key has it.
+        send: Takes `done` of `total` steps.
+        offline: Use the Hub's local cache only.
+    """
+
+    store: StudyStore
+    folder: Path
+    work: Path
+    keyed: Mapping[str, Any]
+    key: str
+    send: SendEvent
+    offline: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TaskOfModel:
+    """A task of one of timm's models."""
+
+    model: str
+    model_args: dict[str, Any]
+
+    def _decided_by_model(self) -> dict[str, Any]:
+        return {"model": self.model, "model_args": self.model_args}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseTask(_TaskOfModel):
+    """The pretrained weights that all fine-tunes start from: timm's, or with `training` trained here.
+
+    Attributes:
+        root: Of the images, resolved.
+        images: What tells them from others (`study_checks.look_at`).
+    """
+
+    type: Literal["base"] = "base"
+    skip: tuple[str, ...]
+    training: BaseTraining | None = None
+    root: str | None = None
+    images: Any = None
+    device: str = "cpu"
+    save_every: int = 1
+
+    kind: NodeKind = "base"
+    parents: tuple[str, ...] = ()
+
+    def decides(self) -> dict[str, Any]:
+        """All that decides its result, as JSON values; so in the other tasks."""
+        if self.training is None:
+            return {**self._decided_by_model(), "training": None}
+        trained = {"training": self.training.model_dump(), "images": self.images, "device": self.device}
+        return {**self._decided_by_model(), "skip": list(self.skip), **trained}
+
+    def make(self, at: TaskContext) -> dict[str, Any]:
+        """Write its files, and return what is known of them as JSON values; so in the other tasks."""
+        if self.training is None:
+            _write_weights(at.folder / "base.safetensors", self._pretrained(at.offline))
+            return {}
+        from qvec_deploy.research.study.trainings import TrainingPlace, train_base
+
+        place = TrainingPlace(at.work, at.keyed, self.save_every, at.send)
+        wanted = self.training.model_copy(update={"root": self.root})
+        state, seconds = train_base(self.model, self.model_args, self.skip, wanted, self.device, place)
+        _write_weights(at.folder / "base.safetensors", state)
+        return {"seconds": round(seconds, 3)}
+
+    def _pretrained(self, offline: bool) -> Mapping[str, Any]:
+        from qvec_deploy.donors.donor_inputs import open_base
+
+        base = {"model": self.model, "model_args": self.model_args, "pretrained": True}
+        recipe = DonorRecipe.model_validate({"version": 1, "name": "base", "base": base, "task": {"dataset": "none"}})
+        return open_base(recipe, offline=offline).state
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneTask:
+    """A fine-tune that is trained here, in float or on the recipe's grid.
+
+    Attributes:
+        recipe: The donor's; where its base is is known when it is made.
+        images: What tells its training images from others.
+    """
+
+    type: Literal["fine_tune"] = "fine_tune"
+    kind: Literal["fp", "qat"]
+    recipe: DonorRecipe
+    base: WeightsRef
+    images: Any
+    classes: int
+
+    @property
+    def model(self) -> str:
+        """The model's timm name."""
+        return self.recipe.base.model
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Ids of the nodes that it needs; so in the other tasks."""
+        return self.base.parents
+
+    def decides(self) -> dict[str, Any]:
+        """As BaseTask's."""
+        recipe = self.recipe
+        train = {name: value for name, value in recipe.train.model_dump().items() if name not in _FREE}
+        decides: dict[str, Any] = {"model": self.model, "model_args": recipe.base.model_args, "run": self.kind}
+        decides |= {"base": self.base.key, "skip": list(recipe.skip), "train": train}
+        decides |= {"images": self.images, "classes": self.classes}
+        return decides if self.kind == "fp" else {**decides, "grid": recipe.scheme.model_dump()}
+
+    def make(self, at: TaskContext) -> dict[str, Any]:
+        """As BaseTask's."""
+        from qvec_deploy.research.study.trainings import TrainingPlace, fine_tune
+
+        base = self.recipe.base.model_copy(update={"checkpoint": self.base.locate(at.store)})
+        recipe = self.recipe.model_copy(update={"base": base})
+        place = TrainingPlace(at.work, at.keyed, recipe.train.save_every, at.send)
+        state, seconds = fine_tune(recipe, self.kind, place, offline=at.offline)
+        _write_weights(at.folder / f"{self.kind}.safetensors", state)
+        return {"seconds": round(seconds, 3)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedTask(_TaskOfModel):
+    """A fine-tune that others released.
+
+    Attributes:
+        released: What tells its file from others (`released.identify`).
+    """
+
+    type: Literal["released"] = "released"
+    kind: Literal["fp", "qat"]
+    hub: str
+    pattern: str
+    released: Any
+    classes: int
+    parents: tuple[str, ...] = ()
+
+    def decides(self) -> dict[str, Any]:
+        """As BaseTask's."""
+        return {**self._decided_by_model(), "released": self.released, "classes": self.classes}
+
+    def make(self, at: TaskContext) -> dict[str, Any]:
+        """As BaseTask's; the file stays where it lies."""
+        from qvec_deploy.research.study.released import find, require_model
+
+        path = find(self.hub, self.pattern, offline=at.offline).absolute()
+        require_model(path, self.model, self.model_args, self.classes)
+        return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorTask(_TaskOfModel):
+    """A donor's vector, with second moments where the study calibrates by them.
+
+    Attributes:
+        task: As its header names it.
+        moments: Training images behind the moments; 0 for none.
+        images: What tells the training images from others; None where they are not looked at.
+    """
+
+    type: Literal["vector"] = "vector"
+    scheme: Scheme
+    skip: tuple[str, ...]
+    task: str
+    classes: int
+    seed: int
+    moments: int
+    fp: WeightsRef
+    qat: WeightsRef
+    base: WeightsRef | None
+    images: Any
+    dataset: str
+    root: str | None
+    kind: NodeKind = "vector"
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """As FineTuneTask's."""
+        return (*self.fp.parents, *self.qat.parents, *(self.base.parents if self.base else ()))
+
+    def decides(self) -> dict[str, Any]:
+        """As BaseTask's."""
+        return {
+            **self._decided_by_model(),
+            "scheme": self.scheme.as_dict(),
+            "skip": list(self.skip),
+            "task": self.task,
+            "classes": self.classes,
+            "seed": self.seed,
+            "moments": self.moments,
+            "fp": self.fp.key,
+            "qat": self.qat.key,
+            "base": self.base.key if self.base else None,
+            "images": self.images,
+        }
+
+    def make(self, at: TaskContext) -> dict[str, Any]:
+        """As BaseTask's."""
+        from qvec_deploy.io.checkpoint import Checkpoint
+        from qvec_deploy.models import describe
+        from qvec_deploy.vectors.extract import extract_vector
+
+        fp, qat = (_read_weights(Checkpoint.open(run.locate(at.store))) for run in (self.fp, self.qat))
+        base = None
+        if self.base is not None:
+            source = Checkpoint.open(self.base.locate(at.store), offline=at.offline)
+            base = _read_weights(source), source.fingerprint()
+        header = extract_vector(
+            fp,
+            qat,
+            at.folder / "vector.safetensors",
+            scheme=self.scheme,
+            skip=self.skip,
+            task=self.task,
+            seed=self.seed,
+            architecture=describe(self.model, self.classes, self.model_args),
+            base=base,
+            moments=self._moments(fp) if self.moments else None,
+        )
+        return {"norm": header.norm, "weight_norm": header.weight_norm}
+
+    def _moments(self, fp: Mapping[str, Any]) -> Any:
+        """Second moments of the float donor's Linear inputs on some of its training images."""
+        import torch
+
+        from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
+        from qvec_deploy.models import create, describe
+        from qvec_deploy.quantize.calibrated import collect_moments
+
+        config = DataConfig.from_mapping(describe(self.model, 1, self.model_args).data_config)
+        root = None if self.root is None else Path(self.root)
+        data = open_dataset(DatasetSpec(self.dataset, "train", root, self.moments), config)
+        network = create(self.model, self.classes, self.model_args)
+        network.load_state_dict({name: torch.from_numpy(value) for name, value in fp.items()})
+        return collect_moments(network, [images for images, _ in batches(data, _BATCH)], self.skip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellTask:
+    """Everything that is tried on one receiver.
+
+    Attributes:
+        request: What is tried; its files are found when it is made.
+        vectors: Of the request's donors, in their order.
+        fps: Likewise.
+        images: Of all tasks: prototypes are of the donors' too.
+    """
+
+    type: Literal["cell"] = "cell"
+    request: CellRequest
+    fp: WeightsRef
+    qat: WeightsRef
+    base: WeightsRef | None
+    vectors: tuple[WeightsRef, ...]
+    fps: tuple[WeightsRef, ...]
+    images: Any
+    kind: NodeKind = "cell"
+
+    @property
+    def model(self) -> str:
+        """The model's timm name."""
+        return self.request.model
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """As FineTuneTask's."""
+        needed = (self.fp, *self.fps, self.qat, *self.vectors, *([self.base] if self.base else []))
+        return tuple(parent for each in needed for parent in each.parents)
+
+    def decides(self) -> dict[str, Any]:
+        """As BaseTask's."""
+        request, receiver = self.request, self.request.receiver
+        names = ("model", "model_args", "seed", "selecting", "testing")
+        lists = ("skip", "methods", "inputs", "lambdas", "controls")
+        splits = [donor.data.selecting_split if donor.data else "" for donor in request.donors]
+        return {
+            **{name: getattr(request, name) for name in names},
+            **{name: list(getattr(request, name)) for name in lists},
+            "grid": request.grid.as_dict(),
+            "receiver": [receiver.name, receiver.dataset, receiver.selecting_split, receiver.testing_split],
+            "version": CELL_VERSION,
+            "images": self.images,
+            "fp": self.fp.key,
+            "qat": self.qat.key,
+            "base": self.base.key if self.base else None,
+            "donors": [
+                [donor.task, split, vector.key, fp.key]
+                for donor, split, vector, fp in zip(request.donors, splits, self.vectors, self.fps, strict=True)
+            ],
+        }
+
+    def make(self, at: TaskContext) -> dict[str, Any]:
+        """As BaseTask's; the paths of its request are kept relative to the study's folder."""
+        from qvec_deploy.research.study import cell as cells
+        from qvec_deploy.research.study.study_documents import cell_json
+
+        request = self.located(at.store)
+        log = cells.TrialLog.open(at.work / "trials", at.key)
+        cell = cells.compute_cell(request, send=at.send, log=log)
+        cell = dataclasses.replace(cell, request=_portable(request, at.store.out))
+        write_bytes(at.folder / "cell.json", cell_json(cell))
+        digest = sha256_bytes(canonical_json([dataclasses.asdict(trial) for trial in cell.trials]))
+        return {"seconds": cell.seconds["all"], "sha256": digest}
+
+    def located(self, store: StudyStore) -> CellRequest:
+        """The request with the paths of its files."""
+        files = zip(self.request.donors, self.vectors, self.fps, strict=True)
+        return dataclasses.replace(
+            self.request,
+            fp=self.fp.locate(store),
+            own_qat=self.qat.locate(store),
+            base=self.base.locate(store) if self.base else None,
+            donors=tuple(
+                dataclasses.replace(donor, vector=vector.locate(store), fp=fp.locate(store))
+                for donor, vector, fp in files
+            ),
+        )
+
+
+def _portable(request: CellRequest, out: Path) -> CellRequest:
+    """Paths of the study's own files relative to its folder, which may be moved."""
+    paths = {name: getattr(request, name) for name in ("fp", "own_qat", "base")}
+    return dataclasses.replace(
+        request,
+        **{name: path and path.removeprefix(f"{out}/") for name, path in paths.items()},
+        donors=tuple(
+            dataclasses.replace(donor, vector=donor.vector.removeprefix(f"{out}/"), fp=donor.fp.removeprefix(f"{out}/"))
+            for donor in request.donors
+        ),
+    )
+
+
+Task = Annotated[BaseTask | FineTuneTask | ReleasedTask | VectorTask | CellTask, Field(discriminator="type")]
+
+
+def _read_weights(source: Any) -> dict[str, Any]:
+    return {name: source.read(name) for name in source.tensors}
+
+
+def _write_weights(path: Path, state: Mapping[str, Any]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    with atomic_path(path) as temporary:
+        try:
+            save_file(dict(state), temporary)
+        except SafetensorError as error:  # how it reports what the disk refuses
+            raise OSError(str(error)) from error
