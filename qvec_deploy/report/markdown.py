@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from qvec_deploy.bench.results import Report
-from qvec_deploy.bench.summary import Row, numbered_warnings, rows
+from qvec_deploy.bench.summary import CandidateRow, numbered_warnings, rows
 from qvec_deploy.report import accuracy_section as accuracy
 from qvec_deploy.report import overview, prose
 from qvec_deploy.report import report_verdict as verdict
@@ -61,7 +61,7 @@ def overview_markdown(shown: Overview) -> str:
     return "\n\n".join([*sections, f"{escape(best.created_by)}."]) + "\n"
 
 
-def comparison(report: Report, computed: Sequence[Row]) -> str:
+def comparison(report: Report, computed: Sequence[CandidateRow]) -> str:
     """The main table: a row per candidate."""
     shown = columns(report, computed)
     titles = ["Candidate", *(escape(f"{column.title} ({column.unit})") for column in shown)]
@@ -69,7 +69,7 @@ def comparison(report: Report, computed: Sequence[Row]) -> str:
     return table_rows(titles, body, "l" + "r" * len(shown))
 
 
-def _batches(computed: Sequence[Row]) -> str:
+def _batches(computed: Sequence[CandidateRow]) -> str:
     """A row per candidate and batch size; empty where nothing was timed."""
     if not any(row.latency for row in computed):
         return ""
@@ -81,7 +81,7 @@ def _batches(computed: Sequence[Row]) -> str:
     return f"## Latency\n\n{table}"
 
 
-def _name(row: Row) -> str:
+def _name(row: CandidateRow) -> str:
     marks = "".join(f"⁽{str(mark).translate(SUPERSCRIPTS)}⁾" for mark in row.marks)
     name = escape(row.candidate.name)
     return f"**{name}**{marks}" if row.selected else f"{name}{marks}"
@@ -106,7 +106,7 @@ def _section(title: str, listing: Table | None) -> str:
     return f"## {title}\n\n{table_text(listing)}" if listing is not None else ""
 
 
-def _candidate(report: Report, row: Row) -> str:
+def _candidate(report: Report, row: CandidateRow) -> str:
     return f"- **{escape(row.candidate.name)}**: {_facts(prose.facts(report, row))}"
 
 

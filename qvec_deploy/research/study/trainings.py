@@ -18,7 +18,7 @@ from qvec_deploy.donors.donor_inputs import open_base, open_task
 from qvec_deploy.donors.donor_recipe import DonorRecipe
 from qvec_deploy.donors.finetune import start, weights
 from qvec_deploy.donors.train import Training, TrainState
-from qvec_deploy.donors.train_config import Progress, TrainConfig
+from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.models import create, describe, head_name, is_skipped
