@@ -36,7 +36,9 @@ _JUDGED_HERE = (  # a verdict says these better
 )
 
 
-def compare_bundles(old: Path, new: Path, asked: CompareOptions, progress: Progress | None = None) -> Comparison:
+def compare_bundles(
+    old: Path, new: Path, options: CompareOptions | None = None, progress: Progress | None = None
+) -> Comparison:
     """Compare NEW with OLD: accuracy image by image, latency interleaved in this process, sizes, gates, fields.
 
     Answers are those that the bundles keep where both were evaluated on the same images; else both engines run, on
@@ -46,7 +48,7 @@ def compare_bundles(old: Path, new: Path, asked: CompareOptions, progress: Progr
     Args:
         old: The baseline.
         new: What may replace it.
-        asked: How.
+        options: How; everything as the recipes say by default.
         progress: Shows the stages.
 
     Raises:
@@ -54,16 +56,17 @@ def compare_bundles(old: Path, new: Path, asked: CompareOptions, progress: Progr
         IntegrityError: A bundle is damaged, or was changed after the build.
         IncompatibleError: The two take other images, or an engine computes something else than PyTorch.
     """
+    options = options or CompareOptions()
     first, second = Bundle.open(old), Bundle.open(new)
     require_same_images(first, second)
     reports = (_read_report(first), _read_report(second))
-    pair = BundlePair(first, second, reports, same_engine(first, second), asked)
+    pair = BundlePair(first, second, reports, same_engine(first, second), options)
     accuracy = stored_accuracy(pair)
     measured = None
-    if asked.stored or pair.identical:
+    if options.stored or pair.identical:
         latency = identical_latency(pair) if pair.identical else stored_latency(pair)
     else:
-        reason = next(filter(None, (_cannot_run(b, n, asked) for n, b in (("OLD", first), ("NEW", second)))), None)
+        reason = next(filter(None, (_cannot_run(b, n, options) for n, b in (("OLD", first), ("NEW", second)))), None)
         if reason is None:
             measured, why = _measure(pair, accuracy, progress or Progress())
             accuracy = _measured_accuracy(pair, measured, accuracy, why)
@@ -73,7 +76,7 @@ def compare_bundles(old: Path, new: Path, asked: CompareOptions, progress: Progr
     return Comparison(
         old=_side(first),
         new=_side(second),
-        tolerances=asked.tolerances,
+        tolerances=options.tolerances,
         changes=all_changes(first, second, reports),
         accuracy=accuracy,
         latency=latency,
@@ -134,7 +137,7 @@ def _side(bundle: Bundle) -> Side:
 def _size(pair: BundlePair) -> SizeChange:
     old, new = pair.old.manifest, pair.new.manifest
     return SizeChange(
-        size_verdict(old.stored_bytes, new.stored_bytes, pair.asked.tolerances.size),
+        size_verdict(old.stored_bytes, new.stored_bytes, pair.options.tolerances.size),
         old.stored_bytes,
         new.stored_bytes,
         old.stored_bits_per_weight,
@@ -144,13 +147,13 @@ def _size(pair: BundlePair) -> SizeChange:
     )
 
 
-def _cannot_run(bundle: Bundle, name: str, asked: CompareOptions) -> str | None:
+def _cannot_run(bundle: Bundle, name: str, options: CompareOptions) -> str | None:
     """Why an engine cannot be measured here; None where it can."""
     missing = bundle.engine_missing()
     if missing is not None:
         return f"{name} has no engine: {missing}"
     try:
-        with bundle.session(threads=asked.threads):
+        with bundle.session(threads=options.threads):
             return None
     except IncompatibleError as error:
         return f"{name} cannot be opened here: {error.message}"
@@ -162,16 +165,16 @@ def _measure(pair: BundlePair, accuracy: AccuracyChange, progress: Progress) -> 
     Returns:
         The measurements, and why there is no accuracy among them; empty where there is, or where none was needed.
     """
-    asked, why = pair.asked, ""
+    options, why = pair.options, ""
     evaluate = accuracy.source is None
 
     def bench(*, evaluate: bool) -> Report:
         return bench_bundles(
             [pair.old.directory, pair.new.directory],
-            threads=asked.threads,
+            threads=options.threads,
             batch_sizes=pair.batch_sizes(),
-            blocks=asked.blocks,
-            data_root=asked.data_root,
+            blocks=options.blocks,
+            data_root=options.data_root,
             evaluate=evaluate,
             profile=False,
             progress=progress,
@@ -183,7 +186,7 @@ def _measure(pair: BundlePair, accuracy: AccuracyChange, progress: Progress) -> 
         try:
             return bench(evaluate=True), ""
         except (StorageError, FetchError, RecipeError) as error:
-            if asked.data_root is not None:  # the folder was named: that it does not open is no mere doubt
+            if options.data_root is not None:  # the folder was named: that it does not open is no mere doubt
                 raise
             why = f"the images cannot be opened here: {error.message}"
     return bench(evaluate=False), why
@@ -199,7 +202,7 @@ def _measured_accuracy(pair: BundlePair, report: Report, kept: AccuracyChange, w
 
 def _measured_latency(pair: BundlePair, report: Report) -> tuple[LatencyChange, ...]:
     old, new = report.candidates
-    tolerances, found = pair.asked.tolerances, []
+    tolerances, found = pair.options.tolerances, []
     for before, after in zip(old.latency, new.latency, strict=True):
         verdict, ratio = latency_verdict(
             before.samples_ms, after.samples_ms, level=tolerances.level, tolerance=tolerances.latency

@@ -49,14 +49,14 @@ class BundlePair:
         new: The other bundle.
         reports: Theirs, OLD's first; None where a bundle has none that can be read here.
         identical: Whether they hold the same engine, built with the same runtime.
-        asked: How they are compared.
+        options: How they are compared.
     """
 
     old: Bundle
     new: Bundle
     reports: tuple[Report | None, Report | None]
     identical: bool
-    asked: CompareOptions
+    options: CompareOptions
 
     @property
     def runtimes(self) -> set[str]:
@@ -66,7 +66,7 @@ class BundlePair:
     def batch_sizes(self) -> list[int]:
         """As asked, or what both recipes name, or what OLD's does; ascending."""
         old, new = self.old.recipe.target.batch_sizes, self.new.recipe.target.batch_sizes
-        return sorted({*self.asked.batch_sizes} or {*old} & {*new} or {*old})
+        return sorted({*self.options.batch_sizes} or {*old} & {*new} or {*old})
 
 
 def stored_accuracy(pair: BundlePair) -> AccuracyChange:
@@ -133,7 +133,7 @@ def judged(
         correct: Right answers of OLD and of NEW.
         dataset: Name and split.
     """
-    tolerances = pair.asked.tolerances
+    tolerances = pair.options.tolerances
     verdict, difference, p = accuracy_verdict(
         paired.gained, paired.lost, paired.count, level=tolerances.level, tolerance=tolerances.accuracy
     )
@@ -162,9 +162,9 @@ def stored_latency(pair: BundlePair) -> tuple[LatencyChange, ...]:
     if odd:
         return unsure(f"the bundles were measured in different places ({', '.join(odd)} differ)")
     old, new = ({entry.batch_size: entry for entry in side.latency} for side in sides)
-    wanted = {*pair.asked.batch_sizes} or {*old, *new}
+    wanted = {*pair.options.batch_sizes} or {*old, *new}
     common = sorted(wanted & {*old} & {*new})
-    tolerances, found = pair.asked.tolerances, []
+    tolerances, found = pair.options.tolerances, []
     for size in common:
         samples = old[size].samples_ms, new[size].samples_ms
         verdict, ratio = latency_verdict(*samples, level=tolerances.level, tolerance=tolerances.latency, paired=False)

@@ -100,8 +100,8 @@ def compare(
     if output is not None:
         require_report_folder(output)
     tolerances = Tolerances(level, latency_tolerance, accuracy_tolerance, size_tolerance)
-    asked = CompareOptions(tolerances, stored, threads, batch_sizes, blocks, data)
-    comparison = compare_bundles(old, new, asked, progress_shown(quiet or as_json))
+    options = CompareOptions(tolerances, stored, threads, batch_sizes, blocks, data)
+    comparison = compare_bundles(old, new, options, progress_shown(quiet or as_json))
     document = comparison_json(comparison)
     if output is not None:
         write_bytes(output / "comparison.json", document)
