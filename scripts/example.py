@@ -1,6 +1,6 @@
 """The library from a program: build the demo's receiver at 3 bits, run its engine, and hold it against another one.
 
-    python scripts/example.py [OUT]
+python scripts/example.py [OUT]
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ def compare(
     from qvec_deploy.bundle.compare import compare_bundles, require_no_regression
     from qvec_deploy.bundle.compare_stored import CompareOptions
     from qvec_deploy.io.files import require_report_folder, write_bytes
-    from qvec_deploy.report.comparison_text import comparison_markdown
+    from qvec_deploy.report.comparison_page import comparison_page
+    from qvec_deploy.report.render_markdown import render_markdown
 
     measured_only = {"--threads": threads, "--blocks": blocks, "--data": data}
     useless = [name for name, value in measured_only.items() if stored and value is not None]
@@ -105,7 +106,7 @@ def compare(
     document = comparison_json(comparison)
     if output is not None:
         write_bytes(output / "comparison.json", document)
-        write_bytes(output / "comparison.md", comparison_markdown(comparison).encode())
+        write_bytes(output / "comparison.md", render_markdown(comparison_page(comparison), "").encode())
     if as_json:
         echo_document(document.decode())
     else:
@@ -116,13 +117,16 @@ def compare(
 def _print(comparison: Comparison, output: Path | None) -> None:
     from rich.console import Console
 
-    from qvec_deploy.report.comparison_text import comparison_tables
+    from qvec_deploy.report.comparison_page import changes_table, verdict_table
+    from qvec_deploy.report.render_terminal import render_table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 160))
-    for table in comparison_tables(comparison):
-        console.print(table)
+    console.print(render_table(verdict_table(comparison)))
+    changes = changes_table(comparison)
+    if changes is not None:
+        console.print("", render_table(changes), sep="\n")
     console.print()
     for doubt in comparison.warnings:
         text = f"warning: {doubt.warning} ({doubt.subject}): {doubt.detail} {doubt.warning.remedy}"

@@ -123,13 +123,13 @@ def _read(bundle: Bundle) -> Report:
 def _print_overview(shown: Overview) -> None:
     from rich.console import Console
 
-    from qvec_deploy.report.console import listing_table
-    from qvec_deploy.report.overview import headline, listing
+    from qvec_deploy.report.overview import bundles_table, headline
+    from qvec_deploy.report.render_terminal import render_table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 140))
-    table = listing(shown)
-    console.print(listing_table(table))
+    table = bundles_table(shown)
+    console.print(render_table(table))
     console.print("\n" + headline(shown), highlight=False, markup=False)
     console.print(table.note, style="dim", highlight=False, markup=False)

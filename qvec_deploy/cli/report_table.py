@@ -22,21 +22,24 @@ def print_report(report: Report, scenarios: Collection[str] = ()) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from qvec_deploy.bench.summary import numbered_warnings
-    from qvec_deploy.report.console import batch_table, listing_table, summary_table, verdict_lines
+    from qvec_deploy.bench.summary import numbered_warnings, rows
+    from qvec_deploy.report.columns import batch_table, comparison_table
     from qvec_deploy.report.prose import setup
-    from qvec_deploy.report.timing_section import scenarios as scenario_listing
+    from qvec_deploy.report.render_terminal import render_candidates, render_table, verdict_lines
+    from qvec_deploy.report.timing_section import scenarios as scenario_table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 120))
-    console.print(summary_table(report))
-    if len(report[report.baseline].latency) > 1:
-        console.print(batch_table(report))
-    listing = scenario_listing(report, scenarios)
-    if listing is not None:
-        console.print(Text(), listing_table(listing), sep="\n")
-        console.print(listing.note, style="dim", highlight=False, markup=False)
+    computed = rows(report)
+    console.print(render_candidates(comparison_table(report, computed, on_terminal=True), report.title))
+    batches = batch_table(computed)
+    if batches is not None and len(report[report.baseline].latency) > 1:
+        console.print(render_candidates(batches, "\nLatency by batch size"))
+    table = scenario_table(report, scenarios)
+    if table is not None:
+        console.print(Text(), render_table(table), sep="\n")
+        console.print(table.note, style="dim", highlight=False, markup=False)
     console.print("\n" + setup(report), style="dim", highlight=False, markup=False)
     for line in verdict_lines(report):
         console.print(line, highlight=False)

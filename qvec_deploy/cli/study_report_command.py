@@ -50,7 +50,7 @@ def _print(shown: StudyReport) -> None:
     """A short table per setting, and the answer."""
     from rich.console import Console
 
-    from qvec_deploy.report.console import listing_table
+    from qvec_deploy.report.render_terminal import render_table
     from qvec_deploy.research.study.pages.conclusions import answers, remarks
     from qvec_deploy.research.study.pages.result_sections import compact
 
@@ -58,7 +58,7 @@ def _print(shown: StudyReport) -> None:
     if not console.is_terminal:
         console = Console(width=max(console.width, 140))
     for table in compact(shown.summary):
-        console.print(listing_table(table))
+        console.print(render_table(table))
         console.print()
     for answer in (*answers(shown.summary), *remarks(shown.summary)):
         console.print(answer, highlight=False, markup=False)

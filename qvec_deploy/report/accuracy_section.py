@@ -36,7 +36,13 @@ def answers(report: Report, rows: Sequence[CandidateRow]) -> Table | None:
     )
     titles, cells = zip(*(column for column in columns if set(column[1]) != {NONE}), strict=True)
     return Table(
-        "Answers", titles, tuple(zip(*cells, strict=True)), "l" + "r" * (len(titles) - 1), report.selected, note
+        "Answers",
+        titles,
+        tuple(zip(*cells, strict=True)),
+        "l" + "r" * (len(titles) - 1),
+        report.selected,
+        note,
+        titled=False,
     )
 
 
@@ -59,7 +65,7 @@ def by_class(report: Report) -> Table | None:
     if len(some) < len(entries):
         rest = f", {'the ' * compared}{len(some)}{' that changed most' * compared} of {len(entries)}"
     note = f"Right answers of {shown.name} among the {report.images:,} images, by the class that is right{rest}."
-    return Table(f"By class{rest}", tuple(columns), rows, "l" + "r" * (len(columns) - 1), note=note)
+    return Table(f"By class{rest}", tuple(columns), rows, "l" + "r" * (len(columns) - 1), note=note, folded=True)
 
 
 def changes(report: Report) -> Table | None:
@@ -90,7 +96,7 @@ def changes(report: Report) -> Table | None:
         "old one was."
     )
     columns = ("Answer of float → now", "Images", "Gained", "Lost", "Both wrong")
-    return Table("Changed answers", columns, rows, "lrrrr", note=note)
+    return Table("Changed answers", columns, rows, "lrrrr", note=note, folded=True)
 
 
 def described(report: Report) -> Candidate | None:

@@ -15,18 +15,8 @@ from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.bench.summary import CandidateRow, LatencyRow
 from qvec_deploy.formatting import NONE
 from qvec_deploy.report import candidate_text
-from qvec_deploy.report.csv_tables import Value
-
-
-@dataclass(frozen=True)
-class TableCell:
-    """A value, and beside it its interval or a remark."""
-
-    text: str
-    aside: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.text} {self.aside}".rstrip()
+from qvec_deploy.report.csv_text import Value
+from qvec_deploy.report.page import CandidateLines, CandidateTable, TableCell
 
 
 @dataclass(frozen=True)
@@ -39,7 +29,8 @@ class Column:
         unit: Below or behind the heading.
         cell: What stands in a candidate's row.
         values: What the CSV has, by its column; empty where the value is there already.
-        on_terminal: Whether the terminal shows it.
+        on_terminal: Whether the terminal, which is narrow, shows it.
+        on_page: Whether HTML and Markdown show it.
     """
 
     key: str
@@ -48,11 +39,48 @@ class Column:
     cell: Callable[[Report, CandidateRow], TableCell]
     values: Callable[[Report, CandidateRow], Mapping[str, Value]] = field(default=lambda report, row: {})
     on_terminal: bool = False
+    on_page: bool = True
 
 
-def columns(report: Report, rows: Sequence[CandidateRow]) -> tuple[Column, ...]:
-    """The columns after the candidate's name that have something in a row."""
-    return tuple(column for column in COLUMNS if any(column.cell(report, row).text != NONE for row in rows))
+def column_values(report: Report, row: CandidateRow) -> dict[str, Value]:
+    """What all columns give to the CSV."""
+    return {key: value for column in COLUMNS for key, value in column.values(report, row).items()}
+
+
+def comparison_table(
+    report: Report, rows: Sequence[CandidateRow], *, on_terminal: bool = False, note: str = "", anchors: str = ""
+) -> CandidateTable:
+    """A row per candidate, with the columns that have something to say of one.
+
+    Args:
+        on_terminal: The narrow table.
+        anchors: Before the number of a warning in links to it.
+    """
+    wanted = [column for column in COLUMNS if (column.on_terminal if on_terminal else column.on_page)]
+    shown = [column for column in wanted if any(column.cell(report, row).text != NONE for row in rows)]
+    return CandidateTable(
+        "Comparison of candidates",
+        tuple((column.title(report), column.unit(report)) for column in shown),
+        tuple(_lines(row, [tuple(column.cell(report, row) for column in shown)]) for row in rows),
+        note,
+        anchors,
+    )
+
+
+def batch_table(rows: Sequence[CandidateRow], note: str = "") -> CandidateTable | None:
+    """A row per candidate and batch size; None where nothing was timed."""
+    timed = [row for row in rows if row.latency]
+    if not timed:
+        return None
+    lines = [
+        _lines(row, [tuple(cell(row, entry) for _, cell in BATCH_COLUMNS) for entry in row.latency]) for row in timed
+    ]
+    titles = tuple((title, "") for title, _ in BATCH_COLUMNS)
+    return CandidateTable("Latency by batch size", titles, tuple(lines), note)
+
+
+def _lines(row: CandidateRow, lines: Sequence[tuple[TableCell, ...]]) -> CandidateLines:
+    return CandidateLines(row.candidate.name, row.candidate.role, row.selected, row.marks, tuple(lines))
 
 
 def estimate_values(name: str, estimate: Estimate | None) -> dict[str, Value]:
@@ -121,6 +149,14 @@ def _peak(report: Report, row: CandidateRow) -> TableCell:
 
 
 COLUMNS: tuple[Column, ...] = (
+    Column(
+        "stored",
+        _said("Bits"),
+        _said("stored"),
+        lambda report, row: TableCell(formatting.short(row.candidate.stored_bits_per_weight)),
+        on_terminal=True,
+        on_page=False,
+    ),
     Column(
         "bits",
         _said("Bits"),

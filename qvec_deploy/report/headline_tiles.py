@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.results import Report
 from qvec_deploy.bench.summary import DISTURBED, CandidateRow, LatencyRow
-from qvec_deploy.report.table import speed_up_cell
-
-
-@dataclass(frozen=True)
-class HeadlineTile:
-    """One of the numbers on top: what it is, the number, its unit, and what to hold it against."""
-
-    term: str
-    value: str
-    unit: str
-    notes: tuple[str, ...]
+from qvec_deploy.report.columns import speed_up_cell
+from qvec_deploy.report.page import HeadlineTile
 
 
 def tiles(report: Report, computed: Sequence[CandidateRow]) -> tuple[HeadlineTile, ...]:

@@ -12,9 +12,10 @@ from qvec_deploy.bench.statistics import paired_difference
 from qvec_deploy.bench.summary import DISTURBED, CandidateRow, rows
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.formatting import BYTES_PER_MB, NONE
-from qvec_deploy.report import candidate_text
+from qvec_deploy.report import candidate_text, prose
 from qvec_deploy.report import report_verdict as verdict
-from qvec_deploy.report.page import Table
+from qvec_deploy.report.build_report import comparison, doubts, footer
+from qvec_deploy.report.page import Answer, Block, Fold, Page, Pill, Prose, Section, Table
 from qvec_deploy.report.plots import Point, scatter
 from qvec_deploy.report.svg import Figure
 
@@ -132,7 +133,7 @@ def caveat(shown: Overview) -> str:
     )
 
 
-def listing(shown: Overview) -> Table:
+def bundles_table(shown: Overview) -> Table:
     """A row per bundle, the best first."""
     images = shown.best.report.images
     same = all(standing.name == standing.row.candidate.name for standing in shown.standings)
@@ -148,7 +149,16 @@ def listing(shown: Overview) -> Table:
         "Engine",
     )
     cells = tuple(_cells(standing, same) for standing in shown.standings)
-    return Table("Bundles, the best first", columns, cells, "lrrrlrrll", shown.best.name, caveat(shown))
+    return Table(
+        "Bundles, the best first",
+        columns,
+        cells,
+        "lrrrlrrll",
+        shown.best.name,
+        caveat(shown),
+        badge="first",
+        titled=False,
+    )
 
 
 def _cells(standing: RankedBundle, same: bool) -> tuple[str, ...]:
@@ -210,3 +220,34 @@ def _point(shown: Overview, standing: RankedBundle, x: tuple[float, float, float
     low, value, high = (top1.low, top1.value, top1.high) if top1 else (0.0, 0.0, 0.0)
     y = (100 * low, 100 * value, 100 * high)
     return Point(standing.name, standing.row.candidate.role, standing is shown.best, x, y)
+
+
+def overview_page(shown: Overview) -> Page:
+    """What several bundles ship side by side, then each report's own tables, folded."""
+    best = shown.best
+    first = best.report
+    return Page(
+        title=f"{len(shown.standings)} bundles on {first.dataset}",
+        kicker=f"{first.dataset}, {first.split}, {first.images:,} images",
+        lead=(Prose(headline(shown), "headline"),),
+        answer=Answer(best.name, f"for {best.row.candidate.runtime}", Pill(*verdict.standing(first))),
+        sections=(
+            Section("bundles", "Bundles, the best first", (bundles_table(shown),)),
+            Section("trade-offs", "Trade-offs", figures(shown)),
+            Section(
+                "runs",
+                "Each bundle in its own run",
+                tuple(_run(one, f"run-{index}") for index, one in enumerate(shown.standings, start=1)),
+            ),
+        ),
+        footer=footer(first),
+    )
+
+
+def _run(one: RankedBundle, name: str) -> Fold:
+    report, anchors = one.report, f"{name}-"
+    computed = rows(report)
+    gates = verdict.gates(report)
+    blocks: list[Block] = [Prose(prose.headline(report, computed)), comparison(report, computed, anchors)]
+    blocks += [gates] if gates is not None else []
+    return Fold(name, one.name, (*blocks, *doubts(report, anchors)), Pill(*verdict.standing(report)))

@@ -1,15 +1,17 @@
-"""A page as typed blocks: what a report says, before it is HTML or Markdown."""
+"""A page as typed blocks: what a report says, before it is HTML, Markdown or lines on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar, TypeVar
 
+from qvec_deploy.bench.summary import NumberedWarning
 from qvec_deploy.report.svg import Figure
 
 T = TypeVar("T")
+Terms = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,11 @@ class Table:
     Attributes:
         columns: Headings; the first column names what a row is about.
         alignment: `l` or `r` for every column.
-        shipped: The row of this name is what the bundle ships; None where rows are no candidates.
+        shipped: The row of this name is what the bundle ships, or comes first; None where no row stands out.
+        badge: What is said beside that row.
         note: Below it; empty for none.
         folded: Opened when it is wanted.
+        titled: Whether the title is shown; else the section's title says it.
     """
 
     kind: ClassVar[str] = "table"
@@ -47,6 +51,8 @@ class Table:
     shipped: str | None = None
     note: str = ""
     folded: bool = False
+    badge: str = "ships"
+    titled: bool = True
 
     @classmethod
     def of(
@@ -71,11 +77,101 @@ class Table:
 
 
 @dataclass(frozen=True)
+class TableCell:
+    """A value, and beside it its interval or a remark."""
+
+    text: str
+    aside: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.aside}".rstrip()
+
+
+@dataclass(frozen=True)
+class CandidateLines:
+    """A candidate in a table, with one line of cells or several.
+
+    Attributes:
+        role: In the report, for its colour.
+        marks: Numbers of the warnings that concern it.
+    """
+
+    name: str
+    role: str
+    selected: bool
+    marks: tuple[int, ...]
+    lines: tuple[tuple[TableCell, ...], ...]
+
+
+@dataclass(frozen=True)
+class CandidateTable:
+    """A table with a row per candidate, or per candidate and batch size.
+
+    Attributes:
+        title: Said of it where it has no section of its own.
+        columns: Heading and unit of every column after the name; the unit may be empty.
+        note: Below it; empty for none.
+        anchors: Before the number of a warning in links to it.
+    """
+
+    kind: ClassVar[str] = "candidates"
+    title: str
+    columns: tuple[tuple[str, str], ...]
+    candidates: tuple[CandidateLines, ...]
+    note: str = ""
+    anchors: str = ""
+
+
+@dataclass(frozen=True)
 class Facts:
-    """Terms and what they are."""
+    """Terms and what they are.
+
+    Attributes:
+        title: Above them; empty for none.
+    """
 
     kind: ClassVar[str] = "facts"
-    entries: tuple[tuple[str, str], ...]
+    entries: Terms
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Numbered warnings, each with its remedy.
+
+    Attributes:
+        anchors: Before the number in an anchor, where a page has several lists.
+    """
+
+    kind: ClassVar[str] = "doubts"
+    entries: tuple[NumberedWarning, ...]
+    anchors: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one candidate is."""
+
+    name: str
+    role: str
+    selected: bool
+    facts: Terms
+
+
+@dataclass(frozen=True)
+class Cards:
+    """What every candidate is."""
+
+    kind: ClassVar[str] = "cards"
+    entries: tuple[Card, ...]
+
+
+@dataclass(frozen=True)
+class Points:
+    """A list of remarks."""
+
+    kind: ClassVar[str] = "points"
+    entries: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -87,22 +183,78 @@ class Verbatim:
     text: str
 
 
-Block = Prose | Table | Figure | Facts | Verbatim
+@dataclass(frozen=True)
+class Pill:
+    """A verdict in a few words.
+
+    Attributes:
+        style: `passed`, `missed` or `none`.
+    """
+
+    text: str
+    style: str
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that are opened when they are wanted, under a title; its name is its anchor."""
+
+    kind: ClassVar[str] = "fold"
+    name: str
+    title: str
+    blocks: tuple[Block, ...]
+    pill: Pill | None = None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Blocks on the left and on the right of each other, where there is room."""
+
+    kind: ClassVar[str] = "beside"
+    left: tuple[Block, ...]
+    right: tuple[Block, ...]
+
+
+Block = Prose | Table | CandidateTable | Figure | Facts | Doubts | Cards | Points | Verbatim | Fold | Beside
+
+
+def groups(blocks: Sequence[Block]) -> Iterator[tuple[str, list[Block]]]:
+    """Neighbours of a kind with their kind: figures are drawn side by side."""
+    for kind, found in groupby(blocks, key=lambda block: block.kind):
+        yield kind, list(found)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page; its name is its anchor. One without blocks is not shown."""
+    """A part of a page; its name is its anchor. One without blocks is not shown.
+
+    Attributes:
+        folded: Whether Markdown, which is read in small windows, folds it.
+    """
 
     name: str
     title: str
     blocks: tuple[Block, ...] = ()
+    folded: bool = False
 
-    @property
-    def groups(self) -> Iterator[tuple[str, list[Block]]]:
-        """Neighbours of a kind with their kind: figures are drawn side by side."""
-        for kind, blocks in groupby(self.blocks, key=lambda block: block.kind):
-            yield kind, list(blocks)
+
+@dataclass(frozen=True)
+class HeadlineTile:
+    """A number at a glance: what it is, the number, its unit, and what to hold it against."""
+
+    term: str
+    value: str
+    unit: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The line that a reader came for: a name, what is said of it, and the verdict."""
+
+    name: str
+    text: str
+    pill: Pill
 
 
 @dataclass(frozen=True)
@@ -112,6 +264,8 @@ class Page:
     Attributes:
         kicker: What it is about, in a line above the title.
         lead: Paragraphs below the title.
+        answer: Between title and lead; None for none.
+        tiles: Below the lead.
     """
 
     title: str
@@ -119,6 +273,8 @@ class Page:
     lead: tuple[Prose, ...]
     sections: tuple[Section, ...]
     footer: str
+    answer: Answer | None = None
+    tiles: tuple[HeadlineTile, ...] = ()
 
     @property
     def shown(self) -> tuple[Section, ...]:

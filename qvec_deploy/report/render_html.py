@@ -7,7 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from qvec_deploy.report.page import Page
+from qvec_deploy.report.page import Page, groups
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -18,8 +18,8 @@ LONG = 12  # rows from which a folded table starts closed
 
 def render_html(page: Page) -> str:
     """One page. Every text is escaped; figures are SVG that this package drew."""
-    css = resource("report.css") + resource("page.css")
-    return page_environment().get_template("page.html").render(page=page, css=css, long=LONG)
+    template = page_environment().get_template("page.html")
+    return template.render(page=page, css=resource("page.css"), long=LONG, groups=groups)
 
 
 @cache

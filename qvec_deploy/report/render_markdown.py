@@ -5,12 +5,30 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Sequence
+from functools import singledispatch
 
-from qvec_deploy.report.page import Block, Facts, Page, Prose, Section, Table, Verbatim
+from qvec_deploy.report.page import (
+    Beside,
+    Block,
+    CandidateLines,
+    CandidateTable,
+    Cards,
+    Doubts,
+    Facts,
+    Fold,
+    Page,
+    Points,
+    Prose,
+    Section,
+    Table,
+    Verbatim,
+    groups,
+)
 
 _AUTOLINK = re.compile(
     r"((?:https?|ftp):(?=//)|www(?=\.)|#(?=\d)|gh-(?=\d)|(?<!\w)@(?=\w)|@(?=[\w-]+\.\w))", re.IGNORECASE
 )
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def render_markdown(page: Page, figures_in: str) -> str:
@@ -19,32 +37,104 @@ def render_markdown(page: Page, figures_in: str) -> str:
     Args:
         figures_in: The file that has the figures.
     """
-    top = [f"# {escape(page.title)}", escape(page.kicker), *(escape(each.text) for each in page.lead)]
+    top = [f"# {escape(page.title)}", escape(page.kicker)]
+    if page.answer is not None:
+        answer = page.answer
+        top.append(f"**{escape(answer.name)}** {escape(answer.text)}: {escape(answer.pill.text)}.")
+    top += [escape(each.text) for each in page.lead]
     sections = [_section(section, figures_in) for section in page.shown]
-    return "\n\n".join([*top, *sections, escape(page.footer)]) + "\n"
+    return "\n\n".join(part for part in [*top, *sections, escape(page.footer)] if part) + "\n"
 
 
 def _section(section: Section, figures_in: str) -> str:
-    parts = [f"## {escape(section.title)}"]
-    for kind, blocks in section.groups:
+    text = _blocks(section.blocks, figures_in)
+    return folded(section.title, text) if section.folded else f"## {escape(section.title)}\n\n{text}"
+
+
+def _blocks(blocks: Sequence[Block], figures_in: str) -> str:
+    parts = []
+    for kind, found in groups(blocks):
         if kind == "figure":
-            titles = "; ".join(block.title for block in blocks if not isinstance(block, Prose | Facts))
+            titles = "; ".join(getattr(block, "title", "") for block in found)
             parts.append(escape(f"Figures in {figures_in}: {titles}."))
-        else:
-            parts += map(_block, blocks)
-    return "\n\n".join(parts)
+            continue
+        for block in found:
+            if isinstance(block, Fold):
+                pill = f" ({block.pill.text})" if block.pill is not None else ""
+                parts.append(folded(f"{block.title}{pill}", _blocks(block.blocks, figures_in)))
+            elif isinstance(block, Beside):
+                parts.append(_blocks((*block.left, *block.right), figures_in))
+            else:
+                parts.append(_text(block))
+    return "\n\n".join(part for part in parts if part)
 
 
-def _block(block: Block) -> str:
-    if isinstance(block, Table):
-        text = table_text(block)
-        return folded(block.title, text) if block.folded else f"### {escape(block.title)}\n\n{text}"
-    if isinstance(block, Facts):
-        return terms(block.entries)
-    if isinstance(block, Verbatim):
-        quoted = "\n".join(f"    {line}" for line in block.text.splitlines())
-        return f"{escape(block.title)}:\n\n{quoted}"
-    return escape(block.text) if isinstance(block, Prose) else ""
+@singledispatch
+def _text(block: object) -> str:
+    raise TypeError(f"no Markdown for {type(block).__name__}")
+
+
+@_text.register
+def _prose(block: Prose) -> str:
+    return escape(block.text)
+
+
+@_text.register
+def _table(block: Table) -> str:
+    text = table_text(block)
+    if block.folded:
+        return folded(block.title, text)
+    return f"### {escape(block.title)}\n\n{text}" if block.titled else text
+
+
+@_text.register
+def candidate_table(block: CandidateTable) -> str:
+    """A row per line of every candidate."""
+    titles = ["Candidate", *(escape(f"{title} ({unit})" if unit else title) for title, unit in block.columns)]
+    body = [[_name(entry), *(escape(str(cell)) for cell in line)] for entry in block.candidates for line in entry.lines]
+    table = table_rows(titles, body, "l" + "r" * len(block.columns))
+    return f"{table}\n\n{escape(block.note)}" if block.note else table
+
+
+@_text.register
+def _facts(block: Facts) -> str:
+    heading = f"### {escape(block.title)}\n\n" if block.title else ""
+    return heading + "\n".join(f"- **{escape(term)}.** {escape(text)}" for term, text in block.entries)
+
+
+@_text.register
+def _doubts(block: Doubts) -> str:
+    return "\n".join(
+        f"{entry.number}. **{escape(entry.title.capitalize())}.** {escape(entry.remedy)}\n"
+        + "\n".join(f"   - {escape(subject)}: {escape(detail)}" for subject, detail in entry.details)
+        for entry in block.entries
+    )
+
+
+@_text.register
+def _cards(block: Cards) -> str:
+    lines = []
+    for card in block.entries:
+        facts = escape("; ".join(f"{term.lower()}: {text}" for term, text in card.facts))
+        lines.append(f"- **{escape(card.name)}**: {facts}.")
+    return "\n".join(lines)
+
+
+@_text.register
+def _points(block: Points) -> str:
+    return "\n".join(f"- {escape(entry)}" for entry in block.entries)
+
+
+@_text.register
+def _verbatim(block: Verbatim) -> str:
+    quoted = "\n".join(f"    {line}" for line in block.text.splitlines())
+    return f"{escape(block.title)}:\n\n{quoted}"
+
+
+def _name(entry: CandidateLines) -> str:
+    marks = "".join(f"⁽{str(mark).translate(_SUPERSCRIPTS)}⁾" for mark in entry.marks)
+    name = escape(entry.name)
+    return f"**{name}**{marks}" if entry.selected else f"{name}{marks}"
 
 
 def escape(text: str) -> str:
@@ -60,31 +150,22 @@ def escape(text: str) -> str:
 
 
 def table_rows(titles: Sequence[str], body: Iterable[Sequence[str]], alignment: str) -> str:
-    """A table of text that is escaped already."""
+    """Lines of a Markdown table; every text is escaped already."""
     rule = ["--:" if side == "r" else ":--" for side in alignment]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, rule, *body))
 
 
-def table_text(listing: Table | None) -> str:
-    """A small table with its note; empty without one."""
-    if listing is None:
-        return ""
+def table_text(table: Table) -> str:
+    """A small table with its note."""
     body = []
-    for first, *others in listing.rows:
-        name = f"**{escape(first)}**" if first == listing.shipped else escape(first)
+    for first, *others in table.rows:
+        name = f"**{escape(first)}**" if first == table.shipped else escape(first)
         body.append([name, *(escape(cell) for cell in others)])
-    table = table_rows([escape(title) for title in listing.columns], body, listing.alignment)
-    return f"{table}\n\n{escape(listing.note)}" if listing.note else table
+    text = table_rows([escape(title) for title in table.columns], body, table.alignment)
+    return f"{text}\n\n{escape(table.note)}" if table.note else text
 
 
 def folded(title: str, text: str) -> str:
-    """A section that GitHub shows when it is asked to; empty without text."""
-    if not text:
-        return ""
+    """A section that GitHub shows when it is asked to."""
     summary = html.escape(" ".join(title.split()))
     return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
-
-
-def terms(entries: Iterable[tuple[str, str]]) -> str:
-    """Terms and what they are, as a list."""
-    return "\n".join(f"- **{escape(term)}.** {escape(text)}" for term, text in entries)

@@ -154,6 +154,7 @@ def gates(report: Report) -> Table | None:
         ("Gate", "Wanted", "Found", "Result"),
         tuple((gate.name, gate.wanted, gate.found, verdict_of(gate)) for gate in report.gates),
         "llll",
+        titled=False,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, ClassVar
 
-from qvec_deploy.report.csv_tables import data_uri, to_csv
+from qvec_deploy.report.csv_text import data_uri, to_csv
 
 # Colours that stand for the page's CSS variables: matplotlib draws with them, `inline` puts the variables in.
 COLORS = {

@@ -53,7 +53,7 @@ def scenarios(report: Report, asked: Collection[str] = tuple(Scenario)) -> Table
         "Metrics as MLPerf Inference defines them; no MLPerf results, for its load generator did not send the queries."
     )
     titles = ("Candidate", "Scenario", "Batch", "Metric", "Value", "What was run")
-    return Table("MLPerf's scenarios", titles, cells, "llrlrl", report.selected, note)
+    return Table("MLPerf's scenarios", titles, cells, "llrlrl", report.selected, note, folded=True)
 
 
 def stages(report: Report) -> Table | None:
@@ -93,7 +93,7 @@ def predicted(report: Report, rows: Sequence[CandidateRow]) -> Table | None:
         "is to gain."
     )
     titles = ("Candidate", "Batch", "Predicted, ms", "Measured, ms", "Measured / predicted", "Memory-bound layers")
-    return Table("Predicted and measured time", titles, tuple(cells), "lrrrrr", report.selected, note)
+    return Table("Predicted and measured time", titles, tuple(cells), "lrrrrr", report.selected, note, titled=False)
 
 
 def _unlike(rows: Sequence[CandidateRow]) -> list[CandidateRow]:

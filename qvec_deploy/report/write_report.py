@@ -7,10 +7,11 @@ from pathlib import Path
 
 from qvec_deploy.bench.results import Report
 from qvec_deploy.io.files import write_bytes
-from qvec_deploy.report.csv_tables import candidates_csv, samples_csv
-from qvec_deploy.report.html import overview_html, to_html
-from qvec_deploy.report.markdown import overview_markdown, to_markdown
-from qvec_deploy.report.overview import Overview
+from qvec_deploy.report.build_report import report_page
+from qvec_deploy.report.overview import Overview, overview_page
+from qvec_deploy.report.render_csv import candidates_csv, samples_csv
+from qvec_deploy.report.render_html import render_html
+from qvec_deploy.report.render_markdown import render_markdown
 from qvec_deploy.report.report_json import overview_json, to_json
 
 
@@ -25,10 +26,11 @@ def write_report(shown: Report | Overview, directory: Path) -> tuple[Path, ...]:
         ValueError: A measurement is NaN or infinite.
     """
     if isinstance(shown, Report):
-        document, text, page = to_json(shown), to_markdown(shown), to_html(shown)
+        document, page = to_json(shown), report_page(shown)
     else:
-        document, text, page = overview_json(shown), overview_markdown(shown), overview_html(shown)
-    files = {"report.json": document, "report.md": text.encode(), "report.html": page.encode()}
+        document, page = overview_json(shown), overview_page(shown)
+    text, html = render_markdown(page, "report.html"), render_html(page)
+    files = {"report.json": document, "report.md": text.encode(), "report.html": html.encode()}
     return _write(files, directory)
 
 

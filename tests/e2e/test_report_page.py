@@ -14,9 +14,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+from shown import html_of
 
 from qvec_deploy.bundle.manifest import hash_files, read_manifest, write_manifest
-from qvec_deploy.report.html import overview_html, to_html
 from qvec_deploy.report.overview import overview
 from qvec_deploy.report.report_json import report_schema
 
@@ -36,9 +36,9 @@ FLAGS = [
     "--disable-sync",
 ]
 PAGES: dict[str, Callable[[], str]] = {
-    "selecting": lambda: to_html(selecting_report(batch_sizes=(1, 8))),
-    "gpu": lambda: to_html(gpu_report()),
-    "overview": lambda: overview_html(overview({"misses": selecting_report(), "patched": patched_report()})),
+    "selecting": lambda: html_of(selecting_report(batch_sizes=(1, 8))),
+    "gpu": lambda: html_of(gpu_report()),
+    "overview": lambda: html_of(overview({"misses": selecting_report(), "patched": patched_report()})),
 }
 EMPTY = """() => [...document.querySelectorAll("section, figure, details, td, dd, figcaption")]
     .filter(node => !node.textContent.trim()).map(node => node.outerHTML.slice(0, 80))"""

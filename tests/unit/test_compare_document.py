@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from qvec_deploy.report.comparison_text import comparison_markdown, comparison_tables, verdict_lines
 from report_example import ENVIRONMENT
 from rich.console import Console
 
@@ -36,7 +37,6 @@ from qvec_deploy.bench.warnings import Finding, MeasurementWarning
 from qvec_deploy.bundle.changes import machine_differences
 from qvec_deploy.bundle.compare import require_no_regression
 from qvec_deploy.errors import GateError
-from qvec_deploy.report.comparison_text import comparison_markdown, comparison_tables, verdict_lines
 
 OLD_MS = tuple(10 + 0.01 * (index % 7) for index in range(60))
 

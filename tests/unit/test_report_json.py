@@ -8,11 +8,10 @@ from typing import Any
 import jsonschema
 import pytest
 from report_example import example_report, gpu_report, patched_report, selecting_report
+from shown import html_of, markdown_of
 
 from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.errors import IncompatibleError, IntegrityError
-from qvec_deploy.report.html import to_html
-from qvec_deploy.report.markdown import to_markdown
 from qvec_deploy.report.overview import overview
 from qvec_deploy.report.report_json import from_json, overview_json, report_schema, to_json
 
@@ -53,8 +52,8 @@ def test_a_selection_of_no_candidate_is_refused():
 def test_a_report_that_was_read_looks_the_same():
     report = selecting_report()
     again = from_json(to_json(report))
-    assert to_markdown(again) == to_markdown(report)
-    assert to_html(again) == to_html(report)
+    assert markdown_of(again) == markdown_of(report)
+    assert html_of(again) == html_of(report)
 
 
 def test_the_bytes_are_canonical():

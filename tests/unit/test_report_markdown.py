@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from report_example import IMAGES, example_report, selecting_report
+from shown import markdown_of, page_of
 
 from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.results import GateResult
-from qvec_deploy.report.markdown import to_markdown
 from qvec_deploy.report.render_markdown import escape
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report.md"
@@ -23,15 +23,15 @@ def changed(report, name, /, **changes):
 
 
 def headline(report) -> str:
-    return to_markdown(report).split("\n\n")[1]
+    return page_of(report).lead[0].text
 
 
 def test_the_golden_report(check_golden):
-    check_golden(GOLDEN, to_markdown(selecting_report(batch_sizes=(1, 8))))
+    check_golden(GOLDEN, markdown_of(selecting_report(batch_sizes=(1, 8))))
 
 
 def test_the_paragraph_before_the_table_states_what_was_built():
-    paragraph = to_markdown(example_report()).split("\n\n")[2]
+    paragraph = page_of(example_report()).lead[1].text
     for fact in (
         "rtn",
         "7 levels",
@@ -49,13 +49,13 @@ def test_the_paragraph_before_the_table_states_what_was_built():
 def test_without_images_it_names_no_dataset():
     report = example_report()
     bare = tuple(replace(candidate, accuracy=None, paired={}) for candidate in report.candidates)
-    text = to_markdown(replace(report, candidates=bare, dataset="none", split="none", images=0, warnings=()))
-    paragraph = text.split("\n\n")[2]
-    assert paragraph.endswith("Accuracy was not measured.") and "none" not in paragraph
+    page = page_of(replace(report, candidates=bare, dataset="none", split="none", images=0, warnings=()))
+    paragraph = page.lead[1].text
+    assert paragraph.endswith("Accuracy was not measured.") and "none" not in paragraph + page.kicker
 
 
 def test_tables_are_rectangular():
-    for table in re.findall(r"(?:^\|.*\|\n)+", to_markdown(selecting_report(batch_sizes=(1, 8))), flags=re.MULTILINE):
+    for table in re.findall(r"(?:^\|.*\|\n)+", markdown_of(selecting_report(batch_sizes=(1, 8))), flags=re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
@@ -86,7 +86,7 @@ def test_text_stays_text(text, shown):
 
 def test_a_hostile_name_stays_in_its_cell():
     report = changed(example_report(), "one_donor", name="<b>|x|\n# y")
-    lines = to_markdown(report).splitlines()
+    lines = markdown_of(report).splitlines()
     assert [line for line in lines if line.startswith(r"| &lt;b>\|x\| # y |")]
     assert "# y" not in lines
 
@@ -95,7 +95,7 @@ def test_hostile_names_of_gates_donors_and_images_stay_text():
     report, name = selecting_report(), "<b>|x|\n# y"
     donors = tuple(replace(donor, name=f"{name}{i}") for i, donor in enumerate(report.selection.donors))
     selection = replace(report.selection, donors=donors, images=name)
-    text = to_markdown(replace(report, selection=selection, gates=(GateResult(name, name, name, passed=False),)))
+    text = markdown_of(replace(report, selection=selection, gates=(GateResult(name, name, name, passed=False),)))
     cell = r"&lt;b>\|x\| # y"
     assert f"| {cell} | {cell} | {cell} | MISSED |" in text
     assert f"| {cell}0 | 0.412 | 0.471 |" in text
@@ -110,7 +110,7 @@ def test_p90_is_left_out_below_its_sample_size():
         replace(c, latency=tuple(LatencySamples(1, e.samples_ms[:20]) for e in c.latency)) for c in report.candidates
     )
     report = replace(report, candidates=few)
-    text = to_markdown(report)
+    text = markdown_of(report)
     row = next(line for line in text.splitlines() if line.startswith("| ptq |"))
     assert row.split(" | ")[5:7] == ["9.10", "110"] and "p90 (ms)" not in text, "a column of dashes is none"
     assert re.search(r"\| 20 \| 9\.10 \[.*\] \| – \|", text), "the table by batch size says how many are missing"
@@ -141,7 +141,7 @@ def test_the_headline_says_what_is_shipped_though_gates_are_missed():
 
 
 def test_without_selection_and_gates_their_sections_are_left_out():
-    text = to_markdown(example_report())
+    text = markdown_of(example_report())
     assert not re.search(r"^## (Gates|Selection)", text, flags=re.MULTILINE)
     assert "**Selection.**" not in text and "**Gates.**" not in text
 
@@ -202,7 +202,7 @@ def test_a_candidate_larger_than_float_is_called_larger():
 def test_what_was_not_measured_is_a_dash():
     report = example_report(batch_sizes=())
     report = changed(report, "ptq", accuracy=None, paired={}, footprint=None)
-    text = to_markdown(report)
+    text = markdown_of(report)
     assert "**Latency.** Not measured." in text
     row = next(line for line in text.splitlines() if line.startswith("| ptq |"))
     assert row.count("–") == 4

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 from report_example import example_report, gpu_report, patched_report, selecting_report
+from shown import html_of, markdown_of
 
 from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.results import GateResult
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.report.html import overview_html
-from qvec_deploy.report.markdown import overview_markdown
-from qvec_deploy.report.overview import caveat, figures, headline, listing, overview
+from qvec_deploy.report.overview import bundles_table, caveat, figures, headline, overview
+from qvec_deploy.report.report_verdict import standing
 
 PASSED = (GateResult("max_stored_bits", "at most 4", "3.04", passed=True),)
 
@@ -89,12 +89,12 @@ def test_latencies_of_separate_runs_are_said_not_to_be_paired(shown):
     report = example_report()
     other = replace(report, environment=replace(report.environment, cpu="another", threads=1))
     assert "on different machines with 1 to 4 threads" in caveat(overview({"a": report, "b": other}))
-    for text in (overview_html(shown), overview_markdown(shown)):
+    for text in (html_of(shown), markdown_of(shown)):
         assert "are not paired" in text
 
 
 def test_a_row_for_every_bundle(shown):
-    first, *_, last = listing(shown).rows
+    first, *_, last = bundles_table(shown).rows
     assert first == (
         "passes",
         "91.2 [90.1, 92.2]",
@@ -107,7 +107,7 @@ def test_a_row_for_every_bundle(shown):
         "onnxruntime-cpu, int4",
     )
     assert (last[0], last[4]) == ("misses", "misses 1 of 4 gates")
-    assert listing(shown).rows[1][5] == "–", "the baseline of its own run"
+    assert bundles_table(shown).rows[1][5] == "–", "the baseline of its own run"
 
 
 def test_figures_have_a_point_per_bundle(shown):
@@ -119,7 +119,7 @@ def test_figures_have_a_point_per_bundle(shown):
 
 
 def test_the_page_has_every_bundle_and_unique_ids(shown):
-    text = overview_html(shown)
+    text = html_of(shown)
     ids = re.findall(r'\bid="([^"]*)"', text)
     assert len(ids) == len(set(ids))
     assert {"run-1", "run-4", "run-4-warning-1"} <= set(ids)
@@ -129,22 +129,24 @@ def test_the_page_has_every_bundle_and_unique_ids(shown):
 
 
 def test_markdown_folds_every_run(shown):
-    text = overview_markdown(shown)
+    text = markdown_of(shown)
     assert text.startswith("# 4 bundles on eurosat\n")
-    assert re.findall(r"<summary>(.*)</summary>", text) == ["passes", "float", "plain", "misses"]
+    assert re.findall(r"<summary>(.*)</summary>", text) == [
+        f"{one.name} ({standing(one.report)[0]})" for one in shown.standings
+    ]
 
 
 def test_hostile_names_stay_text():
     name = "<img src=x>\n# y"
     two = overview({name: example_report(), "b": patched_report()})
-    assert "<img" not in overview_html(two)
-    assert "<img" not in overview_markdown(two) and "\n# y" not in overview_markdown(two)
+    assert "<img" not in html_of(two)
+    assert "<img" not in markdown_of(two) and "\n# y" not in markdown_of(two)
 
 
 def test_a_name_that_bundle_and_candidate_share_is_shown_once():
-    listed = listing(overview({"mean": example_report()}))
+    listed = bundles_table(overview({"mean": example_report()}))
     assert (listed.columns[7], listed.rows[0][7]) == ("Patch", "λ = 1, 2 donors")
-    plain = listing(overview({"ptq": example_report(selected="ptq"), "mean": example_report()}))
+    plain = bundles_table(overview({"ptq": example_report(selected="ptq"), "mean": example_report()}))
     assert [row[7] for row in plain.rows] == ["λ = 1, 2 donors", "none"]
 
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 from report_example import SELECTION, example_report, patched_report, selecting_report
 from rich.console import Console
+from shown import terminal_table
 
 from qvec_deploy.bench.results import GateResult, Report
 from qvec_deploy.bench.selection import DonorScore, LambdaCurve, LambdaPoint
 from qvec_deploy.report import report_verdict as verdict
-from qvec_deploy.report.console import summary_table, verdict_lines
+from qvec_deploy.report.render_terminal import verdict_lines
 from qvec_deploy.report.selection_plot import selection_figures
 
 
@@ -21,7 +22,7 @@ def selecting(report: Report, **changes: object) -> Report:
 def printed(report: Report) -> str:
     stream = io.StringIO()
     console = Console(width=120, file=stream)
-    console.print(summary_table(report))
+    console.print(terminal_table(report))
     for line in verdict_lines(report):
         console.print(line, highlight=False, soft_wrap=True)
     return stream.getvalue()

@@ -6,18 +6,19 @@ from dataclasses import replace
 import pytest
 from report_example import example_report, selecting_report
 from rich.console import Console
+from shown import terminal_table
 
 from qvec_deploy.errors import StorageError
 from qvec_deploy.io.files import require_report_folder
-from qvec_deploy.report.console import listing_table, summary_table
-from qvec_deploy.report.overview import listing, overview
+from qvec_deploy.report.overview import bundles_table, overview
+from qvec_deploy.report.render_terminal import render_table
 from qvec_deploy.report.report_json import from_json
 from qvec_deploy.report.write_report import write_report, write_tables
 
 
 def printed(report, width: int = 120) -> str:
     stream = io.StringIO()
-    Console(width=width, file=stream).print(summary_table(report))
+    Console(width=width, file=stream).print(terminal_table(report))
     return stream.getvalue()
 
 
@@ -46,7 +47,7 @@ def test_several_reports_are_the_same_three_files(tmp_path):
 
 def test_an_overview_on_the_console_marks_the_first():
     stream = io.StringIO()
-    table = listing_table(listing(overview({"[b]x[/b]": example_report(), "y": selecting_report()})))
+    table = render_table(bundles_table(overview({"[b]x[/b]": example_report(), "y": selecting_report()})))
     Console(width=160, file=stream).print(table)
     lines = stream.getvalue().splitlines()
     assert any(line.startswith("[b]x[/b] *") for line in lines)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.summary import numbered_warnings, rows
@@ -14,9 +15,10 @@ from qvec_deploy.io.yaml import dump_yaml
 from qvec_deploy.recipe import FLOAT_BITS
 from qvec_deploy.report import candidate_text, prose
 from qvec_deploy.report import report_verdict as verdict
+from qvec_deploy.report.columns import comparison_table
 from qvec_deploy.report.environment_facts import environment_facts
-from qvec_deploy.report.render_markdown import escape
-from qvec_deploy.report.table import columns
+from qvec_deploy.report.page import Table
+from qvec_deploy.report.render_markdown import candidate_table, escape, table_text
 
 HUB = re.compile(r"hf://(?P<repository>[^/]+/[^/@]+)")
 
@@ -103,11 +105,9 @@ def _facts(subject: Subject) -> Iterable[tuple[str, str]]:
 
 
 def _measurements(subject: Subject) -> str:
-    computed = rows(subject.report)
-    shown = columns(subject.report, computed)
-    titles = ["Candidate", *(f"{column.title} ({column.unit})" for column in shown)]
-    body = [[row.candidate.name, *(str(column.cell(row)) for column in shown)] for row in computed]
-    return _table(titles, body, "l" + "r" * len(shown), shipped=subject.shipped.candidate.name)
+    table = comparison_table(subject.report, rows(subject.report))
+    unmarked = tuple(replace(entry, marks=()) for entry in table.candidates)  # the doubts below have no numbers
+    return candidate_table(replace(table, candidates=unmarked))
 
 
 def _warnings(subject: Subject) -> str:
@@ -124,10 +124,8 @@ def _warnings(subject: Subject) -> str:
 
 
 def _gates(subject: Subject) -> str:
-    listing = verdict.gates(subject.report)
-    if listing is None:
-        return "The recipe asks for none."
-    return _table(listing.columns, listing.rows, listing.alignment)
+    table = verdict.gates(subject.report)
+    return table_text(table) if table is not None else "The recipe asks for none."
 
 
 def _selected(subject: Subject) -> str:
@@ -138,7 +136,7 @@ def _selected(subject: Subject) -> str:
 
 def _lineage(subject: Subject) -> str:
     manifest = subject.manifest
-    files = _table(("Made from", "File", "SHA-256"), subject.sources())
+    files = table_text(Table("Sources", ("Made from", "File", "SHA-256"), tuple(subject.sources()), "lll"))
     mix = ", ".join(f"{formatting.short(weight)} × {name}" for name, weight in subject.mixture()) or "none"
     facts = [("Lambda", formatting.short(manifest.lam)), ("Vectors in the patch", mix)]
     facts += [("Control", f"{manifest.control}, in place of the vector")] if manifest.control is not None else []
@@ -172,12 +170,3 @@ def _commands(subject: Subject) -> str:
 
 def _definitions(entries: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"- **{escape(term)}:** {escape(text)}" for term, text in entries)
-
-
-def _table(titles: Sequence[str], body: Iterable[Sequence[str]], alignment: str = "", *, shipped: str = "") -> str:
-    marks = [{"l": ":--", "r": "--:"}[mark] for mark in alignment or "l" * len(titles)]
-    lines = [[escape(title) for title in titles], marks]
-    for first, *others in body:
-        name = f"**{escape(first)}**" if first == shipped else escape(first)
-        lines.append([name, *(escape(cell) for cell in others)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

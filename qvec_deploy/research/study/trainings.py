@@ -125,7 +125,7 @@ def _run(training: Training, run: str, place: TrainingPlace) -> float:
         training.restore(saved)
     seconds, sent = 0.0 if saved is None else saved.seconds, 0.0
 
-    def after(progress: Progress) -> None:
+    def after(progress: TrainingProgress) -> None:
         nonlocal seconds, sent
         seconds, last = progress.seconds, progress.step == progress.steps
         if progress.step % place.save_every == 0 or last:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 
-from qvec_deploy.report.csv_tables import Value, to_csv
+from qvec_deploy.report.csv_text import Value, to_csv
 from qvec_deploy.research.study.analysis.row_key import PLAIN
 from qvec_deploy.research.study.analysis.study_summary import StudySetting, StudySummary
 from qvec_deploy.research.study.cell_values import Cell, Trial, unpack_right

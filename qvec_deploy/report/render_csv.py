@@ -1,36 +1,23 @@
-"""Numbers as CSV: of a figure, of every candidate, of every sample."""
+"""Reports as CSV: a row per candidate, and a row per latency sample."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from urllib.parse import quote
+from collections.abc import Iterator, Mapping
 
 from qvec_deploy.bench.results import Candidate, Report
-from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.bench.summary import CandidateRow, LatencyRow, rows
+from qvec_deploy.report.columns import column_values, estimate_values
+from qvec_deploy.report.csv_text import Value, to_csv
 
-Value = str | float | int | bool | None
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
-
-
-def to_csv(columns: Sequence[str], lines: Iterable[Sequence[Value]]) -> str:
-    """A table as RFC 4180 has it; numbers in full, None as an empty cell.
-
-    A text that a spreadsheet would take for a formula gets an apostrophe before it.
-    """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\r\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(value) for value in line] for line in lines)
-    return stream.getvalue()
-
-
-def data_uri(text: str) -> str:
-    """A CSV inside a page."""
-    return f"data:text/csv;charset=utf-8,{quote(text, safe=',:;/')}"
+_ORDER = (
+    *("report", "candidate", "role", "selected", "runtime", "lowering", "method", "bits", "granularity", "lambda"),
+    *("control", "stored_bytes", "stored_bits_per_weight", "runtime_bits_per_weight", "load_s", "peak_rss_bytes"),
+    *("dataset", "split", "images", "correct", "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high"),
+    *("calibration_error", "agreement_with_float", "agreement_with_float_low", "agreement_with_float_high"),
+    *("top1_minus_plain", "top1_minus_plain_low", "top1_minus_plain_high", "mcnemar_p_plain"),
+    *("top1_minus_float", "top1_minus_float_low", "top1_minus_float_high", "mcnemar_p_float"),
+)
+"""Columns in the order that files have had from the first; new ones follow."""
 
 
 def candidates_csv(reports: Mapping[str, Report]) -> str:
@@ -68,20 +55,18 @@ def samples_csv(reports: Mapping[str, Report]) -> str:
     return to_csv((*columns, *parts) if staged else columns, lines)
 
 
-def _cell(value: Value) -> Value:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
-
-
 def _lines(name: str, report: Report) -> Iterator[dict[str, Value]]:
     for row in rows(report):
-        own = {"report": name, **_of_candidate(report, row.candidate), **_of_answers(report, row)}
+        answers = _of_answers(report, row)
+        found = {"report": name, **_of_candidate(report, row.candidate), **answers, **column_values(report, row)}
+        own = {key: found[key] for key in (*(key for key in _ORDER if key in found), *found)}
         predictions = {entry.batch_size: entry.ms for entry in row.candidate.predictions}
         for entry in row.latency or (None,):
             yield own | _of_latency(entry) | {"predicted_ms": predictions.get(entry.batch_size) if entry else None}
 
 
 def _of_candidate(report: Report, candidate: Candidate) -> dict[str, Value]:
-    scheme, patch, footprint = candidate.scheme, candidate.patch, candidate.footprint
+    scheme, patch = candidate.scheme, candidate.patch
     return {
         "candidate": candidate.name,
         "role": candidate.role,
@@ -93,11 +78,6 @@ def _of_candidate(report: Report, candidate: Candidate) -> dict[str, Value]:
         "granularity": scheme.granularity if scheme else None,
         "lambda": patch.lam if patch else 0.0,
         "control": patch.control if patch else None,
-        "stored_bytes": candidate.stored_bytes,
-        "stored_bits_per_weight": candidate.stored_bits_per_weight,
-        "runtime_bits_per_weight": candidate.runtime_bits_per_weight,
-        "load_s": footprint.load_s if footprint else None,
-        "peak_rss_bytes": footprint.peak_rss_bytes if footprint else None,
     }
 
 
@@ -108,15 +88,14 @@ def _of_answers(report: Report, row: CandidateRow) -> dict[str, Value]:
         "split": report.split,
         "images": answers.count if answers else None,
         "correct": answers.correct if answers else None,
-        **_estimate("top1", row.top1),
-        **_estimate("top5", row.top5),
+        **estimate_values("top5", row.top5),
         "calibration_error": row.calibration_error,
-        **_estimate("agreement_with_float", row.agreement),
+        **estimate_values("agreement_with_float", row.agreement),
     }
-    for role, other in (("plain", plain), ("float", full)):
-        name = other.name if other is not None else ""
-        found |= _estimate(f"top1_minus_{role}", row.deltas.get(name))
-        found[f"mcnemar_p_{role}"] = row.p_values.get(name)
+    full_name = full.name if full is not None else ""
+    found["mcnemar_p_plain"] = row.p_values.get(plain.name if plain is not None else "")
+    found |= estimate_values("top1_minus_float", row.deltas.get(full_name))
+    found["mcnemar_p_float"] = row.p_values.get(full_name)
     return found
 
 
@@ -131,11 +110,5 @@ def _of_latency(entry: LatencyRow | None) -> dict[str, Value]:
         "p99_ms": entry.p99_ms if entry else None,
         "coefficient_of_variation": entry.variation if entry else None,
         "images_per_s": entry.images_per_s if entry else None,
-        **_estimate("speed_up", entry.speed_up if entry else None),
+        **estimate_values("speed_up", entry.speed_up if entry else None),
     }
-
-
-def _estimate(name: str, estimate: Estimate | None) -> dict[str, Value]:
-    if estimate is None:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

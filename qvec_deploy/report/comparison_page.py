@@ -1,21 +1,15 @@
-"""A comparison as text: one table of verdicts for every format, Markdown for a pull request, a table for a terminal."""
+"""A comparison as a page: its verdicts, its doubts, and what changed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-from rich.table import Table
-from rich.text import Text
 
 from qvec_deploy.bench.comparison import AccuracyChange, Changed, Comparison, GateChange, LatencyChange, Value
 from qvec_deploy.bench.statistics import median
 from qvec_deploy.formatting import NONE, megabytes, percent, short, signed_text, three, times
-from qvec_deploy.report.render_markdown import escape
+from qvec_deploy.report.page import Page, Points, Prose, Section, Table
 
-GOOD = ("FASTER", "BETTER", "SMALLER", "PASSED")
-BAD = ("SLOWER", "WORSE", "LARGER", "MISSED")
 _HASH_SHOWN = 12
 _LONGEST = 60
 
@@ -57,63 +51,51 @@ def changed_lines(comparison: Comparison) -> list[tuple[str, str, str]]:
     return [(f"{entry.group}: {entry.field}", *_values(entry)) for entry in comparison.changes]
 
 
-def comparison_tables(comparison: Comparison) -> Iterator[Table]:
-    """The verdicts, and under them what changed."""
-    table = Table(title=Text(_title(comparison)), title_justify="left", box=None, pad_edge=False)
-    for title in ("", "Verdict", "Old", "New", "Because"):
-        table.add_column(title, justify="right" if title in ("Old", "New") else "left", overflow="fold")
-    for line in verdict_lines(comparison):
-        word = Text(line.verdict, style=_style(line.verdict))
-        table.add_row(Text(line.subject), word, Text(line.old), Text(line.new), Text(line.evidence))
-    yield table
-    if comparison.changes:
-        fields = Table(title=Text("\nWhat changed"), title_justify="left", box=None, pad_edge=False)
-        for title in ("Field", "Old", "New"):
-            fields.add_column(title, overflow="fold")
-        for name, old, new in changed_lines(comparison):
-            fields.add_row(Text(name), Text(old), Text(new))
-        yield fields
+def verdict_table(comparison: Comparison) -> Table:
+    """A verdict in every row: what about, the word, both numbers, and what the word rests on."""
+    rows = tuple((line.subject, line.verdict, line.old, line.new, line.evidence) for line in verdict_lines(comparison))
+    columns = ("", "Verdict", "Old", "New", "Because")
+    return Table(comparison_title(comparison), columns, rows, "llrrl", titled=False)
 
 
-def comparison_markdown(comparison: Comparison) -> str:
+def changes_table(comparison: Comparison) -> Table | None:
+    """Every field that differs; None where none does."""
+    rows = tuple(changed_lines(comparison))
+    return (
+        Table(f"What changed: {len(rows)} field(s)", ("Field", "Old", "New"), rows, "lll", folded=True)
+        if rows
+        else None
+    )
+
+
+def comparison_page(comparison: Comparison) -> Page:
     """For a pull request: the outcome, the verdicts, the doubts, and folded below them what changed."""
     tolerances, environment = comparison.tolerances, comparison.environment
-    rows = [
-        f"| {escape(line.subject)} | **{line.verdict}** | {escape(line.old)} | {escape(line.new)} "
-        f"| {escape(line.evidence)} |"
-        for line in verdict_lines(comparison)
-    ]
-    doubts = [f"- regression: {escape(text)}" for text in comparison.regressions()]
-    doubts += [f"- unsure: {escape(text)}" for text in comparison.doubts()]
+    doubts = [f"regression: {text}" for text in comparison.regressions()]
+    doubts += [f"unsure: {text}" for text in comparison.doubts()]
     doubts += [
-        f"- {escape(doubt.warning)} ({escape(doubt.subject)}): {escape(doubt.detail)} {escape(doubt.warning.remedy)}"
-        for doubt in comparison.warnings
+        f"{doubt.warning} ({doubt.subject}): {doubt.detail} {doubt.warning.remedy}" for doubt in comparison.warnings
     ]
     place = "" if environment is None else f" Latency here: {environment.cpu}, {environment.threads} thread(s)."
-    said = (
-        f"Each test at level {tolerances.level:g}; tolerances: {tolerances.accuracy:g} points of top-1, "
-        f"{100 * tolerances.latency:g} % of latency, {100 * tolerances.size:g} % of size.{place} "
-        f"{comparison.created_by}."
+    changes = changes_table(comparison) or Prose("Nothing else changed.")
+    return Page(
+        title=f"{comparison.outcome()}: {comparison_title(comparison)}",
+        kicker=(
+            f"Each test at level {tolerances.level:g}; tolerances: {tolerances.accuracy:g} points of top-1, "
+            f"{100 * tolerances.latency:g} % of latency, {100 * tolerances.size:g} % of size.{place}"
+        ),
+        lead=(),
+        sections=(
+            Section("verdicts", "Verdicts", (verdict_table(comparison),)),
+            Section("doubts", "Doubts", (Points(tuple(doubts)),) if doubts else ()),
+            Section("changes", "Changes", (changes,)),
+        ),
+        footer=f"{comparison.created_by}.",
     )
-    sections = [
-        f"## {comparison.outcome()}: {escape(_title(comparison))}",
-        "\n".join(["| | verdict | old | new | because |", "|:--|:--|--:|--:|:--|", *rows]),
-        "\n".join(doubts),
-        _folded(comparison),
-        escape(said),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _folded(comparison: Comparison) -> str:
-    if not comparison.changes:
-        return "Nothing else changed."
-    rows = [f"| {escape(name)} | {escape(old)} | {escape(new)} |" for name, old, new in changed_lines(comparison)]
-    table = "\n".join(["| field | old | new |", "|:--|:--|:--|", *rows])
-    return f"<details><summary>What changed: {len(rows)} field(s)</summary>\n\n{table}\n\n</details>"
-
-
-def _title(comparison: Comparison) -> str:
+def comparison_title(comparison: Comparison) -> str:
+    """Which engine against which."""
     old, new = (f"{side.name} ({side.runtime}, {side.lowering})" for side in (comparison.old, comparison.new))
     return f"{new} against {old}"
 
@@ -176,9 +158,3 @@ def _value(value: Value, entry: Changed) -> str:
     if hashed:
         return text[:_HASH_SHOWN]
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _style(verdict: str) -> str:
-    if verdict in BAD:
-        return "bold red"
-    return "green" if verdict in GOOD else ("yellow" if verdict == "UNSURE" else "")

@@ -1,0 +1,64 @@
+"""Tables of a page as rich tables, and the lines below a report: what was selected, which gates were missed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from qvec_deploy.bench.results import Report
+from qvec_deploy.report import report_verdict as verdict
+from qvec_deploy.report.page import CandidateTable, Table
+
+MARK = " *"
+STYLES = {
+    **dict.fromkeys(("FASTER", "BETTER", "SMALLER", "PASSED"), "green"),
+    **dict.fromkeys(("SLOWER", "WORSE", "LARGER", "MISSED"), "bold red"),
+    "UNSURE": "yellow",
+}
+"""How the words of verdicts are shown."""
+
+
+def render_table(table: Table) -> RichTable:
+    """A small table; the row of what ships, or comes first, in bold with a star."""
+    shown = _empty(table.title)
+    for title, side in zip(table.columns, table.alignment, strict=True):
+        shown.add_column(Text(title), justify="right" if side == "r" else "left", overflow="fold")
+    for first, *others in table.rows:
+        marked = first == table.shipped
+        cells = [first + MARK if marked else first, *others]
+        shown.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in cells), style="bold" if marked else "")
+    return shown
+
+
+def render_candidates(table: CandidateTable, title: str) -> RichTable:
+    """A row per line of every candidate; the selected one in bold, with a star."""
+    shown = _empty(title)
+    if any(entry.selected for entry in table.candidates):
+        shown.caption, shown.caption_justify = Text("* what the bundle ships"), "left"
+    shown.add_column("Candidate", overflow="fold")
+    for name, unit in table.columns:
+        shown.add_column(Text(f"{name}\n{unit}" if unit else name), justify="right")
+    for entry in table.candidates:
+        for line in entry.lines:
+            # Text, not str: a name is data, and rich would read its brackets as markup.
+            cells = [entry.name + (MARK if entry.selected else ""), *map(str, line)]
+            shown.add_row(*map(Text, cells), style="bold" if entry.selected else "")
+    return shown
+
+
+def verdict_lines(report: Report) -> Sequence[Text]:
+    """How the selected candidate was chosen, what must not be overlooked about it, and a line for every gate."""
+    lines = []
+    if report.selection is not None:
+        lines.append(Text(f"selected: {verdict.chosen(report)}"))
+        lines += [Text(f"note: {remark}", style="yellow") for remark in verdict.remarks(report)]
+    for gate in report.gates:
+        text = f"gate {gate.name}: {verdict.verdict_of(gate)}; wanted {gate.wanted}, found {gate.found}"
+        lines.append(Text(text, style="" if gate.passed else "bold red"))
+    return lines
+
+
+def _empty(title: str) -> RichTable:
+    return RichTable(title=Text(title), title_justify="left", box=None, pad_edge=False)
