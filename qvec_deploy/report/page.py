@@ -13,6 +13,13 @@ from qvec_deploy.report.svg import Figure
 T = TypeVar("T")
 Terms = tuple[tuple[str, str], ...]
 
+VERDICTS = {
+    **dict.fromkeys(("FASTER", "BETTER", "SMALLER", "PASSED"), "good"),
+    **dict.fromkeys(("SLOWER", "WORSE", "LARGER", "MISSED"), "bad"),
+    "UNSURE": "unsure",
+}
+"""Words of tables that stand out in every format."""
+
 
 @dataclass(frozen=True)
 class Prose:

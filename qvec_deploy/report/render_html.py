@@ -7,7 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from qvec_deploy.report.page import Page, groups
+from qvec_deploy.report.page import VERDICTS, Page, groups
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -19,7 +19,7 @@ LONG = 12  # rows from which a folded table starts closed
 def render_html(page: Page) -> str:
     """One page. Every text is escaped; figures are SVG that this package drew."""
     template = page_environment().get_template("page.html")
-    return template.render(page=page, css=resource("page.css"), long=LONG, groups=groups)
+    return template.render(page=page, css=resource("page.css"), long=LONG, groups=groups, verdicts=VERDICTS)
 
 
 @cache

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import singledispatch
 
 from qvec_deploy.report.page import (
+    VERDICTS,
     Beside,
     Block,
     CandidateLines,
@@ -160,7 +161,7 @@ def table_text(table: Table) -> str:
     body = []
     for first, *others in table.rows:
         name = f"**{escape(first)}**" if first == table.shipped else escape(first)
-        body.append([name, *(escape(cell) for cell in others)])
+        body.append([name, *(f"**{cell}**" if cell in VERDICTS else escape(cell) for cell in others)])
     text = table_rows([escape(title) for title in table.columns], body, table.alignment)
     return f"{text}\n\n{escape(table.note)}" if table.note else text
 

@@ -9,15 +9,10 @@ from rich.text import Text
 
 from qvec_deploy.bench.results import Report
 from qvec_deploy.report import report_verdict as verdict
-from qvec_deploy.report.page import CandidateTable, Table
+from qvec_deploy.report.page import VERDICTS, CandidateTable, Table
 
 MARK = " *"
-STYLES = {
-    **dict.fromkeys(("FASTER", "BETTER", "SMALLER", "PASSED"), "green"),
-    **dict.fromkeys(("SLOWER", "WORSE", "LARGER", "MISSED"), "bold red"),
-    "UNSURE": "yellow",
-}
-"""How the words of verdicts are shown."""
+STYLES = {"good": "green", "bad": "bold red", "unsure": "yellow"}
 
 
 def render_table(table: Table) -> RichTable:
@@ -28,7 +23,9 @@ def render_table(table: Table) -> RichTable:
     for first, *others in table.rows:
         marked = first == table.shipped
         cells = [first + MARK if marked else first, *others]
-        shown.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in cells), style="bold" if marked else "")
+        shown.add_row(
+            *(Text(cell, STYLES.get(VERDICTS.get(cell, ""), "")) for cell in cells), style="bold" if marked else ""
+        )
     return shown
 
 

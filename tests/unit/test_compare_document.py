@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from qvec_deploy.report.comparison_text import comparison_markdown, comparison_tables, verdict_lines
 from report_example import ENVIRONMENT
 from rich.console import Console
 
@@ -37,6 +36,9 @@ from qvec_deploy.bench.warnings import Finding, MeasurementWarning
 from qvec_deploy.bundle.changes import machine_differences
 from qvec_deploy.bundle.compare import require_no_regression
 from qvec_deploy.errors import GateError
+from qvec_deploy.report.comparison_page import changes_table, comparison_page, verdict_lines, verdict_table
+from qvec_deploy.report.render_markdown import render_markdown
+from qvec_deploy.report.render_terminal import render_table
 
 OLD_MS = tuple(10 + 0.01 * (index % 7) for index in range(60))
 
@@ -163,6 +165,10 @@ def test_stored_latency_is_at_most_a_doubt() -> None:
         require_no_regression(stored, strict=True)
 
 
+def _markdown(comparison: Comparison) -> str:
+    return render_markdown(comparison_page(comparison), "")
+
+
 def test_json_is_versioned_and_whole() -> None:
     document = json.loads(comparison_json(make(gained=50, lost=150)))
     assert (document["format"], document["version"]) == ("qvec-comparison", 1)
@@ -179,8 +185,8 @@ def test_json_is_versioned_and_whole() -> None:
 
 
 def test_markdown_has_the_verdicts_on_top() -> None:
-    text = comparison_markdown(make(gained=50, lost=150, factor=0.5))
-    assert text.startswith("## REGRESSION: edge_next (onnxruntime, int8) against edge (onnxruntime, int4)\n")
+    text = _markdown(make(gained=50, lost=150, factor=0.5))
+    assert text.startswith("# REGRESSION: edge_next (onnxruntime, int8) against edge (onnxruntime, int4)\n")
     assert text.index("**WORSE**") < text.index("regression: accuracy") < text.index("<details>")
     assert "of 5,000 images of eurosat" in text and "2.00× as fast" in text and "at 99 %, 60 blocks" in text
     assert "drift (NEW): It drifts." in text and "aaaaaaaaaaaa |" in text and "a" * 13 not in text
@@ -191,23 +197,26 @@ def test_markdown_has_the_verdicts_on_top() -> None:
 def test_markdown_of_hostile_names_makes_no_table_and_no_tag() -> None:
     comparison = make()
     changes = (Changed("recipe", "a|b", "<script>", "x | y\nz"), Changed("engine", "missing", None, "n" * 500))
-    text = comparison_markdown(replace(comparison, changes=changes))
+    text = _markdown(replace(comparison, changes=changes))
     assert "<script>" not in text and "a\\|b" in text and "n" * 61 not in text
 
 
 def test_terminal_shows_the_same_words() -> None:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     with console.file:
-        for table in comparison_tables(make(gained=50, lost=150, factor=1.2, size=2000)):
-            console.print(table)
+        comparison = make(gained=50, lost=150, factor=1.2, size=2000)
+        for table in (verdict_table(comparison), changes_table(comparison)):
+            assert table is not None
+            console.print(render_table(table))
+            console.print(table.title)
         text = console.export_text()
     assert all(word in text for word in ("WORSE", "SLOWER", "LARGER", "What changed", "recipe: target.lowering"))
 
 
 def test_nothing_changed_is_said() -> None:
     comparison = replace(make(), changes=(), warnings=())
-    assert "Nothing else changed." in comparison_markdown(comparison)
-    assert len(list(comparison_tables(comparison))) == 1
+    assert "Nothing else changed." in _markdown(comparison)
+    assert changes_table(comparison) is None
 
 
 def test_what_makes_two_machines() -> None:

@@ -180,7 +180,7 @@ def test_numbers_keep_their_units_and_intervals_their_ends_on_one_line():
 
 
 def test_a_missed_gate_stands_out(text):
-    assert text.count('<strong class="missed">MISSED</strong>') == 1
+    assert text.count('<strong class="bad">MISSED</strong>') == 1
     assert "gptaq misses 1 of 4 gates: max_top1_drop." in text
     assert '<p class="chosen important">The patch was not clearly better: lambda 0 is shipped' in text
 
