@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
+from qvec_deploy.research.study.analysis.costs import FineTune
 from qvec_deploy.research.study.cell_values import (
     Cell,
     CellRequest,
@@ -24,7 +25,6 @@ from qvec_deploy.research.study.cell_values import (
     Trial,
     pack_right,
 )
-from qvec_deploy.research.study.analysis.costs import FineTune
 from qvec_deploy.tensors import Scheme
 
 TASKS = ("lower", "upper", "symbols", "plates", "pencils", "photos")
