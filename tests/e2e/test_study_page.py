@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qvec_deploy.research.study.study_page import to_html
 from study_cells import GRIDS, MODEL, make_cells, make_fine_tunes
 from test_report_page import assert_whole, browser
 
-from qvec_deploy.research.study.analysis.study_summary import Summary
+from qvec_deploy.report.render_html import render_html
+from qvec_deploy.research.study.analysis.study_summary import StudySummary
 from qvec_deploy.research.study.analysis.summarize import summarize
 from qvec_deploy.research.study.pages.study_page import StudyReport, study_page
 from qvec_deploy.research.study.study_documents import RUN_VERSION, cell_json
@@ -41,7 +41,7 @@ def write_folder(out: Path, **cells: Any) -> Path:
 
 
 @cache
-def summary() -> Summary:
+def summary() -> StudySummary:
     return summarize(make_cells(seeds=(0, 1), images=60), make_fine_tunes())
 
 
@@ -51,7 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     whole = StudyReport("example", summary(), RECIPE, RUN)
     small = StudyReport("small", summarize(make_cells(grids=(0,), receivers=("lower",), seeds=(0,), images=40), ()))
     for name, studied in (("whole", whole), ("small", small)):
-        (folder / f"{name}.html").write_text(to_html(study_page(studied)), encoding="utf-8")
+        (folder / f"{name}.html").write_text(render_html(study_page(studied)), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in ("whole", "small")}
 
 
