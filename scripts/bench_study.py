@@ -33,10 +33,10 @@ from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
 from qvec_deploy.datasets.generated import NAME as GENERATED
 from qvec_deploy.datasets.splits import BATCH
 from qvec_deploy.progress import Progress
-from qvec_deploy.research.study.cell_inputs import Opened, open_request
+from qvec_deploy.research.study.cell_files import CellFiles, open_request
+from qvec_deploy.research.study.cell_network import CellNetwork, read_all
 from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData, pack_right
-from qvec_deploy.research.study.task_images import Images, judging_images
-from qvec_deploy.research.study.trial_weights import Bench, read_all
+from qvec_deploy.research.study.task_images import TaskImages, judging_images
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,12 +134,12 @@ class Kept:
 
     def __init__(self, request: CellRequest) -> None:
         self.progress = Progress()
-        self.opened: Opened = open_request(request)
+        self.opened: CellFiles = open_request(request)
         classes = self.opened.plan.architecture.classes
         testing = judging_images(request.receiver, self.opened.config, classes, request.testing)
-        first = Images(testing.batches[:1], testing.labels[: len(testing.batches[0])])
+        first = TaskImages(testing.batches[:1], testing.labels[: len(testing.batches[0])])
         receiver, sources = self.opened.receiver, self.opened.sources
-        self.bench = Bench(self.opened.plan, receiver, sources, first, testing, self.progress)
+        self.bench = CellNetwork(self.opened.plan, receiver, sources, first, testing, self.progress)
 
     def pair(self, donor: DonorFiles) -> str:
         """Right answers of one donor at lambda 1."""

@@ -27,8 +27,8 @@ from typing import Any, get_args
 
 from qvec_deploy.io.files import canonical_json, sha256_bytes
 from qvec_deploy.jobs.executors import ExecutorName
-from qvec_deploy.research.study.nodes import Node
 from qvec_deploy.research.study.study_documents import read_study
+from qvec_deploy.research.study.study_node import StudyNode
 from qvec_deploy.research.study.study_recipe import StudyRecipe, load_study
 from qvec_deploy.research.study.study_run import NodeEnd, StudyWatcher, run_study
 
@@ -53,7 +53,7 @@ class Clock(StudyWatcher):
         self.start = self.end = 0.0
         self.seconds: list[float] = []
 
-    def begun(self, nodes: Sequence[Node]) -> None:
+    def begun(self, nodes: Sequence[StudyNode]) -> None:
         """The graph is known."""
         self.start = time.perf_counter()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,12 @@ import numpy as np
 
 from qvec_deploy.bench.accuracy import Accuracy, Answered
 from qvec_deploy.errors import StorageError
-from qvec_deploy.io.files import cache_folder, canonical_json, sha256_bytes, sha256_file, write_bytes
+from qvec_deploy.io.files import cache_folder, canonical_json, sha256_bytes, sha256_file
+from qvec_deploy.io.partial_results import read_partial, write_partial
 from qvec_deploy.runtimes.engine_files import is_of_engine
 
 _KEPT = 32
 """Files in the folder: journals of evaluations that nobody resumes go when newer ones come."""
-_DIGEST = 32
 _PARTS = ("predictions", "top5", "confidences")
 
 
@@ -59,9 +58,8 @@ class EvaluationJournal:
         with contextlib.suppress(OSError, StorageError, RuntimeError):  # the last: there is no home folder
             if not _has_files(journal_folder()):
                 return None
-            data = self.path.read_bytes()
-            if data[:_DIGEST] == self._digest(names, data[_DIGEST:]):
-                return _answered(load(data[_DIGEST:]), names)
+            kept = read_partial(self.path, self._decides(names))
+            return None if kept is None else _answered(load(kept), names)
         return None
 
     def write(self, answered: Answered) -> None:
@@ -71,8 +69,7 @@ class EvaluationJournal:
         with contextlib.suppress(OSError, StorageError, RuntimeError):
             if not self.path.is_file():
                 _make_room(self.path.parent)
-            payload = save(_arrays(answered))
-            write_bytes(self.path, self._digest(list(answered), payload) + payload)
+            write_partial(self.path, self._decides(list(answered)), save(_arrays(answered)))
 
     def remove(self) -> None:
         """Forget them: the evaluation is done."""
@@ -80,9 +77,9 @@ class EvaluationJournal:
             if _has_files(journal_folder()):
                 self.path.unlink(missing_ok=True)
 
-    def _digest(self, names: Sequence[str], payload: bytes) -> bytes:
-        """A file that is torn, bent, renamed or of other engines has another one."""
-        return hashlib.sha256(canonical_json([self.key, list(names)]) + payload).digest()
+    def _decides(self, names: Sequence[str]) -> bytes:
+        """A file that was renamed, or is of other engines, is of another key."""
+        return canonical_json([self.key, list(names)])
 
 
 def journal_folder() -> Path:

@@ -14,11 +14,11 @@ import pytest
 from study_cells import GRIDS, MODEL, make_cells, make_fine_tunes
 from test_report_page import assert_whole, browser
 
+from qvec_deploy.report.render_html import render_html
+from qvec_deploy.research.study.analysis.study_summary import StudySummary
+from qvec_deploy.research.study.analysis.summarize import summarize
+from qvec_deploy.research.study.pages.study_page import StudyReport, study_page
 from qvec_deploy.research.study.study_documents import RUN_VERSION, cell_json
-from qvec_deploy.research.study.study_page import to_html
-from qvec_deploy.research.study.study_sections import Studied, study_page
-from qvec_deploy.research.study.study_summary import Summary
-from qvec_deploy.research.study.summarize import summarize
 
 __all__ = ["browser"]  # a fixture: it starts Chromium
 
@@ -41,17 +41,17 @@ def write_folder(out: Path, **cells: Any) -> Path:
 
 
 @cache
-def summary() -> Summary:
+def summary() -> StudySummary:
     return summarize(make_cells(seeds=(0, 1), images=60), make_fine_tunes())
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("studies")
-    whole = Studied("example", summary(), RECIPE, RUN)
-    small = Studied("small", summarize(make_cells(grids=(0,), receivers=("lower",), seeds=(0,), images=40), ()))
+    whole = StudyReport("example", summary(), RECIPE, RUN)
+    small = StudyReport("small", summarize(make_cells(grids=(0,), receivers=("lower",), seeds=(0,), images=40), ()))
     for name, studied in (("whole", whole), ("small", small)):
-        (folder / f"{name}.html").write_text(to_html(study_page(studied)), encoding="utf-8")
+        (folder / f"{name}.html").write_text(render_html(study_page(studied)), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in ("whole", "small")}
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from study_cells import TASKS, make_cells
 
-from qvec_deploy.research.study.costs import break_even
-from qvec_deploy.research.study.study_statistics import holm, mean, paired, qap, ratio
-from qvec_deploy.research.study.summarize import summarize
+from qvec_deploy.research.study.analysis.costs import break_even
+from qvec_deploy.research.study.analysis.study_statistics import holm, mean, paired, qap, ratio
+from qvec_deploy.research.study.analysis.summarize import summarize
 
 P_VALUES = st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12)
 NUMBERS = st.floats(-100, 100).map(lambda value: round(value, 3))

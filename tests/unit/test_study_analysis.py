@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -28,23 +28,32 @@ from study_cells import (
 )
 
 from qvec_deploy.errors import IntegrityError, RecipeError
+from qvec_deploy.research.study.analysis.costs import FineTune, break_even
+from qvec_deploy.research.study.analysis.paper import VIT_B, W3
+from qvec_deploy.research.study.analysis.row_key import RowKey
+from qvec_deploy.research.study.analysis.study_statistics import holm
+from qvec_deploy.research.study.analysis.study_summary import (
+    PublishedFigure,
+    StudyRow,
+    StudySetting,
+    StudySummary,
+    plain_values,
+)
+from qvec_deploy.research.study.analysis.summarize import summarize
 from qvec_deploy.research.study.cell_values import Cell, DonorFiles, Relation, TaskData, Trial, pack_right, unpack_right
-from qvec_deploy.research.study.costs import FineTune, break_even
-from qvec_deploy.research.study.paper import VIT_B, W3
 from qvec_deploy.research.study.presets import PAPER_TASKS
-from qvec_deploy.research.study.study_statistics import holm
-from qvec_deploy.research.study.study_summary import Published, Row, Setting, Summary
-from qvec_deploy.research.study.summarize import summarize
 from qvec_deploy.tensors import Scheme
+
+KEY = RowKey.parse
 
 
 @cache
-def whole() -> Summary:
+def whole() -> StudySummary:
     return summarize(make_cells(), make_fine_tunes())
 
 
-def row(setting: Setting, key: str) -> Row:
-    found = setting.row(key)
+def row(setting: StudySetting, key: str) -> StudyRow:
+    found = setting.row(KEY(key))
     assert found is not None, key
     return found
 
@@ -62,6 +71,13 @@ def top1(cell: Cell, **values: object) -> float:
 
 def without(cell: Cell, *kinds: str) -> Cell:
     return replace(cell, trials=tuple(trial for trial in cell.trials if trial.kind not in kinds))
+
+
+def test_keys_are_spelled_and_read_back() -> None:
+    for setting in whole().settings:
+        for key in (*(one.key for one in setting.rows), *(one.key for one in setting.selection)):
+            assert RowKey.parse(str(key)) == key
+    assert str(RowKey("mean", "lambda_1", "gptq", "images")) == "mean+gptq/images/lambda_1"
 
 
 def test_settings_and_what_they_are_of() -> None:
@@ -117,7 +133,7 @@ def test_rows_are_means_over_cells_and_candidates() -> None:
 
 def test_wins_are_counted_pair_by_pair() -> None:
     cells = make_cells((1,))
-    found = {wins.baseline: wins for wins in row(whole().settings[1], "pair/lambda_1").wins}
+    found = {str(wins.baseline): wins for wins in row(whole().settings[1], "pair/lambda_1").wins}
     assert set(found) == {"plain", "mse", "awq/images", "gptq/images", "gptaq/images"}
     for baseline, described in (
         ("plain", {"kind": "plain", "method": "grid"}),
@@ -153,9 +169,9 @@ def test_plain_gains_nothing_and_its_own_qat_closes_the_gap() -> None:
 
 def test_plain_by_another_name_is_no_row_and_no_baseline() -> None:
     on_mse, clipped = whole().settings
-    assert on_mse.row("mse") is None
-    assert clipped.row("mse") is not None
-    assert "mse" not in {wins.baseline for entry in on_mse.rows for wins in entry.wins}
+    assert on_mse.row(KEY("mse")) is None
+    assert clipped.row(KEY("mse")) is not None
+    assert "mse" not in {str(wins.baseline) for entry in on_mse.rows for wins in entry.wins}
     assert row(on_mse, "plain").label == "plain PTQ: MSE clipping"
     assert row(clipped, "plain").label == "plain PTQ: clip 0.65"
     absmax = [
@@ -167,18 +183,18 @@ def test_plain_by_another_name_is_no_row_and_no_baseline() -> None:
         for cell in make_cells((1,), TASKS[:2])
     ]
     setting = summarize(absmax).settings[0]
-    assert setting.row("rtn") is None
-    assert setting.row("mse") is not None
+    assert setting.row(KEY("rtn")) is None
+    assert setting.row(KEY("mse")) is not None
     assert row(setting, "plain").label == "plain PTQ: absmax"
 
 
 def test_rows_say_what_they_need_and_stand_in_order() -> None:
     setting = whole().settings[1]
-    keys = [entry.key for entry in setting.rows]
+    keys = [str(entry.key) for entry in setting.rows]
     assert keys[:6] == ["float", "own_qat", "rtn", "mse", "plain", "awq/images"]
     assert keys.index("gptq/generated") < keys.index("gptaq/images") < keys.index("pair/lambda_1")
     assert keys.index("mix") < keys.index("mean+awq/images/lambda_1") < keys.index("control/random")
-    needs = {entry.key: entry.needs for entry in setting.rows}
+    needs = {str(entry.key): entry.needs for entry in setting.rows}
     assert (needs["own_qat"], needs["plain"], needs["gptq/generated"]) == ("training", "nothing", "nothing")
     assert (needs["mean/lambda_1"], needs["mix"], needs["donor/labelled"]) == ("donors", "images", "labels")
     assert needs["mean+gptq/images/lambda_1"] == "images"
@@ -204,14 +220,16 @@ def test_headroom_of_every_receiver() -> None:
     untrained = summarize([without(cell, "own_qat") for cell in cells]).settings[0]
     assert untrained.headroom[0].own_qat_top1 is None
     assert untrained.headroom[0].gap == pytest.approx(entry.float_top1 - entry.plain_top1)
-    assert untrained.row("own_qat") is None
+    assert untrained.row(KEY("own_qat")) is None
     assert row(untrained, "pair/lambda_1").share_of_gap is None
 
 
 def test_the_matrix_of_gains() -> None:
     setting = whole().settings[1]
     modes = ["lambda_1", "label_free", "labelled"]
-    assert [(matrix.mode, matrix.baseline) for matrix in setting.matrices[:3]] == [(mode, "plain") for mode in modes]
+    assert [(matrix.mode, str(matrix.baseline)) for matrix in setting.matrices[:3]] == [
+        (mode, "plain") for mode in modes
+    ]
     assert [len(matrix.pairs) for matrix in setting.matrices[:3]] == [30, 30, 30]
     assert setting.pairs("label_free") == setting.matrices[1].pairs
     pair = next(p for p in setting.matrices[0].pairs if (p.donor, p.receiver) == ("upper", "lower"))
@@ -235,11 +253,11 @@ def test_gains_of_pairs_over_other_methods() -> None:
     first, second = whole().settings
     modes = ("lambda_1", "label_free", "labelled")
     baselines = ("plain", "mse", "awq/images", "gptq/images", "gptaq/images")
-    assert [(m.mode, m.baseline) for m in second.matrices] == [(mode, key) for key in baselines for mode in modes]
-    assert [(m.mode, m.baseline) for m in first.matrices] == [  # MSE is what plain is on its grid
+    assert [(m.mode, str(m.baseline)) for m in second.matrices] == [(mode, key) for key in baselines for mode in modes]
+    assert [(m.mode, str(m.baseline)) for m in first.matrices] == [  # MSE is what plain is on its grid
         (mode, key) for key in baselines if key != "mse" for mode in modes
     ]
-    pair = next(p for p in second.pairs("lambda_1", "gptq/images") if (p.donor, p.receiver) == ("upper", "lower"))
+    pair = next(p for p in second.pairs("lambda_1", KEY("gptq/images")) if (p.donor, p.receiver) == ("upper", "lower"))
     cells = make_cells((1,), ("lower",))
     tried = [right(cell, kind="pair", donor="upper", lam=1.0).astype(float) for cell in cells]
     points = 100 * (np.array(tried) - [right(c, kind="plain", method="gptq", inputs="images") for c in cells])
@@ -247,8 +265,8 @@ def test_gains_of_pairs_over_other_methods() -> None:
     assert pair.seed_error == pytest.approx(points.mean(axis=1).std(ddof=1) / np.sqrt(3))
     assert pair.image_error == pytest.approx(points.mean(axis=0).std(ddof=1) / np.sqrt(400))
     over_plain = {(p.donor, p.receiver): p.gain for p in second.pairs()}
-    assert second.pairs("lambda_1", "rtn") == ()
-    for entry in second.pairs("lambda_1", "gptq/images"):
+    assert second.pairs("lambda_1", KEY("rtn")) == ()
+    for entry in second.pairs("lambda_1", KEY("gptq/images")):
         cells = make_cells((1,), (entry.receiver,))
         gptq = np.mean([top1(c, kind="plain", method="gptq", inputs="images") for c in cells])
         plain = np.mean([top1(c, kind="plain", method="grid") for c in cells])
@@ -294,10 +312,10 @@ def test_a_choice_between_equals_falls_on_the_least_patch() -> None:
     for mode in (1, 2):
         assert {pair.lambdas for pair in setting.matrices[mode].pairs} == {(0.0,)}
         assert {pair.gain for pair in setting.matrices[mode].pairs} == {0.0}
-    chosen = next(s for s in setting.selection if s.key == "pair/label_free")
+    chosen = next(s for s in setting.selection if str(s.key) == "pair/label_free")
     assert (chosen.median_lambda, chosen.at_zero, chosen.at_edge) == (0.0, 1.0, 0.0)
     assert row(setting, "mean/label_free").top1 == row(setting, "plain").top1  # a finding, but nothing to test
-    assert not [c for c in setting.comparisons if "mean/label_free" in (c.better, c.worse)]
+    assert not [c for c in setting.comparisons if KEY("mean/label_free") in (c.better, c.worse)]
 
 
 def test_what_was_not_looked_at_is_not_chosen() -> None:
@@ -311,7 +329,7 @@ def test_what_was_not_looked_at_is_not_chosen() -> None:
 
 def test_hindsight_is_never_beaten_and_says_its_name() -> None:
     for setting in whole().settings:
-        by_key = {entry.key: entry for entry in setting.selection}
+        by_key = {str(entry.key): entry for entry in setting.selection}
         assert len(by_key) == 11
         for key, entry in by_key.items():
             if entry.chosen_on == "hindsight":
@@ -328,7 +346,7 @@ def test_hindsight_is_never_beaten_and_says_its_name() -> None:
 def test_comparisons_average_seeds_and_then_test_receivers() -> None:
     cells = make_cells((1,))
     setting = whole().settings[1]
-    found = next(c for c in setting.comparisons if (c.better, c.worse) == ("mean/lambda_1", "gptq/images"))
+    found = next(c for c in setting.comparisons if (c.better, c.worse) == (KEY("mean/lambda_1"), KEY("gptq/images")))
     first = [top1(cell, kind="mean", lam=1.0, inputs=None) for cell in cells]
     second = [top1(cell, kind="plain", method="gptq", inputs="images") for cell in cells]
     by_receiver = np.array([first, second]).reshape(2, len(SEEDS), len(TASKS)).mean(axis=1)
@@ -344,7 +362,7 @@ def test_a_vector_is_tested_against_methods_on_images_and_on_generated_ones_alik
     calibrated = [f"{method}/{inputs}" for method in ("awq", "gptq", "gptaq") for inputs in ("images", "generated")]
     for setting, methods in ((on_mse, calibrated), (clipped, ["mse", *calibrated])):
         for vector in ("pair/lambda_1", "mean/lambda_1", "mix"):
-            asked = [c.worse for c in setting.comparisons if c.family == "methods" and c.better == vector]
+            asked = [str(c.worse) for c in setting.comparisons if c.family == "methods" and c.better == KEY(vector)]
             assert asked == methods
     by_name = {family.name: family.size for family in whole().families}
     assert by_name["methods"] == 3 * (6 + 7)
@@ -359,7 +377,7 @@ def test_a_vector_is_tested_against_methods_on_images_and_on_generated_ones_alik
         )
         for cell in cells
     ]
-    asked = [(c.better, c.worse) for c in summarize(brought).settings[0].comparisons if c.family == "methods"]
+    asked = [(str(c.better), str(c.worse)) for c in summarize(brought).settings[0].comparisons if c.family == "methods"]
     assert ("mean/lambda_1", "gptq/moments") in asked
     assert ("mean/lambda_1", "gptq/generated") not in asked
 
@@ -383,15 +401,15 @@ def test_families_are_adjusted_over_all_settings() -> None:
 
 def test_every_row_is_tested_against_plain_and_a_vector_against_every_control() -> None:
     for setting in whole().settings:
-        asked = {(c.better, c.worse) for c in setting.comparisons}
+        asked = {(str(c.better), str(c.worse)) for c in setting.comparisons}
         same = {"mse"} if setting.grid.method == "mse" else set()  # plain by another name
-        tried = {entry.key for entry in setting.rows} - {"float", "own_qat", "plain"} - same
+        tried = {str(entry.key) for entry in setting.rows} - {"float", "own_qat", "plain"} - same
         assert {better for better, worse in asked if worse == "plain"} == tried
         assert (("pair/lambda_1", "mse") in asked) == (not same)
         controls = {f"control/{name}" for name in ("random", "shuffle", "task_vector", "gptq_displacement")}
         assert {worse for better, worse in asked if better == "pair/lambda_1"} >= controls
         assert ("mean+gptaq/generated/lambda_1", "gptaq/generated") in asked
-    shuffled = next(c for c in whole().settings[1].comparisons if c.worse == "control/shuffle")
+    shuffled = next(c for c in whole().settings[1].comparisons if c.worse == KEY("control/shuffle"))
     assert shuffled.t_adjusted is not None
     assert shuffled.t_adjusted < 0.05
     assert shuffled.difference.low > 0
@@ -490,7 +508,7 @@ def test_break_even_by_hand() -> None:
 
 def test_costs_of_every_way() -> None:
     setting = whole().settings[0]
-    by_key = {cost.key: cost for cost in setting.costs}
+    by_key = {str(cost.key): cost for cost in setting.costs}
     one, mean = by_key["pair/lambda_1"], by_key["mean/lambda_1"]
     assert (one.donors, one.training_s, one.own_qat_s, one.break_even) == (1, 46.0, 26.0, 2)
     assert (mean.donors, mean.training_s, mean.break_even) == (5, 230.0, 9)
@@ -511,7 +529,7 @@ def test_what_a_candidate_takes() -> None:
     cell = make_cell(0, "lower", 0)
     seconds = {"patch": 3.0, "quantize": 9.0, "forward": 60.0, "mix": 5.0}
     setting = summarize([replace(cell, seconds=seconds)], make_fine_tunes()).settings[0]
-    found = {cost.key: cost.receiver_s for cost in setting.costs}
+    found = {str(cost.key): cost.receiver_s for cost in setting.costs}
     by_weights = [t for t in cell.trials if t.inputs is None or t.kind == "control"]
     make = 3.0 / sum(t.lam != 0 for t in by_weights) + 9.0 / len(by_weights)
     looked, blind = (sum((t.divergence is None) == blind for t in cell.trials) for blind in (False, True))
@@ -522,7 +540,7 @@ def test_what_a_candidate_takes() -> None:
     assert found["donor/label_free"] == pytest.approx(5 * (make + look))
     assert found["donor_lambda/label_free"] == pytest.approx(13 * (make + look))  # 5 at lambda 1, 8 others of one
     assert found["mix"] == pytest.approx(5 * (make + look) + 5.0 + make)
-    mix = next(cost for cost in setting.costs if cost.key == "mix")
+    mix = next(cost for cost in setting.costs if cost.key == KEY("mix"))
     assert (mix.donors, mix.training_s, mix.own_qat_s) == (5, 230.0, 26.0)
     assert mix.share_of_gap == row(setting, "mix").share_of_gap
     only_fp = [FineTune("fp", MODEL, "lower", None, 0, 20.0)]
@@ -590,8 +608,8 @@ def test_cells_that_do_not_go_together_are_refused(
 
 
 def test_a_summary_is_plain_json_and_the_same_every_time() -> None:
-    text = json.dumps(asdict(whole()), allow_nan=False)
-    adapter = TypeAdapter(Summary)
+    text = json.dumps(plain_values(whole()), allow_nan=False)
+    adapter = TypeAdapter(StudySummary)
     assert adapter.validate_json(adapter.dump_json(whole())) == whole()
     assert len(text) < 2_000_000
     assert summarize(make_cells(), make_fine_tunes()) == whole()
@@ -622,7 +640,7 @@ def paper_cell(receiver: str, donors: list[str], shift: float) -> Cell:
     return Cell(request, 200, trials)
 
 
-def published(cells: list[Cell], what: str) -> Published:
+def published(cells: list[Cell], what: str) -> PublishedFigure:
     return next(entry for entry in summarize(cells).published if entry.what == what)
 
 

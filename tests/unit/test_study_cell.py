@@ -18,10 +18,10 @@ from qvec_deploy.build.select.trial_model import TrialModel, at
 from qvec_deploy.build.weights import load_model, make_weights
 from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
 from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError, StorageError
-from qvec_deploy.research.study.cell import compute_cell
-from qvec_deploy.research.study.cell_inputs import open_request
+from qvec_deploy.research.study.cell import TrialLog, compute_cell
+from qvec_deploy.research.study.cell_files import open_request
 from qvec_deploy.research.study.cell_values import Cell, CellRequest, DonorFiles, TaskData, Trial, unpack_right
-from qvec_deploy.research.study.trial_journal import Journal
+from qvec_deploy.research.study.trial_table import planned_trials
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 from qvec_deploy.vectors.extract import extract_vector
 from qvec_deploy.vectors.vector_file import QuantizationVector
@@ -225,13 +225,36 @@ def test_a_cell_that_was_killed_goes_on(cell: Cell, request_: CellRequest, tmp_p
             raise Killed
 
     with pytest.raises(Killed):
-        compute_cell(request_, tell=stop, journal=Journal(tmp_path / "trials.jsonl", "key"))
-    journal, told = Journal(tmp_path / "trials.jsonl", "key"), []
-    assert [tried.trial for tried in journal.tried] == list(cell.trials[:after])
-    found = compute_cell(request_, tell=told.append, journal=journal)
-    assert [value["done"] for value in told] == list(range(after, len(cell.trials)))
+        compute_cell(request_, send=stop, log=TrialLog.open(tmp_path / "trials", "key"))
+    log, sent = TrialLog.open(tmp_path / "trials", "key"), []
+    assert log.trials == list(cell.trials[:after])
+    before = log.seconds["forward"]
+    found = compute_cell(request_, send=sent.append, log=log)
+    assert [value["done"] for value in sent] == list(range(after, len(cell.trials)))
     assert replace(found, seconds={}) == replace(cell, seconds={})
-    assert found.seconds["all"] >= found.seconds["forward"] > journal.tried[after - 1].seconds["forward"]
+    assert found.seconds["all"] >= found.seconds["forward"] > before
+
+
+def test_what_is_planned_is_tried_in_that_order(cell: Cell, request_: CellRequest) -> None:
+    blank = {"divergence": None, "selecting_right": None, "right": ""}
+    planned = [t if t.control is None else replace(t, inputs=None) for t in cell.trials]
+    assert [replace(t, **blank) for t in planned] == list(planned_trials(request_))
+
+
+def test_trials_of_another_cell_or_damaged_are_not_taken(tmp_path: Path) -> None:
+    log = TrialLog.open(tmp_path / "trials", "key")
+    log.mix["lower"] = 0.25
+    log.add(Trial("plain", "mse", 0.0, divergence=0.1, selecting_right=3, right="f0"), {"all": 1.0})
+    again = TrialLog.open(tmp_path / "trials", "key")
+    assert (again.trials, again.mix, again.seconds) == (log.trials, {"lower": 0.25}, {"all": 1.0})
+    assert TrialLog.open(tmp_path / "trials", "another").trials == []
+    data = (tmp_path / "trials").read_bytes()
+    for damaged in (data[:-1], data[:10], data.replace(b"f0", b"f1"), b""):
+        (tmp_path / "trials").write_bytes(damaged)
+        assert TrialLog.open(tmp_path / "trials", "key").trials == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        TrialLog.open(tmp_path / "file" / "trials", "key").add(log.trials[0], {})
 
 
 def test_a_clipped_grid_has_three_plain_ways(request_: CellRequest, files: Path, tmp_path: Path) -> None:

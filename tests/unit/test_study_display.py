@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -10,11 +12,15 @@ from rich.console import Console
 from qvec_deploy.cli import study_display
 from qvec_deploy.cli.study_display import StudyDisplay
 from qvec_deploy.jobs.job import JobFailure
-from qvec_deploy.research.study.nodes import Node
 from qvec_deploy.research.study.study_run import NodeEnd
 
-FP = Node("fp", {"model": "vit", "task": "lower", "seed": 1}, {}, {})
-CELL = Node("cell", {"model": "vit", "task": "lower", "grid": "3bit_channel_mse", "seed": 1}, {}, {}, (FP.id,))
+
+def _node(kind: str, name: str) -> Any:
+    """What is shown of a node."""
+    return SimpleNamespace(kind=kind, name=f"{kind} {name}", id=f"{kind}-{name}")
+
+
+FP, CELL = _node("fp", "vit lower 1"), _node("cell", "vit lower 3bit_channel_mse 1")
 
 
 def _console(terminal: bool) -> Console:
@@ -27,7 +33,7 @@ def _written(console: Console) -> str:
 
 
 @pytest.mark.parametrize(("node", "steps"), [(FP, 600), (CELL, 208)])
-def test_running_nodes_are_shown_with_their_steps(node: Node, steps: int) -> None:
+def test_running_nodes_are_shown_with_their_steps(node: Any, steps: int) -> None:
     console = _console(terminal=True)
     with StudyDisplay(console) as display:
         display.begun([FP, CELL])
@@ -42,7 +48,7 @@ def test_running_nodes_are_shown_with_their_steps(node: Node, steps: int) -> Non
 
 
 def test_without_a_terminal_a_line_says_how_many_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    console, other = _console(terminal=False), Node("fp", {"model": "vit", "task": "upper", "seed": 1}, {}, {})
+    console, other = _console(terminal=False), _node("fp", "vit upper 1")
     monkeypatch.setattr(study_display, "_EVERY_S", 0.0)
     with StudyDisplay(console) as display:
         display.begun([FP, other, CELL])

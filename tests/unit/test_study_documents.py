@@ -22,7 +22,7 @@ from qvec_deploy.research.study import study_documents as documents
 from qvec_deploy.research.study.study_documents import read_study, write_documents
 from qvec_deploy.research.study.study_recipe import StudyRecipe, load_study
 from qvec_deploy.research.study.study_run import run_study
-from qvec_deploy.research.study.study_store import Store
+from qvec_deploy.research.study.study_store import StudyStore
 
 
 @pytest.fixture(autouse=True)
@@ -203,7 +203,7 @@ def test_what_a_killed_worker_could_not_forget_is_forgotten(
 
 def test_reading_asks_for_no_lock(tmp_path: Path) -> None:
     """A study may lie where nobody can write."""
-    store = Store.open(tmp_path / "out")
+    store = StudyStore.open(tmp_path / "out")
     run: dict[str, Any] = {"version": 1, "failures": [], "exit_code": 0}
     write_documents(store, recipe="", cells={}, costs=[], run=run)
     store.documents_lock.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,20 +18,20 @@ from PIL import Image
 from study_recipes import hub_study, write_hub, write_study
 
 from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, QvecError, RecipeError, StorageError
-from qvec_deploy.research.study.nodes import KINDS, Node
 from qvec_deploy.research.study.presets import BACKBONES
-from qvec_deploy.research.study.published import checkpoint_pattern, find, pinned, require_model
+from qvec_deploy.research.study.released import checkpoint_pattern, find, pinned, require_model
 from qvec_deploy.research.study.study_graph import build_graph
+from qvec_deploy.research.study.study_node import KINDS, StudyNode
 from qvec_deploy.research.study.study_recipe import load_study
 from qvec_deploy.tensors import Scheme
 
 
-def _nodes(tmp_path: Path, **changes: Any) -> list[Node]:
+def _nodes(tmp_path: Path, **changes: Any) -> list[StudyNode]:
     groups = build_graph(load_study(write_study(tmp_path, **changes)))
     return [node for group in groups for node in group]
 
 
-def _keys(nodes: list[Node], kind: str) -> list[str]:
+def _keys(nodes: list[StudyNode], kind: str) -> list[str]:
     return [node.key for node in nodes if node.kind == kind]
 
 
@@ -39,7 +40,7 @@ def test_parents_come_first_and_nothing_is_there_twice(tmp_path: Path) -> None:
     assert {kind: len(_keys(nodes, kind)) for kind in KINDS} == {"base": 1, "fp": 4, "qat": 8, "vector": 8, "cell": 8}
     seen: set[str] = set()
     for node in nodes:
-        assert set(node.parents) <= seen
+        assert set(node.task.parents) <= seen
         seen.add(node.id)
     assert len(seen) == len(nodes) == len({node.key for node in nodes})
 
@@ -71,14 +72,14 @@ def test_the_base_and_the_packages_decide_everything(tmp_path: Path, monkeypatch
     model = {**study_recipes.VALUES["models"][0], "base": {"train": {"dataset": "tiny/pairs", "steps": 5}}}
     assert not before & {node.key for node in _nodes(tmp_path, models=[model])}
     node = _nodes(tmp_path)[0]
-    other = Node(node.kind, node.about, node.decides, node.settings, versions={**node.versions, "torch": "0"})
+    other = dataclasses.replace(node, versions={**node.versions, "torch": "0"})
     assert other.key != node.key
 
 
 def test_a_base_from_a_file_is_known_by_its_bytes(tmp_path: Path, pico_folder: Path) -> None:
     model = {**study_recipes.VALUES["models"][0], "base": {"checkpoint": str(pico_folder / "fp.safetensors")}}
     nodes = _nodes(tmp_path, models=[model])
-    assert not _keys(nodes, "base") and nodes[0].parents == ()
+    assert not _keys(nodes, "base") and nodes[0].task.parents == ()
     model["base"] = {"checkpoint": str(pico_folder / "qat.safetensors")}
     assert not {node.key for node in nodes} & {node.key for node in _nodes(tmp_path, models=[model])}
 
@@ -86,7 +87,7 @@ def test_a_base_from_a_file_is_known_by_its_bytes(tmp_path: Path, pico_folder: P
 def test_gpus_are_asked_for_where_the_recipe_trains_on_them(tmp_path: Path) -> None:
     nodes = _nodes(tmp_path, train__device="cuda")
     assert {node.kind for node in nodes if node.gpus} == {"base", "fp", "qat"}
-    assert nodes[0].job("out").gpus == 1
+    assert nodes[0].job(Path("out")).gpus == 1
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_images_on_the_hub_are_known_by_their_commit_and_not_downloaded(tmp_path
     with fake_datasets({"who/a": {"train": 20, "test": 20}, "who/b": {"train": 20, "test": 20}}) as fake:
         before = build_graph(recipe)[0]
         assert not fake.loaded and fake.looked == ["who/a", "who/b"] and not any(fake.offline)
-        assert {node.decides["classes"] for node in before if node.kind == "vector"} == {2}
+        assert {node.task.decides()["classes"] for node in before if node.kind == "vector"} == {2}
         again = build_graph(recipe, offline=True)[0]
         assert all(fake.offline[2:]) and [node.key for node in again] == [node.key for node in before]
         fake.commit = "another"
@@ -296,8 +297,8 @@ def test_other_released_bytes_are_other_nodes(tmp_path: Path, at_hub: list[Any])
         at_hub += [commit] * 2
         nodes = build_graph(recipe)[0]
         assert not at_hub  # the hub is asked once for the fine-tunes, once for the base
-        assert nodes[0].settings["hub"] == f"hf://who/what@{commit}"
-        assert nodes[-1].settings["base"]["path"] == f"hf://who/what@{commit}/base.pt"
+        assert nodes[0].task.hub == f"hf://who/what@{commit}"
+        assert nodes[-1].task.base.path == f"hf://who/what@{commit}/base.pt"
         keys.append([node.key for node in nodes])
     assert not set(keys[0]) & set(keys[1])
 

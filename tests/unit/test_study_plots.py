@@ -4,15 +4,15 @@ import re
 
 import pytest
 
-from qvec_deploy.research.study.heatmap import Square, heatmap, strongest
-from qvec_deploy.research.study.study_plots import LOOKS, Bar, Line, Spot, cloud, curves, gains
+from qvec_deploy.research.study.pages.heatmap import HeatmapCell, heatmap, strongest
+from qvec_deploy.research.study.pages.study_plots import LOOKS, CurveLine, IntervalBar, PairPoint, cloud, curves, gains
 
 TASKS = ("lower", "upper", "symbols", "digits")
 
 
 def squares(tasks=TASKS, error=1.25):
     places = [(donor, receiver) for receiver in tasks for donor in tasks if donor != receiver]
-    return [Square(donor, receiver, 3.0 * index - 7.0, error) for index, (donor, receiver) in enumerate(places)]
+    return [HeatmapCell(donor, receiver, 3.0 * index - 7.0, error) for index, (donor, receiver) in enumerate(places)]
 
 
 def texts(svg: str) -> list[str]:
@@ -64,9 +64,24 @@ def test_many_tasks_have_no_room_for_numbers_but_losses_are_marked():
     "figure",
     [
         heatmap("h", "t", "c", squares(), 30.0),
-        gains("g", "t", "c", [Bar(f"row {look}", -1.0, 0.5, 2.0, look) for look in range(len(LOOKS))], "gain, points"),
-        curves("l", "t", "c", [Line("a", ((-0.5, -3.0, -2.0, -1.0), (1.0, 4.0, 5.0, 6.0)))], ("λ", "gain, points")),
-        cloud("c", "t", "c", [Spot("a", "b", 0.1, -2.0), Spot("b", "a", 0.3, 4.0)], ("cosine", "gain"), equal=True),
+        gains(
+            "g",
+            "t",
+            "c",
+            [IntervalBar(f"row {look}", -1.0, 0.5, 2.0, look) for look in range(len(LOOKS))],
+            "gain, points",
+        ),
+        curves(
+            "l", "t", "c", [CurveLine("a", ((-0.5, -2.0, -3.0, -1.0), (1.0, 5.0, 4.0, 6.0)))], ("λ", "gain, points")
+        ),
+        cloud(
+            "c",
+            "t",
+            "c",
+            [PairPoint("a", "b", 0.1, -2.0), PairPoint("b", "a", 0.3, 4.0)],
+            ("cosine", "gain"),
+            equal=True,
+        ),
     ],
     ids=lambda figure: figure.name,
 )
@@ -78,20 +93,20 @@ def test_every_colour_is_the_pages(figure):
 
 
 def test_rows_keep_their_numbers_in_full():
-    bars = [Bar("one donor", 1.0 / 3, 2.0 / 3, 1.0), Bar("random", -1.0, 0.0, 1.0, 2)]
+    bars = [IntervalBar("one donor", 1.0 / 3, 2.0 / 3, 1.0), IntervalBar("random", -1.0, 0.0, 1.0, 2)]
     figure = gains("g", "t", "c", bars, "gain, points")
     assert figure.samples == (("one donor", 2.0 / 3, 1.0 / 3, 1.0), ("random", 0.0, -1.0, 1.0))
     assert {"one donor", "random"} <= set(texts(figure.svg))
 
 
 def test_a_row_without_an_interval_is_a_point_alone():
-    figure = gains("g", "t", "c", [Bar("one receiver", 2.0, 2.0, 2.0)], "gain, points")
+    figure = gains("g", "t", "c", [IntervalBar("one receiver", 2.0, 2.0, 2.0)], "gain, points")
     assert figure.samples == (("one receiver", 2.0, None, None),)
     assert "one receiver: +2.0<" in figure.svg.replace('"', "<") and "[" not in figure.svg.partition(">")[0]
 
 
 def test_a_curve_is_told_in_words_and_numbers():
-    line = Line("pairs", ((-0.5, -3.0, -2.0, -1.0), (1.0, 4.0, 5.0, 6.0)))
+    line = CurveLine("pairs", ((-0.5, -2.0, -3.0, -1.0), (1.0, 5.0, 4.0, 6.0)))
     figure = curves("l", "t", "c", [line], ("λ", "gain, points"))
     assert "pairs: −2 at −0.5, +5 at 1" in figure.svg
     assert figure.samples == (("pairs", -0.5, -2.0, -3.0, -1.0), ("pairs", 1.0, 5.0, 4.0, 6.0))
@@ -99,7 +114,7 @@ def test_a_curve_is_told_in_words_and_numbers():
 
 
 def test_a_prediction_has_the_line_where_it_would_be_right():
-    spots = [Spot("a", "b", 0.1, 0.2), Spot("b", "a", 0.3, 0.4)]
+    spots = [PairPoint("a", "b", 0.1, 0.2), PairPoint("b", "a", 0.3, 0.4)]
     plain = cloud("c", "t", "c", spots, ("predicted", "measured"))
     with_line = cloud("c", "t", "c", spots, ("predicted", "measured"), equal=True)
     assert with_line.svg.count("stroke-dasharray") == plain.svg.count("stroke-dasharray") + 1

@@ -29,11 +29,12 @@ from qvec_deploy.errors import (
 from qvec_deploy.jobs.job import perform
 from qvec_deploy.research.study import trainings as training
 from qvec_deploy.research.study.cell_values import Relation
-from qvec_deploy.research.study.nodes import Node
 from qvec_deploy.research.study.study_documents import cell_json, read_cell, read_study
+from qvec_deploy.research.study.study_node import StudyNode
 from qvec_deploy.research.study.study_recipe import load_study
 from qvec_deploy.research.study.study_run import plan_study, run_study
-from qvec_deploy.research.study.study_store import Store
+from qvec_deploy.research.study.study_store import StudyStore
+from qvec_deploy.research.study.study_tasks import BaseTask
 from qvec_deploy.tensors import Scheme
 
 
@@ -212,7 +213,7 @@ def test_what_runs_a_study_loads_neither_builds_nor_reports() -> None:
                 "torch",
                 "qvec_deploy.sweep",
                 "qvec_deploy.build.pipeline",
-                "qvec_deploy.research.study.study_summary",
+                "qvec_deploy.research.study.analysis.study_summary",
             ],
         ),
         ("jobs.executors", ["qvec_deploy.research.study", "ray"]),
@@ -227,7 +228,7 @@ def test_a_folder_that_is_not_a_studys_or_of_another_version(tmp_path: Path) -> 
         run_study(recipe, tmp_path)
     with pytest.raises(StorageError, match="is not a study's folder"):
         plan_study(recipe, tmp_path)
-    Store.open(out)
+    StudyStore.open(out)
     (out / "store" / "version.json").write_text('{"qvec-study-store": 2}')
     for call in (run_study, plan_study):
         with pytest.raises(IncompatibleError, match="of version 2, and this is version 1"):
@@ -301,8 +302,9 @@ def test_a_released_head_for_other_classes(tmp_path: Path) -> None:
 
 
 def test_a_worker_with_other_packages_is_refused(tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "out")
-    job = Node("base", {"model": "m"}, {}, {}, versions={"torch": "0"}).job(str(store.out))
+    store = StudyStore.open(tmp_path / "out")
+    task = BaseTask(model="m", model_args={}, skip=())
+    job = StudyNode(task, {"model": "m"}, versions={"torch": "0"}).job(store.out)
     failure = perform(job.function, dict(job.arguments), lambda value: None)["failure"]
     assert failure["exit_code"] == 4 and "torch" in failure["message"]
 

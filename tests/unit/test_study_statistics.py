@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qvec_deploy.research.study import study_statistics as statistics
-from qvec_deploy.research.study.study_statistics import (
+from qvec_deploy.research.study.analysis import study_statistics as statistics
+from qvec_deploy.research.study.analysis.study_statistics import (
     holm,
     image_error,
     mean,
-    measured,
     paired,
+    pooled,
     qap,
     ratio,
     reach_of,
@@ -169,7 +169,7 @@ def test_a_mean_with_all_its_bars() -> None:
         (1, 0): np.array([0.0, 0.0]),
         (1, 1): np.array([100.0, 0.0]),
     }
-    found = measured(parts, (2, 2))
+    found = pooled(parts, (2, 2))
     assert found.value == pytest.approx((75 + 50 + 0 + 50) / 4)
     assert found.seed_error == pytest.approx(np.std([37.5, 50.0], ddof=1) / math.sqrt(2))
     by_receiver = [np.array([0.0, 100.0, 50.0, 100.0]), np.array([50.0, 0.0])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import threading
@@ -15,12 +14,14 @@ import pytest
 
 from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, StorageError
 from qvec_deploy.io import cache as shelf
-from qvec_deploy.io.files import canonical_json, sha256_bytes, sha256_file
+from qvec_deploy.io.files import canonical_json, sha256_file
 from qvec_deploy.research.study import study_store as store_module
-from qvec_deploy.research.study.nodes import Node
-from qvec_deploy.research.study.study_store import Store
+from qvec_deploy.research.study.study_node import StudyNode
+from qvec_deploy.research.study.study_store import StudyStore
+from qvec_deploy.research.study.study_tasks import ReleasedTask
 
-NODE = Node("fp", {"model": "m", "task": "t", "seed": 1}, {"released": "there"}, {})
+TASK = ReleasedTask(model="m", model_args={}, kind="fp", hub="", pattern="", released="there", classes=2)
+NODE = StudyNode(TASK, {"model": "m", "task": "t", "seed": 1})
 
 
 def _tree(folder: Path) -> dict[str, bytes | None]:
@@ -33,9 +34,9 @@ def test_a_start_that_was_killed_leaves_a_folder_to_start_in(left: list[str], tm
     out = tmp_path / "out"
     for name in ["", *left]:
         (out / name).touch() if name.endswith(".tmp") else (out / name).mkdir()
-    assert not Store.begun(out)
-    Store.open(out)
-    assert Store.begun(out)
+    assert not StudyStore.begun(out)
+    StudyStore.open(out)
+    assert StudyStore.begun(out)
 
 
 def test_two_starts_in_one_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,13 +47,13 @@ def test_two_starts_in_one_empty_folder(tmp_path: Path, monkeypatch: pytest.Monk
         path.parent.mkdir(parents=True)
         (path.parent / f".{path.name}.abc.tmp").write_bytes(data[:3])
         monkeypatch.setattr(store_module, "write_bytes", real)
-        Store.open(out)
+        StudyStore.open(out)
         (out / "logs").mkdir()  # it has begun
         real(path, data)
 
     monkeypatch.setattr(store_module, "write_bytes", halfway)
-    Store.open(out)
-    assert Store.begun(out)
+    StudyStore.open(out)
+    assert StudyStore.begun(out)
 
 
 def test_many_starts_in_one_empty_folder(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_many_starts_in_one_empty_folder(tmp_path: Path) -> None:
     def start(out: Path, barrier: threading.Barrier) -> None:
         barrier.wait()
         try:
-            Store.open(out)
+            StudyStore.open(out)
         except Exception as error:  # noqa: BLE001 - told below
             errors.append(error)
 
@@ -93,18 +94,18 @@ def _beside(out: Path) -> None:
 def test_what_is_no_studys_is_left_alone(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "out")
     before = _tree(tmp_path)
-    for call in (Store.open, Store.begun):
+    for call in (StudyStore.open, StudyStore.begun):
         with pytest.raises(StorageError, match="is not a study's folder"):
             call(tmp_path / "out")
     assert _tree(tmp_path) == before
 
 
 def test_another_versions_is_left_alone(tmp_path: Path) -> None:
-    Store.open(tmp_path)
+    StudyStore.open(tmp_path)
     (tmp_path / "store" / "version.json").write_bytes(canonical_json({"qvec-study-store": 2}))
     before = _tree(tmp_path)
     with pytest.raises(IncompatibleError, match="of version 2, and this is version 1"):
-        Store.open(tmp_path)
+        StudyStore.open(tmp_path)
     assert _tree(tmp_path) == before
 
 
@@ -123,14 +124,14 @@ class Released:
 
 
 def test_a_released_file_is_found_again_where_it_is_now(tmp_path: Path) -> None:
-    store, make = Store.open(tmp_path / "out"), Released(tmp_path / "a")
+    store, make = StudyStore.open(tmp_path / "out"), Released(tmp_path / "a")
     make.path.write_bytes(b"weights")
     first = store.obtain(NODE, make)
     assert first["made"] and not store.obtain(NODE, make)["made"] and make.looked == 1
     make.path = make.path.rename(tmp_path / "b")
-    assert store.record(NODE.id) is None
+    assert not store.knows(NODE)
     assert store.obtain(NODE, make)["path"] == str(tmp_path / "b")
-    assert store.weights(NODE.id) == tmp_path / "b"
+    assert store.weights(NODE.id, NODE.key) == tmp_path / "b"
     make.path.unlink()
     with pytest.raises(FetchError):
         store.obtain(NODE, make)
@@ -139,7 +140,7 @@ def test_a_released_file_is_found_again_where_it_is_now(tmp_path: Path) -> None:
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_released_file_of_other_bytes_is_refused(elsewhere: bool, tmp_path: Path) -> None:
     """Results are there that were computed from the first."""
-    store, make = Store.open(tmp_path / "out"), Released(tmp_path / "a")
+    store, make = StudyStore.open(tmp_path / "out"), Released(tmp_path / "a")
     make.path.write_bytes(b"weights")
     store.obtain(NODE, make)
     if elsewhere:
@@ -160,7 +161,7 @@ def _make(staging: Path) -> dict[str, Any]:
 
 
 def test_what_another_run_made_meanwhile_is_not_made_here(tmp_path: Path) -> None:
-    store, other, found = Store.open(tmp_path), Store.open(tmp_path), []
+    store, other, found = StudyStore.open(tmp_path), StudyStore.open(tmp_path), []
     waiting = threading.Thread(target=lambda: found.append(other.obtain(NODE, _make)))
 
     def make(staging: Path) -> dict[str, Any]:
@@ -169,20 +170,21 @@ def test_what_another_run_made_meanwhile_is_not_made_here(tmp_path: Path) -> Non
         assert not found  # the second maker waits for the first
         return _make(staging)
 
-    assert store.obtain(NODE, make) == {"seconds": 2.0, "made": True}
+    assert store.obtain(NODE, make)["made"]
     waiting.join()
-    assert found == [{"seconds": 2.0, "made": False}]
+    assert [(one["seconds"], one["made"]) for one in found] == [(2.0, False)]
 
 
-def test_seconds_are_known_when_the_files_are_gone(tmp_path: Path) -> None:
-    store = Store.open(tmp_path)
-    assert store.seconds(NODE) == 0.0
-    store.obtain(NODE, _make)
+def test_what_is_known_of_a_node_outlives_its_files(tmp_path: Path) -> None:
+    store = StudyStore.open(tmp_path)
+    assert store.record(NODE) is None
+    record = store.obtain(NODE, _make)
+    assert record["seconds"] == 2.0 and record["made"]
     (store.folder(NODE.id) / "fp.safetensors").unlink()
-    assert store.record(NODE.id) is None and store.seconds(NODE) == 2.0
+    assert not store._is_whole(NODE) and store.record(NODE)["seconds"] == 2.0  # type: ignore[index]
     shutil.rmtree(store.folder(NODE.id))
-    assert store.seconds(NODE) == 2.0  # the shelf knows it
-    assert store.seconds(dataclasses.replace(NODE, decides={})) == 0.0
+    assert store.record(NODE)["seconds"] == 2.0  # type: ignore[index]  # the cache knows it
+    assert store.record(dataclasses.replace(NODE, versions={})) is None
 
 
 def _damage(path: Path) -> None:
@@ -193,16 +195,16 @@ def _damage(path: Path) -> None:
 
 
 def test_bytes_that_are_not_those_that_were_made_are_not_worked_with(tmp_path: Path) -> None:
-    store = Store.open(tmp_path)
+    store = StudyStore.open(tmp_path)
     store.obtain(NODE, _make)
-    weights = store.weights(NODE.id)
+    weights = store.weights(NODE.id, NODE.key)
     _damage(weights)
-    assert store.record(NODE.id) is not None and store.knows(NODE)  # a plan looks at sizes only
+    assert store.knows(NODE)  # a plan looks at sizes only
     with pytest.raises(IntegrityError, match=r"fp\.safetensors is damaged") as caught:
-        store.weights(NODE.id)
+        store.weights(NODE.id, NODE.key)
     assert "run the study again" in caught.value.hint
     assert not store.find(NODE)  # nor has the shelf others: a hard link
-    assert store.obtain(NODE, _make)["made"] and store.weights(NODE.id).read_bytes() == b"x"
+    assert store.obtain(NODE, _make)["made"] and store.weights(NODE.id, NODE.key).read_bytes() == b"x"
     assert store.find(NODE)
 
 
@@ -210,7 +212,7 @@ def test_weights_that_cannot_be_read_are_not_there(tmp_path: Path, monkeypatch: 
     def broken(path: Path) -> str:
         raise StorageError(f"{path}: Input/output error", hint="")
 
-    store = Store.open(tmp_path)
+    store = StudyStore.open(tmp_path)
     store.obtain(NODE, _make)
     with monkeypatch.context() as patch:
         for module in (store_module, shelf):
@@ -220,34 +222,23 @@ def test_weights_that_cannot_be_read_are_not_there(tmp_path: Path, monkeypatch: 
 
 
 def test_a_released_file_of_other_bytes_is_not_worked_with(tmp_path: Path) -> None:
-    store, make = Store.open(tmp_path / "out"), Released(tmp_path / "a")
+    store, make = StudyStore.open(tmp_path / "out"), Released(tmp_path / "a")
     make.path.write_bytes(b"weights")
     store.obtain(NODE, make)
     _damage(make.path)
     with pytest.raises(IntegrityError, match="changed since it was first used"):
-        store.weights(NODE.id)
+        store.weights(NODE.id, NODE.key)
     assert not store.find(NODE)
     with pytest.raises(IntegrityError, match="changed since it was first used"):
         store.obtain(NODE, make)
 
 
-def test_what_an_older_release_made_is_known_by_its_size(tmp_path: Path) -> None:
-    store = Store.open(tmp_path)
-    store.obtain(NODE, _make)
-    path = store.folder(NODE.id) / "node.json"
-    values = json.loads(path.read_bytes())
-    assert values.pop("sha256") == {"fp.safetensors": sha256_bytes(b"x")}
-    path.write_text(json.dumps(values))
-    _damage(store.folder(NODE.id) / "fp.safetensors")
-    assert store.find(NODE) and store.weights(NODE.id).is_file()
-
-
 def test_what_lies_on_the_shelf_is_there_under_every_name(tmp_path: Path) -> None:
-    store, renamed = Store.open(tmp_path), dataclasses.replace(NODE, about={**NODE.about, "model": "other"})
+    store, renamed = StudyStore.open(tmp_path), dataclasses.replace(NODE, about={**NODE.about, "model": "other"})
     assert not store.knows(renamed) and not store.find(renamed)
     store.obtain(NODE, _make)
-    assert store.knows(renamed) and store.record(renamed.id) is None  # nothing is written
-    assert store.find(renamed) and store.weights(renamed.id).read_bytes() == b"x"
+    assert store.knows(renamed) and not store.folder(renamed.id).exists()  # nothing is written
+    assert store.find(renamed) and store.weights(renamed.id, renamed.key).read_bytes() == b"x"
     (tmp_path / "store" / f"fp-{NODE.key[:32]}" / "entry.json").write_text("[]")
     again = dataclasses.replace(NODE, about={})
     assert not store.knows(again) and not store.find(again) and not store.folder(again.id).exists()

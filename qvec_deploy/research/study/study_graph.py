@@ -12,20 +12,13 @@ from qvec_deploy.datasets.hub_datasets import offline_hub
 from qvec_deploy.donors.donor_recipe import DonorBase, DonorGrid, DonorRecipe, DonorTask, DonorTrain
 from qvec_deploy.io.checkpoint import is_remote
 from qvec_deploy.io.files import require_file, sha256_file
+from qvec_deploy.research.study.cell_task import CellTask
 from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData
 from qvec_deploy.research.study.released import checkpoint_pattern, identify, pinned
 from qvec_deploy.research.study.study_checks import check_images, check_model, look_at, named
-from qvec_deploy.research.study.study_node import StudyNode
+from qvec_deploy.research.study.study_node import StudyNode, Task
 from qvec_deploy.research.study.study_recipe import StudyModel, StudyRecipe, StudyTask, grid_name
-from qvec_deploy.research.study.study_tasks import (
-    BaseTask,
-    CellTask,
-    FineTuneTask,
-    ReleasedTask,
-    Task,
-    VectorTask,
-    WeightsRef,
-)
+from qvec_deploy.research.study.study_tasks import BaseTask, FineTuneTask, ReleasedTask, VectorTask, WeightsRef
 
 Nodes = Mapping[str, StudyNode]
 """By task."""

@@ -8,16 +8,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import canonical_json, sha256_bytes
 from qvec_deploy.jobs.job import Job, SendEvent
+from qvec_deploy.research.study.cell_task import CellTask
 from qvec_deploy.research.study.study_store import StudyStore
-from qvec_deploy.research.study.study_tasks import NodeKind, Task, TaskContext
+from qvec_deploy.research.study.study_tasks import (
+    BaseTask,
+    FineTuneTask,
+    NodeKind,
+    ReleasedTask,
+    TaskContext,
+    VectorTask,
+)
 
+Task = Annotated[BaseTask | FineTuneTask | ReleasedTask | VectorTask | CellTask, Field(discriminator="type")]
 KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
 
 WORK_VERSION = 1

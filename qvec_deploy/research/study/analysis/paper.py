@@ -52,12 +52,12 @@ class PaperFigure:
     what: str
     unit: Unit
     value: float
-    model: str
-    grid: Scheme
     read: Read | None
     split: str = "test"
     task: str | None = None
     differs: str = ""
+    model: str = VIT_B
+    grid: Scheme = W3
 
 
 def plain_name(task: str) -> str:
@@ -124,19 +124,11 @@ def _other_tasks(figure: PaperFigure, setting: StudySetting) -> str:
 
 
 def _top1(key: RowKey) -> Read:
-    def read(setting: StudySetting) -> Estimate | None:
-        row = setting.row(key)
-        return row.top1.receivers if row else None
-
-    return read
+    return lambda setting: row.top1.receivers if (row := setting.row(key)) else None
 
 
 def _gain(key: RowKey) -> Read:
-    def read(setting: StudySetting) -> Estimate | None:
-        row = setting.row(key)
-        return row.gain.receivers if row and row.gain else None
-
-    return read
+    return lambda setting: row.gain.receivers if (row := setting.row(key)) and row.gain else None
 
 
 def _wins(key: RowKey, baseline: RowKey) -> Read:
@@ -149,12 +141,7 @@ def _wins(key: RowKey, baseline: RowKey) -> Read:
 
 
 def _difference(better: RowKey, worse: RowKey) -> Read:
-    def read(setting: StudySetting) -> Estimate | None:
-        first, second = setting.row(better), setting.row(worse)
-        test = setting.test(better, worse)
-        return test.difference if first and second and test else None
-
-    return read
+    return lambda setting: test.difference if (test := setting.test(better, worse)) else None
 
 
 def _median_gain(setting: StudySetting) -> float | None:
@@ -199,53 +186,37 @@ def _of_receiver(task: str, source: str = JOURNAL, **percent: float) -> tuple[Pa
     """Published accuracies of one receiver of ViT-B at 3 bits."""
     words = {"float_top1": "float top-1", "plain_top1": "round to nearest", "own_qat_top1": "own QAT"}
     return tuple(
-        PaperFigure(source, words[key], "%", value, VIT_B, W3, _receiver(key, task), task=task)  # type: ignore[arg-type]
+        PaperFigure(source, words[key], "%", value, _receiver(key, task), task=task)  # type: ignore[arg-type]
         for key, value in percent.items()
     )
 
 
 FIGURES: tuple[PaperFigure, ...] = (
-    PaperFigure(JOURNAL, "gap: own QAT over round to nearest", "points", 45.26, VIT_B, W3, _gain(OWN_QAT)),
-    PaperFigure(JOURNAL, "pairs that gain at lambda 1", "%", 76.6, VIT_B, W3, _wins(PAIR, PLAIN)),
-    PaperFigure(JOURNAL, "mean gain of a pair at lambda 1", "points", 9.7, VIT_B, W3, _gain(PAIR)),
-    PaperFigure(JOURNAL, "median gain of a pair at lambda 1", "points", 5.4, VIT_B, W3, _median_gain),
-    PaperFigure(
-        JOURNAL, "share of the gap at lambda 1 (ratio of the means above)", "%", 21.4, VIT_B, W3, _share_of_gap
-    ),
-    PaperFigure(JOURNAL, "GPTQ over round to nearest", "points", 57.2, VIT_B, W3, _gain(GPTQ)),
-    PaperFigure(JOURNAL, "GPTQ", "%", 79.1, VIT_B, W3, _top1(GPTQ)),
-    PaperFigure(JOURNAL, "AWQ over round to nearest", "points", 53.0, VIT_B, W3, _gain(AWQ)),
-    PaperFigure(JOURNAL, "pairs at lambda 1 that beat AWQ", "%", 0.0, VIT_B, W3, _wins(PAIR, AWQ)),
-    PaperFigure(
-        JOURNAL,
-        "a pair at lambda 1 over AWQ",
-        "points",
-        -43.3,
-        VIT_B,
-        W3,
-        _difference(PAIR, AWQ),
-    ),
-    PaperFigure(JOURNAL, "pairs at lambda 1 under GPTQ that beat GPTQ", "%", 9.3, VIT_B, W3, None),
-    PaperFigure(JOURNAL, "a pair at lambda 1 under GPTQ over GPTQ", "points", -3.2, VIT_B, W3, None),
-    PaperFigure(NOTE, "pairs that gain at lambda 1", "%", 74.0, VIT_B, W3, _wins(PAIR, PLAIN), "validation"),
-    PaperFigure(NOTE, "gain of the best lambda over lambda 1", "points", 3.99, VIT_B, W3, None, "validation"),
-    PaperFigure(NOTE, "median best lambda", "lambda", 0.75, VIT_B, W3, None, "validation"),
+    PaperFigure(JOURNAL, "gap: own QAT over round to nearest", "points", 45.26, _gain(OWN_QAT)),
+    PaperFigure(JOURNAL, "pairs that gain at lambda 1", "%", 76.6, _wins(PAIR, PLAIN)),
+    PaperFigure(JOURNAL, "mean gain of a pair at lambda 1", "points", 9.7, _gain(PAIR)),
+    PaperFigure(JOURNAL, "median gain of a pair at lambda 1", "points", 5.4, _median_gain),
+    PaperFigure(JOURNAL, "share of the gap at lambda 1 (ratio of the means above)", "%", 21.4, _share_of_gap),
+    PaperFigure(JOURNAL, "GPTQ over round to nearest", "points", 57.2, _gain(GPTQ)),
+    PaperFigure(JOURNAL, "GPTQ", "%", 79.1, _top1(GPTQ)),
+    PaperFigure(JOURNAL, "AWQ over round to nearest", "points", 53.0, _gain(AWQ)),
+    PaperFigure(JOURNAL, "pairs at lambda 1 that beat AWQ", "%", 0.0, _wins(PAIR, AWQ)),
+    PaperFigure(JOURNAL, "a pair at lambda 1 over AWQ", "points", -43.3, _difference(PAIR, AWQ)),
+    PaperFigure(JOURNAL, "pairs at lambda 1 under GPTQ that beat GPTQ", "%", 9.3, None),
+    PaperFigure(JOURNAL, "a pair at lambda 1 under GPTQ over GPTQ", "points", -3.2, None),
+    PaperFigure(NOTE, "pairs that gain at lambda 1", "%", 74.0, _wins(PAIR, PLAIN), "validation"),
+    PaperFigure(NOTE, "gain of the best lambda over lambda 1", "points", 3.99, None, "validation"),
+    PaperFigure(NOTE, "median best lambda", "lambda", 0.75, None, "validation"),
     PaperFigure(
         NOTE,
         "Spearman of vector cosine and gain at lambda 1, all pairs",
         "correlation",
         0.015,
-        VIT_B,
-        W3,
         _correlation("pairs"),
         differs="the published cosine is of the quantized Linears alone, the study's of the whole backbone",
     ),
-    PaperFigure(
-        NOTE, "gain from STL10 at lambda 1", "points", 24.3, VIT_B, W3, _pair("STL10", "CIFAR10"), task="CIFAR10"
-    ),
-    PaperFigure(
-        NOTE, "gain from CIFAR10 at lambda 1", "points", -7.7, VIT_B, W3, _pair("CIFAR10", "STL10"), task="STL10"
-    ),
+    PaperFigure(NOTE, "gain from STL10 at lambda 1", "points", 24.3, _pair("STL10", "CIFAR10"), task="CIFAR10"),
+    PaperFigure(NOTE, "gain from CIFAR10 at lambda 1", "points", -7.7, _pair("CIFAR10", "STL10"), task="STL10"),
     *_of_receiver("MNIST", plain_top1=14.3, own_qat_top1=98.0),
     *_of_receiver("ImageNet", float_top1=74.4, plain_top1=11.0),
     *_of_receiver("GTSRB", LOG, float_top1=94.7),
@@ -258,13 +229,13 @@ FIGURES: tuple[PaperFigure, ...] = (
     *_of_receiver("Flowers102", LOG, float_top1=96.9),
     *_of_receiver("Cars", LOG, float_top1=38.4),
     *_of_receiver("EMNIST", LOG, float_top1=81.2),
-    PaperFigure(JOURNAL, "float top-1", "%", 98.74, DEIT_B, W3, _receiver("float_top1", "EuroSAT"), task="EuroSAT"),
+    PaperFigure(JOURNAL, "float top-1", "%", 98.74, _receiver("float_top1", "EuroSAT"), task="EuroSAT", model=DEIT_B),
     PaperFigure(
-        JOURNAL, "round to nearest", "%", 82.37, DEIT_B, W3, _receiver("plain_top1", "EuroSAT"), task="EuroSAT"
+        JOURNAL, "round to nearest", "%", 82.37, _receiver("plain_top1", "EuroSAT"), task="EuroSAT", model=DEIT_B
     ),
-    PaperFigure(JOURNAL, "gap: own QAT over round to nearest", "points", 1.08, VIT_B, W4, _gain(OWN_QAT)),
-    PaperFigure(JOURNAL, "round to nearest", "%", 10.3, VIT_B, W2, _top1(PLAIN)),
-    PaperFigure(JOURNAL, "GPTQ", "%", 28.9, VIT_B, W2, _top1(GPTQ)),
-    PaperFigure(JOURNAL, "pairs that gain at lambda 1 (text)", "%", 15.5, BERT_L, W3, None),
-    PaperFigure(JOURNAL, "mean gain of a pair at lambda 1 (text)", "points", -29.1, BERT_L, W3, None),
+    PaperFigure(JOURNAL, "gap: own QAT over round to nearest", "points", 1.08, _gain(OWN_QAT), grid=W4),
+    PaperFigure(JOURNAL, "round to nearest", "%", 10.3, _top1(PLAIN), grid=W2),
+    PaperFigure(JOURNAL, "GPTQ", "%", 28.9, _top1(GPTQ), grid=W2),
+    PaperFigure(JOURNAL, "pairs that gain at lambda 1 (text)", "%", 15.5, None, model=BERT_L),
+    PaperFigure(JOURNAL, "mean gain of a pair at lambda 1 (text)", "points", -29.1, None, model=BERT_L),
 )
