@@ -73,7 +73,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedAnswers:
     """Two accuracies on the same images.
 
     Attributes:
@@ -201,7 +201,7 @@ def _check(logits: Float32, labels: Labels) -> None:
         )
 
 
-def compare(candidate: Accuracy, baseline: Accuracy) -> Paired:
+def compare(candidate: Accuracy, baseline: Accuracy) -> PairedAnswers:
     """Candidate against baseline, image by image.
 
     Raises:
@@ -212,10 +212,10 @@ def compare(candidate: Accuracy, baseline: Accuracy) -> Paired:
     return pair(candidate.predictions, baseline.predictions, candidate.labels)
 
 
-def pair(candidate: Int32, baseline: Int32, labels: Int32) -> Paired:
+def pair(candidate: Int32, baseline: Int32, labels: Int32) -> PairedAnswers:
     """Two engines' classes for the same images, (count,) int32 each, against their labels."""
     candidate_right, baseline_right = candidate == labels, baseline == labels
-    return Paired(
+    return PairedAnswers(
         gained=int((candidate_right & ~baseline_right).sum()),
         lost=int((baseline_right & ~candidate_right).sum()),
         agreeing=int((candidate == baseline).sum()),

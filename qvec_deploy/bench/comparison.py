@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.comparison_verdicts import AccuracyVerdict, GateVerdict, SizeVerdict
 from qvec_deploy.bench.environment import Environment
 from qvec_deploy.bench.latency import LatencySamples
@@ -103,7 +103,7 @@ class AccuracyChange:
     split: str = ""
     old_correct: int | None = None
     new_correct: int | None = None
-    paired: Paired | None = None
+    paired: PairedAnswers | None = None
     difference: Estimate | None = None
     p: float | None = None
 

@@ -12,7 +12,7 @@ BINS = 15
 """As many as Guo et al. use; the error of few images grows with the number of bins."""
 
 
-class Bin(Protocol):
+class BinCounts(Protocol):
     """Images of about one confidence."""
 
     @property
@@ -57,7 +57,7 @@ def confidence_bins(
     return [(int(n), int(hits), float(total)) for n, hits, total in zip(counts, correct, sums, strict=True)]
 
 
-def calibration_error(bins: Sequence[Bin]) -> float:
+def calibration_error(bins: Sequence[BinCounts]) -> float:
     """Expected calibration error, 0 to 1: the mean over images of |accuracy - mean confidence| of their bin.
 
     Guo et al., On Calibration of Modern Neural Networks (ICML 2017), equation 3.

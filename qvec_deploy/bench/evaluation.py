@@ -10,8 +10,8 @@ import numpy as np
 
 from qvec_deploy.bench.accuracy import Accuracy, measure_accuracies
 from qvec_deploy.bench.confidence import confidence_bins
-from qvec_deploy.bench.results import Answers, Bin, Change, ClassCount
-from qvec_deploy.bench.resume import Journal
+from qvec_deploy.bench.results import AnswerChange, AnswerCounts, ClassCount, ConfidenceBin
+from qvec_deploy.bench.resume import EvaluationJournal
 from qvec_deploy.datasets import OpenedDataset
 from qvec_deploy.datasets.prefetch import prefetched
 from qvec_deploy.progress import Progress
@@ -26,7 +26,7 @@ def measure_answers(
     images: OpenedDataset | None,
     batch_size: int,
     progress: Progress,
-    journal: Journal | None = None,
+    journal: EvaluationJournal | None = None,
 ) -> dict[str, Accuracy]:
     """Run every engine over all images, which are decoded once and in the background; empty without images.
 
@@ -60,19 +60,19 @@ def measure_answers(
     return accuracies
 
 
-def answers_of(accuracy: Accuracy, full: Accuracy | None) -> Answers:
+def answers_of(accuracy: Accuracy, full: Accuracy | None) -> AnswerCounts:
     """What a report says of an engine's answers.
 
     Args:
         accuracy: The engine's.
         full: The float receiver's on the same images; None where it was not measured.
     """
-    return Answers(
+    return AnswerCounts(
         correct=accuracy.correct,
         count=accuracy.count,
         top5=int(accuracy.top5.sum()) if accuracy.top5 is not None else None,
         classes=_classes(accuracy),
-        bins=tuple(Bin(*entry) for entry in confidence_bins(accuracy.confidences, accuracy.right)),
+        bins=tuple(ConfidenceBin(*entry) for entry in confidence_bins(accuracy.confidences, accuracy.right)),
         changes=_changes(accuracy, full) if full is not None else (),
         waited=accuracy.waited,
     )
@@ -84,7 +84,7 @@ def _classes(accuracy: Accuracy) -> tuple[ClassCount, ...]:
     return tuple(ClassCount(int(label), int(correct[label]), int(counts[label])) for label in np.flatnonzero(counts))
 
 
-def _changes(accuracy: Accuracy, full: Accuracy) -> tuple[Change, ...]:
+def _changes(accuracy: Accuracy, full: Accuracy) -> tuple[AnswerChange, ...]:
     """The most frequent kinds of images for which the engine left the float receiver's class."""
     differ = accuracy.predictions != full.predictions
     was, now, labels = full.predictions[differ], accuracy.predictions[differ], accuracy.labels[differ]
@@ -92,4 +92,4 @@ def _changes(accuracy: Accuracy, full: Accuracy) -> tuple[Change, ...]:
     gained = Counter(kind for kind, hit in zip(kinds, now == labels, strict=True) if hit)
     lost = Counter(kind for kind, hit in zip(kinds, was == labels, strict=True) if hit)
     frequent = sorted(Counter(kinds).items(), key=lambda entry: (-entry[1], entry[0]))[:CHANGES]
-    return tuple(Change(*kind, count, gained[kind], lost[kind]) for kind, count in frequent)
+    return tuple(AnswerChange(*kind, count, gained[kind], lost[kind]) for kind, count in frequent)

@@ -13,7 +13,7 @@ from qvec_deploy.bench.results import Candidate, LayerTime
 from qvec_deploy.bench.roofline.devices import find_gpu_here, measure_device
 from qvec_deploy.bench.roofline.operations import Operation
 from qvec_deploy.bench.roofline.predict import mode_of, predict
-from qvec_deploy.bench.roofline.roofline_values import Device, Prediction
+from qvec_deploy.bench.roofline.roofline_values import Device, TimePrediction
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.progress import Progress
@@ -30,7 +30,7 @@ class _Roofline:
     operations: tuple[Operation, ...]
     runtimes: tuple[str, ...]  # that run on the device
 
-    def predictions(self, entry: BenchEntry, batch_sizes: Sequence[int]) -> tuple[Prediction, ...]:
+    def predictions(self, entry: BenchEntry, batch_sizes: Sequence[int]) -> tuple[TimePrediction, ...]:
         runtime = entry.recipe.target.runtime
         if runtime not in self.runtimes:
             return ()
@@ -53,7 +53,7 @@ class Layers:
     """
 
     times: Mapping[str, tuple[LayerTime, ...]]
-    predictions: Mapping[str, tuple[Prediction, ...]]
+    predictions: Mapping[str, tuple[TimePrediction, ...]]
     device: Device | None
 
     def fill(self, candidate: Candidate) -> Candidate:

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.environment import Environment
 from qvec_deploy.bench.footprint import Footprint
 from qvec_deploy.bench.latency import LatencySamples
-from qvec_deploy.bench.roofline.roofline_values import Device, Prediction
+from qvec_deploy.bench.roofline.roofline_values import Device, TimePrediction
 from qvec_deploy.bench.selection import Selection
 from qvec_deploy.bench.warnings import Finding
 from qvec_deploy.tensors import Scheme
@@ -46,7 +46,7 @@ class Parity(_Part):
 
 
 @dataclass(frozen=True)
-class Donor:
+class PatchDonor:
     """A quantization vector in the patch, and its weight in the mix."""
 
     name: str
@@ -64,7 +64,7 @@ class Patch:
     """
 
     lam: float
-    donors: tuple[Donor, ...]
+    donors: tuple[PatchDonor, ...]
     control: str | None = None
 
 
@@ -94,7 +94,7 @@ class ClassCount:
 
 
 @dataclass(frozen=True)
-class Bin:
+class ConfidenceBin:
     """Images whose largest softmax probability lies in one of equally wide bins: of these, how many are right.
 
     Attributes:
@@ -109,7 +109,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Change:
+class AnswerChange:
     """Images for which the float receiver says `was` and this engine says `now`.
 
     Attributes:
@@ -128,7 +128,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerCounts:
     """What an engine answered to labelled images.
 
     Attributes:
@@ -146,8 +146,8 @@ class Answers:
     count: int
     top5: int | None = None
     classes: tuple[ClassCount, ...] = ()
-    bins: tuple[Bin, ...] = ()
-    changes: tuple[Change, ...] = ()
+    bins: tuple[ConfidenceBin, ...] = ()
+    changes: tuple[AnswerChange, ...] = ()
     waited: float | None = None
 
 
@@ -189,13 +189,13 @@ class Candidate:
     runtime_bits_per_weight: float
     method: str = "rtn"
     skip: tuple[str, ...] = ()
-    accuracy: Answers | None = None
-    paired: dict[str, Paired] = field(default_factory=dict)
+    accuracy: AnswerCounts | None = None
+    paired: dict[str, PairedAnswers] = field(default_factory=dict)
     latency: tuple[LatencySamples, ...] = ()
     footprint: Footprint | None = None
     layer_errors: tuple[LayerError, ...] = ()
     layer_times: tuple[LayerTime, ...] = ()
-    predictions: tuple[Prediction, ...] = ()
+    predictions: tuple[TimePrediction, ...] = ()
 
     @property
     def levels(self) -> int | None:

@@ -28,7 +28,7 @@ _PARTS = ("predictions", "top5", "confidences")
 
 
 @dataclass(frozen=True)
-class Journal:
+class EvaluationJournal:
     """The partial answers of one evaluation.
 
     Attributes:

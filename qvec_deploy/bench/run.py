@@ -21,8 +21,8 @@ from qvec_deploy.bench.layers import NO_LAYERS, measure_layers
 from qvec_deploy.bench.parity import check_parity, read_reference
 from qvec_deploy.bench.pinned_cores import pinned_to_cores
 from qvec_deploy.bench.predictions import Predictions, describe_images, predictions_of
-from qvec_deploy.bench.results import Candidate, Donor, LayerError, Patch, Report
-from qvec_deploy.bench.resume import Journal, describe_engine
+from qvec_deploy.bench.results import Candidate, LayerError, Patch, PatchDonor, Report
+from qvec_deploy.bench.resume import EvaluationJournal, describe_engine
 from qvec_deploy.bench.warnings import (
     Finding,
     accuracy_findings,
@@ -94,7 +94,7 @@ def measure_engines(
         batch_size = options.evaluate.batch_size if options.evaluate is not None else 1
         journal = None
         if images is not None:
-            journal = Journal(partial(_described, entries, options, images, batch_size, environment))
+            journal = EvaluationJournal(partial(_described, entries, options, images, batch_size, environment))
         accuracies = measure_answers(sessions, images, batch_size, progress, journal)
         with options.alone():
             latencies = measure_latencies(sessions, images, options.batch_sizes, options.measure, progress, watch)
@@ -225,7 +225,7 @@ def _candidate(
     patch = None
     if recipe.lam != 0:
         names = short_names([label for label, _ in entry.sources])
-        donors = tuple(Donor(name, share) for name, (_, share) in zip(names, entry.sources, strict=True))
+        donors = tuple(PatchDonor(name, share) for name, (_, share) in zip(names, entry.sources, strict=True))
         patch = Patch(recipe.patch_scale, donors, entry.control)
     candidate = Candidate(
         name=entry.name,

@@ -63,7 +63,7 @@ class LatencyRow:
 
 
 @dataclass(frozen=True)
-class Row:
+class CandidateRow:
     """One candidate with what follows from its measurements.
 
     Attributes:
@@ -109,16 +109,16 @@ class NumberedWarning:
     details: tuple[tuple[str, str], ...]
 
 
-def rows(report: Report) -> tuple[Row, ...]:
+def rows(report: Report) -> tuple[CandidateRow, ...]:
     """A row per candidate, in the report's order."""
     warnings = numbered_warnings(report)
     return tuple(_row(report, candidate, warnings) for candidate in report.candidates)
 
 
-def _row(report: Report, candidate: Candidate, warnings: tuple[NumberedWarning, ...]) -> Row:
+def _row(report: Report, candidate: Candidate, warnings: tuple[NumberedWarning, ...]) -> CandidateRow:
     answers, pairs, full = candidate.accuracy, candidate.paired, report.first("float")
     same = pairs.get(full.name) if full is not None else None
-    return Row(
+    return CandidateRow(
         candidate=candidate,
         selected=candidate.name == report.selected,
         baseline=candidate.name == report.baseline,

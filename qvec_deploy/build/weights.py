@@ -35,7 +35,7 @@ Weight = QuantizedTensor | Float32
 
 
 @dataclass(frozen=True)
-class Weights:
+class CandidateWeights:
     """Everything an engine is made from.
 
     Attributes:
@@ -101,7 +101,7 @@ def make_weights(
     sources: Mapping[str, Source],
     images: Sequence[Float32] = (),
     on_layer: Advance | None = None,
-) -> Weights:
+) -> CandidateWeights:
     """Patch and quantize as a plan says.
 
     Args:
@@ -120,7 +120,7 @@ def make_weights(
         return _calibrated(plan, dict(patched), receiver, sources, images, on_layer)
     errors: dict[str, float] = {}
     layout = {tensor.name: Entry(tensor.shape, tensor.scheme) for tensor in plan.tensors}
-    return Weights(layout, _nearest(patched, plan, errors), errors)
+    return CandidateWeights(layout, _nearest(patched, plan, errors), errors)
 
 
 def _nearest(
@@ -147,7 +147,7 @@ def _calibrated(
     sources: Mapping[str, Source],
     images: Sequence[Float32],
     on_layer: Advance | None,
-) -> Weights:
+) -> CandidateWeights:
     from qvec_deploy.quantize.calibrated import calibrate, calibrate_from_moments
     from qvec_deploy.quantize.reference import relative_error
 
@@ -169,7 +169,7 @@ def _calibrated(
     values: dict[str, Weight] = {**state, **found.floats, **found.codes, **scales}
     layout = {tensor.name: Entry(tensor.shape, tensor.scheme) for tensor in plan.tensors}
     layout |= {name: Entry(value.shape, None) for name, value in scales.items()}
-    return Weights(layout, ((name, values[name]) for name in layout), errors, found.notes)
+    return CandidateWeights(layout, ((name, values[name]) for name in layout), errors, found.notes)
 
 
 def load_model(plan: Plan, state: Mapping[str, Float32], *, strict: bool = True) -> nn.Module:

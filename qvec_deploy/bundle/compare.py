@@ -13,7 +13,14 @@ from qvec_deploy.bench.results import Report
 from qvec_deploy.bench.warnings import Finding, MeasurementWarning
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.changes import all_changes, gate_changes, same_engine
-from qvec_deploy.bundle.compare_stored import Asked, Pair, identical_latency, judged, stored_accuracy, stored_latency
+from qvec_deploy.bundle.compare_stored import (
+    BundlePair,
+    CompareOptions,
+    identical_latency,
+    judged,
+    stored_accuracy,
+    stored_latency,
+)
 from qvec_deploy.bundle.manifest import MANIFEST_FILE
 from qvec_deploy.bundle.side_by_side import bench_bundles, require_same_images
 from qvec_deploy.errors import FetchError, GateError, IncompatibleError, IntegrityError, RecipeError, StorageError
@@ -29,7 +36,7 @@ _JUDGED_HERE = (  # a verdict says these better
 )
 
 
-def compare_bundles(old: Path, new: Path, asked: Asked, progress: Progress | None = None) -> Comparison:
+def compare_bundles(old: Path, new: Path, asked: CompareOptions, progress: Progress | None = None) -> Comparison:
     """Compare NEW with OLD: accuracy image by image, latency interleaved in this process, sizes, gates, fields.
 
     Answers are those that the bundles keep where both were evaluated on the same images; else both engines run, on
@@ -50,7 +57,7 @@ def compare_bundles(old: Path, new: Path, asked: Asked, progress: Progress | Non
     first, second = Bundle.open(old), Bundle.open(new)
     require_same_images(first, second)
     reports = (_read_report(first), _read_report(second))
-    pair = Pair(first, second, reports, same_engine(first, second), asked)
+    pair = BundlePair(first, second, reports, same_engine(first, second), asked)
     accuracy = stored_accuracy(pair)
     measured = None
     if asked.stored or pair.identical:
@@ -124,7 +131,7 @@ def _side(bundle: Bundle) -> Side:
     )
 
 
-def _size(pair: Pair) -> SizeChange:
+def _size(pair: BundlePair) -> SizeChange:
     old, new = pair.old.manifest, pair.new.manifest
     return SizeChange(
         size_verdict(old.stored_bytes, new.stored_bytes, pair.asked.tolerances.size),
@@ -137,7 +144,7 @@ def _size(pair: Pair) -> SizeChange:
     )
 
 
-def _cannot_run(bundle: Bundle, name: str, asked: Asked) -> str | None:
+def _cannot_run(bundle: Bundle, name: str, asked: CompareOptions) -> str | None:
     """Why an engine cannot be measured here; None where it can."""
     missing = bundle.engine_missing()
     if missing is not None:
@@ -149,7 +156,7 @@ def _cannot_run(bundle: Bundle, name: str, asked: Asked) -> str | None:
         return f"{name} cannot be opened here: {error.message}"
 
 
-def _measure(pair: Pair, accuracy: AccuracyChange, progress: Progress) -> tuple[Report, str]:
+def _measure(pair: BundlePair, accuracy: AccuracyChange, progress: Progress) -> tuple[Report, str]:
     """Latency of both and, where their kept answers cannot be paired, accuracy too.
 
     Returns:
@@ -182,7 +189,7 @@ def _measure(pair: Pair, accuracy: AccuracyChange, progress: Progress) -> tuple[
     return bench(evaluate=False), why
 
 
-def _measured_accuracy(pair: Pair, report: Report, kept: AccuracyChange, why: str) -> AccuracyChange:
+def _measured_accuracy(pair: BundlePair, report: Report, kept: AccuracyChange, why: str) -> AccuracyChange:
     old, new = report.candidates
     if kept.source is not None or old.accuracy is None or new.accuracy is None:
         return replace(kept, reason=f"{kept.reason}; {why}") if why else kept
@@ -190,7 +197,7 @@ def _measured_accuracy(pair: Pair, report: Report, kept: AccuracyChange, why: st
     return judged(pair, "measured", new.paired[old.name], correct, (report.dataset, report.split))
 
 
-def _measured_latency(pair: Pair, report: Report) -> tuple[LatencyChange, ...]:
+def _measured_latency(pair: BundlePair, report: Report) -> tuple[LatencyChange, ...]:
     old, new = report.candidates
     tolerances, found = pair.asked.tolerances, []
     for before, after in zip(old.latency, new.latency, strict=True):

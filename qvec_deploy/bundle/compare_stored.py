@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.accuracy import pair as pair_answers
 from qvec_deploy.bench.comparison import AccuracyChange, LatencyChange, Source, Tolerances
 from qvec_deploy.bench.comparison_verdicts import AccuracyVerdict, accuracy_verdict
@@ -20,7 +20,7 @@ _CAVEAT = "separate runs, not paired: whatever differed between them counts as a
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompareOptions:
     """How two bundles are compared.
 
     Attributes:
@@ -41,7 +41,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Pair:
+class BundlePair:
     """What a comparison is made from.
 
     Attributes:
@@ -56,7 +56,7 @@ class Pair:
     new: Bundle
     reports: tuple[Report | None, Report | None]
     identical: bool
-    asked: Asked
+    asked: CompareOptions
 
     @property
     def runtimes(self) -> set[str]:
@@ -69,7 +69,7 @@ class Pair:
         return sorted({*self.asked.batch_sizes} or {*old} & {*new} or {*old})
 
 
-def stored_accuracy(pair: Pair) -> AccuracyChange:
+def stored_accuracy(pair: BundlePair) -> AccuracyChange:
     """From the answers that both bundles keep; UNSURE with the reason where they cannot be paired."""
     kept = [bundle_predictions(bundle) for bundle in (pair.old, pair.new)]
     shipped = [_shipped(bundle) for bundle in (pair.old, pair.new)]
@@ -86,7 +86,7 @@ def stored_accuracy(pair: Pair) -> AccuracyChange:
     return judged(pair, "stored", pair_answers(after, before, old.labels), correct, (old.dataset, old.split))
 
 
-def paired_answers(candidate: Bundle, baseline: Bundle) -> Paired | None:
+def paired_answers(candidate: Bundle, baseline: Bundle) -> PairedAnswers | None:
     """What two bundles ship against each other, image by image; None where not both keep answers to the same images.
 
     Raises:
@@ -104,7 +104,7 @@ def _identical_accuracy(kept: Sequence[Predictions | None], shipped: Sequence[st
     for answers, candidate in zip(kept, shipped, strict=True):
         if answers is not None and candidate in answers.predicted:
             right, count = int((answers.predicted[candidate] == answers.labels).sum()), len(answers.labels)
-            paired = Paired(0, 0, count, count)
+            paired = PairedAnswers(0, 0, count, count)
             return replace(
                 verdict,
                 dataset=answers.dataset,
@@ -122,7 +122,7 @@ def _shipped(bundle: Bundle) -> str:
 
 
 def judged(
-    pair: Pair, source: Source, paired: Paired, correct: tuple[int, int], dataset: tuple[str, str]
+    pair: BundlePair, source: Source, paired: PairedAnswers, correct: tuple[int, int], dataset: tuple[str, str]
 ) -> AccuracyChange:
     """The verdict on paired answers.
 
@@ -140,13 +140,13 @@ def judged(
     return AccuracyChange(verdict, source, "", *dataset, *correct, paired, difference, p)
 
 
-def identical_latency(pair: Pair) -> tuple[LatencyChange, ...]:
+def identical_latency(pair: BundlePair) -> tuple[LatencyChange, ...]:
     """SAME at every batch size: there is one engine only."""
     reason = "the same engine, which takes the same time"
     return tuple(LatencyChange(Verdict.SAME, "same engine", reason, size) for size in pair.batch_sizes())
 
 
-def stored_latency(pair: Pair) -> tuple[LatencyChange, ...]:
+def stored_latency(pair: BundlePair) -> tuple[LatencyChange, ...]:
     """From the samples in both reports, which were taken in separate runs."""
 
     def unsure(reason: str) -> tuple[LatencyChange, ...]:

@@ -26,7 +26,7 @@ _SOURCES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, ACTIVATIONS_FILE)
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledEngines:
     """Engines of one lowering that a bundle now has.
 
     Attributes:
@@ -76,7 +76,7 @@ def compile_bundle(
     lowerings: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
     progress: Progress | None = None,
-) -> list[Compiled]:
+) -> list[CompiledEngines]:
     """Build a bundle's engines on this machine, in place of those it had.
 
     They are built and tried in a scratch folder; until they are in place and in the manifest, the bundle is as it was
@@ -115,7 +115,7 @@ def compile_bundle(
         )
     options = engine_options(bundle.recipe.target, batch_sizes)
     plain = [LAMBDA0] if (directory / LAMBDA0).is_dir() else []
-    compiled: list[Compiled] = []
+    compiled: list[CompiledEngines] = []
     with storage_errors(directory), TemporaryDirectory(prefix=".compile.", dir=directory) as scratch:
         made: dict[str, Path] = {}
         for lowering in chosen:
@@ -124,7 +124,7 @@ def compile_bundle(
                 names, parity = _compile(row, place, lowering, options, directory.resolve().parent, progress)
                 made |= {str(Path(part) / name): place / name for name in names}
                 if not part:
-                    compiled.append(Compiled(lowering, parity, row.load_compiler().describe(place, lowering)))
+                    compiled.append(CompiledEngines(lowering, parity, row.load_compiler().describe(place, lowering)))
         _install(bundle, made, chosen, compiled)
     return compiled
 
@@ -147,7 +147,9 @@ def _compile(
         return names, check_parity(session, row.name, lowering, read_reference(place))
 
 
-def _install(bundle: Bundle, made: dict[str, Path], lowerings: Sequence[str], compiled: Sequence[Compiled]) -> None:
+def _install(
+    bundle: Bundle, made: dict[str, Path], lowerings: Sequence[str], compiled: Sequence[CompiledEngines]
+) -> None:
     """Move engines into a bundle; its manifest is true at every moment."""
     directory, manifest = bundle.directory, bundle.manifest
     stale = {name for name in manifest.files for lowering in lowerings if _is_engine(name, lowering)}

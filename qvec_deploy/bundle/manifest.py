@@ -21,18 +21,20 @@ FORMAT = "qvec-bundle"
 FORMAT_VERSION = "1.1.0"
 
 
-class _Part(BaseModel):
+class ManifestPart(BaseModel):
+    """A part of the manifest: frozen, with its own fields and no others."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class FileEntry(_Part):
+class FileEntry(ManifestPart):
     """A file of the bundle."""
 
     sha256: str
     size: int
 
 
-class Engine(_Part):
+class Engine(ManifestPart):
     """How the engine runs.
 
     `missing` says what stood in the way of compiling or opening it where the bundle was built; null if nothing.
@@ -44,21 +46,21 @@ class Engine(_Part):
     missing: str | None
 
 
-class Vector(_Part):
+class PatchVector(ManifestPart):
     """A quantization vector in the patch and its mixing weight."""
 
     name: str
     weight: float
 
 
-class Layer(_Part):
+class Layer(ManifestPart):
     """Relative L2 quantization error of a layer's weights."""
 
     name: str
     error: float
 
 
-class Gate(_Part):
+class Gate(ManifestPart):
     """A gate of the recipe, what was measured, and whether that is enough."""
 
     name: str
@@ -67,7 +69,7 @@ class Gate(_Part):
     passed: bool
 
 
-class Manifest(_Part):
+class Manifest(ManifestPart):
     """Everything a bundle says about itself.
 
     `unverified` says why nobody knows whether the patch helps; null where images have shown it.
@@ -82,7 +84,7 @@ class Manifest(_Part):
     model: Model
     engine: Engine
     lam: float
-    vectors: tuple[Vector, ...]
+    vectors: tuple[PatchVector, ...]
     control: str | None
     stored_bytes: int
     stored_bits_per_weight: float

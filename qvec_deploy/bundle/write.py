@@ -14,7 +14,7 @@ from qvec_deploy.bench.predictions import PREDICTIONS_FILE, Predictions, write_p
 from qvec_deploy.bench.results import Model, Parity
 from qvec_deploy.bench.run import stored_bits_per_weight
 from qvec_deploy.bundle.bundle import RECIPE_FILE, Bundle
-from qvec_deploy.bundle.manifest import LAMBDA0, Engine, Gate, Layer, Manifest, Vector, hash_files, write_manifest
+from qvec_deploy.bundle.manifest import LAMBDA0, Engine, Gate, Layer, Manifest, PatchVector, hash_files, write_manifest
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import GateError, IncompatibleError
 from qvec_deploy.io.cache import entry_files
@@ -112,7 +112,7 @@ def write_bundle(staging: Path, contents: BundleContents) -> None:
             missing=own.missing,
         ),
         lam=candidate.patch_scale,
-        vectors=tuple(Vector(name=name, weight=weight) for name, weight in own.plan.sources),
+        vectors=tuple(PatchVector(name=name, weight=weight) for name, weight in own.plan.sources),
         control=own.control,
         stored_bytes=sum((staging / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
         stored_bits_per_weight=stored_bits_per_weight(weights),

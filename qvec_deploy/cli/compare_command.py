@@ -89,7 +89,7 @@ def compare(
     """Say what changed from OLD to NEW, in words that a test stands behind; exit 3 when NEW is a regression."""
     from qvec_deploy.bench.comparison import Tolerances, comparison_json
     from qvec_deploy.bundle.compare import compare_bundles, require_no_regression
-    from qvec_deploy.bundle.compare_stored import Asked
+    from qvec_deploy.bundle.compare_stored import CompareOptions
     from qvec_deploy.io.files import require_report_folder, write_bytes
     from qvec_deploy.report.comparison_text import comparison_markdown
 
@@ -100,7 +100,7 @@ def compare(
     if output is not None:
         require_report_folder(output)
     tolerances = Tolerances(level, latency_tolerance, accuracy_tolerance, size_tolerance)
-    asked = Asked(tolerances, stored, threads, batch_sizes, blocks, data)
+    asked = CompareOptions(tolerances, stored, threads, batch_sizes, blocks, data)
     comparison = compare_bundles(old, new, asked, progress_shown(quiet or as_json))
     document = comparison_json(comparison)
     if output is not None:

@@ -19,7 +19,7 @@ from qvec_deploy.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from qvec_deploy.donors.train_config import Progress
+    from qvec_deploy.donors.train_config import TrainingProgress
 
 _TITLES = {"fp": "float fine-tune", "qat": "quantization-aware fine-tune"}
 
@@ -78,7 +78,7 @@ def _train(recipe: Any, output: Path, *, force: bool, offline: bool, quiet: bool
 
 
 @contextlib.contextmanager
-def _bars(quiet: bool) -> Iterator[Callable[[str, Progress], None] | None]:
+def _bars(quiet: bool) -> Iterator[Callable[[str, TrainingProgress], None] | None]:
     """A bar a run on a terminal, with loss and time left; a line a run elsewhere; nothing when quiet."""
     if quiet:
         yield None
@@ -100,7 +100,7 @@ def _bars(quiet: bool) -> Iterator[Callable[[str, Progress], None] | None]:
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
-        def watch(run: str, progress: Progress) -> None:
+        def watch(run: str, progress: TrainingProgress) -> None:
             if run not in tasks:
                 tasks[run] = bars.add_task(_TITLES[run], total=progress.steps, loss=progress.loss)
             bars.update(tasks[run], completed=progress.step, loss=progress.loss)

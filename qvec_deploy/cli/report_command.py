@@ -14,7 +14,7 @@ from qvec_deploy.cli.report_table import print_report
 from qvec_deploy.errors import IncompatibleError, RecipeError
 
 if TYPE_CHECKING:
-    from qvec_deploy.bench.accuracy import Paired
+    from qvec_deploy.bench.accuracy import PairedAnswers
     from qvec_deploy.bench.results import Report
     from qvec_deploy.bundle.bundle import Bundle
     from qvec_deploy.progress import Progress
@@ -42,7 +42,7 @@ def report(bundles: tuple[Path, ...], output: Path, quiet: bool, as_json: bool) 
     opened = _opened(bundles, progress)
     reports = {name: _read(bundle) for name, bundle in opened.items()}
 
-    def paired(name: str, other: str) -> Paired | None:
+    def paired(name: str, other: str) -> PairedAnswers | None:
         return paired_answers(opened[name], opened[other])
 
     shown = overview(reports, paired) if len(reports) > 1 else None  # refused before anything is written

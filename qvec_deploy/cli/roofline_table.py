@@ -15,8 +15,8 @@ from qvec_deploy.bench.roofline.operations import layer_kind
 from qvec_deploy.formatting import three
 
 if TYPE_CHECKING:
-    from qvec_deploy.bench.roofline.outlook import Column, Outlook
-    from qvec_deploy.bench.roofline.roofline_values import Device, Prediction
+    from qvec_deploy.bench.roofline.outlook import Outlook, RooflineColumn
+    from qvec_deploy.bench.roofline.roofline_values import Device, TimePrediction
 
 _ASSUMED = (
     "Shortest times: no launch cost, no overhead, weights and activations from main memory in every run; activation "
@@ -72,7 +72,7 @@ def print_roofline(device: Device, source: str, outlooks: Sequence[Outlook]) -> 
     console.print(f"\n{_ASSUMED}", style="dim")
 
 
-def _describe(column: Column, device: Device) -> str:
+def _describe(column: RooflineColumn, device: Device) -> str:
     mode = column.mode
     how = f"{column.runtime}: {'no lowering does that' if column.lowering is None else f'lowering {column.lowering}'}"
     rate = "" if mode.arithmetic in device.gflops else f" (at the rate of {mode.floats}: its own is not known)"
@@ -97,7 +97,7 @@ def _table(outlook: Outlook) -> Table:
     return table
 
 
-def _by_kind(prediction: Prediction) -> dict[str, tuple[str, str]]:
+def _by_kind(prediction: TimePrediction) -> dict[str, tuple[str, str]]:
     """Milliseconds and bound of all layers of a kind."""
     times: dict[str, float] = {}
     bounds: dict[str, set[str]] = {}

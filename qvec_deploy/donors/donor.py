@@ -19,7 +19,7 @@ from qvec_deploy.donors.donor_recipe import DonorRecipe
 from qvec_deploy.donors.feed import feed
 from qvec_deploy.donors.finetune import Base, start, weights
 from qvec_deploy.donors.train import Training
-from qvec_deploy.donors.train_config import Progress, TrainConfig
+from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import atomic_path, sha256_file
@@ -32,7 +32,7 @@ _EVAL_BATCH = 64
 _FREE = ("workers", "save_every")  # fields of `train` that do not change the weights
 
 State = Mapping[str, Float32]
-OnRun = Callable[[str, Progress], None]
+OnRun = Callable[[str, TrainingProgress], None]
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _train(job: _Job, run: str) -> None:
     log = [entry for entry in folder.read_log() if entry["run"] != run or entry["step"] <= training.step]
     epoch = len(job.task.train) // hyper.batch_size
 
-    def after(progress: Progress) -> None:
+    def after(progress: TrainingProgress) -> None:
         if progress.step % epoch == 0 or progress.step == hyper.steps:
             log.append(_entry(job, run, model, progress, epoch))
             folder.write_log(log)
@@ -174,7 +174,7 @@ def _train(job: _Job, run: str) -> None:
     folder.finish(run)
 
 
-def _entry(job: _Job, run: str, model: nn.Module, progress: Progress, epoch: int) -> Entry:
+def _entry(job: _Job, run: str, model: nn.Module, progress: TrainingProgress, epoch: int) -> Entry:
     """A line of the log; the accuracy of a QAT run is that of its rounded weights."""
     val = job.task.val
     entry: Entry = {

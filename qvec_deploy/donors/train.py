@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qvec_deploy.datasets import Dataset
 from qvec_deploy.donors.feed import Rows, feed
-from qvec_deploy.donors.train_config import OnStep, Progress, TrainConfig, TrainOptions
+from qvec_deploy.donors.train_config import OnStep, TrainConfig, TrainingProgress, TrainOptions
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.quantize.modelopt import refresh_clip
 
@@ -143,7 +143,9 @@ class Training:
                 if not math.isfinite(loss):
                     raise RecipeError(f"the loss is {loss} after step {self.step}", hint="lower the learning rate")
                 if on_step:
-                    on_step(Progress(self.step, self._hyper.steps, loss, self._hyper.lr * factor, self._elapsed()))
+                    on_step(
+                        TrainingProgress(self.step, self._hyper.steps, loss, self._hyper.lr * factor, self._elapsed())
+                    )
         self._model.eval()
 
     def _update(self, images: Tensor, labels: Tensor) -> float:

@@ -77,7 +77,7 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where a training stands.
 
     Attributes:
@@ -95,7 +95,7 @@ class Progress:
     seconds: float
 
 
-OnStep = Callable[[Progress], None]
+OnStep = Callable[[TrainingProgress], None]
 
 
 def log_lines(path: Path, every: int = 50) -> OnStep:
@@ -105,7 +105,7 @@ def log_lines(path: Path, every: int = 50) -> OnStep:
         StorageError: On a call, when the file cannot be written.
     """
 
-    def write(progress: Progress) -> None:
+    def write(progress: TrainingProgress) -> None:
         if progress.step % every == 0 or progress.step == progress.steps:
             with storage_errors(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(vars(progress)) + "\n")

@@ -2,7 +2,7 @@
 
 from qvec_deploy.packed.codec import BLOCK, pack, pack_codes, unpack, unpack_codes, words_per_row
 from qvec_deploy.packed.file_layout import FORMAT, VERSION, Entry, Layout, scale_name
-from qvec_deploy.packed.packed_file import PackedFile, Span, TensorInfo, entry_of, write_packed
+from qvec_deploy.packed.packed_file import PackedFile, PackedInfo, Span, entry_of, write_packed
 
 __all__ = [
     "BLOCK",
@@ -11,8 +11,8 @@ __all__ = [
     "Entry",
     "Layout",
     "PackedFile",
+    "PackedInfo",
     "Span",
-    "TensorInfo",
     "entry_of",
     "pack",
     "pack_codes",

@@ -40,7 +40,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class PackedInfo:
     """One weight of a packed file.
 
     Attributes:
@@ -119,7 +119,7 @@ class PackedFile:
 
     path: Path
     version: str
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, PackedInfo]
     _places: Mapping[str, Stored]
     _data: Bytes
 
@@ -218,12 +218,12 @@ def _require_size(size: int, expected: int, *, at_least: bool = False) -> None:
         )
 
 
-def _info(name: str, entry: Entry, places: Mapping[str, Stored], start: int) -> TensorInfo:
+def _info(name: str, entry: Entry, places: Mapping[str, Stored], start: int) -> PackedInfo:
     def span(stored: Stored) -> Span:
         return Span(start + stored.offset, stored.size)
 
     scale = span(places[scale_name(name)]) if entry.scheme else None
-    return TensorInfo(name, entry.shape, entry.scheme, places[name].dtype, span(places[name]), scale)
+    return PackedInfo(name, entry.shape, entry.scheme, places[name].dtype, span(places[name]), scale)
 
 
 def _parts(name: str, tensor: PackedTensor | FloatArray, places: Mapping[str, Stored]) -> dict[str, NDArray[Any]]:

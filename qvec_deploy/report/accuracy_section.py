@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from qvec_deploy import formatting
 from qvec_deploy.bench.results import Candidate, ClassCount, Report
 from qvec_deploy.bench.statistics import Estimate
-from qvec_deploy.bench.summary import Row
+from qvec_deploy.bench.summary import CandidateRow
 from qvec_deploy.formatting import NONE
 from qvec_deploy.report.html_listing import Listing
 
 MOST_CLASSES = 20  # rows of the table by class; where there are more, those that changed most
 
 
-def answers(report: Report, rows: Sequence[Row]) -> Listing | None:
+def answers(report: Report, rows: Sequence[CandidateRow]) -> Listing | None:
     """Top-1 and what else follows from the answers, a row per candidate; None where none was counted."""
     measured = [row for row in rows if row.top1 is not None]
     if not measured:
@@ -109,7 +109,7 @@ def _share(estimate: Estimate | None, count: int) -> str:
     return f"{formatting.percent(estimate.value, count)} {formatting.percent_interval(estimate, count)}"
 
 
-def _calibration(row: Row, count: int) -> str:
+def _calibration(row: CandidateRow, count: int) -> str:
     return NONE if row.calibration_error is None else formatting.percent(row.calibration_error, count)
 
 
@@ -118,7 +118,7 @@ def _pair(candidate: Candidate, rival: str) -> str:
     return NONE if pair is None else f"{pair.gained:,} / {pair.lost:,}"
 
 
-def _p(row: Row, rival: str) -> str:
+def _p(row: CandidateRow, rival: str) -> str:
     return formatting.p_value(row.p_values[rival]) if rival in row.p_values else NONE
 
 

@@ -21,7 +21,7 @@ _LONGEST = 60
 
 
 @dataclass(frozen=True)
-class Line:
+class VerdictLine:
     """One verdict: what about, the word, both numbers, and what the word rests on."""
 
     subject: str
@@ -31,7 +31,7 @@ class Line:
     evidence: str
 
 
-def verdict_lines(comparison: Comparison) -> list[Line]:
+def verdict_lines(comparison: Comparison) -> list[VerdictLine]:
     """Accuracy, latency by batch size, size, gates."""
     confidence = f"{100 * (1 - comparison.tolerances.level):g} %"
     size = comparison.size
@@ -41,7 +41,7 @@ def verdict_lines(comparison: Comparison) -> list[Line]:
     return [
         _accuracy(comparison.accuracy, confidence),
         *(_latency(entry, confidence) for entry in comparison.latency),
-        Line(
+        VerdictLine(
             "size",
             size.verdict,
             f"{megabytes(size.old_bytes)} MB",
@@ -118,7 +118,7 @@ def _title(comparison: Comparison) -> str:
     return f"{new} against {old}"
 
 
-def _accuracy(change: AccuracyChange, confidence: str) -> Line:
+def _accuracy(change: AccuracyChange, confidence: str) -> VerdictLine:
     paired, difference = change.paired, change.difference
     old = new = NONE
     evidence = change.reason
@@ -134,7 +134,7 @@ def _accuracy(change: AccuracyChange, confidence: str) -> Line:
             f"{value} points [{low}, {high}] at {confidence}; {paired.gained} gained, "
             f"{paired.lost} lost of {count:,} images of {change.dataset}, {p}"
         )
-    return Line("top-1", change.verdict, old, new, evidence)
+    return VerdictLine("top-1", change.verdict, old, new, evidence)
 
 
 def _points(fraction: float) -> str:
@@ -142,7 +142,7 @@ def _points(fraction: float) -> str:
     return signed_text(f"{100 * fraction:+.2f}")
 
 
-def _latency(change: LatencyChange, confidence: str) -> Line:
+def _latency(change: LatencyChange, confidence: str) -> VerdictLine:
     subject = "latency" if change.batch_size is None else f"latency, batch {change.batch_size}"
     old, new = (
         f"{three(median(entry.samples_ms))} ms" if entry is not None else NONE for entry in (change.old, change.new)
@@ -153,13 +153,15 @@ def _latency(change: LatencyChange, confidence: str) -> Line:
         counts = f"{taken[0]} blocks" if change.source == "measured" else f"{taken[0]} and {taken[1]} runs"
         interval = f"[{change.ratio.low:.3f}, {change.ratio.high:.3f}]"
         evidence.insert(0, f"{times(change.ratio.value)} as fast {interval} at {confidence}, {counts}")
-    return Line(subject, change.verdict, old, new, "; ".join(evidence))
+    return VerdictLine(subject, change.verdict, old, new, "; ".join(evidence))
 
 
-def _gate(gate: GateChange) -> Line:
+def _gate(gate: GateChange) -> VerdictLine:
     words = {None: NONE, True: "passed", False: "missed"}
     found = f"found {gate.found}" if gate.found else "not asked or not judged"
-    return Line(f"gate {gate.name}", gate.verdict, words[gate.old], words[gate.new], f"wanted {gate.wanted}, {found}")
+    return VerdictLine(
+        f"gate {gate.name}", gate.verdict, words[gate.old], words[gate.new], f"wanted {gate.wanted}, {found}"
+    )
 
 
 def _values(entry: Changed) -> tuple[str, str]:

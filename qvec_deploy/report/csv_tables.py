@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from qvec_deploy.bench.results import Candidate, Report
 from qvec_deploy.bench.statistics import Estimate
-from qvec_deploy.bench.summary import LatencyRow, Row, rows
+from qvec_deploy.bench.summary import CandidateRow, LatencyRow, rows
 
 Value = str | float | int | bool | None
 
@@ -101,7 +101,7 @@ def _of_candidate(report: Report, candidate: Candidate) -> dict[str, Value]:
     }
 
 
-def _of_answers(report: Report, row: Row) -> dict[str, Value]:
+def _of_answers(report: Report, row: CandidateRow) -> dict[str, Value]:
     plain, full, answers = report.first("ptq"), report.first("float"), row.candidate.accuracy
     found: dict[str, Value] = {
         "dataset": report.dataset,

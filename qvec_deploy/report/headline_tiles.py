@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.results import Report
-from qvec_deploy.bench.summary import DISTURBED, LatencyRow, Row
+from qvec_deploy.bench.summary import DISTURBED, CandidateRow, LatencyRow
 from qvec_deploy.report.table import speed_up_cell
 
 
 @dataclass(frozen=True)
-class Tile:
+class HeadlineTile:
     """One of the numbers on top: what it is, the number, its unit, and what to hold it against."""
 
     term: str
@@ -21,7 +21,7 @@ class Tile:
     notes: tuple[str, ...]
 
 
-def tiles(report: Report, computed: Sequence[Row]) -> tuple[Tile, ...]:
+def tiles(report: Report, computed: Sequence[CandidateRow]) -> tuple[HeadlineTile, ...]:
     """The selected candidate at a glance; those that were measured."""
     row = next((row for row in computed if row.selected), None)
     if row is None:
@@ -30,7 +30,7 @@ def tiles(report: Report, computed: Sequence[Row]) -> tuple[Tile, ...]:
     return tuple(tile for tile in made if tile is not None)
 
 
-def _top1(report: Report, row: Row) -> Tile | None:
+def _top1(report: Report, row: CandidateRow) -> HeadlineTile | None:
     if row.top1 is None:
         return None
     count = report.images
@@ -40,19 +40,19 @@ def _top1(report: Report, row: Row) -> Tile | None:
         if other is not None and delta is not None:
             interval = formatting.points_interval(delta, count)
             notes.append(f"{formatting.points(delta.value, count)} points to {other.name} {interval}")
-    return Tile("Top-1 accuracy", formatting.percent(row.top1.value, count), "%", tuple(notes))
+    return HeadlineTile("Top-1 accuracy", formatting.percent(row.top1.value, count), "%", tuple(notes))
 
 
-def _size(report: Report, row: Row) -> Tile:
+def _size(report: Report, row: CandidateRow) -> HeadlineTile:
     candidate, full = row.candidate, report.first("float")
     notes = [f"{formatting.short(candidate.stored_bits_per_weight)} bits per quantized weight"]
     if full is not None and full is not candidate:
         share = candidate.stored_bytes / full.stored_bytes
         notes.append(f"{100 * share:.0f} % of {full.name}, {formatting.megabytes(full.stored_bytes)} MB")
-    return Tile("Stored size", formatting.megabytes(candidate.stored_bytes), "MB", tuple(notes))
+    return HeadlineTile("Stored size", formatting.megabytes(candidate.stored_bytes), "MB", tuple(notes))
 
 
-def _latency(report: Report, row: Row) -> Tile | None:
+def _latency(report: Report, row: CandidateRow) -> HeadlineTile | None:
     entry = row.first_latency
     if entry is None:
         return None
@@ -61,17 +61,17 @@ def _latency(report: Report, row: Row) -> Tile | None:
         notes.append(_speed(report, row, entry))
     if entry.disturbed:
         notes.append(DISTURBED)
-    return Tile("Latency", formatting.three(entry.median_ms), "ms", tuple(notes))
+    return HeadlineTile("Latency", formatting.three(entry.median_ms), "ms", tuple(notes))
 
 
-def _speed(report: Report, row: Row, entry: LatencyRow) -> str:
+def _speed(report: Report, row: CandidateRow, entry: LatencyRow) -> str:
     if entry.speed_up is None:
         return f"too few samples to compare with {report.baseline}"
     doubt = ": no clear difference" if entry.speed_up.contains(1.0) else ""
     return f"{speed_up_cell(row, entry)} over {report.baseline}{doubt}"
 
 
-def _memory(row: Row) -> Tile | None:
+def _memory(row: CandidateRow) -> HeadlineTile | None:
     footprint = row.candidate.footprint
     if footprint is None or footprint.peak_rss_bytes is None:
         return None
@@ -81,4 +81,4 @@ def _memory(row: Row) -> Tile | None:
         f"{formatting.short(row.candidate.runtime_bits_per_weight)} bits per weight at run time",
         f"loads in {footprint.load_s:.2f} s",
     )
-    return Tile("Peak memory", formatting.megabytes(footprint.peak_rss_bytes), "MB", notes)
+    return HeadlineTile("Peak memory", formatting.megabytes(footprint.peak_rss_bytes), "MB", notes)

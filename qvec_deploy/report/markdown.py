@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from qvec_deploy.bench.results import Report
-from qvec_deploy.bench.summary import Row, numbered_warnings, rows
+from qvec_deploy.bench.summary import CandidateRow, numbered_warnings, rows
 from qvec_deploy.report import accuracy_section as accuracy
 from qvec_deploy.report import overview, prose
 from qvec_deploy.report import report_verdict as verdict
@@ -77,7 +77,7 @@ def overview_markdown(shown: Overview) -> str:
     return "\n\n".join([*sections, f"{escape(best.created_by)}."]) + "\n"
 
 
-def comparison(report: Report, computed: Sequence[Row]) -> str:
+def comparison(report: Report, computed: Sequence[CandidateRow]) -> str:
     """The main table: a row per candidate."""
     shown = columns(report, computed)
     titles = ["Candidate", *(escape(f"{column.title} ({column.unit})") for column in shown)]
@@ -85,7 +85,7 @@ def comparison(report: Report, computed: Sequence[Row]) -> str:
     return _table(titles, body, "l" + "r" * len(shown))
 
 
-def _batches(computed: Sequence[Row]) -> str:
+def _batches(computed: Sequence[CandidateRow]) -> str:
     """A row per candidate and batch size; empty where nothing was timed."""
     if not any(row.latency for row in computed):
         return ""
@@ -97,7 +97,7 @@ def _batches(computed: Sequence[Row]) -> str:
     return f"## Latency\n\n{table}"
 
 
-def _name(row: Row) -> str:
+def _name(row: CandidateRow) -> str:
     marks = "".join(f"⁽{str(mark).translate(SUPERSCRIPTS)}⁾" for mark in row.marks)
     name = escape(row.candidate.name)
     return f"**{name}**{marks}" if row.selected else f"{name}{marks}"
@@ -139,7 +139,7 @@ def _terms(entries: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"- **{escape(term)}.** {escape(text)}" for term, text in entries)
 
 
-def _candidate(report: Report, row: Row) -> str:
+def _candidate(report: Report, row: CandidateRow) -> str:
     return f"- **{escape(row.candidate.name)}**: {_facts(prose.facts(report, row))}"
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from qvec_deploy import formatting
-from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.results import Candidate, Report
 from qvec_deploy.bench.statistics import paired_difference
-from qvec_deploy.bench.summary import DISTURBED, Row, rows
+from qvec_deploy.bench.summary import DISTURBED, CandidateRow, rows
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.formatting import BYTES_PER_MB, NONE
 from qvec_deploy.report import candidate_text
@@ -20,7 +20,7 @@ from qvec_deploy.report.svg import Figure
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankedBundle:
     """One bundle in the overview.
 
     Attributes:
@@ -32,24 +32,24 @@ class Standing:
 
     name: str
     report: Report
-    row: Row
-    against_best: Paired | None = None
+    row: CandidateRow
+    against_best: PairedAnswers | None = None
 
 
 @dataclass(frozen=True)
 class Overview:
     """Bundles of one task, the best first."""
 
-    standings: tuple[Standing, ...]
+    standings: tuple[RankedBundle, ...]
 
     @property
-    def best(self) -> Standing:
+    def best(self) -> RankedBundle:
         """The first."""
         return self.standings[0]
 
 
 def overview(
-    reports: Mapping[str, Report], paired: Callable[[str, str], Paired | None] = lambda name, other: None
+    reports: Mapping[str, Report], paired: Callable[[str, str], PairedAnswers | None] = lambda name, other: None
 ) -> Overview:
     """Order bundles: gates (all passed, none asked for, some missed), then accuracy, then size, then latency.
 
@@ -74,12 +74,12 @@ def overview(
         shipped = next((row for row in rows(report) if row.selected), None)
         if shipped is None:
             raise IncompatibleError(f"{name} ships no candidate", hint="report what `qvec-deploy build` has written")
-        standings.append(Standing(name, report, shipped))
+        standings.append(RankedBundle(name, report, shipped))
     best, *others = sorted(standings, key=_rank)
     return Overview((best, *(replace(each, against_best=paired(each.name, best.name)) for each in others)))
 
 
-def _rank(standing: Standing) -> tuple[int, float, int, float]:
+def _rank(standing: RankedBundle) -> tuple[int, float, int, float]:
     row = standing.row
     accuracy = row.top1.value if row.top1 is not None else -1.0
     latency = row.first_latency.median_ms if row.first_latency is not None else float("inf")
@@ -107,7 +107,7 @@ def headline(shown: Overview) -> str:
     return sentence
 
 
-def _near(other: Standing, best: Standing) -> bool:
+def _near(other: RankedBundle, best: RankedBundle) -> bool:
     """Whether the accuracies may be the same: from the same images where answers were kept, else from each alone."""
     one, two, paired = other.row.top1, best.row.top1, other.against_best
     if paired is not None:
@@ -151,7 +151,7 @@ def listing(shown: Overview) -> Listing:
     return Listing("Bundles, the best first", columns, cells, "lrrrlrrll", shown.best.name, caveat(shown))
 
 
-def _cells(standing: Standing, same: bool) -> tuple[str, ...]:
+def _cells(standing: RankedBundle, same: bool) -> tuple[str, ...]:
     """Of one bundle; where every bundle ships what it is named after, the name is not repeated."""
     row, report = standing.row, standing.report
     candidate, entry, top1 = row.candidate, row.first_latency, row.top1
@@ -205,7 +205,7 @@ def figures(shown: Overview) -> tuple[Figure, ...]:
     return tuple(figure for figure in drawn if figure is not None)
 
 
-def _point(shown: Overview, standing: Standing, x: tuple[float, float, float]) -> Point:
+def _point(shown: Overview, standing: RankedBundle, x: tuple[float, float, float]) -> Point:
     top1 = standing.row.top1
     low, value, high = (top1.low, top1.value, top1.high) if top1 else (0.0, 0.0, 0.0)
     y = (100 * low, 100 * value, 100 * high)

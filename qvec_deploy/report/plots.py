@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qvec_deploy.bench.results import Role
-from qvec_deploy.bench.summary import Row
+from qvec_deploy.bench.summary import CandidateRow
 from qvec_deploy.formatting import BYTES_PER_MB
 from qvec_deploy.report import svg
 from qvec_deploy.report.svg import WIDTH, Figure
@@ -45,13 +45,13 @@ class Point:
     ships: bool = True
 
 
-def trade_offs(rows: Sequence[Row]) -> tuple[Figure, ...]:
+def trade_offs(rows: Sequence[CandidateRow]) -> tuple[Figure, ...]:
     """Accuracy against latency and against size, as far as they were measured."""
     drawn = (_against_latency(rows), _against_size(rows))
     return tuple(figure for figure in drawn if figure is not None)
 
 
-def _against_latency(rows: Sequence[Row]) -> Figure | None:
+def _against_latency(rows: Sequence[CandidateRow]) -> Figure | None:
     points = []
     for row in rows:
         entry = row.first_latency
@@ -70,7 +70,7 @@ def _against_latency(rows: Sequence[Row]) -> Figure | None:
     )
 
 
-def _against_size(rows: Sequence[Row]) -> Figure | None:
+def _against_size(rows: Sequence[CandidateRow]) -> Figure | None:
     points = [_point(row, (row.candidate.stored_bytes / BYTES_PER_MB,) * 3) for row in rows if row.top1 is not None]
     return scatter(
         "size",
@@ -81,7 +81,7 @@ def _against_size(rows: Sequence[Row]) -> Figure | None:
     )
 
 
-def _point(row: Row, x: tuple[float, float, float]) -> Point:
+def _point(row: CandidateRow, x: tuple[float, float, float]) -> Point:
     top1 = row.top1
     y = (top1.low, top1.value, top1.high) if top1 else (0.0, 0.0, 0.0)
     low, value, high = (100 * share for share in y)

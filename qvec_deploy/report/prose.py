@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qvec_deploy import formatting
 from qvec_deploy.bench.results import Candidate, Report
 from qvec_deploy.bench.statistics import Estimate, speed_up
-from qvec_deploy.bench.summary import DISTURBED, Row
+from qvec_deploy.bench.summary import DISTURBED, CandidateRow
 from qvec_deploy.report import candidate_text
 from qvec_deploy.report import report_verdict as verdict
 
@@ -23,7 +23,7 @@ ROLE_TEXT = {
 }
 
 
-def headline(report: Report, rows: Sequence[Row]) -> str:
+def headline(report: Report, rows: Sequence[CandidateRow]) -> str:
     """The verdict on the selected candidate: missed gates first, and no difference that the data do not show."""
     row = next((row for row in rows if row.selected), None)
     if row is None:
@@ -41,7 +41,7 @@ def headline(report: Report, rows: Sequence[Row]) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _kept(report: Report, row: Row) -> str:
+def _kept(report: Report, row: CandidateRow) -> str:
     candidate, full = row.candidate, report.first("float")
     sentence = f"{candidate.name} takes {formatting.megabytes(candidate.stored_bytes)} MB"
     if row.top1 is not None:
@@ -56,7 +56,7 @@ def _relation(ratio: float, above: str, below: str) -> str:
     return f"{ratio:.1f} times {above} than" if ratio >= 1 else f"{1 / ratio:.1f} times {below} than"
 
 
-def _compared(report: Report, row: Row) -> str:
+def _compared(report: Report, row: CandidateRow) -> str:
     parts = []
     for other in (report.first("ptq"), report.first("float")):
         delta = row.deltas.get(other.name) if other else None
@@ -73,7 +73,7 @@ def _difference(delta: Estimate, other: str, count: int) -> str:
     return f"{size} points {'above' if delta.value > 0 else 'below'} {other} {interval}"
 
 
-def _timed(report: Report, row: Row) -> str:
+def _timed(report: Report, row: CandidateRow) -> str:
     entry = row.first_latency
     if entry is None:
         return ""
@@ -90,7 +90,7 @@ def _timed(report: Report, row: Row) -> str:
     return f"{sentence}: {compared}.{doubt}"
 
 
-def _surpassed(report: Report, row: Row) -> str:
+def _surpassed(report: Report, row: CandidateRow) -> str:
     """What else takes no more room and is clearly more accurate: the reader may want to ship that."""
     shipped = row.candidate
     rivals = [
@@ -112,7 +112,7 @@ def _surpassed(report: Report, row: Row) -> str:
     return f"{best.name} is {points} points above it in no more room."
 
 
-def _as_good(report: Report, row: Row, rows: Sequence[Row]) -> str:
+def _as_good(report: Report, row: CandidateRow, rows: Sequence[CandidateRow]) -> str:
     """What is not clearly less accurate and clearly faster, best of all without taking more room; else the smallest."""
     shipped, found = row.candidate, []
     for other in rows:
@@ -141,7 +141,7 @@ def _as_good(report: Report, row: Row, rows: Sequence[Row]) -> str:
     return f"{name}, {accuracy}, {' and '.join(claims)}."
 
 
-def _gain(row: Row, other: Row) -> Estimate | None:
+def _gain(row: CandidateRow, other: CandidateRow) -> Estimate | None:
     """How many times faster the other is, block by block; None unless that is clear."""
     own, theirs = row.first_latency, other.first_latency
     if own is None or theirs is None or own.batch_size != theirs.batch_size:
@@ -150,7 +150,7 @@ def _gain(row: Row, other: Row) -> Estimate | None:
     return gain if gain is not None and gain.low > 1.0 else None
 
 
-def _side_by_side(report: Report, rows: Sequence[Row]) -> str:
+def _side_by_side(report: Report, rows: Sequence[CandidateRow]) -> str:
     """What was measured, where nothing ships: every engine, of many only their number."""
     if len(rows) > MOST_NAMED:
         shown = f"{len(rows)} engines were"
@@ -163,7 +163,7 @@ def _side_by_side(report: Report, rows: Sequence[Row]) -> str:
     return f"{shown} measured{beside}.{relative}{doubt}"
 
 
-def _in_short(report: Report, row: Row) -> str:
+def _in_short(report: Report, row: CandidateRow) -> str:
     parts = [f"{formatting.megabytes(row.candidate.stored_bytes)} MB"]
     if row.top1 is not None:
         parts.insert(0, f"{formatting.percent(row.top1.value, report.images)} % top-1")
@@ -187,7 +187,7 @@ def setup(report: Report) -> str:
     )
 
 
-def method(report: Report, rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+def method(report: Report, rows: Sequence[CandidateRow]) -> tuple[tuple[str, str], ...]:
     """How the numbers came about: pairs of a term and its sentences."""
     entries = [
         ("Accuracy", _accuracy_method(report)),
@@ -225,7 +225,7 @@ def _accuracy_method(report: Report) -> str:
     return f"{text} Engines waited for images up to {100 * max(waited):.0f} % of the time." if waited else text
 
 
-def _latency_method(report: Report, rows: Sequence[Row]) -> str:
+def _latency_method(report: Report, rows: Sequence[CandidateRow]) -> str:
     entries = next((row.latency for row in rows if row.baseline), ())
     if not entries:
         return "Not measured."
@@ -281,7 +281,7 @@ def _gates_method(report: Report) -> str:
     )
 
 
-def facts(report: Report, row: Row) -> tuple[tuple[str, str], ...]:
+def facts(report: Report, row: CandidateRow) -> tuple[tuple[str, str], ...]:
     """What a candidate is: pairs of a term and its value."""
     candidate = row.candidate
     entries = [

@@ -9,7 +9,7 @@ from typing import Any
 
 from qvec_deploy.bench.results import SCHEMA_VERSION, Report
 from qvec_deploy.bench.statistics import Estimate
-from qvec_deploy.bench.summary import LatencyRow, Row, rows
+from qvec_deploy.bench.summary import CandidateRow, LatencyRow, rows
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
 from qvec_deploy.io.files import canonical_json
 from qvec_deploy.report.overview import Overview
@@ -146,7 +146,7 @@ def _document(report: Report) -> Document:
     return Document(**own, derived={row.candidate.name: _derived(row) for row in rows(report)})
 
 
-def _derived(row: Row) -> Derived:
+def _derived(row: CandidateRow) -> Derived:
     return Derived(
         levels=row.candidate.levels,
         top1=row.top1,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.results import Report
-from qvec_deploy.bench.summary import LatencyRow, Row
+from qvec_deploy.bench.summary import CandidateRow, LatencyRow
 from qvec_deploy.formatting import NONE
 from qvec_deploy.report import candidate_text
 
@@ -37,10 +37,10 @@ class Column:
     key: str
     title: str
     unit: str
-    cell: Callable[[Row], Cell]
+    cell: Callable[[CandidateRow], Cell]
 
 
-def columns(report: Report, rows: Sequence[Row]) -> tuple[Column, ...]:
+def columns(report: Report, rows: Sequence[CandidateRow]) -> tuple[Column, ...]:
     """The columns after the candidate's name; those with something in a row."""
     return tuple(column for column in _columns(report) if any(column.cell(row).text != NONE for row in rows))
 
@@ -49,13 +49,13 @@ def _columns(report: Report) -> tuple[Column, ...]:
     count, plain = report.images, report.first("ptq")
     batch = next((f"batch {entry.batch_size}" for entry in report[report.baseline].latency), "")
 
-    def top1(row: Row) -> Cell:
+    def top1(row: CandidateRow) -> Cell:
         estimate = row.top1
         if estimate is None:
             return Cell(NONE)
         return Cell(formatting.percent(estimate.value, count), formatting.percent_interval(estimate, count))
 
-    def delta(row: Row) -> Cell:
+    def delta(row: CandidateRow) -> Cell:
         estimate = row.deltas.get(plain.name) if plain else None
         if estimate is None:
             return Cell(NONE)
@@ -75,7 +75,7 @@ def _columns(report: Report) -> tuple[Column, ...]:
     )
 
 
-def batch_columns() -> tuple[tuple[str, Callable[[Row, LatencyRow], Cell]], ...]:
+def batch_columns() -> tuple[tuple[str, Callable[[CandidateRow, LatencyRow], Cell]], ...]:
     """The columns of the table with a row per candidate and batch size."""
     return (
         ("Batch", lambda row, entry: Cell(str(entry.batch_size))),
@@ -89,7 +89,7 @@ def batch_columns() -> tuple[tuple[str, Callable[[Row, LatencyRow], Cell]], ...]
     )
 
 
-def speed_up_cell(row: Row, entry: LatencyRow) -> Cell:
+def speed_up_cell(row: CandidateRow, entry: LatencyRow) -> Cell:
     """Ratio of medians with its interval, or why there is none."""
     if row.baseline:
         return Cell("1", "(baseline)")
@@ -98,7 +98,7 @@ def speed_up_cell(row: Row, entry: LatencyRow) -> Cell:
     return Cell(formatting.times(entry.speed_up.value), formatting.times_interval(entry.speed_up))
 
 
-def _latency(cell: Callable[[LatencyRow], Cell]) -> Callable[[Row], Cell]:
+def _latency(cell: Callable[[LatencyRow], Cell]) -> Callable[[CandidateRow], Cell]:
     return lambda row: cell(row.first_latency) if row.first_latency else Cell(NONE)
 
 
@@ -106,7 +106,7 @@ def _median(entry: LatencyRow) -> Cell:
     return Cell(formatting.three(entry.median_ms))
 
 
-def _median_interval(row: Row, entry: LatencyRow) -> Cell:
+def _median_interval(row: CandidateRow, entry: LatencyRow) -> Cell:
     interval = entry.median_interval
     aside = f"[{formatting.three(interval.low)}, {formatting.three(interval.high)}]" if interval else ""
     return Cell(formatting.three(entry.median_ms), aside)
@@ -122,16 +122,16 @@ def _p99(entry: LatencyRow) -> Cell:
     return Cell(formatting.three(entry.p99_ms))
 
 
-def _speed_up(row: Row) -> Cell:
+def _speed_up(row: CandidateRow) -> Cell:
     return speed_up_cell(row, row.first_latency) if row.first_latency else Cell(NONE)
 
 
-def _load(row: Row) -> Cell:
+def _load(row: CandidateRow) -> Cell:
     footprint = row.candidate.footprint
     return Cell(f"{footprint.load_s:.2f}" if footprint else NONE)
 
 
-def _peak(row: Row) -> Cell:
+def _peak(row: CandidateRow) -> Cell:
     footprint = row.candidate.footprint
     if footprint is None or footprint.peak_rss_bytes is None:
         return Cell(NONE)

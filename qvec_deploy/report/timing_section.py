@@ -7,10 +7,10 @@ from collections.abc import Collection, Sequence
 from qvec_deploy import formatting
 from qvec_deploy.bench.latency import DEFINITIONS
 from qvec_deploy.bench.results import Report
-from qvec_deploy.bench.roofline.roofline_values import Prediction
+from qvec_deploy.bench.roofline.roofline_values import TimePrediction
 from qvec_deploy.bench.scenarios import Scenario, scenario_result
 from qvec_deploy.bench.statistics import median
-from qvec_deploy.bench.summary import LatencyRow, Row
+from qvec_deploy.bench.summary import CandidateRow, LatencyRow
 from qvec_deploy.report.html_listing import Listing
 
 OF_STAGES = ("enqueue", "H2D", "GPU compute time", "D2H")
@@ -73,7 +73,7 @@ def stages(report: Report) -> Listing | None:
     return Listing("Parts of a run", titles, tuple(rows), "lrrrrrr", report.selected, note)
 
 
-def predicted(report: Report, rows: Sequence[Row]) -> Listing | None:
+def predicted(report: Report, rows: Sequence[CandidateRow]) -> Listing | None:
     """The roofline's time beside the measured one, a row per batch size; None without a roofline."""
     device = report.device
     cells = []
@@ -96,16 +96,16 @@ def predicted(report: Report, rows: Sequence[Row]) -> Listing | None:
     return Listing("Predicted and measured time", titles, tuple(cells), "lrrrrr", report.selected, note)
 
 
-def _unlike(rows: Sequence[Row]) -> list[Row]:
+def _unlike(rows: Sequence[CandidateRow]) -> list[CandidateRow]:
     """One row of every set with the same predictions: what ships, or the first."""
-    seen: dict[tuple[Prediction, ...], Row] = {}
+    seen: dict[tuple[TimePrediction, ...], CandidateRow] = {}
     for row in rows:
         if row.candidate.predictions and (row.selected or row.candidate.predictions not in seen):
             seen[row.candidate.predictions] = row
     return list(seen.values())
 
 
-def _prediction(row: Row, entry: Prediction, measured: LatencyRow | None) -> tuple[str, ...]:
+def _prediction(row: CandidateRow, entry: TimePrediction, measured: LatencyRow | None) -> tuple[str, ...]:
     bound = sum(layer.bound == "memory" for layer in entry.layers)
     return (
         row.candidate.name,

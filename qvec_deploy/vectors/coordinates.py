@@ -42,7 +42,7 @@ from qvec_deploy.vectors.symmetries import (
     gain_moved,
     squares_between,
 )
-from qvec_deploy.vectors.undo import Change
+from qvec_deploy.vectors.undo import TensorChange
 
 if TYPE_CHECKING:
     from qvec_deploy.vectors.symmetric_places import Geometry
@@ -52,7 +52,7 @@ UNRELATED = 0.7
 
 
 @dataclass(frozen=True)
-class Finding:
+class CoordinateFinding:
     """A symmetry that stands between receiver and donor.
 
     Attributes:
@@ -80,10 +80,10 @@ class Coordinates:
         changes: What undoes the findings, by tensor; see `undo.corrected`.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[CoordinateFinding, ...]
     distances: Mapping[str, float]
     distance: float | None
-    changes: Mapping[str, Change] = field(repr=False, default_factory=dict)
+    changes: Mapping[str, TensorChange] = field(repr=False, default_factory=dict)
 
 
 def check_coordinates(receiver: Sketch, donor: Sketch, geometry: Geometry, scheme: Scheme) -> Coordinates:
@@ -102,11 +102,13 @@ def check_coordinates(receiver: Sketch, donor: Sketch, geometry: Geometry, schem
     _require_places(geometry, donor)
     folded = [pair for pair in geometry.norms if gain_moved(receiver, donor, *pair)]
     if folded:  # the Linears behind such norms cannot be compared until their gains are back
-        return Coordinates(tuple(Finding(GAIN, norm, len(donor.gains[norm]), False) for norm, _ in folded), {}, None)
+        return Coordinates(
+            tuple(CoordinateFinding(GAIN, norm, len(donor.gains[norm]), False) for norm, _ in folded), {}, None
+        )
     explained = {mlp.fc1: examine_mlp(receiver, donor, mlp) for mlp in geometry.mlps}
     explained |= {attention.qkv: examine_attention(receiver, donor, attention) for attention in geometry.attentions}
     squares = {name: squares_between(receiver.linears[name].rows, donor.linears[name].rows) for name in donor.linears}
-    changes: dict[str, Change] = {}
+    changes: dict[str, TensorChange] = {}
     for part in explained.values():
         squares |= part.squares
         changes |= part.changes
@@ -137,7 +139,7 @@ def require_same_coordinates(read: Read, donor: Sketch, geometry: Geometry, sche
         )
 
 
-def require_undone(findings: tuple[Finding, ...]) -> None:
+def require_undone(findings: tuple[CoordinateFinding, ...]) -> None:
     """Refuse findings that cannot be undone without changing what quantization does.
 
     Raises:
@@ -170,10 +172,10 @@ def sketch_like(donor: Sketch, read: Read) -> Sketch:
     return make_sketch((f"{module}.weight" for module in (*donor.linears, *donor.gains)), present, seed=donor.seed)
 
 
-def _findings(explained: Mapping[str, Explained], donor: Sketch, scheme: Scheme) -> tuple[Finding, ...]:
+def _findings(explained: Mapping[str, Explained], donor: Sketch, scheme: Scheme) -> tuple[CoordinateFinding, ...]:
     """All that was found, in the model's order."""
     return tuple(
-        Finding(symmetry, where, units, commutes(symmetry, scheme))
+        CoordinateFinding(symmetry, where, units, commutes(symmetry, scheme))
         for where in donor.linears
         if where in explained
         for symmetry, units in explained[where].found.items()

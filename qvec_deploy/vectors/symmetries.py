@@ -19,7 +19,7 @@ from qvec_deploy.vectors.matching import (
     similarity,
 )
 from qvec_deploy.vectors.sketch import LinearSketch, Sketch
-from qvec_deploy.vectors.undo import Change, change_columns, change_rows
+from qvec_deploy.vectors.undo import TensorChange, change_columns, change_rows
 
 if TYPE_CHECKING:
     from qvec_deploy.vectors.symmetric_places import Attention, Mlp
@@ -53,7 +53,7 @@ class Explained:
 
     found: Mapping[str, int] = field(default_factory=dict)
     squares: Mapping[str, Squares] = field(default_factory=dict)
-    changes: Mapping[str, Change] = field(default_factory=dict)
+    changes: Mapping[str, TensorChange] = field(default_factory=dict)
 
 
 def commutes(symmetry: str, scheme: Scheme) -> bool:
@@ -118,7 +118,7 @@ def examine_attention(receiver: Sketch, donor: Sketch, attention: Attention) -> 
     factors = np.concatenate([qk.left * root, qk.right, vp.left])
     changes = {**change_rows(attention.qkv, rows, factors), **change_columns(attention.proj, vp.order, vp.right)}
     if attention.table:
-        changes[attention.table] = Change(columns=heads)
+        changes[attention.table] = TensorChange(columns=heads)
     return Explained(found, squares, changes)
 
 

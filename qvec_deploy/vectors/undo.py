@@ -16,7 +16,7 @@ from qvec_deploy.vectors.sketch import Read
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class TensorChange:
     """What to do with one tensor; None leaves it as it is.
 
     Attributes:
@@ -44,23 +44,23 @@ class Change:
         return np.ascontiguousarray(tensor)
 
 
-def change_rows(module: str, rows: Indices, factors: Float32 | None = None) -> dict[str, Change]:
+def change_rows(module: str, rows: Indices, factors: Float32 | None = None) -> dict[str, TensorChange]:
     """The changes that give a Linear's outputs another order, and factors: its weight's rows and its bias."""
-    change = Change(rows=rows, row_factors=factors)
+    change = TensorChange(rows=rows, row_factors=factors)
     return {f"{module}.weight": change, f"{module}.bias": change}
 
 
-def change_columns(module: str, columns: Indices, factors: Float32 | None = None) -> dict[str, Change]:
+def change_columns(module: str, columns: Indices, factors: Float32 | None = None) -> dict[str, TensorChange]:
     """The changes that give a Linear's inputs another order, and factors: its weight's columns."""
-    return {f"{module}.weight": Change(columns=columns, column_factors=factors)}
+    return {f"{module}.weight": TensorChange(columns=columns, column_factors=factors)}
 
 
-def corrected(read: Read, changes: Mapping[str, Change]) -> Read:
+def corrected(read: Read, changes: Mapping[str, TensorChange]) -> Read:
     """A reader of the receiver with all `changes` made, still one tensor at a time."""
     return lambda name: changes[name].apply(read(name)) if name in changes else read(name)
 
 
-def write_corrected(receiver: Checkpoint, changes: Mapping[str, Change], path: Path) -> None:
+def write_corrected(receiver: Checkpoint, changes: Mapping[str, TensorChange], path: Path) -> None:
     """Write the receiver with all `changes` made, every tensor float32, as a safetensors file.
 
     Raises:

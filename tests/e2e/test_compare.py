@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.footprint import Footprint
 from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.predictions import PREDICTIONS_FILE, Predictions, read_predictions, write_predictions
@@ -237,7 +237,7 @@ def test_kept_answers_of_two_bundles_are_paired_without_a_comparison(pair: tuple
     keep_answers(old, range(100))
     keep_answers(new, range(40, 110))
     found = paired_answers(Bundle.open(new), Bundle.open(old))
-    assert found == Paired(gained=40, lost=10, agreeing=COUNT - 50, count=COUNT)
+    assert found == PairedAnswers(gained=40, lost=10, agreeing=COUNT - 50, count=COUNT)
     keep_answers(new, range(5), images="1" * 64)
     assert paired_answers(Bundle.open(new), Bundle.open(old)) is None
     (new / PREDICTIONS_FILE).unlink()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qvec_deploy.bench.accuracy import Accuracy, compare, measure_accuracies
 from qvec_deploy.bench.confidence import calibration_error
 from qvec_deploy.bench.evaluation import answers_of
-from qvec_deploy.bench.results import Answers
+from qvec_deploy.bench.results import AnswerCounts
 
 
 class Gives:
@@ -46,7 +46,7 @@ def measured(logits: list[np.ndarray], labels: np.ndarray, batch: int) -> tuple[
     return engine, full
 
 
-def reported(logits: list[np.ndarray], labels: np.ndarray, batch: int) -> Answers:
+def reported(logits: list[np.ndarray], labels: np.ndarray, batch: int) -> AnswerCounts:
     return answers_of(*measured(logits, labels, batch))
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.environment import Environment
 from qvec_deploy.bench.gates import judge
 from qvec_deploy.bench.latency import LatencySamples
-from qvec_deploy.bench.results import Answers, Candidate, Donor, Model, Parity, Patch, Report
-from qvec_deploy.bench.selection import Confirmed, Curve, Point, Selection
+from qvec_deploy.bench.results import AnswerCounts, Candidate, Model, Parity, Patch, PatchDonor, Report
+from qvec_deploy.bench.selection import Confirmed, LambdaCurve, LambdaPoint, Selection
 from qvec_deploy.bench.warnings import Finding, MeasurementWarning
-from qvec_deploy.bundle.manifest import Engine, FileEntry, Gate, Layer, Manifest, Vector
+from qvec_deploy.bundle.manifest import Engine, FileEntry, Gate, Layer, Manifest, PatchVector
 from qvec_deploy.bundle.release.release_subject import Subject
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.tensors import Scheme
@@ -63,7 +63,7 @@ def subject(*, unverified: str | None = None, **changes: Any) -> Subject:
         ),
         engine=Engine(runtime="onnxruntime", lowering="int4", threads=4, missing=None),
         lam=0.5,
-        vectors=tuple(Vector(name=name, weight=0.5) for name in VECTORS),
+        vectors=tuple(PatchVector(name=name, weight=0.5) for name in VECTORS),
         control=None,
         stored_bytes=own.stored_bytes,
         stored_bits_per_weight=own.stored_bits_per_weight,
@@ -88,7 +88,7 @@ def _json(values: dict[str, Any]) -> str:
 
 
 def _report(wanted: Recipe) -> Report:
-    vectors = tuple(Donor(name, 0.5) for name in VECTORS)
+    vectors = tuple(PatchDonor(name, 0.5) for name in VECTORS)
     candidates = (
         _candidate("float", "float", None, 960, 12.0, float=960, ptq=700),
         _candidate("ptq", "ptq", None, 700, 9.0, float=960, ptq=700),
@@ -102,7 +102,11 @@ def _report(wanted: Recipe) -> Report:
         on="engine",
         donors=(),
         mixing="given",
-        curves=(Curve("rtn", (Point(0.0, 0.9), Point(0.5, 0.2), Point(1.0, 0.4)), 0.5, at_edge=False),),
+        curves=(
+            LambdaCurve(
+                "rtn", (LambdaPoint(0.0, 0.9), LambdaPoint(0.5, 0.2), LambdaPoint(1.0, 0.4)), 0.5, at_edge=False
+            ),
+        ),
         confirmed=(Confirmed("ptq", 0.91, 0.05), Confirmed("eurosat_3bit", 0.21, 0.02, 0.70, 0.04)),
         shipped="eurosat_3bit",
     )
@@ -127,7 +131,7 @@ def _report(wanted: Recipe) -> Report:
 def _candidate(name: str, role: Any, patch: Patch | None, correct: int, ms: float, **others: int) -> Candidate:
     quantized = role != "float"
     paired = {
-        other: Paired(
+        other: PairedAnswers(
             max(correct - count, 0) + 10, max(count - correct, 0) + 10, 1000 - abs(correct - count) - 30, 1000
         )
         for other, count in others.items()
@@ -144,7 +148,7 @@ def _candidate(name: str, role: Any, patch: Patch | None, correct: int, ms: floa
         stored_bits_per_weight=3.125 if quantized else 32.0,
         runtime_bits_per_weight=4.125 if quantized else 32.0,
         skip=("head",) if quantized else (),
-        accuracy=Answers(correct, 1000),
+        accuracy=AnswerCounts(correct, 1000),
         paired=paired,
         latency=(LatencySamples(1, tuple(ms * (1 + 0.01 * (index % 7)) for index in range(60))),),
     )

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.environment import Environment, GpuState
 from qvec_deploy.bench.footprint import Footprint
 from qvec_deploy.bench.gates import judge
 from qvec_deploy.bench.latency import LatencySamples, StageSamples
 from qvec_deploy.bench.results import (
-    Answers,
-    Bin,
+    AnswerChange,
+    AnswerCounts,
     Candidate,
-    Change,
     ClassCount,
-    Donor,
+    ConfidenceBin,
     LayerError,
     LayerTime,
     Patch,
+    PatchDonor,
     Report,
     Role,
 )
-from qvec_deploy.bench.roofline.roofline_values import Device, LayerPrediction, Prediction
-from qvec_deploy.bench.selection import Confirmed, Curve, DonorScore, Point, Selection
+from qvec_deploy.bench.roofline.roofline_values import Device, LayerPrediction, TimePrediction
+from qvec_deploy.bench.selection import Confirmed, DonorScore, LambdaCurve, LambdaPoint, Selection
 from qvec_deploy.bench.warnings import Finding, accuracy_findings, latency_findings, machine_findings
 from qvec_deploy.recipe import Gates
 from qvec_deploy.tensors import Scheme
@@ -100,8 +100,8 @@ CANDIDATES: list[tuple[str, Role, Scheme | None, Patch | None, int, float]] = [
     ("float", "float", None, None, RECEIVER_CORRECT, 11.8),
     ("ptq", "ptq", RTN, None, PLAIN_CORRECT, 9.1),
     ("ptq_mse", "ptq", MSE, None, 2371, 9.1),
-    ("one_donor", "variant", RTN, Patch(1.0, (Donor("svhn", 1.0),)), 2290, 9.1),
-    ("mean", "patched", RTN, Patch(1.0, (Donor("svhn", 0.5), Donor("pets", 0.5))), 2463, 9.1),
+    ("one_donor", "variant", RTN, Patch(1.0, (PatchDonor("svhn", 1.0),)), 2290, 9.1),
+    ("mean", "patched", RTN, Patch(1.0, (PatchDonor("svhn", 0.5), PatchDonor("pets", 0.5))), 2463, 9.1),
     ("random_1", "variant", RTN, Patch(1.0, (), "random direction, same norms, seed 1"), 1996, 9.1),
     ("random_2", "variant", RTN, Patch(1.0, (), "random direction, same norms, seed 2"), 2018, 9.1),
     ("random_3", "variant", RTN, Patch(1.0, (), "random direction, same norms, seed 3"), 1973, 9.1),
@@ -121,10 +121,10 @@ SELECTION = Selection(
     ),
     mixing="ridge",
     curves=(
-        Curve(
+        LambdaCurve(
             "rtn",
             tuple(
-                Point(lam, score)
+                LambdaPoint(lam, score)
                 for lam, score in (
                     (-0.5, 2.31),
                     (-0.25, 1.62),
@@ -141,10 +141,13 @@ SELECTION = Selection(
             best=1.0,
             at_edge=False,
         ),
-        Curve(
-            "gptaq", (Point(-0.25, 0.118), Point(0.0, 0.061), Point(0.25, 0.064), Point(1.0, 0.2)), 0.0, at_edge=False
+        LambdaCurve(
+            "gptaq",
+            (LambdaPoint(-0.25, 0.118), LambdaPoint(0.0, 0.061), LambdaPoint(0.25, 0.064), LambdaPoint(1.0, 0.2)),
+            0.0,
+            at_edge=False,
         ),
-        Curve("mse", (Point(0.0, 0.512),), 0.0, at_edge=False),
+        LambdaCurve("mse", (LambdaPoint(0.0, 0.512),), 0.0, at_edge=False),
     ),
     confirmed=(
         Confirmed("ptq", 1.1874, 0.0712),
@@ -284,7 +287,7 @@ def _candidate(
     )
 
 
-def _answers(correct: int, *, is_float: bool) -> Answers:
+def _answers(correct: int, *, is_float: bool) -> AnswerCounts:
     """Answers whose parts add up: classes and bins to all images, changes to gains and losses."""
     per_class, wrong = IMAGES // len(CLASSES), IMAGES - correct
     missed = [wrong * share // 24 for share in (3, 0, 5, 4, 1, 2, 6, 0, 2, 1)]
@@ -299,10 +302,10 @@ def _answers(correct: int, *, is_float: bool) -> Answers:
         left -= hits[0]
     hits[-1] += left
     confidences = [round(size * (place + 0.6) / 15, 4) for place, size in enumerate(sizes)]
-    bins = [Bin(*entry) for entry in zip(sizes, hits, confidences, strict=True)]
-    changes = () if is_float else tuple(Change(*entry) for entry in CHANGES)
+    bins = [ConfidenceBin(*entry) for entry in zip(sizes, hits, confidences, strict=True)]
+    changes = () if is_float else tuple(AnswerChange(*entry) for entry in CHANGES)
     top5 = correct + (IMAGES - correct) * 7 // 10
-    return Answers(correct, IMAGES, top5, tuple(counts), tuple(bins), changes, waited=0.04)
+    return AnswerCounts(correct, IMAGES, top5, tuple(counts), tuple(bins), changes, waited=0.04)
 
 
 def _layer_times(index: int, pace: float) -> tuple[LayerTime, ...]:
@@ -314,19 +317,19 @@ def _layer_times(index: int, pace: float) -> tuple[LayerTime, ...]:
     return (*times, LayerTime("rest", 0.61))
 
 
-def _prediction(batch: int, pace: float) -> Prediction:
+def _prediction(batch: int, pace: float) -> TimePrediction:
     scale = pace * batch**0.85
     layers = [
         LayerPrediction(layer, round(KINDS_MS[layer.split(".", 2)[2]][1] * scale, 4), "compute") for layer in LAYERS
     ]
-    return Prediction(batch, (*layers, LayerPrediction("rest", round(0.18 * scale, 4), "memory")))
+    return TimePrediction(batch, (*layers, LayerPrediction("rest", round(0.18 * scale, 4), "memory")))
 
 
-def _paired(correct: int, against: int) -> Paired:
+def _paired(correct: int, against: int) -> PairedAnswers:
     """Two accuracies on the same images that disagree a little more than they must."""
     extra = 40
     gained, lost = max(correct - against, 0) + extra, max(against - correct, 0) + extra
-    return Paired(gained, lost, agreeing=IMAGES - gained - lost - 38, count=IMAGES)
+    return PairedAnswers(gained, lost, agreeing=IMAGES - gained - lost - 38, count=IMAGES)
 
 
 def _warnings(candidates: tuple[Candidate, ...], batch_sizes: tuple[int, ...]) -> tuple[Finding, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qvec_deploy.bench import accuracy as module
-from qvec_deploy.bench.accuracy import Accuracy, Paired, compare, measure_accuracies, pair
+from qvec_deploy.bench.accuracy import Accuracy, PairedAnswers, compare, measure_accuracies, pair
 from qvec_deploy.errors import IncompatibleError
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -84,8 +84,8 @@ def test_two_sessions_are_paired_image_by_image() -> None:
     labels = [0, 1, 2, 3, 0]
     candidate = measure(Scripted(), [batch([0, 1, 2, 0, 1], labels)])
     baseline = measure(Scripted(), [batch([0, 0, 0, 3, 1], labels)])
-    assert compare(candidate, baseline) == Paired(gained=2, lost=1, agreeing=2, count=5)
-    assert compare(baseline, candidate) == Paired(gained=1, lost=2, agreeing=2, count=5)
+    assert compare(candidate, baseline) == PairedAnswers(gained=2, lost=1, agreeing=2, count=5)
+    assert compare(baseline, candidate) == PairedAnswers(gained=1, lost=2, agreeing=2, count=5)
     assert pair(candidate.predictions, baseline.predictions, candidate.labels) == compare(candidate, baseline)
 
 

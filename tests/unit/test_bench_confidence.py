@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from qvec_deploy.bench.confidence import BINS, calibration_error, confidence_bins, softmax_confidence
-from qvec_deploy.bench.results import Bin
+from qvec_deploy.bench.results import ConfidenceBin
 
 
-def bins_of(confidences: list[float], right: list[bool], count: int = BINS) -> list[Bin]:
-    return [Bin(*entry) for entry in confidence_bins(np.array(confidences), np.array(right, bool), count)]
+def bins_of(confidences: list[float], right: list[bool], count: int = BINS) -> list[ConfidenceBin]:
+    return [ConfidenceBin(*entry) for entry in confidence_bins(np.array(confidences), np.array(right, bool), count)]
 
 
 def test_the_largest_softmax_probability() -> None:

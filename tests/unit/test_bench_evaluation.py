@@ -17,8 +17,8 @@ import pytest
 from qvec_deploy.bench import accuracy as measured
 from qvec_deploy.bench.accuracy import Accuracy
 from qvec_deploy.bench.evaluation import CHANGES, answers_of, measure_answers
-from qvec_deploy.bench.results import Bin, Change, ClassCount
-from qvec_deploy.bench.resume import Journal
+from qvec_deploy.bench.results import AnswerChange, ClassCount, ConfidenceBin
+from qvec_deploy.bench.resume import EvaluationJournal
 from qvec_deploy.errors import StorageError
 from qvec_deploy.progress import Progress
 
@@ -41,8 +41,8 @@ def test_what_a_report_says() -> None:
     assert (answers.correct, answers.count, answers.top5, answers.waited) == (2, 5, None, 0.25)
     assert answers.classes == (ClassCount(0, 1, 2), ClassCount(2, 1, 3))
     assert answers.changes == ()
-    assert answers.bins[:14] == (Bin(0, 0, 0.0),) * 14
-    assert answers.bins[14] == Bin(5, 2, pytest.approx(4.75))
+    assert answers.bins[:14] == (ConfidenceBin(0, 0, 0.0),) * 14
+    assert answers.bins[14] == ConfidenceBin(5, 2, pytest.approx(4.75))
 
 
 def test_top5_counts_hits() -> None:
@@ -57,9 +57,9 @@ def test_changes_against_the_float_receiver() -> None:
     full = accuracy([0, 0, 0, 0, 1, 1, 2, 2], labels)
     engine = accuracy([0, 1, 1, 1, 1, 0, 2, 3], labels)
     assert answers_of(engine, full).changes == (
-        Change(was=0, now=1, count=3, gained=1, lost=2),
-        Change(was=1, now=0, count=1, gained=0, lost=0),
-        Change(was=2, now=3, count=1, gained=0, lost=1),
+        AnswerChange(was=0, now=1, count=3, gained=1, lost=2),
+        AnswerChange(was=1, now=0, count=1, gained=0, lost=0),
+        AnswerChange(was=2, now=3, count=1, gained=0, lost=1),
     )
     assert answers_of(full, full).changes == ()
 
@@ -144,7 +144,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_engine_sees_every_image_which_is_read_once(cache: Path) -> None:
     images, progress = Pixels(25), Seen()
-    answers = measure_answers(engines(), images, 10, progress, Journal(lambda: 1))  # type: ignore[arg-type]
+    answers = measure_answers(engines(), images, 10, progress, EvaluationJournal(lambda: 1))  # type: ignore[arg-type]
     assert images.taken == list(range(25))
     assert progress.calls == [(10, 25), (20, 25), (25, 25)]
     assert (answers["float"].correct, answers["pico"].correct) == (24, 25 - 9)
@@ -158,9 +158,9 @@ def test_without_images_there_are_no_answers() -> None:
 def test_an_evaluation_that_fails_goes_on_where_it_was(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "KEEP_EVERY_S", 0.0)
     with pytest.raises(StorageError, match="image 57 cannot be read"):
-        measure_answers(engines(), Pixels(80, broken=57), 10, Progress(), Journal(lambda: 1))  # type: ignore[arg-type]
+        measure_answers(engines(), Pixels(80, broken=57), 10, Progress(), EvaluationJournal(lambda: 1))  # type: ignore[arg-type]
     rest, progress = Pixels(80), Seen()
-    resumed = measure_answers(engines(), rest, 10, progress, Journal(lambda: 1))  # type: ignore[arg-type]
+    resumed = measure_answers(engines(), rest, 10, progress, EvaluationJournal(lambda: 1))  # type: ignore[arg-type]
     assert rest.taken == list(range(50, 80)) and progress.calls[0] == (60, 80)
     check_whole(resumed)
     assert list(cache.iterdir()) == []
@@ -176,7 +176,7 @@ def check_whole(found: dict[str, Accuracy], count: int = 80) -> None:
 _KILLED = """
 import sys, time
 sys.path.insert(0, "tests/unit")
-from test_bench_evaluation import Journal, Pixels, Progress, engines, measure_answers, measured
+from test_bench_evaluation import EvaluationJournal, Pixels, Progress, engines, measure_answers, measured
 
 class Slow(Pixels):
     def take(self, rows):
@@ -186,7 +186,7 @@ class Slow(Pixels):
         return super().take(rows)
 
 measured.KEEP_EVERY_S = 0.0
-measure_answers(engines(), Slow(80), 10, Progress(), Journal(lambda: 1))
+measure_answers(engines(), Slow(80), 10, Progress(), EvaluationJournal(lambda: 1))
 """
 
 
@@ -205,7 +205,7 @@ def test_an_evaluation_that_is_killed_goes_on_where_it_was(cache: Path) -> None:
         assert child.wait() == -signal.SIGKILL
     watchdog.cancel()
     rest = Pixels(80)
-    resumed = measure_answers(engines(), rest, 10, Progress(), Journal(lambda: 1))  # type: ignore[arg-type]
+    resumed = measure_answers(engines(), rest, 10, Progress(), EvaluationJournal(lambda: 1))  # type: ignore[arg-type]
     assert rest.taken == list(range(rest.taken[0], 80)) and 10 <= rest.taken[0] <= 50
     check_whole(resumed)
     assert not list(cache.glob("*.answers"))

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from report_example import IMAGES, SELECTION, example_report, gpu_report, selecting_report
 
-from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.gates import judge
 from qvec_deploy.bench.latency import LatencySamples
-from qvec_deploy.bench.results import Donor, Patch, Report
+from qvec_deploy.bench.results import Patch, PatchDonor, Report
 from qvec_deploy.bench.selection import Confirmed
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.recipe import Gates
@@ -19,8 +19,8 @@ def changed(report: Report, name: str, /, **changes: object) -> Report:
     return replace(report, candidates=candidates)
 
 
-def paired(gained: int, lost: int) -> Paired:
-    return Paired(gained, lost, agreeing=IMAGES - gained - lost, count=IMAGES)
+def paired(gained: int, lost: int) -> PairedAnswers:
+    return PairedAnswers(gained, lost, agreeing=IMAGES - gained - lost, count=IMAGES)
 
 
 def only(gates: Gates, report: Report):
@@ -73,7 +73,7 @@ def test_lambda_0_is_plain_ptq():
 def test_lambda_0_is_of_the_shipped_method_where_methods_competed():
     """A patched gptaq that beats round-to-nearest by far is still held against gptaq without a patch."""
     report = selecting_report()
-    patch = Patch(0.5, (Donor("svhn", 1.0),))
+    patch = Patch(0.5, (PatchDonor("svhn", 1.0),))
     pairs = {"ptq": paired(500, 10), "gptaq": paired(9, 8), "float": paired(2, 40)}
     made = replace(report["gptaq"], name="gptaq_patched", patch=patch, paired=pairs)
     confirmed = (*SELECTION.confirmed, Confirmed("gptaq_patched", 0.05, 0.01))

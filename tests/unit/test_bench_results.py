@@ -6,7 +6,7 @@ import pytest
 from report_example import IMAGES, SELECTION, example_report, selecting_report
 
 from qvec_deploy.bench.latency import LatencySamples
-from qvec_deploy.bench.results import Answers, Candidate
+from qvec_deploy.bench.results import AnswerCounts, Candidate
 from qvec_deploy.bench.summary import numbered_warnings, rows
 from qvec_deploy.tensors import Scheme
 
@@ -63,7 +63,7 @@ def test_baseline_and_selected_are_candidates(report, field):
 
 
 def test_every_accuracy_is_over_all_images(report):
-    odd = replace(report["ptq"], name="odd", accuracy=Answers(1, 10))
+    odd = replace(report["ptq"], name="odd", accuracy=AnswerCounts(1, 10))
     with pytest.raises(ValueError, match=f"odd: 10 images in a report over {IMAGES}"):
         replace(report, candidates=(*report.candidates, odd))
 

@@ -11,7 +11,7 @@ import pytest
 
 from qvec_deploy.bench import resume as module
 from qvec_deploy.bench.accuracy import Accuracy
-from qvec_deploy.bench.resume import Journal, describe_engine, journal_folder
+from qvec_deploy.bench.resume import EvaluationJournal, describe_engine, journal_folder
 
 NAMES = ["float", "pico"]
 
@@ -49,11 +49,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("top5", [False, True])
 def test_what_is_kept_is_found_until_it_is_forgotten(cache: Path, top5: bool) -> None:
-    journal = Journal(lambda: {"engine": 1})
+    journal = EvaluationJournal(lambda: {"engine": 1})
     assert journal.read(NAMES) is None
     for count in (3, 5):
         journal.write(answers(count, top5))
-        found = Journal(lambda: {"engine": 1}).read(NAMES)
+        found = EvaluationJournal(lambda: {"engine": 1}).read(NAMES)
         assert same(found, answers(count, top5))
         assert [path.name for path in cache.iterdir()] == [f"{journal.key}.answers"]
     journal.remove()
@@ -66,17 +66,17 @@ def test_nothing_is_described_before_there_is_something_to_read_or_write(cache: 
         raise AssertionError("engines are hashed for nothing")
 
     for _ in range(2):
-        assert Journal(describe).read(NAMES) is None
-        Journal(describe).remove()
+        assert EvaluationJournal(describe).read(NAMES) is None
+        EvaluationJournal(describe).remove()
         cache.mkdir(parents=True, exist_ok=True)
     assert list(cache.iterdir()) == []
 
 
 def test_another_evaluation_has_another_journal() -> None:
-    Journal(lambda: {"engine": 1}).write(answers())
-    assert Journal(lambda: {"engine": 2}).read(NAMES) is None
-    assert Journal(lambda: {"engine": 1}).read(["pico", "float"]) is None
-    assert Journal(lambda: {"engine": 1}).read(["float"]) is None
+    EvaluationJournal(lambda: {"engine": 1}).write(answers())
+    assert EvaluationJournal(lambda: {"engine": 2}).read(NAMES) is None
+    assert EvaluationJournal(lambda: {"engine": 1}).read(["pico", "float"]) is None
+    assert EvaluationJournal(lambda: {"engine": 1}).read(["float"]) is None
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_another_evaluation_has_another_journal() -> None:
     ],
 )
 def test_a_damaged_journal_is_as_good_as_none(damage: Callable[[bytes], bytes]) -> None:
-    journal = Journal(lambda: 1)
+    journal = EvaluationJournal(lambda: 1)
     journal.write(answers())
     journal.path.write_bytes(damage(journal.path.read_bytes()))
     assert journal.read(NAMES) is None
@@ -101,14 +101,14 @@ def test_a_damaged_journal_is_as_good_as_none(damage: Callable[[bytes], bytes]) 
 
 
 def test_a_foreign_journal_under_this_name_is_as_good_as_none() -> None:
-    foreign, journal = Journal(lambda: "other"), Journal(lambda: "own")
+    foreign, journal = EvaluationJournal(lambda: "other"), EvaluationJournal(lambda: "own")
     foreign.write(answers())
     foreign.path.rename(journal.path)
     assert journal.read(NAMES) is None
 
 
 def test_a_folder_where_the_journal_should_be(cache: Path) -> None:
-    journal = Journal(lambda: 1)
+    journal = EvaluationJournal(lambda: 1)
     journal.path.mkdir(parents=True)
     journal.write(answers())
     assert journal.read(NAMES) is None
@@ -118,7 +118,7 @@ def test_a_folder_where_the_journal_should_be(cache: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_gone_without(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    journal = Journal(lambda: 1)
+    journal = EvaluationJournal(lambda: 1)
     journal.write(answers())
     assert journal.read(NAMES) is None
     journal.remove()
@@ -133,7 +133,7 @@ def test_no_home_folder_is_gone_without(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Path, "home", classmethod(homeless))
     with pytest.raises(RuntimeError):
         journal_folder()
-    journal = Journal(lambda: 1)
+    journal = EvaluationJournal(lambda: 1)
     journal.write(answers())
     assert journal.read(NAMES) is None
     journal.remove()
@@ -149,7 +149,7 @@ def test_the_folder_without_a_usable_variable(monkeypatch: pytest.MonkeyPatch, v
 
 
 def test_two_runs_of_one_evaluation_do_not_disturb_each_other(cache: Path) -> None:
-    one, two = Journal(lambda: 1), Journal(lambda: 1)
+    one, two = EvaluationJournal(lambda: 1), EvaluationJournal(lambda: 1)
     one.write(answers(2))
     two.write(answers(4))
     assert same(one.read(NAMES), answers(4))
@@ -163,7 +163,7 @@ def test_two_runs_of_one_evaluation_do_not_disturb_each_other(cache: Path) -> No
 
 def test_journals_that_nobody_came_back_for_make_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_KEPT", 3)
-    journals = [Journal(lambda number=number: number) for number in range(5)]  # type: ignore[misc]
+    journals = [EvaluationJournal(lambda number=number: number) for number in range(5)]  # type: ignore[misc]
     for age, journal in enumerate(journals):
         journal.write(answers())
         os.utime(journal.path, (age, age))

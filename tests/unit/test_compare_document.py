@@ -9,7 +9,7 @@ import pytest
 from report_example import ENVIRONMENT
 from rich.console import Console
 
-from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.comparison import (
     AccuracyChange,
     Changed,
@@ -43,7 +43,7 @@ OLD_MS = tuple(10 + 0.01 * (index % 7) for index in range(60))
 
 def accuracy(gained: int, lost: int, tolerances: Tolerances, count: int = 5000) -> AccuracyChange:
     word, difference, p = accuracy_verdict(gained, lost, count, level=tolerances.level, tolerance=tolerances.accuracy)
-    paired = Paired(gained, lost, count - gained - lost, count)
+    paired = PairedAnswers(gained, lost, count - gained - lost, count)
     return AccuracyChange(word, "stored", "", "eurosat", "test", 4000, 4000 + gained - lost, paired, difference, p)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
 from qvec_deploy.donors.finetune import Base, finetune
 from qvec_deploy.donors.train import parameter_groups, rate, train
-from qvec_deploy.donors.train_config import Progress, TrainConfig, log_lines
+from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress, log_lines
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.models import create, quantized_linears
 from qvec_deploy.quantize import reference
@@ -115,7 +115,7 @@ def same(one: State, other: State) -> bool:
 
 
 def losses(base: Base, task: Dataset, hyper: TrainConfig, **options: Any) -> list[float]:
-    steps: list[Progress] = []
+    steps: list[TrainingProgress] = []
     finetune(base, task, hyper=hyper, seed=0, on_step=steps.append, **options)
     return [step.loss for step in steps]
 
@@ -312,7 +312,7 @@ def test_a_qat_run_ends_elsewhere_than_the_float_run(base, letters):
 
 def test_the_clip_ratios_are_searched_again_and_again(base, letters, monkeypatch):
     calls: list[int] = []
-    steps: list[Progress] = []
+    steps: list[TrainingProgress] = []
     monkeypatch.setattr("qvec_deploy.donors.train.refresh_clip", lambda model: calls.append(len(steps)))
     hyper = TrainConfig(steps=8, batch_size=4, clip_every=3)
     finetune(base, letters, scheme=MSE, hyper=hyper, seed=0, on_step=steps.append)
@@ -341,7 +341,7 @@ def test_the_loss_falls(base, letters, scheme):
 
 
 def test_what_is_told_while_training(base, letters):
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     hyper = TrainConfig(steps=6, batch_size=8, lr=2e-4, warmup=0.5)
     finetune(base, letters, scheme=None, hyper=hyper, seed=0, on_step=told.append)
     assert [(progress.step, progress.steps) for progress in told] == [(step, 6) for step in range(1, 7)]
@@ -459,7 +459,7 @@ def test_fewer_images_than_a_batch(base):
 
 @pytest.mark.parametrize(("value", "loss"), [(math.nan, "nan"), (math.inf, "nan")])
 def test_a_loss_that_is_no_number(base, value, loss):
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     with pytest.raises(RecipeError, match=f"the loss is {loss} after step 1"):
         finetune(base, Plain(value=value), scheme=None, hyper=SHORT, seed=0, on_step=told.append)
     assert told == []
@@ -480,17 +480,17 @@ def test_the_log_has_a_line_every_few_steps_and_at_the_last(base, letters, tmp_p
 def test_the_log_is_appended_to(tmp_path):
     path = tmp_path / "log.jsonl"
     for _ in range(2):
-        log_lines(path)(Progress(step=50, steps=60, loss=1.5, lr=1e-4, seconds=2.0))
-        log_lines(path)(Progress(step=51, steps=60, loss=1.5, lr=1e-4, seconds=2.0))
+        log_lines(path)(TrainingProgress(step=50, steps=60, loss=1.5, lr=1e-4, seconds=2.0))
+        log_lines(path)(TrainingProgress(step=51, steps=60, loss=1.5, lr=1e-4, seconds=2.0))
     line = '{"step": 50, "steps": 60, "loss": 1.5, "lr": 0.0001, "seconds": 2.0}\n'
     assert path.read_text(encoding="utf-8") == 2 * line
 
 
 def test_a_log_that_cannot_be_written(tmp_path):
     write = log_lines(tmp_path / "nowhere" / "log.jsonl", every=2)
-    write(Progress(1, 9, 1.0, 1e-4, 0.1))  # no line is due
+    write(TrainingProgress(1, 9, 1.0, 1e-4, 0.1))  # no line is due
     with pytest.raises(StorageError, match=r"log\.jsonl"):
-        write(Progress(2, 9, 1.0, 1e-4, 0.1))
+        write(TrainingProgress(2, 9, 1.0, 1e-4, 0.1))
 
 
 # From two donors to a vector

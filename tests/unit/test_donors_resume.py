@@ -15,7 +15,7 @@ from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
 from qvec_deploy.donors.donor_folder import DonorFolder
 from qvec_deploy.donors.finetune import Base, finetune, start, weights
 from qvec_deploy.donors.train import Training, draws, parameter_groups
-from qvec_deploy.donors.train_config import Progress, TrainConfig, TrainOptions
+from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress, TrainOptions
 from qvec_deploy.errors import IntegrityError, RecipeError, StorageError
 from qvec_deploy.models import create
 from qvec_deploy.tensors import Scheme
@@ -75,7 +75,7 @@ def test_a_stopped_training_ends_where_an_uninterrupted_one_does(base, letters, 
         if saved is not None:
             training.restore(saved)
 
-        def after(progress: Progress, stop: int = stop, training: Training = training) -> None:
+        def after(progress: TrainingProgress, stop: int = stop, training: Training = training) -> None:
             assert losses.setdefault(progress.step, progress.loss) == progress.loss
             if progress.step == stop:
                 folder.save("qat", training.state())
@@ -94,10 +94,10 @@ def test_a_stopped_training_ends_where_an_uninterrupted_one_does(base, letters, 
 
 def test_a_resumed_training_counts_on(base, letters):
     model, training = begin(base, letters, None)
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     states = []
 
-    def after(progress: Progress) -> None:
+    def after(progress: TrainingProgress) -> None:
         states.append(replace(training.state(), seconds=100.0))
         raise Killed
 
@@ -154,11 +154,11 @@ def test_bf16_computes_in_bf16_and_keeps_float32(base, letters):
     model, training = begin(base, letters, SCHEMES[1].values[0], TrainOptions(precision="bf16"))
     kinds = []
     model.blocks[0].mlp.fc1.register_forward_hook(lambda *call: kinds.append(call[2].dtype))
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     training.run(told.append)
     assert set(kinds) == {torch.bfloat16}
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
-    exact: list[Progress] = []
+    exact: list[TrainingProgress] = []
     finetune(base, letters, scheme=SCHEMES[1].values[0], hyper=HYPER, seed=3, on_step=exact.append)
     assert told[0].loss != exact[0].loss
     assert told[0].loss == pytest.approx(exact[0].loss, rel=0.05)
@@ -245,7 +245,7 @@ def test_a_disk_that_is_full_keeps_the_state_of_before(base, letters, tmp_path: 
     def refuse(*arguments: object) -> None:
         raise SafetensorError("I/O error: No space left on device")
 
-    def after(progress: Progress) -> None:
+    def after(progress: TrainingProgress) -> None:
         if progress.step == 2:
             monkeypatch.setattr("safetensors.torch.save_file", refuse)
         folder.save("fp", training.state())

@@ -4,7 +4,7 @@ import pytest
 from report_example import example_report
 
 from qvec_deploy import formatting
-from qvec_deploy.bench.results import Candidate, Donor, Patch
+from qvec_deploy.bench.results import Candidate, Patch, PatchDonor
 from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.report import candidate_text
 from qvec_deploy.tensors import Scheme
@@ -119,11 +119,11 @@ def test_a_calibrated_method_is_named_with_its_grid(method, scheme, words):
     ("patch", "words"),
     [
         (None, "none"),
-        (Patch(1.0, (Donor("svhn", 1.0),)), "λ = 1, svhn"),
-        (Patch(-0.25, (Donor("svhn", 0.5),)), "λ = −0.25, 0.5 × svhn"),
-        (Patch(1.0, (Donor("a", 0.5), Donor("b", 0.5))), "λ = 1, 0.5 × a + 0.5 × b"),
+        (Patch(1.0, (PatchDonor("svhn", 1.0),)), "λ = 1, svhn"),
+        (Patch(-0.25, (PatchDonor("svhn", 0.5),)), "λ = −0.25, 0.5 × svhn"),
+        (Patch(1.0, (PatchDonor("a", 0.5), PatchDonor("b", 0.5))), "λ = 1, 0.5 × a + 0.5 × b"),
         (Patch(1.0, (), "random signs"), "λ = 1, control: random signs"),
-        (Patch(1.0, (Donor("a", 1.0),), "shuffled"), "λ = 1, control: shuffled, a"),
+        (Patch(1.0, (PatchDonor("a", 1.0),), "shuffled"), "λ = 1, control: shuffled, a"),
     ],
 )
 def test_a_patch_in_words(patch, words):

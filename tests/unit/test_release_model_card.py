@@ -10,7 +10,7 @@ import yaml
 from release_example import subject
 
 from qvec_deploy.bench.warnings import Finding, MeasurementWarning
-from qvec_deploy.bundle.manifest import Vector
+from qvec_deploy.bundle.manifest import PatchVector
 from qvec_deploy.bundle.release.bom import bill_of_materials
 from qvec_deploy.bundle.release.model_card import model_card
 
@@ -66,7 +66,7 @@ def test_folders_of_the_machine_are_not_published() -> None:
     about = subject(receiver=local)
     vectors = ("/tmp/a/svhn.safetensors", "/tmp/q.pt - /tmp/f.pt")
     sources = {"/home/me/mine.pt": "0" * 64, vectors[0]: "1" * 64, "/tmp/q.pt": "2" * 64, "/tmp/f.pt": "3" * 64}
-    weights = tuple(Vector(name=name, weight=0.5) for name in vectors)
+    weights = tuple(PatchVector(name=name, weight=0.5) for name in vectors)
     about = replace(about, manifest=about.manifest.model_copy(update={"sources": sources, "vectors": weights}))
     text = model_card(about) + bill_of_materials(about, about.manifest.files).decode()
     assert "/tmp" not in text and "/home" not in text

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from report_example import IMAGES, example_report, selecting_report
 
-from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.results import GateResult
 from qvec_deploy.report.markdown import escape, to_markdown
@@ -119,7 +119,7 @@ def test_the_headline_claims_only_what_intervals_support():
     report = example_report()
     assert "16.7 points above ptq [+15.2, +18.3] and 5.5 points below float" in headline(report)
     assert "1.29× the speed of float" in headline(report)
-    even = Paired(gained=40, lost=38, agreeing=2600, count=2700)
+    even = PairedAnswers(gained=40, lost=38, agreeing=2600, count=2700)
     same = changed(report, "mean", paired={"ptq": even}, latency=report["float"].latency)
     assert "not clearly different from ptq (+0.1 points [−0.6, +0.7])" in headline(same)
     slower = changed(report, "mean", latency=(LatencySamples(1, report["float"].latency[0].samples_ms[::-1]),))
@@ -159,7 +159,7 @@ def as_good(report, gained: int, lost: int, **changes):
     """The headline where another engine gains and loses so many images against the one that ships."""
     names = ("mean", "ptq_mse")
     for one, other, up, down in ((*names, lost, gained), (*names[::-1], gained, lost)):
-        pairs = {**report[one].paired, other: Paired(up, down, IMAGES - up - down, IMAGES)}
+        pairs = {**report[one].paired, other: PairedAnswers(up, down, IMAGES - up - down, IMAGES)}
         report = changed(report, one, paired=pairs, **(changes if one == "ptq_mse" else {}))
     return headline(report)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from report_example import example_report, gpu_report, patched_report, selecting_report
 
-from qvec_deploy.bench.accuracy import Paired
+from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.results import GateResult
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.report.html import overview_html
@@ -70,10 +70,10 @@ def test_overlapping_intervals_are_told():
 
 def test_answers_to_the_same_images_are_compared_image_by_image():
     reports = {"a": example_report(), "b": patched_report(), "c": example_report()}
-    pairs = {"b": Paired(10, 12, 2600, 2700), "c": Paired(2, 60, 2600, 2700)}
+    pairs = {"b": PairedAnswers(10, 12, 2600, 2700), "c": PairedAnswers(2, 60, 2600, 2700)}
     asked = []
 
-    def paired(name: str, other: str) -> Paired:
+    def paired(name: str, other: str) -> PairedAnswers:
         asked.append((name, other))
         return pairs[name]
 

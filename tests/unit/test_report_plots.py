@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from report_example import example_report
 
-from qvec_deploy.bench.results import Bin, LayerError, LayerTime, Report
+from qvec_deploy.bench.results import ConfidenceBin, LayerError, LayerTime, Report
 from qvec_deploy.bench.roofline.operations import layer_kind
 from qvec_deploy.bench.summary import rows
 from qvec_deploy.report.layer_plot import layer_errors, panels
@@ -188,7 +188,7 @@ def test_any_spread_of_samples_can_be_drawn(samples):
 
 def test_empty_bins_of_confidence_are_not_drawn():
     report = example_report()
-    answers = replace(report["float"].accuracy, bins=(Bin(0, 0, 0.0), Bin(2700, 2612, 2650.0)))
+    answers = replace(report["float"].accuracy, bins=(ConfidenceBin(0, 0, 0.0), ConfidenceBin(2700, 2612, 2650.0)))
     one = replace(report, candidates=(replace(report["float"], accuracy=answers),), selected=None, warnings=())
     figure = reliability(one)
     assert "97 % right at 98 %" in figure.svg

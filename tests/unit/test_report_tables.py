@@ -11,7 +11,7 @@ from report_example import IMAGES, example_report, gpu_report, selecting_report
 from qvec_deploy.bench.accuracy import Accuracy, pair
 from qvec_deploy.bench.evaluation import CHANGES, answers_of
 from qvec_deploy.bench.latency import LatencySamples
-from qvec_deploy.bench.results import Answers, ClassCount, Report
+from qvec_deploy.bench.results import AnswerCounts, ClassCount, Report
 from qvec_deploy.bench.summary import rows
 from qvec_deploy.formatting import p_value
 from qvec_deploy.report import accuracy_section as accuracy
@@ -72,9 +72,9 @@ def test_classes_are_in_order_and_beside_the_receivers(report):
 
 
 def test_of_many_classes_those_that_changed_most_are_shown(report):
-    def spread(drop: int) -> Answers:
+    def spread(drop: int) -> AnswerCounts:
         classes = tuple(ClassCount(label, 90 - drop * (label % 7), 90) for label in range(30))
-        return Answers(sum(entry.correct for entry in classes), IMAGES, classes=classes)
+        return AnswerCounts(sum(entry.correct for entry in classes), IMAGES, classes=classes)
 
     report = changed(report, "gptaq", accuracy=spread(2))
     report = replace(changed(report, "float", accuracy=spread(0)), class_names=())

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qvec_deploy.bench.roofline import trace
-from qvec_deploy.bench.roofline.operations import REST, Operation, Product, layer_kind
+from qvec_deploy.bench.roofline.operations import REST, MatrixProduct, Operation, layer_kind
 from qvec_deploy.bench.roofline.trace import trace_operations
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import create, describe
@@ -62,10 +62,10 @@ def test_known_size() -> None:
     operations = trace_operations("vit_base_patch16_224", 1000, {}, (3, 224, 224))
     assert sum(operation.flops for operation in operations) / 2e9 == pytest.approx(17.6, abs=0.05)
     by_name = {operation.layer: operation for operation in operations}
-    assert by_name["blocks.3.mlp.fc1"].products == (Product(197, 768, 3072),)
-    assert by_name["blocks.3.attn"].products == (Product(197, 64, 197, 12), Product(197, 197, 64, 12))
+    assert by_name["blocks.3.mlp.fc1"].products == (MatrixProduct(197, 768, 3072),)
+    assert by_name["blocks.3.attn"].products == (MatrixProduct(197, 64, 197, 12), MatrixProduct(197, 197, 64, 12))
     assert by_name["blocks.3.attn"].values == 4 * 197 * 768  # queries, keys, values, result; no scores
-    assert by_name["patch_embed.proj"].products == (Product(196, 768, 768),)
+    assert by_name["patch_embed.proj"].products == (MatrixProduct(196, 768, 768),)
     assert by_name["head"].tokens == 1
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from qvec_deploy.bench.roofline import devices
 from qvec_deploy.bench.roofline.devices import LISTED
-from qvec_deploy.bench.roofline.operations import Operation, Product
+from qvec_deploy.bench.roofline.operations import MatrixProduct, Operation
 from qvec_deploy.bench.roofline.outlook import columns_of, look_ahead
 from qvec_deploy.bench.roofline.roofline_values import Device
 from qvec_deploy.build.context import BuildContext
@@ -65,7 +65,7 @@ def test_bits_that_a_lowering_cannot_take(pico_recipe: Callable[..., Path]) -> N
 
 def _advice(path: Path, device: Device, tokens: int, values: int = 0) -> str | None:
     plan = BuildContext().plan(load_recipe(path))
-    one = Operation("blocks.0.mlp.fc1", "linear", (Product(tokens, 1000, 1000),), 10**6, values)
+    one = Operation("blocks.0.mlp.fc1", "linear", (MatrixProduct(tokens, 1000, 1000),), 10**6, values)
     return look_ahead(plan, [one], device, 1).advice
 
 

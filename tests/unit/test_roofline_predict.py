@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qvec_deploy.bench.roofline.devices import LISTED
-from qvec_deploy.bench.roofline.operations import REST, Operation, Product
+from qvec_deploy.bench.roofline.operations import REST, MatrixProduct, Operation
 from qvec_deploy.bench.roofline.predict import Mode, mode_of, predict
 from qvec_deploy.bench.roofline.roofline_values import Device
 from qvec_deploy.build.context import BuildContext
@@ -27,7 +27,7 @@ FLOAT = Mode("fp32", 32.0, "fp32")
 
 
 def _linear(rows: int, columns: int, tokens: int, name: str = "fc") -> Operation:
-    return Operation(name, "linear", (Product(tokens, columns, rows),), rows * columns, tokens * (rows + columns))
+    return Operation(name, "linear", (MatrixProduct(tokens, columns, rows),), rows * columns, tokens * (rows + columns))
 
 
 def test_by_hand() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qvec_deploy.vectors.matching import Units, assign, match_channels, match_heads, match_neurons, similarity
-from qvec_deploy.vectors.undo import Change
+from qvec_deploy.vectors.undo import TensorChange
 
 
 def _units(size: int, seed: int) -> Units:
@@ -93,8 +93,10 @@ def test_a_unit_of_norm_0_has_no_scale() -> None:
 
 def test_a_change_leaves_alone_what_it_does_not_name() -> None:
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)
-    np.testing.assert_array_equal(Change().apply(weight), weight)
-    flipped = Change(rows=np.array([1, 0]), row_factors=np.float32([1, -1]), columns=np.array([2, 0, 1]))
+    np.testing.assert_array_equal(TensorChange().apply(weight), weight)
+    flipped = TensorChange(rows=np.array([1, 0]), row_factors=np.float32([1, -1]), columns=np.array([2, 0, 1]))
     np.testing.assert_array_equal(flipped.apply(weight), [[5, 3, 4], [-2, 0, -1]])
-    np.testing.assert_array_equal(Change(column_factors=np.float32([1, 0, 2])).apply(weight), [[0, 0, 4], [3, 0, 10]])
+    np.testing.assert_array_equal(
+        TensorChange(column_factors=np.float32([1, 0, 2])).apply(weight), [[0, 0, 4], [3, 0, 10]]
+    )
     np.testing.assert_array_equal(flipped.apply(np.float32([7, 8])[:, None, None].repeat(3, 2))[:, 0, 0], [8, -7])

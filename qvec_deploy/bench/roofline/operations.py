@@ -12,7 +12,7 @@ REST = "rest"
 
 
 @dataclass(frozen=True)
-class Product:
+class MatrixProduct:
     """`count` matrix products (m, k) x (k, n) for each image."""
 
     m: int
@@ -41,7 +41,7 @@ class Operation:
 
     layer: str
     kind: Kind
-    products: tuple[Product, ...]
+    products: tuple[MatrixProduct, ...]
     weights: int
     values: int
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qvec_deploy.bench.roofline.operations import Operation
 from qvec_deploy.bench.roofline.predict import Mode, predict
-from qvec_deploy.bench.roofline.roofline_values import Device, Prediction
+from qvec_deploy.bench.roofline.roofline_values import Device, TimePrediction
 from qvec_deploy.errors import QvecError
 from qvec_deploy.plan import Plan
 from qvec_deploy.runtimes.registry import RUNTIMES, check_lowering, runtime_bits_per_weight
@@ -18,7 +18,7 @@ WORTH = 1.05  # less than this is lost in what the roofline leaves out
 
 
 @dataclass(frozen=True)
-class Column:
+class RooflineColumn:
     """One way to run the model.
 
     Attributes:
@@ -47,8 +47,8 @@ class Outlook:
     """
 
     batch_size: int
-    columns: tuple[Column, ...]
-    predictions: tuple[Prediction, ...]
+    columns: tuple[RooflineColumn, ...]
+    predictions: tuple[TimePrediction, ...]
     tokens: int
     advice: str | None
 
@@ -58,7 +58,7 @@ class Outlook:
         return tuple(self.predictions[0].ms / prediction.ms for prediction in self.predictions)
 
 
-def columns_of(plan: Plan, device: Device) -> tuple[Column, ...]:
+def columns_of(plan: Plan, device: Device) -> tuple[RooflineColumn, ...]:
     """Float, int8 and the plan's bits as the plan's runtime would run them, or a usual one of the device's kind.
 
     Args:
@@ -69,21 +69,21 @@ def columns_of(plan: Plan, device: Device) -> tuple[Column, ...]:
     there = [row for row in RUNTIMES.values() if row.device == kind]
     runtime = next((row for row in there if row.name == plan.recipe.target.runtime), there[0])
     floats = Mode(runtime.floats, float(runtime.float_bits), runtime.floats)
-    columns = [Column(floats.floats, runtime.name, runtime.baseline.name, floats)]
+    columns = [RooflineColumn(floats.floats, runtime.name, runtime.baseline.name, floats)]
     if plan.quantized:
         columns += [_int8(plan, runtime, there), _weight_only(plan, runtime)]
     return tuple(columns)
 
 
-def _int8(plan: Plan, runtime: Runtime, there: Sequence[Runtime]) -> Column:
+def _int8(plan: Plan, runtime: Runtime, there: Sequence[Runtime]) -> RooflineColumn:
     """The runtime's own lowering with int8 products; what it would be like where only another of the device has one."""
     own, *_ = [(row, each) for row in (runtime, *there) for each in row.lowerings if each.arithmetic == "int8"]
     row, lowering = own
     mode = Mode(runtime.floats, runtime_bits_per_weight(plan.tensors, row.name, lowering.name), "int8")
-    return Column("int8", runtime.name, lowering.name if row is runtime else None, mode)
+    return RooflineColumn("int8", runtime.name, lowering.name if row is runtime else None, mode)
 
 
-def _weight_only(plan: Plan, runtime: Runtime) -> Column:
+def _weight_only(plan: Plan, runtime: Runtime) -> RooflineColumn:
     """The plan's own lowering, or that of fewest bits; the file's width where the runtime has none."""
     grid, own = plan.recipe.quantize, plan.recipe.target.lowering
     bits = {}
@@ -95,7 +95,7 @@ def _weight_only(plan: Plan, runtime: Runtime) -> Column:
         bits[lowering.name] = runtime_bits_per_weight(plan.tensors, runtime.name, lowering.name)
     chosen = own if own in bits else min(bits, key=lambda lowering: bits[lowering], default=None)
     width = plan.stored_bits_per_weight if chosen is None else bits[chosen]
-    return Column(f"{grid.bits} bits", runtime.name, chosen, Mode(runtime.floats, width, runtime.floats))
+    return RooflineColumn(f"{grid.bits} bits", runtime.name, chosen, Mode(runtime.floats, width, runtime.floats))
 
 
 def _keeps_float_products(lowering: Lowering) -> bool:
@@ -125,7 +125,9 @@ def look_ahead(plan: Plan, operations: Sequence[Operation], device: Device, batc
     return Outlook(batch_size, columns, predictions, tokens, advice)
 
 
-def _advice(last: Column, full: Prediction, narrow: Prediction, quantized: set[str], tokens: int) -> str | None:
+def _advice(
+    last: RooflineColumn, full: TimePrediction, narrow: TimePrediction, quantized: set[str], tokens: int
+) -> str | None:
     gain = full.ms / narrow.ms
     if gain >= WORTH:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qvec_deploy.bench.roofline.operations import Operation
-from qvec_deploy.bench.roofline.roofline_values import Device, LayerPrediction, Prediction
+from qvec_deploy.bench.roofline.roofline_values import Device, LayerPrediction, TimePrediction
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.registry import find_lowering, find_runtime
 from qvec_deploy.runtimes.runtime import Arithmetic
@@ -48,7 +48,7 @@ def mode_of(runtime: str, lowering: str, weight_bits: float) -> Mode:
 
 def predict(
     operations: Sequence[Operation], quantized: Collection[str], mode: Mode, device: Device, batch_size: int
-) -> Prediction:
+) -> TimePrediction:
     """The shortest time of a run: per layer the longer of moving its bytes and of computing its products.
 
     Weights are taken to come from main memory in every run, activations to go there and back between layers. What
@@ -81,4 +81,4 @@ def predict(
         compute = batch_size * operation.flops / rate / 1e6
         bound: Literal["memory", "compute"] = "compute" if compute > memory else "memory"
         layers.append(LayerPrediction(operation.layer, max(memory, compute), bound))
-    return Prediction(batch_size, tuple(layers))
+    return TimePrediction(batch_size, tuple(layers))

@@ -38,7 +38,7 @@ class LayerPrediction:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class TimePrediction:
     """The shortest time of a run at one batch size: no launch cost, no overhead, every layer at its bound."""
 
     batch_size: int

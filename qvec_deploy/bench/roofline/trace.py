@@ -13,7 +13,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qvec_deploy.bench.roofline.operations import REST, Kind, Operation, Product
+from qvec_deploy.bench.roofline.operations import REST, Kind, MatrixProduct, Operation
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import ModelArgs, structure
 
@@ -64,7 +64,7 @@ def trace_operations(
 @dataclass
 class _Sum:
     kind: Kind
-    products: list[Product] = field(default_factory=list)
+    products: list[MatrixProduct] = field(default_factory=list)
     weights: int = 0
     values: int = 0
 
@@ -86,7 +86,7 @@ class _Record:
     sums: dict[str, _Sum] = field(default_factory=dict)
 
     def add(
-        self, layer: str, kind: Kind, tensors: Iterable[Tensor], product: Product | None = None, weights: int = 0
+        self, layer: str, kind: Kind, tensors: Iterable[Tensor], product: MatrixProduct | None = None, weights: int = 0
     ) -> None:
         entry = self.sums.setdefault(layer, _Sum(kind))
         entry.products += [product] if product is not None else []
@@ -127,16 +127,16 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if operator is _ATEN.convolution:
             image, weight, result = args[0], args[1], results[0]
             rows, columns = result.numel() // result.shape[1], weight.numel() // weight.shape[0]
-            product = Product(rows, columns, weight.shape[0])
+            product = MatrixProduct(rows, columns, weight.shape[0])
             layer = record.names.get(id(weight), record.module)
             record.add(layer, "convolution", (image, result), product, weight.numel())
         elif operator in _FACTORS:
             left, right = (args[index] for index in _FACTORS[operator])
             if left.dim() == 2:
-                product = Product(left.shape[0], left.shape[1], right.shape[1])
+                product = MatrixProduct(left.shape[0], left.shape[1], right.shape[1])
                 record.add(record.module, "linear", (left, *results), product, right.numel())
             else:
-                product = Product(left.shape[1], left.shape[2], right.shape[2], left.shape[0])
+                product = MatrixProduct(left.shape[1], left.shape[2], right.shape[2], left.shape[0])
                 record.add(record.module, "attention", (left, right, *results), product)
         elif operator in _SOFTMAX:
             record.add(record.module, "attention", (args[0], *results))
@@ -171,15 +171,15 @@ class _Functions(TorchFunctionMode):
     def _linear(self, result: Tensor, x: Tensor, weight: Tensor, *_: object) -> None:
         rows, columns = weight.shape
         layer = self._record.names.get(id(weight), self._record.module)
-        product = Product(x.numel() // columns, columns, rows)
+        product = MatrixProduct(x.numel() // columns, columns, rows)
         self._record.add(layer, "linear", (x, result), product, weight.numel())
 
     def _attention(self, result: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object) -> None:
         queries, width = query.shape[-2:]
         keys, heads = key.shape[-2], query.shape[:-2].numel()
         layer = self._record.module
-        self._record.add(layer, "attention", (query, key), Product(queries, width, keys, heads))
-        self._record.add(layer, "attention", (value, result), Product(queries, keys, value.shape[-1], heads))
+        self._record.add(layer, "attention", (query, key), MatrixProduct(queries, width, keys, heads))
+        self._record.add(layer, "attention", (value, result), MatrixProduct(queries, keys, value.shape[-1], heads))
 
 
 @contextlib.contextmanager

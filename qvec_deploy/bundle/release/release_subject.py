@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qvec_deploy.bench.gates import judge
 from qvec_deploy.bench.results import Report
-from qvec_deploy.bench.summary import Row, rows
+from qvec_deploy.bench.summary import CandidateRow, rows
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import Manifest
 from qvec_deploy.bundle.write import unverified
@@ -39,7 +39,7 @@ class Subject:
     report: Report
 
     @property
-    def shipped(self) -> Row:
+    def shipped(self) -> CandidateRow:
         """The shipped candidate and what was measured on it."""
         return next(row for row in rows(self.report) if row.selected)
 

@@ -18,7 +18,7 @@ from qvec_deploy.donors.donor_inputs import open_base, open_task
 from qvec_deploy.donors.donor_recipe import DonorRecipe
 from qvec_deploy.donors.finetune import start, weights
 from qvec_deploy.donors.train import Training, TrainState
-from qvec_deploy.donors.train_config import Progress, TrainConfig
+from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.models import create, describe, head_name, is_skipped
 from qvec_deploy.research.study.study_recipe import BaseTraining
@@ -26,7 +26,7 @@ from qvec_deploy.tensors import Float32
 
 _COPIES = 7  # of the weights: themselves; a saved state is three, and there are two while one is replaced
 
-Watch = Callable[[Progress], None]
+Watch = Callable[[TrainingProgress], None]
 State = Mapping[str, Float32]
 
 
@@ -126,7 +126,7 @@ def _run(training: Training, run: str, place: Place) -> float:
         training.restore(saved)
     seconds = 0.0 if saved is None else saved.seconds
 
-    def after(progress: Progress) -> None:
+    def after(progress: TrainingProgress) -> None:
         nonlocal seconds
         seconds = progress.seconds
         if progress.step % place.save_every == 0 or progress.step == progress.steps:
@@ -152,7 +152,7 @@ def told(tell: Callable[[Any], None], every_s: float = 0.5) -> Watch:
     """A watch that tells `done` of `total` steps, now and then."""
     before = 0.0
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: TrainingProgress) -> None:
         nonlocal before
         now = time.monotonic()
         if now - before >= every_s or progress.step == progress.steps:

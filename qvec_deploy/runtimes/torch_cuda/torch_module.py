@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qvec_deploy import models
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.packed import PackedFile, TensorInfo, unpack
+from qvec_deploy.packed import PackedFile, PackedInfo, unpack
 from qvec_deploy.runtimes.graph.float16 import half
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
 from qvec_deploy.runtimes.torch_cuda.torch_structure import Structure
@@ -34,7 +34,7 @@ class PackedLinear(nn.Module):
     factor: Tensor | None
 
     def __init__(
-        self, weights: PackedFile, info: TensorInfo, bias: Tensor | None, factor: Tensor | None, device: torch.device
+        self, weights: PackedFile, info: PackedInfo, bias: Tensor | None, factor: Tensor | None, device: torch.device
     ) -> None:
         super().__init__()
         quantized, scheme = unpack(weights.packed(info.name)), info.scheme
