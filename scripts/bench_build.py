@@ -72,14 +72,14 @@ def make_inputs(folder: Path) -> None:
 def build_once(folder: Path, candidate: str) -> None:
     """In a fresh process: build one candidate and print its stages, peak memory and size as JSON."""
     from qvec_deploy.build.context import BuildContext
-    from qvec_deploy.build.pipeline import build
+    from qvec_deploy.build.pipeline import build_candidate
     from qvec_deploy.io.cache import Cache
     from qvec_deploy.recipe import load_recipe
     from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 
     recipe = next(r for r in load_recipe(folder / "vit_base.yaml").candidates() if r.name == candidate)
     context = BuildContext(cache=Cache(folder / f"{candidate}-{os.getpid()}"))
-    artifact = build(recipe, context)
+    artifact = build_candidate(recipe, context)
     directory, parity = artifact.directory, artifact.parity
     print(
         json.dumps(
@@ -147,11 +147,11 @@ def measure(own: Path, full: Path, threads: int, blocks: int) -> dict[str, dict[
 
 def int8_cost(folder: Path) -> dict[str, float]:
     """Top-1 of the demo's exact 3-bit engine and of `int8` on the same weights and 5,000 generated images."""
-    from qvec_deploy.build.pipeline import run
+    from qvec_deploy.build.pipeline import build
     from qvec_deploy.bundle.side_by_side import bench_bundles
     from qvec_deploy.recipe import load_recipe
 
-    run(load_recipe(ROOT / "recipes" / "demo_3bit.yaml", ["variants=[]", "name=demo"]), folder / "demo", force=True)
+    build(load_recipe(ROOT / "recipes" / "demo_3bit.yaml", ["variants=[]", "name=demo"]), folder / "demo", force=True)
     report = bench_bundles([folder / "demo"], lowerings=("packed", "int8"), blocks=2)
     exact, int8 = (candidate.accuracy.correct for candidate in report.candidates if candidate.accuracy is not None)
     points = 100 / report.images

@@ -40,7 +40,20 @@ class BuildResult:
     report: Report | None
 
 
-def run(recipe: Recipe, directory: Path, *, force: bool = False, context: BuildContext | None = None) -> BuildResult:
+def plan(recipe: Recipe, *, offline: bool = False) -> Plan:
+    """Everything that is decided before any weight is read: what happens to every tensor.
+
+    Args:
+        recipe: What is wanted.
+        offline: Use the Hub's local cache only.
+
+    Raises:
+        QvecError: The recipe, or what headers show, cannot be built.
+    """
+    return BuildContext(offline).plan(recipe)
+
+
+def build(recipe: Recipe, directory: Path, *, force: bool = False, context: BuildContext | None = None) -> BuildResult:
     """Build a recipe with its baselines and variants, measure all of them, and leave a bundle.
 
     Args:
@@ -70,7 +83,7 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, context: BuildC
         choice = _choose(recipe, plan, context)
         resolved = choice.recipe if choice is not None else recipe
         candidates = resolved.candidates(choice.finalists if choice is not None else ())
-        artifacts = {candidate.name: build(candidate, context, timings) for candidate in candidates}
+        artifacts = {candidate.name: build_candidate(candidate, context, timings) for candidate in candidates}
         selection = _confirm(choice, artifacts, plan, context)
         shipped = artifacts[selection.shipped if selection is not None else resolved.name]
         report = predictions = None
@@ -84,7 +97,7 @@ def run(recipe: Recipe, directory: Path, *, force: bool = False, context: BuildC
     return BuildResult(Bundle.open(directory), report)
 
 
-def build(recipe: Recipe, context: BuildContext, timings: Path | None = None) -> Artifact:
+def build_candidate(recipe: Recipe, context: BuildContext, timings: Path | None = None) -> Artifact:
     """Build one candidate: plan, patch, quantize, pack, lower, compile, check.
 
     Args:
@@ -96,7 +109,7 @@ def build(recipe: Recipe, context: BuildContext, timings: Path | None = None) ->
         QvecError: The recipe, a file or the machine is not up to it; nothing is measured then.
     """
     cache = context.cache
-    assert cache is not None  # noqa: S101 - `run` has one made
+    assert cache is not None  # noqa: S101 - `build` has one made
     with garbage_collector_off():  # a build allocates millions of small objects and leaves hardly any garbage
         with context.progress.stage("plan", recipe.name):
             plan = context.plan(recipe)

@@ -72,7 +72,7 @@ def build(
     worst outcome. The same command again builds what is missing.
     """
     from qvec_deploy.build.context import BuildContext
-    from qvec_deploy.build.pipeline import run
+    from qvec_deploy.build.pipeline import build as build_bundle
     from qvec_deploy.bundle.write import require_engine, require_gates
     from qvec_deploy.io.machine_lock import MachineLock
     from qvec_deploy.jobs.executors import check_address, start_executor
@@ -101,7 +101,7 @@ def build(
     machine = MachineLock.here()
     context = BuildContext(offline, progress_shown(quiet or as_json), machine=machine)
     with machine.shared(context.progress.stage("wait")):
-        built = run(recipe, directory, force=force, context=context)
+        built = build_bundle(recipe, directory, force=force, context=context)
     if built.report is not None:
         _show_report(built.report, as_json)
     if not as_json:

@@ -17,7 +17,7 @@ from typing import Any
 from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.build.context import BuildContext
 from qvec_deploy.build.keys import made_by
-from qvec_deploy.build.pipeline import run
+from qvec_deploy.build.pipeline import build
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import MANIFEST_FILE
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
@@ -170,7 +170,7 @@ def build_job(
             ours = force or record.is_ours()
             mine = ours or not directory.exists()  # else `run` refuses: somebody else's must not become ours
             with record.making() if mine else contextlib.nullcontext(), machine.shared(context.progress.stage("wait")):
-                bundle = run(recipe, directory, force=ours, context=context).bundle
+                bundle = build(recipe, directory, force=ours, context=context).bundle
     return asdict(SweepRow.of_bundle(bundle, kept=kept, seconds=round(time.monotonic() - start, 1)))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from qvec_deploy.build.context import BuildContext
-from qvec_deploy.build.pipeline import build
+from qvec_deploy.build.pipeline import build_candidate
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.models import create
 from qvec_deploy.quantize import modelopt, reference
@@ -114,7 +114,7 @@ def test_build_quantizes_through_modelopt(
         calls.clear()
         quantize = {"bits": 3, "granularity": "channel", "method": method}
         recipe = load_recipe(pico_recipe(quantize=quantize, vector=None, **{"lambda": 0}))
-        artifact = build(recipe, BuildContext(cache=Cache(tmp_path / method)))
+        artifact = build_candidate(recipe, BuildContext(cache=Cache(tmp_path / method)))
         assert calls == [tensor.shape for tensor in artifact.plan.quantized]
 
 

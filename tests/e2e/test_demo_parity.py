@@ -9,7 +9,7 @@ import pytest
 
 from qvec_deploy.bench.parity import reference_logits
 from qvec_deploy.build.context import BuildContext
-from qvec_deploy.build.pipeline import build
+from qvec_deploy.build.pipeline import build_candidate
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.packed import PackedFile
@@ -25,7 +25,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, 
     """The demo's engine, its test images, and PyTorch's logits with the dequantized weights."""
     recipe = load_recipe(RECIPE).candidates()[-1]
     assert recipe.evaluate is not None and recipe.evaluate.dataset == "tiny/symbols"
-    artifact = build(recipe, BuildContext(cache=Cache(tmp_path_factory.mktemp("demo"))))
+    artifact = build_candidate(recipe, BuildContext(cache=Cache(tmp_path_factory.mktemp("demo"))))
     folder, model = artifact.directory, artifact.plan.architecture
     config = DataConfig.from_mapping(model.data_config)
     data = open_dataset(

@@ -12,7 +12,7 @@ import timm
 
 from qvec_deploy.bench.run import BenchResult
 from qvec_deploy.build import context as context_module
-from qvec_deploy.build.pipeline import run
+from qvec_deploy.build.pipeline import build
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.models import _describe, _template
 from qvec_deploy.recipe import load_recipe
@@ -53,7 +53,7 @@ def test_nine_candidates(
     monkeypatch.setattr("qvec_deploy.build.pipeline.measure_engines", lambda *_: BenchResult(report, None))
     recipe = load_recipe(pico_recipe(variants=VARIANTS))
     assert len(recipe.candidates()) == 9
-    run(recipe, tmp_path / "bundle")
+    build(recipe, tmp_path / "bundle")
     assert sorted(name for name, *_ in counts) == sorted(
         ["open"] * 2 + ["make_plan"] * 9 + ["create_model", "export_skeleton"]
     )

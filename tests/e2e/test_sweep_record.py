@@ -56,7 +56,7 @@ class TestWhoseBundleItIs:
                     _sign(staging, mark)
                 return BuildResult(Bundle.open(directory), None)
 
-            monkeypatch.setattr("qvec_deploy.sweep.sweep.run", run)
+            monkeypatch.setattr("qvec_deploy.sweep.sweep.build", run)
             row = build_job(
                 lambda _: None,
                 values=recipe.as_dict(),
@@ -215,7 +215,7 @@ def test_what_measures_beside_a_sweep_takes_its_turn(
         raise FetchError("enough", hint="seen")
 
     monkeypatch.setattr("qvec_deploy.bundle.side_by_side.measure_engines", measure)
-    monkeypatch.setattr("qvec_deploy.build.pipeline.run", run)
+    monkeypatch.setattr("qvec_deploy.build.pipeline.build", run)
     arguments = ["bench", str(bundle)] if command == "bench" else ["build", "--recipe", str(pico_recipe())]
     monkeypatch.setattr("sys.argv", ["qvec-deploy", *arguments, "--quiet"])
     with pytest.raises(SystemExit) as stop:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from fake_tensorrt import GPU, Setup, install
 from pico import PICO_ARGS, PICO_MODEL
 
-from qvec_deploy.build.pipeline import run
+from qvec_deploy.build.pipeline import build
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.compile_bundle import compile_bundle, engine_options
 from qvec_deploy.bundle.manifest import LAMBDA0
@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, pico_folder: Path) -> Path:
     (folder / "pico.yaml").write_text(yaml.safe_dump(values))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensorrt_library, "load_tensorrt", nowhere)
-        run(load_recipe(folder / "pico.yaml"), folder / "pico")
+        build(load_recipe(folder / "pico.yaml"), folder / "pico")
     return folder / "pico"
 
 
@@ -104,7 +104,7 @@ def test_a_build_keeps_its_timing_cache_beside_the_bundle(
     out = tmp_path / "bundles" / "pico"
     for _ in range(2):
         with pytest.raises(Built):
-            run(load_recipe(recipe), out)
+            build(load_recipe(recipe), out)
         assert list(out.parent.rglob("*")) == [out.parent / "tensorrt-10.16.1.11-nvidia-test-sm89.timing"]
     (cache,) = out.parent.iterdir()
     builds = sum(not isinstance(each, str) for each in setup.trt.seen)
@@ -184,7 +184,7 @@ def test_a_damaged_bundle_is_refused(setup: Setup, bundle: Path) -> None:
 
 def test_a_bundle_of_another_runtime_is_refused(tmp_path: Path, pico_recipe: Callable[..., Path]) -> None:
     path = pico_recipe(**{"quantize": {"bits": 32}, "target__lowering": "float", "lambda": 0.0})
-    run(load_recipe(path), tmp_path / "cpu")
+    build(load_recipe(path), tmp_path / "cpu")
     with pytest.raises(IncompatibleError, match="is for runtime `onnxruntime`, which compiles nothing") as caught:
         compile_bundle(tmp_path / "cpu")
     assert "`qvec-deploy verify`" in caught.value.hint
