@@ -195,7 +195,7 @@ class _Attempts:
         with bench.progress.stage("calibrate"):
             moments = vector.moments()
             if moments is not None:
-                found = calibrate_from_moments(model, moments, self._grid, skip)
+                found = calibrate_from_moments(model, moments, self._grid, skip, "gptq")
             else:
                 images = generated_images(self._opened.config, self._request.selecting)
                 found = calibrate(model, images, self._grid, skip, "gptq")
