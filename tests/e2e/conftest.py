@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
+import command_server
 import pytest
 from shared import exported_once, make_once
 
@@ -16,6 +21,7 @@ from qvec_deploy.cli.commands import main
 
 Run = Callable[..., tuple[int, str, str]]
 
+ROOT = Path(__file__).parents[2]
 PRELOAD = [
     "torch",
     "timm",
@@ -66,6 +72,21 @@ def warm_jobs() -> None:
     if not torch.cuda.is_available():
         multiprocessing.set_forkserver_preload(PRELOAD)
         forkserver.ensure_running()
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An executable that runs commands in processes of their own, forked from one that has everything imported."""
+    address = Path(tempfile.mkdtemp(prefix="qvec")) / "server"  # the paths of sockets are short
+    script = Path(command_server.__file__)
+    with subprocess.Popen([sys.executable, script, address], env={**os.environ, "PYTHONPATH": str(ROOT)}) as server:
+        deadline = time.monotonic() + 120
+        while not address.exists():
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        yield command_server.write_client(address.with_name("qvec-deploy"), str(address))
+        server.kill()
+    shutil.rmtree(address.parent)
 
 
 @pytest.fixture
