@@ -30,6 +30,8 @@ from qvec_deploy.quantize.methods import METHODS, Calibrated
 from qvec_deploy.quantize.solver import round_for_inputs
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 
+pytestmark = pytest.mark.slow
+
 SKIP = ("head",)
 SCHEMES = [Scheme(3, "tensor", method="mse"), Scheme(2, "channel"), Scheme(3, "group", 16)]
 
