@@ -100,14 +100,14 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def build_once(
     tmp_path_factory: pytest.TempPathFactory, pico_recipe: Callable[..., Path], run: Run
 ) -> Callable[..., Path]:
-    """Build a changed pico recipe once a run, under a name that is this recipe's; do not write to the bundle."""
+    """Build a changed pico recipe once a run, in a folder that is this recipe's; do not write to the bundle."""
 
-    def build(name: str, **changes: object) -> Path:
+    def build(folder: str, **changes: object) -> Path:
         def make(path: Path) -> None:
             code, _, log = run("build", "--recipe", pico_recipe(**changes), "-o", path, "--quiet")
             assert code == 0, log
 
-        return make_once(tmp_path_factory, f"bundles/{name}", make)
+        return make_once(tmp_path_factory, f"bundles/{folder}", make)
 
     return build
 
