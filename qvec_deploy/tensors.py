@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ INPUT_SCALE = ".input_scale"
 """After a Linear's name: the tensor (in,) that its input is multiplied by, where AWQ found no norm to fold it into."""
 
 Granularity = Literal["tensor", "channel", "group"]
-Method = Literal["rtn", "mse"]
+GridRule = Literal["rtn", "mse"]
+"""How a grid finds its scales; ModelOpt calls them `max` and `mse`."""
+GRID_RULES: tuple[GridRule, ...] = get_args(GridRule)
 
 MIN_BITS, MAX_BITS = 2, 8
 
@@ -43,7 +45,7 @@ class Scheme:
     granularity: Granularity
     group_size: int = 0
     clip: float = 1.0
-    method: Method = "rtn"
+    method: GridRule = "rtn"
 
     def __post_init__(self) -> None:
         if not MIN_BITS <= self.bits <= MAX_BITS:
@@ -55,8 +57,13 @@ class Scheme:
             )
         if not 0.0 < self.clip <= 1.0:
             raise RecipeError(f"clip ratio {self.clip} is outside (0, 1]", hint="1.0 covers the largest weight")
-        if self.method == "mse" and self.clip != 1.0:
+        if self.searched and self.clip != 1.0:
             raise RecipeError("method `mse` searches the clip ratio itself", hint="leave out `clip`, or use `rtn`")
+
+    @property
+    def searched(self) -> bool:
+        """Whether the clip ratio is searched for; otherwise `clip` is taken as given."""
+        return self.method == "mse"
 
     @property
     def qmin(self) -> int:
@@ -100,7 +107,7 @@ class Scheme:
         for name, kind in fields.items():
             if type(values[name]) is not kind:
                 raise IntegrityError(f"scheme field {name} is {values[name]!r}", hint=f"expected {kind.__name__}")
-        if values["granularity"] not in ("tensor", "channel", "group") or values["method"] not in ("rtn", "mse"):
+        if values["granularity"] not in ("tensor", "channel", "group") or values["method"] not in GRID_RULES:
             raise IntegrityError(f"unknown scheme {values}", hint="the file was written by another version")
         try:
             return cls(**values)

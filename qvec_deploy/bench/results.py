@@ -14,11 +14,10 @@ from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.roofline.roofline_values import Device, TimePrediction
 from qvec_deploy.bench.selection import Selection
 from qvec_deploy.bench.warnings import Finding
+from qvec_deploy.quantize.methods import METHODS, ROUND_TO_NEAREST
 from qvec_deploy.tensors import Scheme
 
 SCHEMA_VERSION = 3
-
-ERROR_FEEDBACK = ("gptq", "gptaq")
 
 Role = Literal["float", "ptq", "patched", "variant"]
 
@@ -187,7 +186,7 @@ class Candidate:
     stored_bytes: int
     stored_bits_per_weight: float
     runtime_bits_per_weight: float
-    method: str = "rtn"
+    method: str = ROUND_TO_NEAREST.name
     skip: tuple[str, ...] = ()
     accuracy: AnswerCounts | None = None
     paired: dict[str, PairedAnswers] = field(default_factory=dict)
@@ -207,7 +206,8 @@ class Candidate:
         """
         if self.scheme is None:
             return None
-        absmax = self.scheme.method == "rtn" and self.scheme.clip == 1.0 and self.method not in ERROR_FEEDBACK
+        known = METHODS.get(self.method)  # a report may be of a later version
+        absmax = not self.scheme.searched and self.scheme.clip == 1.0 and not (known and known.error_feedback)
         return (1 << self.scheme.bits) - absmax
 
 

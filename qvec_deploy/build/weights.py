@@ -20,6 +20,7 @@ from qvec_deploy.models import structure
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.plan import Plan
 from qvec_deploy.progress import Advance
+from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.torch_cuda.torch_structure import write_structure
 from qvec_deploy.tensors import INPUT_SCALE, Float32, PackedTensor, QuantizedTensor
@@ -156,14 +157,14 @@ def _calibrated(
     assert scheme is not None  # noqa: S101 - a calibrated method has a grid
     model = load_model(plan, state)
     if settings.calibration.on == "moments":
-        found = calibrate_from_moments(model, _moments(sources), scheme, settings.skip)
+        found = calibrate_from_moments(model, _moments(sources), scheme, settings.skip, settings.method)
     else:
         teacher = load_model(plan, {name: receiver.read(name) for name in state}) if plan.recipe.lam != 0 else None
-        found = calibrate(model, images, scheme, settings.skip, settings.rounding, teacher=teacher, on_layer=on_layer)
+        found = calibrate(model, images, scheme, settings.skip, settings.method, teacher=teacher, on_layer=on_layer)
     errors = {
         name.removesuffix(".weight"): relative_error(state[name], quantized)
         for name, quantized in found.codes.items()
-        if settings.rounding != "awq"  # its codes are those of other weights: columns were scaled
+        if not METHODS[settings.method].scales_columns
     }
     scales = {f"{name}{INPUT_SCALE}": value for name, value in found.input_scales.items()}
     values: dict[str, Weight] = {**state, **found.floats, **found.codes, **scales}

@@ -13,6 +13,7 @@ from qvec_deploy.bench.results import Model, Parity
 from qvec_deploy.bench.selection import Selection
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
 from qvec_deploy.io.files import sha256_file, storage_errors, write_bytes
+from qvec_deploy.quantize.methods import ROUND_TO_NEAREST
 
 MANIFEST_FILE = "manifest.json"
 LAMBDA0 = "lambda0"
@@ -91,7 +92,7 @@ class Manifest(ManifestPart):
     runtime_bits_per_weight: float
     layers: tuple[Layer, ...]
     parity: Parity | None
-    method: str = "rtn"
+    method: str = ROUND_TO_NEAREST.name
     selection: Selection | None = None
     gates: tuple[Gate, ...] = ()
     unverified: str | None = None

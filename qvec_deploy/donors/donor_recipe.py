@@ -13,7 +13,7 @@ from qvec_deploy.donors.train_config import TrainConfig, TrainOptions
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.recipe.blocks import Block, ModelArg
 from qvec_deploy.recipe.reading import parse, read_values
-from qvec_deploy.tensors import Scheme
+from qvec_deploy.tensors import GridRule, Scheme
 
 _MAX_BYTES = 1 << 20
 _STEPS = 2000  # about what the paper's donors of one task had
@@ -62,7 +62,7 @@ class DonorGrid(Block):
     bits: int = Field(default=3, ge=2, le=8, description="Bits of a weight.")
     granularity: Literal["tensor", "channel", "group"] = Field(default="channel", description="What shares one scale.")
     group_size: int = Field(default=0, ge=0, description="Weights per group, with granularity `group`.")
-    method: Literal["rtn", "mse"] = Field(default="mse", description="`mse`: clip of least squared error.")
+    method: GridRule = Field(default="mse", description="`mse`: clip of least squared error.")
     clip: float = Field(default=1.0, gt=0, le=1, description="Share of the largest magnitude on the grid, for `rtn`.")
     clip_every: int = Field(default=50, ge=1, description="Steps between two searches of the clip, for `mse`.")
 

@@ -1,40 +1,19 @@
-"""Rounding that looks at activations: one entry for all ways to put a model's weights on the grid of a scheme."""
+"""One entry for all methods that put a model's weights on the grid of a scheme: see METHODS."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.models import quantized_linears
+from qvec_deploy.quantize.methods import Calibrated, OnLayer, find_method
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
-
-Rounding = Literal["nearest", "awq", "gptq", "gptaq"]
-ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
-OnLayer = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Calibrated:
-    """A model's weights on the grid.
-
-    Attributes:
-        codes: By state-dict name (`blocks.0.attn.qkv.weight`).
-        floats: Other tensors that changed, by state-dict name: norms with AWQ's factors in them.
-        input_scales: By Linear name, (in,): what its input must be multiplied by, where no norm does it already.
-        notes: What the user must know, one sentence each.
-    """
-
-    codes: Mapping[str, QuantizedTensor]
-    floats: Mapping[str, Float32] = field(default_factory=dict)
-    input_scales: Mapping[str, Float32] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def calibrate(
@@ -42,7 +21,7 @@ def calibrate(
     images: Sequence[Float32],
     scheme: Scheme,
     skip: tuple[str, ...],
-    rounding: Rounding,
+    method: str,
     *,
     teacher: nn.Module | None = None,
     on_layer: OnLayer | None = None,
@@ -51,36 +30,28 @@ def calibrate(
 
     Args:
         model: In evaluation mode, on the device where the work is to be done; not changed.
-        images: Batches (B, C, H, W) float32, normalised as the model wants them; no labels. `nearest` needs none.
+        images: Batches (B, C, H, W) float32, normalised as the model wants them; no labels. A method that looks at
+            nothing needs none.
         scheme: The grid: how scales are found.
         skip: Child names whose Linears stay float, matched exactly at any depth.
-        rounding: How codes are found on the grid. `nearest` looks at weights alone; `awq` and `gptq` are ModelOpt's;
-            `gptaq` also makes up for what rounding did to earlier layers.
-        teacher: Whose outputs `gptaq` aims at; the model itself where None. For a patched model, the receiver as
-            it was. The others have no teacher.
+        method: Name of a row of METHODS: how codes are found on the grid.
+        teacher: Whose outputs a method aims at that needs some; the model itself where None. For a patched model, the
+            receiver as it was.
         on_layer: Told how many Linears of how many are done.
 
     Returns:
         Codes of all Linears but the skipped ones, and what else the method changed.
 
     Raises:
-        RecipeError: An unknown rounding, or no finite images for one that needs them.
+        RecipeError: An unknown method, or no finite images for one that needs them.
         IncompatibleError: The teacher is another model, or activations are not finite.
     """
-    if rounding not in ROUNDINGS:
-        raise RecipeError(f"there is no rounding `{rounding}`", hint=f"choose {', '.join(ROUNDINGS)}")
-    names = quantized_linears(model, skip)
-    if rounding == "nearest":
-        return Calibrated(_by_tensor({name: _nearest(model, name, scheme) for name in names}))
-    _check_images(images, f"rounding `{rounding}`")
-    if rounding == "awq":
-        result = _awq(model, images, scheme, skip)
-    else:
-        codes = _gptq_or_gptaq(model, images, scheme, skip, rounding, teacher, on_layer)
-        result = Calibrated(_by_tensor(codes))
-    if on_layer is not None and rounding != "gptaq":  # ModelOpt says nothing on the way
-        on_layer(len(names), len(names))
-    return _with_notes(result, model, images, scheme, names, rounding)
+    row, names = find_method(method), quantized_linears(model, skip)
+    if not row.calibrated:
+        return Calibrated({f"{name}.weight": _nearest(model, name, scheme) for name in names})
+    _check_images(images, f"method `{method}`")
+    result = row.on_inputs()(model, images, scheme, skip, teacher=teacher, on_layer=on_layer)
+    return _with_notes(result, model, images, scheme, names, method)
 
 
 def calibrate_from_moments(
@@ -88,38 +59,40 @@ def calibrate_from_moments(
     moments: Mapping[str, Float32],
     scheme: Scheme,
     skip: tuple[str, ...],
+    method: str,
     *,
     on_layer: OnLayer | None = None,
 ) -> Calibrated:
-    """GPTQ for the inputs that another model's Linears had: no image is run through this one.
+    """The same for the inputs that another model's Linears had: no image is run through this one.
 
     Args:
         model: Not changed.
         moments: What `collect_moments` gave for a donor of the same base, (in, in) by Linear name.
         scheme: The grid.
         skip: Child names whose Linears stay float.
+        method: One for which moments are enough.
         on_layer: Told how many Linears of how many are done.
 
     Returns:
         Codes of all Linears but the skipped ones.
 
     Raises:
+        RecipeError: A method that needs more than moments.
         IncompatibleError: Moments of other Linears or of other widths, or not of finite inputs.
     """
     import torch
 
     from qvec_deploy.quantize.layer_inputs import weight_at
-    from qvec_deploy.quantize.solver import round_for_inputs
 
-    names = quantized_linears(model, skip)
+    names, rounded = quantized_linears(model, skip), find_method(method).on_moments()
     _check_moments(model, moments, names)
     codes = {}
     for done, name in enumerate(names, start=1):
         weight, moment = torch.from_numpy(weight_at(model, name)), torch.from_numpy(moments[name])
-        codes[name] = round_for_inputs(weight, moment, scheme)
+        codes[f"{name}.weight"] = rounded(weight, moment, scheme)
         if on_layer is not None:
             on_layer(done, len(names))
-    return Calibrated(_by_tensor(codes))
+    return Calibrated(codes)
 
 
 def collect_moments(model: nn.Module, images: Sequence[Float32], skip: tuple[str, ...]) -> dict[str, Float32]:
@@ -148,44 +121,13 @@ def collect_moments(model: nn.Module, images: Sequence[Float32], skip: tuple[str
     return {name: moments[name].float().cpu().numpy() for name in names}
 
 
-def _gptq_or_gptaq(
-    model: nn.Module,
-    images: Sequence[Float32],
-    scheme: Scheme,
-    skip: tuple[str, ...],
-    rounding: Rounding,
-    teacher: nn.Module | None,
-    on_layer: OnLayer | None,
-) -> dict[str, QuantizedTensor]:
-    if rounding == "gptaq":
-        from qvec_deploy.quantize.gptaq import gptaq
-
-        return gptaq(model, images, scheme, skip, teacher=teacher, on_layer=on_layer)
-    from qvec_deploy.quantize.calibrators import gptq
-
-    return gptq(model, images, scheme, skip)
-
-
-def _awq(model: nn.Module, images: Sequence[Float32], scheme: Scheme, skip: tuple[str, ...]) -> Calibrated:
-    from qvec_deploy.quantize.calibrators import awq
-    from qvec_deploy.quantize.folding import fold_into_norms
-
-    codes, factors, worse = awq(model, images, scheme, skip)
-    floats, left = fold_into_norms(model, factors, images[0][:2])
-    note = (
-        f"awq makes {len(worse)} of {len(codes)} Linears worse on the images than rounding to nearest: "
-        "those are rounded to nearest"
-    )
-    return Calibrated(_by_tensor(codes), floats, left, (note,) if worse else ())
-
-
 def _with_notes(
     result: Calibrated,
     model: nn.Module,
     images: Sequence[Float32],
     scheme: Scheme,
     names: Sequence[str],
-    rounding: Rounding,
+    method: str,
 ) -> Calibrated:
     """Say which Linears no image reached, and round those to nearest; say so if the method did nothing at all."""
     from qvec_deploy.quantize.layer_inputs import accumulate_moments
@@ -195,7 +137,7 @@ def _with_notes(
     notes = list(result.notes)
     notes += [f"{name} is never called with the images: rounded to nearest" for name in names if name not in reached]
     if not result.input_scales and not result.floats and _all_nearest(model, codes, scheme):
-        notes.append(f"{rounding} changes nothing on this grid ({scheme}): the codes are those of rounding to nearest")
+        notes.append(f"{method} changes nothing on this grid ({scheme}): the codes are those of rounding to nearest")
     return Calibrated(codes, result.floats, result.input_scales, tuple(notes))
 
 
@@ -208,7 +150,7 @@ def _all_nearest(model: nn.Module, codes: Mapping[str, QuantizedTensor], scheme:
 
 def _check_images(images: Sequence[Float32], purpose: str) -> None:
     if sum(map(len, images)) == 0:
-        raise RecipeError(f"{purpose} needs images", hint="give unlabelled ones, or use rounding `nearest`")
+        raise RecipeError(f"{purpose} needs images", hint="give unlabelled ones, or use a method that needs none")
     if not all(np.isfinite(batch).all() for batch in images):
         raise RecipeError("calibration images hold NaN or infinity", hint="check the images' normalisation")
 
@@ -231,7 +173,3 @@ def _nearest(model: nn.Module, name: str, scheme: Scheme) -> QuantizedTensor:
     from qvec_deploy.quantize.modelopt import quantize
 
     return quantize(weight_at(model, name), scheme)
-
-
-def _by_tensor(codes: Mapping[str, QuantizedTensor]) -> dict[str, QuantizedTensor]:
-    return {f"{name}.weight": quantized for name, quantized in codes.items()}

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from qvec_deploy.models import quantized_linears
+from qvec_deploy.quantize.folding import fold_into_norms
 from qvec_deploy.quantize.layer_inputs import accumulate_moments, linear_at, on_device_of, weight_at
+from qvec_deploy.quantize.methods import Calibrated, OnLayer
 from qvec_deploy.quantize.modelopt import BACKEND, insert_fake_quantizers, quantize, refresh_clip
 from qvec_deploy.quantize.solver import feed_back, inverse_factor
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
@@ -27,8 +29,14 @@ with warnings.catch_warnings():
 
 
 def gptq(
-    model: nn.Module, images: Sequence[Float32], scheme: Scheme, skip: tuple[str, ...]
-) -> dict[str, QuantizedTensor]:
+    model: nn.Module,
+    images: Sequence[Float32],
+    scheme: Scheme,
+    skip: tuple[str, ...],
+    *,
+    teacher: nn.Module | None = None,
+    on_layer: OnLayer | None = None,
+) -> Calibrated:
     """GPTQ by ModelOpt: every Linear for the inputs that it has in the float model, none for the others' rounding.
 
     Args:
@@ -36,9 +44,8 @@ def gptq(
         images: Batches (B, C, H, W), normalised.
         scheme: The grid; scales are those of the weights as they are.
         skip: Child names whose Linears stay float.
-
-    Returns:
-        Codes by name of the Linear.
+        teacher: Not looked at.
+        on_layer: Told when it is done: ModelOpt says nothing on the way.
 
     Raises:
         IncompatibleError: Activations are not finite.
@@ -46,31 +53,60 @@ def gptq(
     _register()
     names = quantized_linears(model, skip)
     rounded = _calibrated(model, {"method": "gptq"}, images, scheme, skip)
-    result = {}
+    codes = {}
     for name in names:
         scale = quantize(weight_at(model, name), scheme).scale  # of the weights before: GPTQ's grid
         values = weight_at(rounded, name).reshape(*scale.shape, -1)
-        codes = np.rint(values / scale[:, :, None]).astype(np.int8)
-        result[name] = QuantizedTensor(codes.reshape(len(codes), -1), scale, scheme)
-    return result
+        found = np.rint(values / scale[:, :, None]).astype(np.int8)
+        codes[f"{name}.weight"] = QuantizedTensor(found.reshape(len(found), -1), scale, scheme)
+    if on_layer is not None:
+        on_layer(len(names), len(names))
+    return Calibrated(codes)
 
 
 def awq(
-    model: nn.Module, images: Sequence[Float32], scheme: Scheme, skip: tuple[str, ...]
-) -> tuple[dict[str, QuantizedTensor], dict[str, Float32], list[str]]:
-    """AWQ by ModelOpt (`awq_lite`): input columns that matter are made larger before rounding to nearest.
-
-    With method `mse` the column factors are searched at the clip ratios of the plain weights, and the clip is searched
-    again for the scaled weights: searching both at once took twice the time and was no better.
-
-    ModelOpt's grid of factors lacks "none at all", and its search rounds at other clip ratios than those that are used.
-    So a Linear whose outputs on the images come out worse than with rounding to nearest is rounded to nearest.
+    model: nn.Module,
+    images: Sequence[Float32],
+    scheme: Scheme,
+    skip: tuple[str, ...],
+    *,
+    teacher: nn.Module | None = None,
+    on_layer: OnLayer | None = None,
+) -> Calibrated:
+    """AWQ by ModelOpt: input columns that matter are made larger before rounding to nearest.
 
     Args:
         model: In evaluation mode; not changed.
         images: Batches (B, C, H, W), normalised.
         scheme: The grid.
         skip: Child names whose Linears stay float.
+        teacher: Not looked at.
+        on_layer: Told when it is done: ModelOpt says nothing on the way.
+
+    Returns:
+        Codes of the scaled weights; their factors are in the norm before a Linear, where there is one.
+    """
+    codes, factors, worse = search_factors(model, images, scheme, skip)
+    if on_layer is not None:
+        on_layer(len(codes), len(codes))
+    floats, left = fold_into_norms(model, factors, images[0][:2])
+    note = (
+        f"awq makes {len(worse)} of {len(codes)} Linears worse on the images than rounding to nearest: "
+        "those are rounded to nearest"
+    )
+    return Calibrated({f"{name}.weight": found for name, found in codes.items()}, floats, left, (note,) * bool(worse))
+
+
+def search_factors(
+    model: nn.Module, images: Sequence[Float32], scheme: Scheme, skip: tuple[str, ...]
+) -> tuple[dict[str, QuantizedTensor], dict[str, Float32], list[str]]:
+    """ModelOpt's `awq_lite`, and what it makes of every Linear.
+
+    On a grid that searches its clip the column factors are searched at the clip ratios of the plain weights, and the
+    clip is searched again for the scaled weights: searching both at once took twice the time and was no better.
+
+    ModelOpt's grid of factors lacks "none at all", and its search rounds at other clip ratios than those that are used.
+    So a Linear whose outputs on the images come out worse than with rounding to nearest is rounded to nearest.
 
     Returns:
         Codes of the scaled weights by name of the Linear; the factor (in,) of its input, where it is not 1; and the

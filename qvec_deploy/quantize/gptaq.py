@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import quantized_linears
 from qvec_deploy.quantize.layer_inputs import flatten, in_step, linear_at
+from qvec_deploy.quantize.methods import Calibrated, OnLayer
 from qvec_deploy.quantize.solver import move_toward, round_for_inputs
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 
@@ -25,8 +26,8 @@ def gptaq(
     skip: tuple[str, ...],
     *,
     teacher: nn.Module | None = None,
-    on_layer: Callable[[int, int], None] | None = None,
-) -> dict[str, QuantizedTensor]:
+    on_layer: OnLayer | None = None,
+) -> Calibrated:
     """Round the Linears one after another, each toward the float network's outputs.
 
     A Linear's inputs x come from the network whose earlier Linears are rounded already; what it should give is the
@@ -43,7 +44,7 @@ def gptaq(
         on_layer: Told how many Linears of how many are done.
 
     Returns:
-        Codes by name of the Linear; Linears that no image reaches are missing.
+        Codes; Linears that no image reaches are missing.
 
     Raises:
         IncompatibleError: The teacher is another model, or activations are not finite.
@@ -56,14 +57,15 @@ def gptaq(
     passes = [(network, batch) for batch in images for network in (teacher, student)]
     with contextlib.closing(in_step(passes, names)) as steps, torch.no_grad():
         for name, inputs in steps:
-            if name in codes:  # called a second time
+            key = f"{name}.weight"
+            if key in codes:  # called a second time
                 continue
             linear, wanted = linear_at(student, name), linear_at(teacher, name)
-            codes[name] = _round(linear, wanted, inputs[1::2], inputs[0::2], scheme)
-            linear.weight.copy_(torch.from_numpy(codes[name].dequantize()))
+            codes[key] = _round(linear, wanted, inputs[1::2], inputs[0::2], scheme)
+            linear.weight.copy_(torch.from_numpy(codes[key].dequantize()))
             if on_layer is not None:
                 on_layer(len(codes), len(names))
-    return codes
+    return Calibrated(codes)
 
 
 def _check_teacher(student: nn.Module, teacher: nn.Module, names: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
     quantizer = TensorQuantizer(QuantizerAttributeConfig(**_attributes(scheme)), if_quant=True)
     tensor = torch.from_numpy(weight if weight.flags.writeable else weight.copy())
     with torch.no_grad(), _one_thread():
-        if scheme.method == "mse":
+        if scheme.searched:
             _search_clip(quantizer, tensor, scheme)
         values = quantizer(tensor)
         rows = _as_rows(tensor, scheme)
@@ -84,7 +84,7 @@ def insert_fake_quantizers(model: nn.Module, scheme: Scheme, skip: tuple[str, ..
 def refresh_clip(model: nn.Module) -> None:
     """Search the clip ratios of method `mse` again, for the latent weights as they are now."""
     for module, quantizer, scheme in _active(model):
-        if scheme.method == "mse":
+        if scheme.searched:
             with torch.no_grad():
                 _search_clip(quantizer, module.weight, scheme)
 
@@ -123,7 +123,7 @@ def _fake_quantize(tensor: Tensor, quantizer: TensorQuantizer) -> Tensor:
 
 
 def _scale(rows: Tensor, quantizer: TensorQuantizer, scheme: Scheme) -> Tensor:
-    clip = quantizer._clip if scheme.method == "mse" else torch.tensor(np.float32(scheme.clip), device=rows.device)
+    clip = quantizer._clip if scheme.searched else torch.tensor(np.float32(scheme.clip), device=rows.device)
     return (clip * _absmax(rows)) / float(scheme.qmax)
 
 

@@ -28,7 +28,7 @@ def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
     """
     rows = _as_rows(weight, scheme)
     absmax = np.maximum(np.abs(rows).max(axis=1, keepdims=True), ABSMAX_FLOOR)
-    clip = clip_ratios(weight, scheme) if scheme.method == "mse" else np.float32(scheme.clip)
+    clip = clip_ratios(weight, scheme) if scheme.searched else np.float32(scheme.clip)
     scale = (clip * absmax) / np.float32(scheme.qmax)
     codes = _codes(rows, scale, scheme).astype(np.int8).reshape(weight.shape)
     return QuantizedTensor(codes, _spread(scale, weight, scheme), scheme)

@@ -8,13 +8,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.recipe.names import LoweringName, RuntimeName
+from qvec_deploy.quantize.methods import METHODS, ROUND_TO_NEAREST, by_moments, calibrated_methods
+from qvec_deploy.recipe.names import LoweringName, MethodName, RuntimeName
 from qvec_deploy.runtimes.registry import find_runtime
-from qvec_deploy.tensors import Scheme
+from qvec_deploy.tensors import GridRule, Scheme
 
 FLOAT_BITS = (16, 32)
-CALIBRATED = ("awq", "gptq", "gptaq")
-METHODS = ("rtn", "mse", *CALIBRATED)
 SELECTIONS = ("label_free", "labelled", "best")
 SHARED = ("version", "name", "evaluate", "images", "measure", "select", "gates", "variants", "target.batch_sizes")
 """Fields that all candidates of a recipe share."""
@@ -63,7 +62,7 @@ class DonorScheme(Block):
     granularity: Literal["tensor", "channel", "group"] = Field(description="Granularity of the donors' QAT.")
     group_size: int = Field(default=0, ge=0, description="Weights per group, with granularity `group`.")
     clip: float = Field(default=1.0, gt=0, le=1, description="Clip ratio of the donors' QAT.")
-    method: Literal["rtn", "mse"] = Field(default="rtn", description="Clipping of the donors' QAT.")
+    method: GridRule = Field(default="rtn", description="Clipping of the donors' QAT.")
 
     def scheme(self) -> Scheme:
         """The same as a Scheme."""
@@ -143,12 +142,12 @@ class Quantize(Block):
     bits: int = Field(default=3, description="2 to 8; 16 or 32 is the float engine.")
     granularity: Literal["tensor", "channel", "group"] = Field(default="channel", description="What shares one scale.")
     group_size: int = Field(default=0, ge=0, description="Weights per group, with granularity `group`.")
-    method: Literal["rtn", "mse", "awq", "gptq", "gptaq"] = Field(
-        default="rtn",
+    method: MethodName = Field(
+        default=ROUND_TO_NEAREST.name,
         description="Without data: `rtn` (round to nearest, fixed clip), `mse` (clip of least squared error). With "
         "unlabelled images: `awq` and `gptq` through ModelOpt, `gptaq` (asymmetric GPTQ).",
     )
-    grid: Literal["rtn", "mse"] | None = Field(
+    grid: GridRule | None = Field(
         default=None, description="How `awq`, `gptq` and `gptaq` find their scales; `mse` if absent."
     )
     clip: float = Field(default=1.0, gt=0, le=1, description="Share of the largest magnitude on the grid, for `rtn`.")
@@ -167,30 +166,24 @@ class Quantize(Block):
             except RecipeError as error:
                 raise ValueError(f"{error.message}; {error.hint}") from error
         if not self.calibrated and self.grid is not None:
-            raise ValueError(f"`grid` is for awq, gptq and gptaq; method `{self.method}` is a grid itself")
+            takers = ", ".join(calibrated_methods())
+            raise ValueError(f"`grid` is for {takers}; method `{self.method}` is a grid itself")
         if not self.calibrated and self.calibration != Calibration():
             raise ValueError(f"method `{self.method}` looks at no images; leave out `calibration`")
-        if self.calibration.on == "moments" and self.method != "gptq":
-            raise ValueError("moments are enough for method `gptq` only")
+        if self.calibration.on == "moments" and METHODS[self.method].from_moments is None:
+            raise ValueError(f"moments are not enough for method `{self.method}`, only for {', '.join(by_moments())}")
         return self
-
-    @property
-    def rounding(self) -> Literal["nearest", "awq", "gptq", "gptaq"]:
-        """How weights are put on the grid; `rtn` and `mse` are grids, on which weights are rounded to nearest."""
-        if self.method == "rtn" or self.method == "mse" or self.bits in FLOAT_BITS:
-            return "nearest"
-        return self.method
 
     @property
     def calibrated(self) -> bool:
         """Whether the method looks at activations."""
-        return self.rounding != "nearest"
+        return self.bits not in FLOAT_BITS and METHODS[self.method].calibrated
 
     def scheme(self) -> Scheme | None:
         """The grid, or None for the float engine."""
         if self.bits in FLOAT_BITS:
             return None
-        grid = self.method if self.method in ("rtn", "mse") else self.grid or "mse"
+        grid = METHODS[self.method].grid or self.grid or "mse"
         return Scheme(self.bits, self.granularity, self.group_size, self.clip, grid)
 
 
@@ -275,7 +268,7 @@ class Select(Block):
         description="With several vectors. `given`: mixed by `vector.weights`. `one`: the best single one. `ridge`: "
         "weights from a small least-squares problem in logit space. `descent`: those, refined by gradient descent.",
     )
-    methods: tuple[Literal["rtn", "mse", "awq", "gptq", "gptaq"], ...] = Field(
+    methods: tuple[MethodName, ...] = Field(
         default=(), description="With `by: best`: the methods that compete; the recipe's own and `gptaq` if absent."
     )
 

@@ -12,10 +12,9 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.io.files import storage_errors
+from qvec_deploy.quantize.methods import METHODS, by_moments, competing
 from qvec_deploy.recipe.blocks import (
-    CALIBRATED,
     FLOAT_BITS,
-    METHODS,
     SELECTIONS,
     Block,
     Calibration,
@@ -33,6 +32,7 @@ from qvec_deploy.recipe.blocks import (
 from qvec_deploy.recipe.matrix import Matrix
 from qvec_deploy.recipe.reading import Places, assign, parse
 from qvec_deploy.runtimes.registry import find_runtime
+from qvec_deploy.tensors import GridRule
 
 
 def _or_a_word(schema: dict[str, Any]) -> None:
@@ -108,8 +108,9 @@ class Recipe(Block):
             raise ValueError(f"select.donors: {self.select.donors} finds the weights itself; leave out vector.weights")
         if self.select.by == "labelled" and self.images is None:
             raise ValueError("select: labelled needs the block `images`, with labels")
-        if self.quantize.calibration.on == "moments" and set(self.methods()) & {"awq", "gptaq"}:
-            raise ValueError("moments are enough for method `gptq` only: leave awq and gptaq out of select.methods")
+        more = [name for name in self.methods() if METHODS[name].calibrated and name not in by_moments()]
+        if self.quantize.calibration.on == "moments" and more:
+            raise ValueError(f"moments are not enough for {', '.join(more)}: leave them out of select.methods")
 
     def _check_judges(self) -> None:
         """Images that choose or calibrate must not be those that judge."""
@@ -201,15 +202,14 @@ class Recipe(Block):
 
     def with_method(self, method: str) -> dict[str, Any]:
         """The overrides that put another method on the grid of this recipe."""
-        scheme = self.quantize.scheme()
-        grid = scheme.method if scheme is not None else "mse"
-        clip = self.quantize.clip if method != "mse" and grid == "rtn" else 1.0
-        calibrated = method in CALIBRATED
-        keeps = calibrated and (method == "gptq" or self.quantize.calibration.on != "moments")
+        scheme, row = self.quantize.scheme(), METHODS[method]
+        grid: GridRule = scheme.method if scheme is not None else "mse"
+        clip = self.quantize.clip if scheme is not None and row.grid in (None, grid) and not scheme.searched else 1.0
+        keeps = row.calibrated and (method in by_moments() or self.quantize.calibration.on != "moments")
         return {
             "quantize.method": method,
             "quantize.clip": clip,
-            "quantize.grid": grid if calibrated else None,
+            "quantize.grid": grid if row.calibrated else None,
             "quantize.calibration": self.quantize.calibration.model_dump() if keeps else {},
         }
 
@@ -218,7 +218,7 @@ class Recipe(Block):
         own: list[str] = [self.quantize.method]
         if self.select is None or self.select.by != "best":
             return own
-        return list(dict.fromkeys([*own, *(self.select.methods or ("gptaq",))]))
+        return list(dict.fromkeys([*own, *(self.select.methods or competing())]))
 
     def _finalist_names(self) -> list[str]:
         if self.select is None or self.select.by != "best":

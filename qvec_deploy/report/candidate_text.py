@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qvec_deploy.bench.results import Candidate
 from qvec_deploy.formatting import short
+from qvec_deploy.quantize.methods import calibrated_methods
 
 
 def grid(candidate: Candidate) -> str:
@@ -16,12 +17,10 @@ def grid(candidate: Candidate) -> str:
         if scheme.granularity == "group"
         else {"channel": "output channel", "tensor": "tensor"}[scheme.granularity]
     )
-    clips = {"rtn": f"clip {scheme.clip:g}", "mse": "clip searched for least squared error"}
-    method = scheme.method if candidate.method in clips else f"{candidate.method} on the {scheme.method} grid"
-    return (
-        f"{scheme.bits} bits, {method}, {clips[scheme.method]}, symmetric, {candidate.levels} levels, "
-        f"one scale per {grain}"
-    )
+    clip = "clip searched for least squared error" if scheme.searched else f"clip {scheme.clip:g}"
+    calibrated = candidate.method in calibrated_methods()
+    method = f"{candidate.method} on the {scheme.method} grid" if calibrated else scheme.method
+    return f"{scheme.bits} bits, {method}, {clip}, symmetric, {candidate.levels} levels, one scale per {grain}"
 
 
 def mixture(candidate: Candidate) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from qvec_deploy.bench.results import Report
 from qvec_deploy.bench.selection import LambdaCurve, Selection
 from qvec_deploy.formatting import short, three
+from qvec_deploy.quantize.methods import calibrated_methods
 from qvec_deploy.report import svg
 from qvec_deploy.report.report_verdict import donor_names, factor, images_of, quantity
 from qvec_deploy.report.svg import WIDTH, Figure
@@ -141,7 +142,7 @@ def _curves_in_words(selection: Selection) -> str:
 def _plain_score(selection: Selection) -> float | None:
     """Without any vector, by the rounding to nearest that donors are tried with; None where no curve tells."""
     own = selection.curves[0] if selection.curves else None
-    if own is None or own.method not in ("rtn", "mse"):
+    if own is None or own.method in calibrated_methods():
         return None
     return next((point.score for point in own.points if point.lam == 0), None)
 

@@ -64,7 +64,7 @@ def commutes(symmetry: str, scheme: Scheme) -> bool:
     if symmetry in (NEURONS, HEADS, CHANNELS):
         return scheme.granularity != "group"
     if symmetry in (SIGNS_QK, SIGNS_VP):
-        return scheme.method == "rtn" and scheme.clip == 1.0
+        return not scheme.searched and scheme.clip == 1.0
     if symmetry in (SCALE_QK, ROOT):
         return scheme.granularity != "tensor"
     return False  # the others scale columns

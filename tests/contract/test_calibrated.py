@@ -20,17 +20,17 @@ from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.models import create, quantized_linears
 from qvec_deploy.quantize import calibrators, modelopt, reference
 from qvec_deploy.quantize.calibrated import (
-    ROUNDINGS,
-    Calibrated,
-    Rounding,
     calibrate,
     calibrate_from_moments,
     collect_moments,
 )
 from qvec_deploy.quantize.folding import fold_into_norms
 from qvec_deploy.quantize.layer_inputs import linear_at, weight_at
+from qvec_deploy.quantize.methods import METHODS, Calibrated
 from qvec_deploy.quantize.solver import round_for_inputs
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
+
+pytestmark = pytest.mark.slow
 
 SKIP = ("head",)
 SCHEMES = [Scheme(3, "tensor", method="mse"), Scheme(2, "channel"), Scheme(3, "group", 16)]
@@ -94,18 +94,18 @@ def run_modelopt(model: nn.Module, algorithm: str) -> None:
         mtq.calibrate(model, {"method": algorithm}, forward_loop=forward_loop)
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_codes_on_the_grid_for_every_linear_and_the_model_as_it_was(model: nn.Module, rounding: Rounding) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_codes_on_the_grid_for_every_linear_and_the_model_as_it_was(model: nn.Module, method: str) -> None:
     before = copy.deepcopy(model.state_dict())
     modules = [type(module) for module in model.modules()]
-    result = calibrate(model, images(), SCHEMES[0], SKIP, rounding)
+    result = calibrate(model, images(), SCHEMES[0], SKIP, method)
     assert list(result.codes) == [f"{name}.weight" for name in quantized_linears(model, SKIP)]
     for name, tensor in result.codes.items():
         assert tensor.codes.shape == before[name].shape and tensor.codes.dtype == np.int8
         assert SCHEMES[0].qmin <= tensor.codes.min() and tensor.codes.max() <= SCHEMES[0].qmax
         assert tensor.scale.dtype == np.float32 and (tensor.scale > 0).all()
     assert [note for note in result.notes if "rounded to nearest" not in note] == []
-    assert rounding == "awq" or result.notes == ()
+    assert method == "awq" or result.notes == ()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [type(module) for module in model.modules()] == modules
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -113,7 +113,7 @@ def test_codes_on_the_grid_for_every_linear_and_the_model_as_it_was(model: nn.Mo
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_nearest_is_the_reference(model: nn.Module, scheme: Scheme) -> None:
-    assert_same_codes(calibrate(model, [], scheme, SKIP, "nearest"), nearest(model, scheme))
+    assert_same_codes(calibrate(model, [], scheme, SKIP, "rtn"), nearest(model, scheme))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -159,7 +159,7 @@ def outputs_error(model: nn.Module, calibrated: Calibrated) -> float:
 def test_own_moments_give_the_codes_that_images_give(model: nn.Module, scheme: Scheme) -> None:
     moments = collect_moments(model, images(), SKIP)
     assert all(value.dtype == np.float32 and value.shape[0] == value.shape[1] for value in moments.values())
-    by_moments = calibrate_from_moments(model, moments, scheme, SKIP)
+    by_moments = calibrate_from_moments(model, moments, scheme, SKIP, "gptq")
     by_images = calibrate(model, images(), scheme, SKIP, "gptq")
     assert_same_codes(by_moments, {name.removesuffix(".weight"): codes for name, codes in by_images.codes.items()})
 
@@ -169,7 +169,7 @@ def test_awq_computes_what_modelopt_computes(model: nn.Module, scheme: Scheme) -
     theirs = copy.deepcopy(model)
     modelopt.insert_fake_quantizers(theirs, scheme, SKIP)
     run_modelopt(theirs, "awq_lite")
-    _, factors, worse = calibrators.awq(model, images(), scheme, SKIP)
+    _, factors, worse = calibrators.search_factors(model, images(), scheme, SKIP)
     for name in worse:  # those are rounded to nearest
         linear: Any = linear_at(theirs, name)
         linear.input_quantizer.pre_quant_scale.fill_(1)
@@ -212,7 +212,7 @@ def test_awq_makes_no_linear_worse_than_rounding_to_nearest(
         return work
 
     monkeypatch.setattr(calibrators, "_calibrated", spoiling)
-    codes, factors, kept = calibrators.awq(model, images(), scheme, SKIP)
+    codes, factors, kept = calibrators.search_factors(model, images(), scheme, SKIP)
     moments = collect_moments(model, images(), SKIP)
     plain = nearest(model, scheme)
     assert set(spoilt) <= set(kept) and not set(kept) & set(factors)
@@ -346,16 +346,16 @@ class Bypassed(nn.Module):
         return self.used(x.flatten(1))
 
 
-@pytest.mark.parametrize("rounding", ["gptq", "gptaq"])
-def test_a_method_that_does_nothing_is_named(rounding: Rounding) -> None:
+@pytest.mark.parametrize("method", ["gptq", "gptaq"])
+def test_a_method_that_does_nothing_is_named(method: str) -> None:
     torch.manual_seed(0)
     network = Bypassed().eval()
     one_hot = [np.eye(12, dtype=np.float32).reshape(12, 3, 2, 2)]
-    result = calibrate(network, one_hot, SCHEMES[1], (), rounding)
+    result = calibrate(network, one_hot, SCHEMES[1], (), method)
     assert_same_codes(result, {n: reference.quantize(weight_at(network, n), SCHEMES[1]) for n in ("used", "unused")})
     assert result.notes == (
         "unused is never called with the images: rounded to nearest",
-        f"{rounding} changes nothing on this grid ({SCHEMES[1]}): the codes are those of rounding to nearest",
+        f"{method} changes nothing on this grid ({SCHEMES[1]}): the codes are those of rounding to nearest",
     )
 
 
@@ -369,11 +369,12 @@ def test_awq_leaves_a_linear_that_is_never_called() -> None:
 
 
 REFUSALS: list[tuple[Callable[[nn.Module], object], type[Exception], str]] = [
-    (lambda m: calibrate(m, images(), SCHEMES[0], SKIP, "best"), RecipeError, "no rounding `best`"),  # type: ignore[arg-type]
-    (lambda m: calibrate(m, [], SCHEMES[0], SKIP, "gptaq"), RecipeError, "rounding `gptaq` needs images"),
+    (lambda m: calibrate(m, images(), SCHEMES[0], SKIP, "best"), RecipeError, "no method `best`"),
+    (lambda m: calibrate(m, [], SCHEMES[0], SKIP, "gptaq"), RecipeError, "method `gptaq` needs images"),
     (lambda m: calibrate(m, [images()[0] * np.nan], SCHEMES[0], SKIP, "awq"), RecipeError, "NaN or infinity"),
     (lambda m: collect_moments(m, [], SKIP), RecipeError, "needs images"),
-    (lambda m: calibrate_from_moments(m, {}, SCHEMES[0], SKIP), IncompatibleError, "needs second moments"),
+    (lambda m: calibrate_from_moments(m, {}, SCHEMES[0], SKIP, "gptq"), IncompatibleError, "needs second moments"),
+    (lambda m: calibrate_from_moments(m, {}, SCHEMES[0], SKIP, "awq"), RecipeError, "does not work with"),
     (lambda m: calibrate(m, images(), SCHEMES[0], SKIP, "gptaq", teacher=Bypassed()), IncompatibleError, "missing"),
     (lambda m: calibrate(m, images(), Scheme(3, "group", 24), SKIP, "gptq"), RecipeError, "group_size 24"),
 ]
@@ -389,9 +390,9 @@ def test_moments_of_another_width_or_of_nothing_are_refused(model: nn.Module) ->
     moments = collect_moments(model, images(), SKIP)
     first = next(iter(moments))
     with pytest.raises(IncompatibleError, match=r"\(32, 32\); there are \(3, 3\)"):
-        calibrate_from_moments(model, {**moments, first: np.eye(3, dtype=np.float32)}, SCHEMES[0], SKIP)
+        calibrate_from_moments(model, {**moments, first: np.eye(3, dtype=np.float32)}, SCHEMES[0], SKIP, "gptq")
     with pytest.raises(IncompatibleError, match="cannot be inverted"):
-        calibrate_from_moments(model, {**moments, first: moments[first] * np.nan}, SCHEMES[0], SKIP)
+        calibrate_from_moments(model, {**moments, first: moments[first] * np.nan}, SCHEMES[0], SKIP, "gptq")
     with pytest.raises(IncompatibleError, match="never calls unused"):
         collect_moments(Bypassed(), [images()[0][:, :, :2, :2]], ())
 
@@ -400,9 +401,9 @@ def test_overflowing_activations_are_refused(model: nn.Module) -> None:
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.get_parameter("blocks.0.norm1.weight").fill_(float("inf"))
-    for rounding in ("gptq", "gptaq"):
+    for method in ("gptq", "gptaq"):
         with pytest.raises(IncompatibleError, match="cannot be inverted"):
-            calibrate(broken, images(), SCHEMES[1], SKIP, rounding)  # type: ignore[arg-type]
+            calibrate(broken, images(), SCHEMES[1], SKIP, method)
 
 
 def test_gptq_goes_through_modelopt(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

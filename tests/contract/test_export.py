@@ -17,6 +17,8 @@ from qvec_deploy.runtimes.graph.stored import attach_weights
 from qvec_deploy.runtimes.registry import find_runtime
 from qvec_deploy.tensors import Scheme
 
+pytestmark = pytest.mark.slow
+
 MODELS = {
     "vit, pooled": (
         "vit_tiny_patch16_224",

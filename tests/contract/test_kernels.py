@@ -32,6 +32,8 @@ from qvec_deploy.runtimes.kernels.ahead import (
 from qvec_deploy.runtimes.kernels.layouts import LAYOUTS, choose_layout
 from qvec_deploy.runtimes.kernels.tiles import DEEP_TILES, TILES, Tile
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WEIGHTS = {"p32": (768, 3072), "rows": (1152, 384)}
 FEW_SPILLS, GROUPED_SPILLS = 64, 512  # bytes of a thread, stores and loads: 36 and 288 by Triton 3.8, 12 and 100 by 3.9

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
+import command_server
 import pytest
 from shared import exported_once, make_once
 
@@ -16,6 +21,7 @@ from qvec_deploy.cli.commands import main
 
 Run = Callable[..., tuple[int, str, str]]
 
+ROOT = Path(__file__).parents[2]
 PRELOAD = [
     "torch",
     "timm",
@@ -24,6 +30,13 @@ PRELOAD = [
     "qvec_deploy.research.study.cell",
     "modelopt.torch.quantization",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of these are slow together."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -68,18 +81,33 @@ def warm_jobs() -> None:
         forkserver.ensure_running()
 
 
+@pytest.fixture(scope="session")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An executable that runs commands in processes of their own, forked from one that has everything imported."""
+    address = Path(tempfile.mkdtemp(prefix="qvec")) / "server"  # the paths of sockets are short
+    script = Path(command_server.__file__)
+    with subprocess.Popen([sys.executable, script, address], env={**os.environ, "PYTHONPATH": str(ROOT)}) as server:
+        deadline = time.monotonic() + 120
+        while not address.exists():
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        yield command_server.write_client(address.with_name("qvec-deploy"), str(address))
+        server.kill()
+    shutil.rmtree(address.parent)
+
+
 @pytest.fixture
 def build_once(
     tmp_path_factory: pytest.TempPathFactory, pico_recipe: Callable[..., Path], run: Run
 ) -> Callable[..., Path]:
-    """Build a changed pico recipe once a run, under a name that is this recipe's; do not write to the bundle."""
+    """Build a changed pico recipe once a run, in a folder that is this recipe's; do not write to the bundle."""
 
-    def build(name: str, **changes: object) -> Path:
+    def build(folder: str, **changes: object) -> Path:
         def make(path: Path) -> None:
             code, _, log = run("build", "--recipe", pico_recipe(**changes), "-o", path, "--quiet")
             assert code == 0, log
 
-        return make_once(tmp_path_factory, f"bundles/{name}", make)
+        return make_once(tmp_path_factory, f"bundles/{folder}", make)
 
     return build
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,15 +78,14 @@ def test_the_key_is_seen_by_one_step_of_a_protected_job_and_is_never_printed() -
 
 
 @pytest.fixture
-def repository(tmp_path: Path, pico_recipe: Callable[..., Path]) -> Path:
+def repository(tmp_path: Path, pico_recipe: Callable[..., Path], command: Path) -> Path:
     """A repository with a recipe, a public key, and `qvec-deploy` and `gh` on its machine."""
     tools, keys = tmp_path / "bin", tmp_path / "keys"
     for folder in (tools, keys, tmp_path / "github"):
         folder.mkdir()
     (tools / "gh").write_text(FAKE_GH)
-    (tools / "qvec-deploy").write_text(f'#!/bin/sh\nexec {sys.executable} -m qvec_deploy "$@"\n')
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
+    (tools / "gh").chmod(0o755)
+    (tools / "qvec-deploy").symlink_to(command)
     subprocess.run(
         ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", keys / "private.pem"], check=True
     )

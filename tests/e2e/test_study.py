@@ -22,17 +22,17 @@ Run = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.usefixtures("warm_jobs")
 
 
-def _start(recipe: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "qvec_deploy", "study", "run", str(recipe), "-o", str(out), "--json"]
+def _start(program: list[object], recipe: Path, out: Path) -> subprocess.Popen[str]:
+    command = [*map(str, program), "study", "run", str(recipe), "-o", str(out), "--json"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ}
     )
 
 
 @pytest.mark.slow
-def test_killed_and_then_run_twice_at_once(tmp_path: Path, run: Run) -> None:
+def test_killed_and_then_run_twice_at_once(tmp_path: Path, run: Run, command: Path) -> None:
     recipe, out = write_study(tmp_path), tmp_path / "out"
-    killed = _start(recipe, out)
+    killed = _start([sys.executable, "-m", "qvec_deploy"], recipe, out)
     try:
         deadline = time.monotonic() + 120
         while not list(out.glob("files/fp-*/node.json")) and killed.poll() is None and time.monotonic() < deadline:
@@ -48,7 +48,7 @@ def test_killed_and_then_run_twice_at_once(tmp_path: Path, run: Run) -> None:
     finished = {path: path.stat().st_mtime_ns for path in out.glob("files/*/*.safetensors")}
     missing = sum(kind["total"] - kind["done"] for kind in planned["kinds"].values())
 
-    both = [_start(recipe, out) for _ in range(2)]
+    both = [_start([command], recipe, out) for _ in range(2)]
     answers = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], answers
     made = [count.get("made", 0) for text in answers for count in json.loads(text)["counts"].values()]

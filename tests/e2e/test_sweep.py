@@ -203,10 +203,10 @@ def test_a_killed_sweep_goes_on(
         Bundle.open(out / name).verify()
 
 
-def test_two_sweeps_at_once_do_no_harm(tmp_path: Path, pico_recipe: Callable[..., Path]) -> None:
+def test_two_sweeps_at_once_do_no_harm(tmp_path: Path, pico_recipe: Callable[..., Path], command: Path) -> None:
     recipe, out = pico_recipe(matrix={"lambda": [0, 1]}), tmp_path / "sweep"
-    command = [sys.executable, "-m", "qvec_deploy", "build", "--recipe", str(recipe), "-o", str(out), "--json"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    words = [str(command), "build", "--recipe", str(recipe), "-o", str(out), "--json"]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     texts = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
     one, two = map(_verdicts, texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from study_cells import TASKS, make_cells
@@ -61,6 +62,7 @@ def test_a_share_of_itself_is_one(gaps: list[float], seed: int) -> None:
     np.testing.assert_allclose([whole.low, whole.value, whole.high], 1.0)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.lists(NUMBERS, min_size=2, max_size=9))
 def test_a_paired_test_does_not_care_who_is_better(differences: list[float]) -> None:
@@ -87,6 +89,7 @@ def test_break_even_is_the_first_receiver_at_which_the_vector_is_no_dearer(
         assert training + (count - 1) * receiver >= (count - 1) * own - slack
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(st.permutations(TASKS[:4]))
 def test_the_order_of_receivers_changes_no_mean(order: list[str]) -> None:

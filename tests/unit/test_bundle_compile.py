@@ -19,6 +19,8 @@ from qvec_deploy.runtimes.registry import RUNTIMES
 from qvec_deploy.runtimes.runtime import Runtime
 from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def made(pico_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -17,6 +17,8 @@ from fake_tensorrt import Setup, install, run_on_cpu
 
 from qvec_deploy.errors import IncompatibleError
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 

@@ -223,7 +223,7 @@ class _Tries:
         with network.progress.stage("calibrate"):
             moments = vector.moments()
             if moments is not None:
-                found = calibrate_from_moments(model, moments, grid, skip)
+                found = calibrate_from_moments(model, moments, grid, skip, "gptq")
             else:
                 images = generated_images(self._files.config, self._request.selecting)
                 found = calibrate(model, images, grid, skip, "gptq")

@@ -1,4 +1,4 @@
-"""What makes weights and vectors in a study, a dataclass a kind: what decides a result, what it needs, how it is made."""
+"""What makes weights and vectors in a study, a dataclass a kind: what decides a result, and how it is made."""
 
 from __future__ import annotations
 
