@@ -71,8 +71,8 @@ def make_inputs(folder: Path) -> None:
 
 def build_once(folder: Path, candidate: str) -> None:
     """In a fresh process: build one candidate and print its stages, peak memory and size as JSON."""
-    from qvec_deploy.build.context import BuildContext
-    from qvec_deploy.build.pipeline import build_candidate
+    from qvec_deploy.builder.context import BuildContext
+    from qvec_deploy.builder.pipeline import build_candidate
     from qvec_deploy.io.cache import Cache
     from qvec_deploy.recipe import load_recipe
     from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
@@ -147,7 +147,7 @@ def measure(own: Path, full: Path, threads: int, blocks: int) -> dict[str, dict[
 
 def int8_cost(folder: Path) -> dict[str, float]:
     """Top-1 of the demo's exact 3-bit engine and of `int8` on the same weights and 5,000 generated images."""
-    from qvec_deploy.build.pipeline import build
+    from qvec_deploy.builder.pipeline import build
     from qvec_deploy.bundle.side_by_side import bench_bundles
     from qvec_deploy.recipe import load_recipe
 

@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from qvec_deploy.build.select.trial_model import at
-from qvec_deploy.build.weights import load_model, make_weights
+from qvec_deploy.builder.select.trial_model import at
+from qvec_deploy.builder.weights import load_model, make_weights
 from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
 from qvec_deploy.datasets.generated import NAME as GENERATED
 from qvec_deploy.datasets.splits import BATCH

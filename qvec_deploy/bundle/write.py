@@ -21,7 +21,7 @@ from qvec_deploy.io.cache import entry_files
 from qvec_deploy.io.files import sha256_file, storage_errors, write_bytes
 from qvec_deploy.io.yaml import dump_yaml
 from qvec_deploy.packed import PackedFile
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.report.write_report import write_report
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE

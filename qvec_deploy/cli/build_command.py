@@ -71,8 +71,8 @@ def build(
     Several recipes, or one with a `matrix`, are built side by side: one table at the end, and the exit code of the
     worst outcome. The same command again builds what is missing.
     """
-    from qvec_deploy.build.context import BuildContext
-    from qvec_deploy.build.pipeline import build as build_bundle
+    from qvec_deploy.builder.context import BuildContext
+    from qvec_deploy.builder.pipeline import build as build_bundle
     from qvec_deploy.bundle.write import require_engine, require_gates
     from qvec_deploy.io.machine_lock import MachineLock
     from qvec_deploy.jobs.executors import check_address, start_executor

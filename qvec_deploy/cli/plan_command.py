@@ -13,7 +13,7 @@ from qvec_deploy.errors import RecipeError
 if TYPE_CHECKING:
     from qvec_deploy.bench.roofline.outlook import Outlook
     from qvec_deploy.bench.roofline.roofline_values import Device
-    from qvec_deploy.plan import Plan
+    from qvec_deploy.planner import Plan
 
 
 @click.command()
@@ -40,7 +40,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Print every decision of a recipe, or what it can gain at best; no weights are read."""
-    from qvec_deploy.build.context import BuildContext
+    from qvec_deploy.builder.context import BuildContext
     from qvec_deploy.cli.printing import plan_document, print_plan
     from qvec_deploy.recipe import load_recipes
 

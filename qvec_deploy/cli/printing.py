@@ -12,7 +12,7 @@ from rich.text import Text
 
 from qvec_deploy.errors import StorageError
 from qvec_deploy.io.files import storage_errors
-from qvec_deploy.plan import Plan, TensorPlan
+from qvec_deploy.planner import Plan, TensorPlan
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.statistics import wilson
-from qvec_deploy.build.context import BuildContext
+from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.cli.options import echo_json
 from qvec_deploy.cli.terminal_progress import TITLES
 from qvec_deploy.errors import QvecError, RecipeError

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from qvec_deploy.bench.environment import available_threads
-from qvec_deploy.build.context import BuildContext
-from qvec_deploy.build.keys import made_by
-from qvec_deploy.build.pipeline import build
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.keys import made_by
+from qvec_deploy.builder.pipeline import build
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import MANIFEST_FILE
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.vector_sources import Source, random_like
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from qvec_deploy.build.context import BuildContext
-from qvec_deploy.build.pipeline import build_candidate
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.pipeline import build_candidate
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.models import create
 from qvec_deploy.quantize import modelopt, reference

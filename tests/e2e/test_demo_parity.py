@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from qvec_deploy.bench.parity import reference_logits
-from qvec_deploy.build.context import BuildContext
-from qvec_deploy.build.pipeline import build_candidate
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.pipeline import build_candidate
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.packed import PackedFile

@@ -11,8 +11,8 @@ import pytest
 import timm
 
 from qvec_deploy.bench.run import BenchResult
-from qvec_deploy.build import context as context_module
-from qvec_deploy.build.pipeline import build
+from qvec_deploy.builder import context as context_module
+from qvec_deploy.builder.pipeline import build
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.models import _describe, _template
 from qvec_deploy.recipe import load_recipe
@@ -50,7 +50,7 @@ def test_nine_candidates(
     _describe.cache_clear()
     _template.cache_clear()
     report = from_json((finished / "report.json").read_bytes())
-    monkeypatch.setattr("qvec_deploy.build.pipeline.measure_engines", lambda *_: BenchResult(report, None))
+    monkeypatch.setattr("qvec_deploy.builder.pipeline.measure_engines", lambda *_: BenchResult(report, None))
     recipe = load_recipe(pico_recipe(variants=VARIANTS))
     assert len(recipe.candidates()) == 9
     build(recipe, tmp_path / "bundle")

@@ -342,7 +342,7 @@ def test_an_evaluation_folder_with_other_classes(build: Refused, tmp_path: Path)
 def quick(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds that end early or late in a fraction of the time: nothing is measured."""
     report = from_json((finished / "report.json").read_bytes())
-    monkeypatch.setattr("qvec_deploy.build.pipeline.measure_engines", lambda *_: BenchResult(report, None))
+    monkeypatch.setattr("qvec_deploy.builder.pipeline.measure_engines", lambda *_: BenchResult(report, None))
 
 
 @pytest.mark.parametrize(
@@ -439,12 +439,12 @@ def test_a_disk_that_refuses_a_vector(shop: Path, small_files: None) -> None:
 # Ctrl-C, and what nobody foresaw
 
 STAGES = [
-    "build.context.BuildContext.plan",
-    "build.weights.patch",
-    "build.context.BuildContext.skeleton",
-    "build.weights.check_graph",
-    "build.pipeline.make_engine",
-    "build.pipeline.measure_engines",
+    "builder.context.BuildContext.plan",
+    "builder.weights.patch",
+    "builder.context.BuildContext.skeleton",
+    "builder.weights.check_graph",
+    "builder.pipeline.make_engine",
+    "builder.pipeline.measure_engines",
     "bundle.write.write_report",
     "bundle.write.write_manifest",
 ]
@@ -485,7 +485,7 @@ def test_ctrl_c_while_weights_are_written(
     shop: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from qvec_deploy.build import weights as candidate
+    from qvec_deploy.builder import weights as candidate
 
     real = candidate.patch
     written = []
@@ -504,7 +504,7 @@ def test_ctrl_c_while_weights_are_written(
 
 
 @pytest.mark.parametrize(
-    "stage", ["build.context.BuildContext.plan", "build.weights.check_graph", "bundle.write.write_manifest"]
+    "stage", ["builder.context.BuildContext.plan", "builder.weights.check_graph", "bundle.write.write_manifest"]
 )
 def test_a_bug_is_called_a_bug(
     run: Callable[..., tuple[int, str, str]],

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from qvec_deploy.bench.entries import BenchOptions
-from qvec_deploy.build.context import BuildContext
-from qvec_deploy.build.pipeline import BuildResult
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.pipeline import BuildResult
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.cli.commands import main
 from qvec_deploy.errors import FetchError, StorageError
@@ -215,7 +215,7 @@ def test_what_measures_beside_a_sweep_takes_its_turn(
         raise FetchError("enough", hint="seen")
 
     monkeypatch.setattr("qvec_deploy.bundle.side_by_side.measure_engines", measure)
-    monkeypatch.setattr("qvec_deploy.build.pipeline.build", run)
+    monkeypatch.setattr("qvec_deploy.builder.pipeline.build", run)
     arguments = ["bench", str(bundle)] if command == "bench" else ["build", "--recipe", str(pico_recipe())]
     monkeypatch.setattr("sys.argv", ["qvec-deploy", *arguments, "--quiet"])
     with pytest.raises(SystemExit) as stop:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from qvec_deploy.build.context import BuildContext
+from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.packed import pack
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.recipe import load_recipe

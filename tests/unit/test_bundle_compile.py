@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qvec_deploy.build import pipeline as build
+from qvec_deploy.builder import pipeline as build
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.side_by_side import bench_bundles
 from qvec_deploy.bundle.write import require_engine, require_release

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qvec_deploy.build.context import BuildContext
+from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
 from qvec_deploy.runtimes.registry import RUNTIMES, check_lowering, find_lowering

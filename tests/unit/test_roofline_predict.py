@@ -15,7 +15,7 @@ from qvec_deploy.bench.roofline.devices import LISTED
 from qvec_deploy.bench.roofline.operations import REST, MatrixProduct, Operation
 from qvec_deploy.bench.roofline.predict import Mode, mode_of, predict
 from qvec_deploy.bench.roofline.roofline_values import Device
-from qvec_deploy.build.context import BuildContext
+from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.quantize.reference import quantize

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qvec_deploy.build.context import BuildContext
-from qvec_deploy.build.images import selection_images
-from qvec_deploy.build.select.choose import Choice, choose, confirm
-from qvec_deploy.build.select.mixing_weights import descend
-from qvec_deploy.build.select.score import divergences
-from qvec_deploy.build.select.trial_model import TrialModel, at
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.images import selection_images
+from qvec_deploy.builder.select.choose import Choice, choose, confirm
+from qvec_deploy.builder.select.mixing_weights import descend
+from qvec_deploy.builder.select.score import divergences
+from qvec_deploy.builder.select.trial_model import TrialModel, at
 from qvec_deploy.datasets.splits import half_of
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.recipe import Recipe, load_recipe
 from qvec_deploy.tensors import Float32
 
@@ -71,7 +71,7 @@ def test_the_proposal_is_the_recipe_with_numbers_in_it(proposed: Callable[..., t
 
 
 def test_the_students_weights_are_those_the_engine_gets(pico_recipe: Write) -> None:
-    from qvec_deploy.build.weights import make_weights
+    from qvec_deploy.builder.weights import make_weights
     from qvec_deploy.tensors import QuantizedTensor
 
     recipe = load_recipe(pico_recipe())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qvec_deploy.build.select.lambda_search import search
-from qvec_deploy.build.select.mixing_weights import ridge_weights
-from qvec_deploy.build.select.score import divergences, wrong
+from qvec_deploy.builder.select.lambda_search import search
+from qvec_deploy.builder.select.mixing_weights import ridge_weights
+from qvec_deploy.builder.select.score import divergences, wrong
 
 
 def test_the_grid_holds_0_and_is_refined_around_its_best() -> None:

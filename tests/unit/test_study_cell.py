@@ -13,9 +13,9 @@ import torch
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from safetensors.numpy import save_file
 
-from qvec_deploy.build.select.score import divergences
-from qvec_deploy.build.select.trial_model import TrialModel, at
-from qvec_deploy.build.weights import load_model, make_weights
+from qvec_deploy.builder.select.score import divergences
+from qvec_deploy.builder.select.trial_model import TrialModel, at
+from qvec_deploy.builder.weights import load_model, make_weights
 from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
 from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError, StorageError
 from qvec_deploy.research.study.cell import TrialLog, compute_cell

@@ -212,7 +212,7 @@ def test_what_runs_a_study_loads_neither_builds_nor_reports() -> None:
                 "onnx",
                 "torch",
                 "qvec_deploy.sweep",
-                "qvec_deploy.build.pipeline",
+                "qvec_deploy.builder.pipeline",
                 "qvec_deploy.research.study.analysis.study_summary",
             ],
         ),

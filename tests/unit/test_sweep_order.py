@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 
 from qvec_deploy.bench.statistics import Estimate
-from qvec_deploy.build import keys
-from qvec_deploy.build.context import BuildContext
-from qvec_deploy.build.keys import made_by
+from qvec_deploy.builder import keys
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.keys import made_by
 from qvec_deploy.cli.sweep_command import SweepDisplay, _figures, _verdict
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.io.files import sha256_file
@@ -231,7 +231,7 @@ class TestWhatIsMadeOnce:
         assert key() != key(receiver__checkpoint=str(copy))
 
     @pytest.mark.parametrize(
-        "text", ["plan.py", "tensors.py", "io/checkpoint.py", "bundle/compile_bundle.py", "quantize/solver.py"]
+        "text", ["planner.py", "tensors.py", "io/checkpoint.py", "bundle/compile_bundle.py", "quantize/solver.py"]
     )
     def test_every_text_that_decides_bytes_counts(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         before = made_by.__wrapped__()

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from fake_tensorrt import GPU, Setup, install
 from pico import PICO_ARGS, PICO_MODEL
 
-from qvec_deploy.build.pipeline import build
+from qvec_deploy.builder.pipeline import build
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.compile_bundle import compile_bundle, engine_options
 from qvec_deploy.bundle.manifest import LAMBDA0
@@ -97,7 +97,7 @@ def test_a_build_keeps_its_timing_cache_beside_the_bundle(
     def stop(*_: Any) -> None:
         raise Built
 
-    monkeypatch.setattr("qvec_deploy.build.pipeline.measure_engines", stop)
+    monkeypatch.setattr("qvec_deploy.builder.pipeline.measure_engines", stop)
     recipe = pico_recipe(
         target={"runtime": "tensorrt", "lowering": "packed", "threads": 1}, vector=None, **{"lambda": 0.0}
     )

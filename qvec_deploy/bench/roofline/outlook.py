@@ -9,7 +9,7 @@ from qvec_deploy.bench.roofline.operations import Operation
 from qvec_deploy.bench.roofline.predict import Mode, predict
 from qvec_deploy.bench.roofline.roofline_values import Device, TimePrediction
 from qvec_deploy.errors import QvecError
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.runtimes.registry import RUNTIMES, check_lowering, runtime_bits_per_weight
 from qvec_deploy.runtimes.runtime import Lowering, Runtime
 

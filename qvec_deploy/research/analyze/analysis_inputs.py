@@ -12,7 +12,7 @@ from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.models import Architecture, ModelArgs, describe, head_name, is_skipped
-from qvec_deploy.plan import check_tensors
+from qvec_deploy.planner import check_tensors
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.extract import on_grid
 from qvec_deploy.vectors.vector_file import QuantizationVector

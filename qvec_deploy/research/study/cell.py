@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from qvec_deploy.build.select.mixing_weights import descend, ridge_weights
-from qvec_deploy.build.select.trial_model import TrialModel
+from qvec_deploy.builder.select.mixing_weights import descend, ridge_weights
+from qvec_deploy.builder.select.trial_model import TrialModel
 from qvec_deploy.io.files import canonical_json
 from qvec_deploy.io.partial_results import read_partial, write_partial
 from qvec_deploy.jobs.job import SendEvent

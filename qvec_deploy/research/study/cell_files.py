@@ -10,7 +10,7 @@ from pathlib import Path
 from qvec_deploy.datasets import DataConfig
 from qvec_deploy.errors import IncompatibleError, QvecError
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.plan import Plan, check_tensors, make_plan
+from qvec_deploy.planner import Plan, check_tensors, make_plan
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.recipe.recipe import validate
 from qvec_deploy.research.study.cell_values import CellRequest

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qvec_deploy.build.select.score import divergences
-from qvec_deploy.build.select.trial_model import TrialModel
+from qvec_deploy.builder.select.score import divergences
+from qvec_deploy.builder.select.trial_model import TrialModel
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.progress import Progress
 from qvec_deploy.research.study.cell_values import Trial, pack_right
 from qvec_deploy.research.study.task_images import TaskImages

@@ -16,7 +16,7 @@ from qvec_deploy.bench.environment import available_threads, capture_environment
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import sha256_file
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.runtimes.registry import RUNTIME_PACKAGES, find_runtime
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.vector_sources import Source

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from qvec_deploy.build.weights import load_model, make_weights
+from qvec_deploy.builder.weights import load_model, make_weights
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.tensors import INPUT_SCALE, Float32, QuantizedTensor
 from qvec_deploy.vectors.vector_sources import Source
 

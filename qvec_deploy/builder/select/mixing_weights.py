@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from qvec_deploy.build.select.score import Float64, divergences
-from qvec_deploy.build.select.trial_model import TrialModel
+from qvec_deploy.builder.select.score import Float64, divergences
+from qvec_deploy.builder.select.trial_model import TrialModel
 from qvec_deploy.tensors import Float32
 
 RIDGE = 0.1

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from qvec_deploy.bench.selection import Confirmed, DonorScore, Selection
-from qvec_deploy.build.context import BuildContext
-from qvec_deploy.build.images import open_unlabelled, selection_images
-from qvec_deploy.build.select.lambda_search import search
-from qvec_deploy.build.select.mixing_weights import descend, ridge_weights
-from qvec_deploy.build.select.score import Float64, divergences, wrong
-from qvec_deploy.build.select.trial_model import TrialModel
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.images import open_unlabelled, selection_images
+from qvec_deploy.builder.select.lambda_search import search
+from qvec_deploy.builder.select.mixing_weights import descend, ridge_weights
+from qvec_deploy.builder.select.score import Float64, divergences, wrong
+from qvec_deploy.builder.select.trial_model import TrialModel
 from qvec_deploy.datasets.generated import NAME as GENERATED
 from qvec_deploy.datasets.splits import half_of
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.progress import Advance
 from qvec_deploy.recipe import Recipe, Select
 from qvec_deploy.tensors import Float32

@@ -18,7 +18,7 @@ from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import write_bytes
 from qvec_deploy.models import structure
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.progress import Advance
 from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
@@ -30,7 +30,7 @@ from qvec_deploy.vectors.vector_sources import Source
 if TYPE_CHECKING:
     from torch import nn
 
-    from qvec_deploy.build.context import BuildContext
+    from qvec_deploy.builder.context import BuildContext
 
 Weight = QuantizedTensor | Float32
 

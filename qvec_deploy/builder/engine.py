@@ -12,12 +12,12 @@ import numpy as np
 from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.bench.parity import check_parity, parity_images, reference_logits, write_reference
 from qvec_deploy.bench.results import Parity
-from qvec_deploy.build.context import BuildContext
-from qvec_deploy.build.weights import load_model
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.weights import load_model
 from qvec_deploy.bundle.compile_bundle import compile_engines
 from qvec_deploy.bundle.write import Artifact
 from qvec_deploy.packed import PackedFile
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import find_lowering, find_runtime
 from qvec_deploy.tensors import INPUT_SCALE, Float32

@@ -14,16 +14,16 @@ from qvec_deploy.bench.predictions import Predictions
 from qvec_deploy.bench.results import Report
 from qvec_deploy.bench.run import measure_engines, open_images
 from qvec_deploy.bench.selection import Selection
-from qvec_deploy.build.context import BuildContext
-from qvec_deploy.build.engine import EngineFacts, engine_outputs, make_engine
-from qvec_deploy.build.measuring import bench_entry, bench_options, is_plain, judged, threads_of
-from qvec_deploy.build.select.choose import Choice, choose, confirm
-from qvec_deploy.build.weights import WeightFacts, write_weights
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.engine import EngineFacts, engine_outputs, make_engine
+from qvec_deploy.builder.measuring import bench_entry, bench_options, is_plain, judged, threads_of
+from qvec_deploy.builder.select.choose import Choice, choose, confirm
+from qvec_deploy.builder.weights import WeightFacts, write_weights
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.write import Artifact, BundleContents, unverified, write_bundle
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.files import link_files, staging_directory
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.recipe import Recipe
 
 

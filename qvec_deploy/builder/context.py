@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.build.images import activation_images
-from qvec_deploy.build.keys import coordinates_key, engine_key, structure_key, weights_key
+from qvec_deploy.builder.images import activation_images
+from qvec_deploy.builder.keys import coordinates_key, engine_key, structure_key, weights_key
 from qvec_deploy.errors import IncompatibleError, QvecError
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import canonical_json, write_bytes
 from qvec_deploy.io.machine_lock import MachineLock
 from qvec_deploy.models import head_name
-from qvec_deploy.plan import Plan, make_plan
+from qvec_deploy.planner import Plan, make_plan
 from qvec_deploy.progress import Progress
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.runtimes.engine_files import MODEL_FILE

@@ -12,7 +12,7 @@ from qvec_deploy.bench.results import Report, Role
 from qvec_deploy.bench.selection import Selection
 from qvec_deploy.bench.warnings import Finding, MeasurementWarning
 from qvec_deploy.bundle.write import Artifact, model_of, unverified
-from qvec_deploy.plan import Plan
+from qvec_deploy.planner import Plan
 from qvec_deploy.recipe import FLOAT_BITS, Recipe
 
 
