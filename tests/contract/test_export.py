@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from qvec_deploy.bench.parity import check_parity, parity_images, reference_logits
@@ -39,6 +41,14 @@ MODELS = {
 }
 
 
+@cache
+def _skeleton(family: str) -> onnx.ModelProto:
+    """Exported once: it takes longer than all that is done with it."""
+    name, args = MODELS[family]
+    shape = describe(name, 7, args).input_shape  # type: ignore[arg-type]
+    return export_skeleton(name, 7, args, ("head",), shape)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("bits", [None, 3])
 @pytest.mark.parametrize("family", MODELS)
 def test_parity_with_pytorch(tmp_path: Path, family: str, bits: int | None) -> None:
@@ -59,9 +69,8 @@ def test_parity_with_pytorch(tmp_path: Path, family: str, bits: int | None) -> N
     layout = {key: Entry(shape, schemes[key]) for key, shape in architecture.shapes.items()}
     tensors = [(key, pack(quantize(value, schemes[key])) if schemes[key] else value) for key, value in state.items()]
     write_packed(tmp_path / WEIGHTS_FILE, layout, tensors)
-    skeleton = export_skeleton(name, 7, args, ("head",), architecture.input_shape)  # type: ignore[arg-type]
     weights = PackedFile.open(tmp_path / WEIGHTS_FILE)
-    stored = attach_weights(skeleton, weights, WEIGHTS_FILE)
+    stored = attach_weights(_skeleton(family), weights, WEIGHTS_FILE)
     (tmp_path / MODEL_FILE).write_bytes(stored.SerializeToString())
     assert b"site-packages" not in (tmp_path / MODEL_FILE).read_bytes()
     reference = reference_logits(weights, name, 7, args, parity_images(architecture.input_shape))  # type: ignore[arg-type]
