@@ -129,7 +129,12 @@ def measure(own: Path, full: Path, threads: int, blocks: int) -> dict[str, dict[
         sessions = {n: stack.enter_context(target.open(place, n, threads)) for n, place in places.items()}
         samples = measure_latency(sessions, images, blocks=blocks, warmup=5, seed=0)
     for name, place in places.items():
-        arguments = {"runtime": "onnxruntime", "directory": str(place), "lowering": name, "threads": threads}
+        arguments = {
+            "backend": find_runtime("onnxruntime").backend,
+            "directory": str(place),
+            "lowering": name,
+            "threads": threads,
+        }
         opener = "qvec_deploy.runtimes.registry:open_engine"
         footprint = probe(opener, arguments, input_shape=(3, 224, 224), preload=["onnxruntime"])
         ratio = speed_up(samples["float"].samples_ms, samples[name].samples_ms)

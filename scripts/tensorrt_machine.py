@@ -45,10 +45,11 @@ RUNS, WARMUP = 200, 20
 FRESH = """
 import json, sys
 from qvec_deploy.runtimes.registry import open_engine
+from qvec_deploy.runtimes.tensorrt import TENSORRT
 import numpy as np
 from qvec_deploy.bench.parity import parity_images, read_reference
 from pathlib import Path
-with open_engine("tensorrt", sys.argv[1], "packed", 1) as session:
+with open_engine(TENSORRT.backend, sys.argv[1], "packed", 1) as session:
     logits = session.run(parity_images(session.input_shape))
 reference = read_reference(Path(sys.argv[1]))
 print(json.dumps({

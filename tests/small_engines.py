@@ -15,6 +15,7 @@ from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.graph.export import export_skeleton
 from qvec_deploy.runtimes.graph.stored import attach_weights
+from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_session import OnnxRuntimeCuda
 from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda
 from qvec_deploy.runtimes.torch_cuda.torch_structure import write_structure
 from qvec_deploy.tensors import Scheme
@@ -73,6 +74,11 @@ def write_engine(
 def torch_on_cpu() -> TorchCuda:
     """The backend of `torch-cuda` with the operator's reference, for a row of RUNTIMES that a test puts in."""
     return TorchCuda("cpu")
+
+
+def onnxruntime_cuda_on_cpu() -> OnnxRuntimeCuda:
+    """The backend of `onnxruntime-cuda` on ONNX Runtime's CPU provider: the same float16 graphs."""
+    return OnnxRuntimeCuda("CPUExecutionProvider")
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -178,8 +178,9 @@ def _footprints(entries: Sequence[BenchEntry], options: BenchOptions, progress: 
 
 
 def _probe(entry: BenchEntry, input_shape: tuple[int, int, int]) -> Footprint:
+    runtime = find_runtime(entry.recipe.target.runtime)
     arguments = {
-        "runtime": entry.recipe.target.runtime,
+        "backend": runtime.backend,
         "directory": str(entry.directory),
         "lowering": entry.lowering,
         "threads": entry.threads,
@@ -188,7 +189,7 @@ def _probe(entry: BenchEntry, input_shape: tuple[int, int, int]) -> Footprint:
         "qvec_deploy.runtimes.registry:open_engine",
         arguments,
         input_shape=input_shape,
-        preload=find_runtime(entry.recipe.target.runtime).preload,
+        preload=runtime.preload,
     )
 
 

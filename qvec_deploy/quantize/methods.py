@@ -94,21 +94,28 @@ class Method:
         return self.needs != "nothing"
 
     def on_inputs(self) -> OnInputs:
-        """Its function of images."""
-        function: OnInputs = _load(self.function)
+        """Its function of images.
+
+        Raises:
+            RecipeError: It has none.
+        """
+        function: OnInputs = self._load(self.function, "inputs")
         return function
 
     def on_moments(self) -> OnMoments:
-        """Its function of second moments."""
-        function: OnMoments = _load(self.from_moments)
+        """Its function of second moments.
+
+        Raises:
+            RecipeError: It has none.
+        """
+        function: OnMoments = self._load(self.from_moments, "second moments")
         return function
 
-
-def _load(place: str | None) -> Any:
-    if place is None:
-        raise RecipeError("this method does not work with what it is given", hint="see METHODS in quantize/methods.py")
-    module, name = place.split(":")
-    return getattr(import_module(module), name)
+    def _load(self, place: str | None, what: str) -> Any:
+        if place is None:
+            raise RecipeError(f"method `{self.name}` does not work with {what} alone", hint="choose another method")
+        module, name = place.split(":")
+        return getattr(import_module(module), name)
 
 
 ROUND_TO_NEAREST = Method("rtn", "round to nearest, absmax", None, "nothing", grid="rtn")

@@ -10,7 +10,7 @@ from typing import Protocol
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
 from qvec_deploy.runtimes.onnxruntime_cuda import ONNXRUNTIME_CUDA
-from qvec_deploy.runtimes.runtime import Lowering, Runtime
+from qvec_deploy.runtimes.runtime import Lowering, Runtime, load_backend
 from qvec_deploy.runtimes.session import Session
 from qvec_deploy.runtimes.tensorrt import TENSORRT
 from qvec_deploy.runtimes.torch_cuda import TORCH_CUDA
@@ -107,6 +107,6 @@ def runtime_bits_per_weight(tensors: Iterable[WeightInfo], runtime: str, lowerin
     return bits / count if count else float(find_runtime(runtime).float_bits)
 
 
-def open_engine(runtime: str, directory: str, lowering: str, threads: int) -> AbstractContextManager[Session]:
-    """`Backend.open` with plain arguments, for a fresh process."""
-    return find_runtime(runtime).load().open(Path(directory), lowering, threads)
+def open_engine(backend: str, directory: str, lowering: str, threads: int) -> AbstractContextManager[Session]:
+    """`Backend.open` with plain arguments, for a fresh process; `backend` is as in the row."""
+    return load_backend(backend).open(Path(directory), lowering, threads)

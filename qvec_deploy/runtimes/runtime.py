@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal
+from typing import Any, Literal
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.session import Backend, Compiler
@@ -35,6 +35,8 @@ class Lowering:
         group_multiple: What group sizes must be a multiple of.
         power_of_two_groups: Whether they must be powers of two, too.
         calibrates_activations: Whether it needs the ranges of activations, which `build` then measures.
+        implementation: `module:function` that makes this form of one Linear, in the runtime's own terms; None where the
+            runtime has no such functions, or takes the Linear as it is stored.
     """
 
     name: str
@@ -47,10 +49,23 @@ class Lowering:
     group_multiple: int = 1
     power_of_two_groups: bool = False
     calibrates_activations: bool = False
+    implementation: str | None = None
 
     def takes_groups(self, size: int) -> bool:
         """Whether it takes groups of so many weights; 0 is one scale a row."""
         return size % self.group_multiple == 0 and not (self.power_of_two_groups and size & (size - 1))
+
+
+def load_backend(place: str) -> Backend:
+    """A runtime's code, by `module:class`; the vendor's library is imported when it is used."""
+    backend: Backend = load_named(place)()
+    return backend
+
+
+def load_named(place: str) -> Any:
+    """What `module:name` stands for."""
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -91,10 +106,8 @@ class Runtime:
         return next(lowering for lowering in self.lowerings if self.float_bits in lowering.bits)
 
     def load(self) -> Backend:
-        """Its code; the vendor's library is imported when it is used."""
-        module, name = self.backend.split(":")
-        backend: Backend = getattr(import_module(module), name)()
-        return backend
+        """Its code."""
+        return load_backend(self.backend)
 
     def load_compiler(self) -> Compiler:
         """Its code, where it compiles engines.

@@ -53,6 +53,7 @@ ONNXRUNTIME = Runtime(
             _int4,
             group_multiple=16,
             power_of_two_groups=True,
+            implementation="qvec_deploy.runtimes.onnxruntime.ort_lowering:to_int4",
         ),
         Lowering(
             "int8",
@@ -62,6 +63,7 @@ ONNXRUNTIME = Runtime(
             "int8",
             _int8,
             granularities=BY_ROW,
+            implementation="qvec_deploy.runtimes.onnxruntime.ort_lowering:to_int8",
         ),
     ),
     packages=("onnxruntime", "onnxruntime-gpu"),

@@ -10,7 +10,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.runtimes.graph import DOMAIN
 from qvec_deploy.runtimes.onnxruntime import block_of
@@ -19,10 +18,11 @@ from qvec_deploy.tensors import QuantizedTensor
 CONTRIB = "com.microsoft"
 
 Arrays = dict[str, NDArray[Any]]
-Converted = tuple[onnx.NodeProto, list[NDArray[Any]]]
+Convert = Callable[[onnx.NodeProto, QuantizedTensor], tuple[onnx.NodeProto, Arrays]]
+"""From a packed Linear's node and codes to the node that takes its place, and that node's constants by name."""
 
 
-def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, lowering: str) -> tuple[onnx.ModelProto, Arrays]:
+def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, convert: Convert) -> tuple[onnx.ModelProto, Arrays]:
     """Replace every packed Linear by the runtime's own operator on the same codes.
 
     The arrays stay outside the model, for the runtime to take over: inside, they would exist twice and count against
@@ -31,18 +31,15 @@ def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, lowering: str)
     Args:
         stored: As `attach_weights` makes it; not changed. References to float tensors stay references.
         weights: The packed file it refers to.
-        lowering: `int4` or `int8`.
+        convert: What a lowering makes of one Linear.
 
     Returns:
         The model, and the arrays that its new external initializers stand for, by name.
 
     Raises:
-        IncompatibleError: No such lowering, or a scheme it cannot take.
+        IncompatibleError: A scheme it cannot take.
         IntegrityError: The packed file is damaged.
     """
-    convert = CONVERTERS.get(lowering)
-    if convert is None:
-        raise IncompatibleError(f"there is no lowering `{lowering}` in memory", hint=f"use {', '.join(CONVERTERS)}")
     model = onnx.ModelProto()
     model.CopyFrom(stored)
     arrays: Arrays = {}
@@ -53,7 +50,7 @@ def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, lowering: str)
             continue
         replaced |= {node.input[1], node.input[2]}
         new, values = convert(node, unpack(weights.packed(node.input[1])))
-        arrays |= zip(_operands(node), values, strict=True)
+        arrays |= values
         nodes.append(new)
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in replaced]
     model.graph.ClearField("node")
@@ -67,7 +64,7 @@ def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, lowering: str)
     return model, arrays
 
 
-def _to_int4(node: onnx.NodeProto, tensor: QuantizedTensor) -> Converted:
+def to_int4(node: onnx.NodeProto, tensor: QuantizedTensor) -> tuple[onnx.NodeProto, Arrays]:
     """MatMulNBits: unsigned 4-bit codes u = q + 8 in blocks, two to a byte, low nibble first; float32 arithmetic."""
     rows, columns = tensor.codes.shape
     block = block_of(columns, tensor.scheme.group_size)
@@ -90,10 +87,10 @@ def _to_int4(node: onnx.NodeProto, tensor: QuantizedTensor) -> Converted:
         block_size=block,
         accuracy_level=0,  # float32 activations: the product is exact up to the order of summation
     )
-    return new, [payload, scale]
+    return new, {weight: payload, scales: scale}
 
 
-def _to_int8(node: onnx.NodeProto, tensor: QuantizedTensor) -> Converted:
+def to_int8(node: onnx.NodeProto, tensor: QuantizedTensor) -> tuple[onnx.NodeProto, Arrays]:
     """DynamicQuantizeMatMul: int8 codes (K, N); activations are quantized to 8 bits at every run."""
     weight, scales = _operands(node)
     new = helper.make_node(
@@ -103,10 +100,7 @@ def _to_int8(node: onnx.NodeProto, tensor: QuantizedTensor) -> Converted:
         name=node.name,
         domain=CONTRIB,
     )
-    return new, [np.ascontiguousarray(tensor.codes.T), tensor.scale[:, 0]]
-
-
-CONVERTERS: dict[str, Callable[[onnx.NodeProto, QuantizedTensor], Converted]] = {"int4": _to_int4, "int8": _to_int8}
+    return new, {weight: np.ascontiguousarray(tensor.codes.T), scales: tensor.scale[:, 0]}
 
 
 def external_initializer(name: str, array: NDArray[Any]) -> TensorProto:

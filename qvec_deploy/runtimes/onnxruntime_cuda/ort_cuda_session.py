@@ -233,7 +233,7 @@ def half_model(directory: Path, lowering: str) -> tuple[onnx.ModelProto, Arrays]
     from qvec_deploy.packed import PackedFile
     from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
     from qvec_deploy.runtimes.graph import DOMAIN
-    from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory
+    from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory, to_int4
 
     if lowering not in ("float", "int4"):
         raise IncompatibleError(f"runtime `onnxruntime-cuda` has no lowering `{lowering}`", hint="it has float, int4")
@@ -245,7 +245,7 @@ def half_model(directory: Path, lowering: str) -> tuple[onnx.ModelProto, Arrays]
     weights = PackedFile.open(require_file(directory / WEIGHTS_FILE, what="weights"))
     arrays: Arrays = {}
     if lowering == "int4":
-        model, arrays = lower_in_memory(model, weights, lowering)
+        model, arrays = lower_in_memory(model, weights, to_int4)
         _fit_kernels(model.graph, arrays)
     elif any(node.domain == DOMAIN for node in model.graph.node):
         raise IncompatibleError("lowering `float` cannot take packed Linears", hint="use int4")
