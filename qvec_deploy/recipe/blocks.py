@@ -14,6 +14,8 @@ from qvec_deploy.runtimes.registry import find_runtime
 from qvec_deploy.tensors import GridRule, Scheme
 
 FLOAT_BITS = (16, 32)
+USUAL_GRID: GridRule = "mse"
+"""Of methods that are no grid themselves."""
 SELECTIONS = ("label_free", "labelled", "best")
 SHARED = ("version", "name", "evaluate", "images", "measure", "select", "gates", "variants", "target.batch_sizes")
 """Fields that all candidates of a recipe share."""
@@ -183,7 +185,7 @@ class Quantize(Block):
         """The grid, or None for the float engine."""
         if self.bits in FLOAT_BITS:
             return None
-        grid = METHODS[self.method].grid or self.grid or "mse"
+        grid = METHODS[self.method].grid or self.grid or USUAL_GRID
         return Scheme(self.bits, self.granularity, self.group_size, self.clip, grid)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
-from qvec_deploy.quantize.methods import METHODS
+from qvec_deploy.quantize.methods import METHODS, calibrated_methods
 from qvec_deploy.runtimes.registry import RUNTIMES, lowering_names
 
 
@@ -37,4 +37,5 @@ class OneOf:
 
 RuntimeName = Annotated[str, OneOf(lambda: RUNTIMES)]
 LoweringName = Annotated[str, OneOf(lowering_names)]
+CalibratedName = Annotated[str, OneOf(calibrated_methods)]
 MethodName = Annotated[str, OneOf(lambda: METHODS)]

@@ -16,6 +16,7 @@ from qvec_deploy.quantize.methods import METHODS, by_moments, competing
 from qvec_deploy.recipe.blocks import (
     FLOAT_BITS,
     SELECTIONS,
+    USUAL_GRID,
     Block,
     Calibration,
     Evaluate,
@@ -203,7 +204,7 @@ class Recipe(Block):
     def with_method(self, method: str) -> dict[str, Any]:
         """The overrides that put another method on the grid of this recipe."""
         scheme, row = self.quantize.scheme(), METHODS[method]
-        grid: GridRule = scheme.method if scheme is not None else "mse"
+        grid: GridRule = scheme.method if scheme is not None else USUAL_GRID
         clip = self.quantize.clip if scheme is not None and row.grid in (None, grid) and not scheme.searched else 1.0
         keeps = row.calibrated and (method in by_moments() or self.quantize.calibration.on != "moments")
         return {

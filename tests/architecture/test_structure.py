@@ -54,3 +54,37 @@ def test_modules_are_small_named_and_documented(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     assert source.count("\n") <= 400, "is it one thing?"
     assert ast.get_docstring(ast.parse(source)), "what is this module? (ruff looks at functions and classes)"
+
+
+NAMED_ELSEWHERE = {
+    "cli/doctor_command.py": {"tensorrt"},  # a key of its document
+    "cli/vector_command.py": {"rtn", "mse"},  # the grid's words; the table would make the help slow
+    "donors/donor_recipe.py": {"mse"},  # the default of a field
+    "recipe/blocks.py": {"onnxruntime", "rtn", "mse"},  # the defaults of fields
+    "research/study/analysis/cell_trials.py": {"rtn", "mse"},  # rows of the study
+    "research/study/analysis/paper.py": {"awq", "gptq"},  # rows of the paper's tables
+    "research/study/analysis/row_key.py": {"rtn", "mse"},  # rows of the study
+    "research/study/analysis/summarize.py": {"rtn"},  # a row of the study
+    "research/study/cell.py": {"gptq"},  # the control `gptq_displacement`
+    "research/study/study_recipe.py": {"awq", "gptq"},  # the default of a field
+    "research/study/trial_table.py": {"rtn", "mse"},  # the grid's words
+    "tensors.py": {"rtn", "mse"},  # the words of files for a grid's rule
+}
+"""Names of runtimes and methods that stand outside their tables, by file; each with its reason."""
+
+
+@pytest.mark.parametrize("table", ["runtimes", "quantize"])
+def test_runtimes_and_methods_are_named_in_their_tables_alone(table: str) -> None:
+    from qvec_deploy.quantize.methods import METHODS
+    from qvec_deploy.runtimes.registry import RUNTIMES
+
+    names = set(RUNTIMES) if table == "runtimes" else set(METHODS)
+    found = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno} names {node.value}"
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] != table
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
+        if node.value not in NAMED_ELSEWHERE.get(str(path.relative_to(PACKAGE)), set())
+    }
+    assert not found, f"ask the row of the table instead: {sorted(found)}"

@@ -14,7 +14,7 @@ from example_runtime import TORCH_CPU
 from qvec_deploy.bench import run as bench_run
 from qvec_deploy.bench.footprint import Footprint
 from qvec_deploy.bench.results import Candidate
-from qvec_deploy.build import pipeline
+from qvec_deploy.builder import pipeline
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.recipe import load_recipe

@@ -64,11 +64,6 @@ def test_int4_takes_groups(tmp_path: Path) -> None:
         assert relative_error(session.run(IMAGES), reference) < HALF_TOLERANCE
 
 
-def test_float_computes_what_pytorch_computes(plain: tuple[Path, np.ndarray]) -> None:
-    with OnnxRuntimeCuda(CPU).open(plain[0], "float", 1) as session:
-        assert relative_error(session.run(IMAGES), plain[1]) < HALF_TOLERANCE
-
-
 def test_every_batch_size_works_and_two_stay_loaded(plain: tuple[Path, np.ndarray]) -> None:
     with OnnxRuntimeCuda(CPU).open(plain[0], "float", 1) as session:
         one = np.concatenate([session.run(IMAGES[i : i + 1]) for i in range(2)])
@@ -141,24 +136,6 @@ except IncompatibleError as error:
     )
     assert done.returncode == 1, done.stderr
     assert "refused: lowering `float` on CUDAExecutionProvider cannot be loaded at batch 1" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "images", [IMAGES[:, :, :16], IMAGES.astype(np.float64), IMAGES[:0]], ids=["shape", "dtype", "0"]
-)
-def test_other_images_are_refused(plain: tuple[Path, np.ndarray], images: np.ndarray) -> None:
-    with (
-        OnnxRuntimeCuda(CPU).open(plain[0], "float", 1) as session,
-        pytest.raises(IncompatibleError, match=r"float32 images \(batch, 3, 32, 32\)"),
-    ):
-        session.run(images)
-
-
-def test_lowerings_it_does_not_have_are_refused(packed: tuple[Path, np.ndarray]) -> None:
-    with pytest.raises(IncompatibleError, match="no lowering `packed`"):
-        half_model(packed[0], "packed")
-    with pytest.raises(IncompatibleError, match=r"`float` cannot take packed Linears"):
-        half_model(packed[0], "float")
 
 
 def test_a_damaged_model_is_refused(tmp_path: Path) -> None:

@@ -133,6 +133,6 @@ def _recipe(request: CellRequest) -> Recipe:
         "vector": {"files": [donor.vector for donor in request.donors]} if request.donors else None,
         "lambda": 1.0 if request.donors else 0.0,
         "quantize": quantize,
-        "target": {"runtime": "onnxruntime", "lowering": "packed"},
+        "target": {"lowering": "packed"},
     }
     return validate(values, folder=Path(), where=f"receiver {request.receiver.name}", places={})

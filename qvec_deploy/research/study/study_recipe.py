@@ -14,7 +14,9 @@ from qvec_deploy.donors.donor_recipe import DonorGrid, DonorTrain
 from qvec_deploy.errors import StorageError
 from qvec_deploy.io.checkpoint import is_remote
 from qvec_deploy.io.files import storage_errors
+from qvec_deploy.quantize.methods import by_moments
 from qvec_deploy.recipe.blocks import Block, ModelArg
+from qvec_deploy.recipe.names import CalibratedName
 from qvec_deploy.recipe.reading import parse, read_values
 from qvec_deploy.research.study.presets import BACKBONES, PAPER_TASKS, TINY_TASKS
 from qvec_deploy.tensors import Scheme
@@ -180,7 +182,7 @@ class StudyRecipe(Block):
     grids: tuple[DonorGrid, ...] = Field(
         json_schema_extra=_SOME, description="Grids, each with QAT fine-tunes of its own."
     )
-    methods: tuple[Literal["awq", "gptq", "gptaq"], ...] = Field(
+    methods: tuple[CalibratedName, ...] = Field(
         default=("gptq", "awq"), description="PTQ methods beside round to nearest and MSE clipping."
     )
     inputs: tuple[Literal["images", "generated", "moments"], ...] = Field(
@@ -239,15 +241,16 @@ class StudyRecipe(Block):
             raise ValueError("two models have one name: give them a `name`")
         if "seed" in self.train.model_fields_set:
             raise ValueError("train.seed: the study's `seeds` are those of its fine-tunes; leave it out")
-        if "moments" in self.inputs and "gptq" not in self.methods:
-            raise ValueError("input `moments` is for method `gptq`; name it, or leave moments out")
+        if "moments" in self.inputs and not set(by_moments()) & set(self.methods):
+            takers = ", ".join(f"`{name}`" for name in by_moments())
+            raise ValueError(f"input `moments` is for method {takers}; name it, or leave moments out")
         if self.checkpoints is not None:
             self._check_published()
         return self
 
     def _check_published(self) -> None:
         """What released files can be asked for."""
-        if any(grid.method != "rtn" or grid.clip != 1.0 or grid.granularity == "group" for grid in self.grids):
+        if any(grid.scheme().searched or grid.clip != 1.0 or grid.granularity == "group" for grid in self.grids):
             raise ValueError("released fine-tunes have granularity `channel` or `tensor` and method `rtn`, clip 1")
         for model in self.models:
             if len(model.skip) != 1:

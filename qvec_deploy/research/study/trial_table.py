@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
+from qvec_deploy.quantize.methods import by_moments
 from qvec_deploy.research.study.cell_values import CellRequest, Trial
 from qvec_deploy.tensors import Scheme
 
@@ -35,7 +36,7 @@ def planned_trials(request: CellRequest) -> Iterator[Trial]:
 def _calibrated(request: CellRequest, lambdas: list[float]) -> Iterator[Trial]:
     """Methods that look at inputs, without a vector and with the mean of donors."""
     for inputs, method in itertools.product(request.inputs, request.methods):
-        if inputs == "moments" and (method != "gptq" or not request.donors):
+        if inputs == "moments" and (method not in by_moments() or not request.donors):
             continue
         # Where the receiver's images are at hand, by which a lambda could be chosen, the smaller ones are tried too:
         # less of a vector is left to do after a calibrated method.

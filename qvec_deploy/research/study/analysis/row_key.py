@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from qvec_deploy.quantize import methods as quantize
 from qvec_deploy.research.study.cell_values import Control
 from qvec_deploy.tensors import Scheme
 
@@ -24,7 +25,7 @@ Needs = Literal["nothing", "donors", "images", "labels", "training"]
 unlabelled ones, `labels` labelled ones, `training` a fine-tune of its own."""
 
 CONTROLS: tuple[Control, ...] = get_args(Control)
-METHODS = {"awq": "AWQ", "gptq": "GPTQ", "gptaq": "asymmetric GPTQ"}
+METHODS = {row.name: row.label for row in quantize.METHODS.values() if row.calibrated}
 INPUTS = {"images": "unlabelled images", "generated": "generated images", "moments": "donors' second moments"}
 _SHORT_INPUTS = {"images": "", "generated": " (generated)", "moments": " (moments)"}
 
@@ -178,7 +179,7 @@ def baselines(keys: Iterable[RowKey]) -> list[RowKey]:
 
 def clip_name(grid: Scheme) -> str:
     """How a grid's scale is found, and so what plain PTQ on it is: MSE clipping, absmax or clip 0.65."""
-    if grid.method == "mse":
+    if grid.searched:
         return "MSE clipping"
     return "absmax" if grid.clip == 1 else f"clip {grid.clip:g}"
 
