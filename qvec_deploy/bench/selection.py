@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class LambdaPoint:
+class SelectionPoint:
     """One lambda that was tried.
 
     Attributes:
@@ -19,7 +19,7 @@ class LambdaPoint:
 
 
 @dataclass(frozen=True)
-class LambdaCurve:
+class SelectionCurve:
     """Scores over lambda for one method.
 
     Attributes:
@@ -30,7 +30,7 @@ class LambdaCurve:
     """
 
     method: str
-    points: tuple[LambdaPoint, ...]
+    points: tuple[SelectionPoint, ...]
     best: float
     at_edge: bool
 
@@ -41,7 +41,7 @@ class DonorScore:
 
     Attributes:
         name: The vector's name.
-        score: As in `LambdaPoint`.
+        score: As in `SelectionPoint`.
         weight: Its share of the chosen mix.
     """
 
@@ -56,7 +56,7 @@ class Confirmed:
 
     Attributes:
         name: The candidate.
-        score: As in `LambdaPoint`.
+        score: As in `SelectionPoint`.
         error: Standard error of `score`.
         gain: How much better it is than its own method at lambda 0, image by image; None for lambda 0 itself.
         gain_error: Standard error of `gain`.
@@ -94,6 +94,6 @@ class Selection:
     on: str
     donors: tuple[DonorScore, ...]
     mixing: str
-    curves: tuple[LambdaCurve, ...]
+    curves: tuple[SelectionCurve, ...]
     confirmed: tuple[Confirmed, ...]
     shipped: str

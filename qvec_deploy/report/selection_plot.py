@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qvec_deploy.bench.results import Report
-from qvec_deploy.bench.selection import LambdaCurve, Selection
+from qvec_deploy.bench.selection import Selection, SelectionCurve
 from qvec_deploy.formatting import short, three
 from qvec_deploy.quantize.methods import calibrated_methods
 from qvec_deploy.report import svg
@@ -81,7 +81,7 @@ def _draw_curves(selection: Selection) -> str:
         return svg.inline(canvas, "curves", _curves_in_words(selection))
 
 
-def _curve(axes: Any, curve: LambdaCurve, scale: float, look: tuple[str, Any, str]) -> None:
+def _curve(axes: Any, curve: SelectionCurve, scale: float, look: tuple[str, Any, str]) -> None:
     role, line, mark = look
     color = svg.COLORS[role]
     axes.plot(

@@ -23,8 +23,7 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("qvec_deploy-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "qvec_deploy").rglob("*.py")}
-    pages = {f"report/{name}" for name in ("report.html", "macros.html", "overview.html", "report.css")}
-    pages |= {"research/study/study.html", "research/study/study.css"}
+    pages = {"report/page.html", "report/page.css"}
     data = {"py.typed", "recipe.schema.json", "report.schema.json", "packed/FORMAT.md", *pages}
     assert package <= names
     assert {f"qvec_deploy/{name}" for name in data} <= names

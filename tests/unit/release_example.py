@@ -10,7 +10,7 @@ from qvec_deploy.bench.environment import Environment
 from qvec_deploy.bench.gates import judge
 from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.results import AnswerCounts, Candidate, Model, Parity, Patch, PatchDonor, Report
-from qvec_deploy.bench.selection import Confirmed, LambdaCurve, LambdaPoint, Selection
+from qvec_deploy.bench.selection import Confirmed, Selection, SelectionCurve, SelectionPoint
 from qvec_deploy.bench.warnings import Finding, MeasurementWarning
 from qvec_deploy.bundle.manifest import Engine, FileEntry, Gate, Layer, Manifest, PatchVector
 from qvec_deploy.bundle.release.release_subject import Subject
@@ -103,8 +103,11 @@ def _report(wanted: Recipe) -> Report:
         donors=(),
         mixing="given",
         curves=(
-            LambdaCurve(
-                "rtn", (LambdaPoint(0.0, 0.9), LambdaPoint(0.5, 0.2), LambdaPoint(1.0, 0.4)), 0.5, at_edge=False
+            SelectionCurve(
+                "rtn",
+                (SelectionPoint(0.0, 0.9), SelectionPoint(0.5, 0.2), SelectionPoint(1.0, 0.4)),
+                0.5,
+                at_edge=False,
             ),
         ),
         confirmed=(Confirmed("ptq", 0.91, 0.05), Confirmed("eurosat_3bit", 0.21, 0.02, 0.70, 0.04)),

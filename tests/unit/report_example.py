@@ -23,7 +23,7 @@ from qvec_deploy.bench.results import (
     Role,
 )
 from qvec_deploy.bench.roofline.roofline_values import Device, LayerPrediction, TimePrediction
-from qvec_deploy.bench.selection import Confirmed, DonorScore, LambdaCurve, LambdaPoint, Selection
+from qvec_deploy.bench.selection import Confirmed, DonorScore, Selection, SelectionCurve, SelectionPoint
 from qvec_deploy.bench.warnings import Finding, accuracy_findings, latency_findings, machine_findings
 from qvec_deploy.recipe import Gates
 from qvec_deploy.tensors import Scheme
@@ -121,10 +121,10 @@ SELECTION = Selection(
     ),
     mixing="ridge",
     curves=(
-        LambdaCurve(
+        SelectionCurve(
             "rtn",
             tuple(
-                LambdaPoint(lam, score)
+                SelectionPoint(lam, score)
                 for lam, score in (
                     (-0.5, 2.31),
                     (-0.25, 1.62),
@@ -141,13 +141,18 @@ SELECTION = Selection(
             best=1.0,
             at_edge=False,
         ),
-        LambdaCurve(
+        SelectionCurve(
             "gptaq",
-            (LambdaPoint(-0.25, 0.118), LambdaPoint(0.0, 0.061), LambdaPoint(0.25, 0.064), LambdaPoint(1.0, 0.2)),
+            (
+                SelectionPoint(-0.25, 0.118),
+                SelectionPoint(0.0, 0.061),
+                SelectionPoint(0.25, 0.064),
+                SelectionPoint(1.0, 0.2),
+            ),
             0.0,
             at_edge=False,
         ),
-        LambdaCurve("mse", (LambdaPoint(0.0, 0.512),), 0.0, at_edge=False),
+        SelectionCurve("mse", (SelectionPoint(0.0, 0.512),), 0.0, at_edge=False),
     ),
     confirmed=(
         Confirmed("ptq", 1.1874, 0.0712),

@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from qvec_deploy.jobs import processes as jobs
-from qvec_deploy.jobs.processes import Failure, Job, LocalProcesses, Outcome, perform
+from qvec_deploy.jobs.job import Job, JobFailure, JobOutcome, perform
+from qvec_deploy.jobs.processes import LocalProcesses
 
 FUNCTIONS = "job_functions"
 
@@ -29,7 +30,7 @@ def _job(function: str, name: str = "", gpus: int = 0, **arguments: Any) -> Job:
     return Job(name or function, f"{FUNCTIONS}:{function}", arguments, gpus=gpus)
 
 
-def _run(*jobs: Job, workers: int = 2, **settings: Any) -> dict[str, Outcome]:
+def _run(*jobs: Job, workers: int = 2, **settings: Any) -> dict[str, JobOutcome]:
     with LocalProcesses(workers, **settings) as processes:
         for job in jobs:
             processes.submit(job)
@@ -105,8 +106,8 @@ def test_pytorchs_errors_of_memory_are_told_from_bugs() -> None:
         torch.empty(1 << 55, dtype=torch.uint8)
     on_a_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
     for error in (refused.value, on_a_gpu, RuntimeError("CUDA error: out of memory\nCompile with ...")):
-        assert Failure.of(error) == Failure("IncompatibleError", "out of memory", "run fewer jobs at a time", 4)
-    assert Failure.of(RuntimeError("mat1 and mat2 shapes cannot be multiplied")).exit_code == 1
+        assert JobFailure.of(error) == JobFailure("IncompatibleError", "out of memory", "run fewer jobs at a time", 4)
+    assert JobFailure.of(RuntimeError("mat1 and mat2 shapes cannot be multiplied")).exit_code == 1
 
 
 def test_a_gpu_is_one_jobs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +190,7 @@ def test_a_job_performed_here_gives_the_same_values() -> None:
     told: list[Any] = []
     assert perform(f"{FUNCTIONS}:add", {"left": 2, "right": 3}, told.append) == {"result": 5}
     assert told == [{"adding": 2}]
-    failure = Failure(**perform(f"{FUNCTIONS}:refuse", {}, told.append)["failure"])
+    failure = JobFailure(**perform(f"{FUNCTIONS}:refuse", {}, told.append)["failure"])
     assert (failure.kind, failure.exit_code, failure.details) == ("FetchError", 7, "")
 
 
@@ -210,7 +211,8 @@ def _stop() -> None:
 def test_jobs_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        "from qvec_deploy.jobs.processes import Job, LocalProcesses\n"
+        "from qvec_deploy.jobs.job import Job\n"
+        "from qvec_deploy.jobs.processes import LocalProcesses\n"
         "if __name__ == '__main__':\n"
         "    with LocalProcesses(1) as processes:\n"
         f"        processes.submit(Job('one', '{FUNCTIONS}:linger', {{'folder': {str(tmp_path)!r}}}))\n"

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from qvec_deploy import sweep
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.jobs import ray as executors
-from qvec_deploy.jobs.processes import Executor, Job, Outcome
-from qvec_deploy.jobs.ray import RayTasks, start_executor
+from qvec_deploy.jobs.executors import start_executor
+from qvec_deploy.jobs.job import Executor, Job, JobOutcome
+from qvec_deploy.jobs.ray import RayTasks
 from qvec_deploy.recipe import load_recipes
+from qvec_deploy.sweep import sweep
 
 ADD = {"left": 1, "right": 2}
 
@@ -63,7 +64,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
     return found
 
 
-def _run(tasks: RayTasks, *jobs: Job) -> dict[str, Outcome]:
+def _run(tasks: RayTasks, *jobs: Job) -> dict[str, JobOutcome]:
     for job in jobs:
         tasks.submit(job)
     return {outcome.job.name: outcome for outcome in tasks.outcomes()}
@@ -121,7 +122,7 @@ class Keeper(Executor):
     def submit(self, job: Job) -> None:
         self.jobs.append(job)
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[JobOutcome]:
         return iter(())
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from shown import terminal_table
 
 from qvec_deploy.bench.results import GateResult, Report
-from qvec_deploy.bench.selection import DonorScore, LambdaCurve, LambdaPoint
+from qvec_deploy.bench.selection import DonorScore, SelectionCurve, SelectionPoint
 from qvec_deploy.report import report_verdict as verdict
 from qvec_deploy.report.render_terminal import verdict_lines
 from qvec_deploy.report.selection_plot import selection_figures
@@ -175,9 +175,11 @@ def test_a_single_donor_has_no_figure():
 @pytest.mark.parametrize("scores", [(0.0, 0.0), (0.0, 0.5), (1e-7, 3.0), (0.4, 0.41)])
 @pytest.mark.parametrize("by", ["label_free", "labelled"])
 def test_any_range_of_scores_can_be_drawn(scores, by):
-    points = tuple(LambdaPoint(lam, score) for lam, score in zip((0.0, 1.0), scores, strict=True))
+    points = tuple(SelectionPoint(lam, score) for lam, score in zip((0.0, 1.0), scores, strict=True))
     donors = tuple(DonorScore(f"d{index}", score, 0.0) for index, score in enumerate(scores))
-    curves = tuple(LambdaCurve(method, points, 0.0, at_edge=False) for method in ("rtn", "mse", "awq", "gptq", "gptaq"))
+    curves = tuple(
+        SelectionCurve(method, points, 0.0, at_edge=False) for method in ("rtn", "mse", "awq", "gptq", "gptaq")
+    )
     for figure in selection_figures(selecting(patched_report(by=by), curves=curves, donors=donors)):
         assert figure.svg.startswith("<svg") and "#0101" not in figure.svg
 

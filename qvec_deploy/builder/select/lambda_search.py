@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qvec_deploy.bench.selection import LambdaCurve, LambdaPoint
+from qvec_deploy.bench.selection import SelectionCurve, SelectionPoint
 
 REFINEMENTS = 2
 """Rounds that halve the distance to the neighbours of the best lambda; four more evaluations."""
 
 
-def search(score: Callable[[float], float], grid: Sequence[float], method: str) -> LambdaCurve:
+def search(score: Callable[[float], float], grid: Sequence[float], method: str) -> SelectionCurve:
     """Score a grid of lambdas, then the middle between the best one and its neighbours, twice.
 
     Args:
@@ -27,8 +27,8 @@ def search(score: Callable[[float], float], grid: Sequence[float], method: str) 
             middle = round((best + other) / 2, 6)
             scores[middle] = score(middle)
     best = _best(scores)
-    points = tuple(LambdaPoint(lam, scores[lam]) for lam in sorted(scores))
-    return LambdaCurve(method, points, best, at_edge=best in (low, high) and best != 0)
+    points = tuple(SelectionPoint(lam, scores[lam]) for lam in sorted(scores))
+    return SelectionCurve(method, points, best, at_edge=best in (low, high) and best != 0)
 
 
 def _best(scores: dict[float, float]) -> float:
