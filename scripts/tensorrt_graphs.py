@@ -16,7 +16,7 @@ from qvec_deploy.runtimes.graph import DOMAIN, INPUT, OUTPUT
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
 from qvec_deploy.runtimes.kernels.plugin_config import CONFIG, DEQUANTIZE, NAMESPACE, VERSION, PluginConfig
 from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph, allowed_bytes
-from qvec_deploy.runtimes.tensorrt.tensorrt_linear import CONVERTERS, device_function
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import device_function, to_packed
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 ROWS = COLUMNS = 768
@@ -74,7 +74,7 @@ def layer_graph(
             "QvecLinear", [f"x{index}", f"w{index}.weight", "", "bias"], [f"x{index + 1}"], name=f"linear{index}"
         )
         codes = np.roll(quantized.codes, index, axis=0)  # other weights: equal ones could be shared
-        made = CONVERTERS["packed"](stub, QuantizedTensor(codes, quantized.scale, SCHEME), None)
+        made = to_packed(stub, QuantizedTensor(codes, quantized.scale, SCHEME), None)
         nodes += made.nodes
         tensors += made.tensors
         packed.append(sum(len(tensor.raw_data) for tensor in made.tensors))

@@ -51,6 +51,16 @@ class Lowering:
     calibrates_activations: bool = False
     implementation: str | None = None
 
+    def load(self) -> Any:
+        """Its implementation.
+
+        Raises:
+            IncompatibleError: It has none.
+        """
+        if self.implementation is None:
+            raise IncompatibleError(f"lowering `{self.name}` has no implementation", hint="its runtime needs one")
+        return load_named(self.implementation)
+
     def takes_groups(self, size: int) -> bool:
         """Whether it takes groups of so many weights; 0 is one scale a row."""
         return size % self.group_multiple == 0 and not (self.power_of_two_groups and size & (size - 1))

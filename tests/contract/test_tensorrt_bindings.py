@@ -36,7 +36,7 @@ from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
 from qvec_deploy.runtimes.kernels.plugin_config import DEQUANTIZE, LINEAR, NAMESPACE, VERSION, PluginConfig
 from qvec_deploy.runtimes.kernels.plugins import plugin_errors, register_plugins, tactics
 from qvec_deploy.runtimes.kernels.tiles import TILES, Tile
-from qvec_deploy.runtimes.tensorrt.tensorrt_linear import CONVERTERS
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import to_packed
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def lowered_case() -> tuple[onnx.NodeProto, dict[str, Any]]:
     codes = generator.integers(-4, 4, (128, 256), dtype=np.int8)
     tensor = QuantizedTensor(codes, generator.uniform(0.1, 1, (128, 1)).astype(np.float32), Scheme(3, "channel"))
     stored = helper.make_node("QvecLinear", ["x", "fc.weight", "fc.weight.scale", "fc.bias"], ["y"], K=256, N=128)
-    lowered = CONVERTERS["packed"](stored, tensor, None)
+    lowered = to_packed(stored, tensor, None)
     (node,) = lowered.nodes
     known = {each.name: [TYPES[each.data_type], list(each.dims)] for each in lowered.tensors}
     known |= {"x": ["float16", ["b=4", 16, 256]], "fc.bias": ["float16", [128]]}

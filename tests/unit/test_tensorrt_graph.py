@@ -20,9 +20,8 @@ from qvec_deploy.runtimes.graph.float16 import half, halve_node
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
 from qvec_deploy.runtimes.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
 from qvec_deploy.runtimes.registry import runtime_bits_per_weight
-from qvec_deploy.runtimes.tensorrt import int4_block
+from qvec_deploy.runtimes.tensorrt import TENSORRT, int4_block
 from qvec_deploy.runtimes.tensorrt.tensorrt_graph import (
-    OPSETS,
     _padding,
     allowed_bytes,
     tensorrt_graph,
@@ -123,7 +122,7 @@ def test_bytes_are_counted(stored: tuple[Path, np.ndarray]) -> None:
     folder, _ = stored
     model, weights = _read(folder)
     count = sum(info.shape[0] * info.shape[1] for info in weights.tensors.values() if info.scheme is not None)
-    for lowering in OPSETS:
+    for lowering in (row.name for row in TENSORRT.lowerings):
         graph = tensorrt_graph(model, weights, lowering, amax=read_amax(folder))
         raw = sum(len(tensor.raw_data) for tensor in graph.model.graph.initializer)
         assert graph.weight_bytes == raw > graph.packed_bytes

@@ -14,7 +14,7 @@ from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_file
 from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
 from qvec_deploy.runtimes.registry import find_lowering
-from qvec_deploy.runtimes.runtime import load_named
+from qvec_deploy.runtimes.runtime import Lowering
 from qvec_deploy.runtimes.session import require_images
 from qvec_deploy.tensors import Float32
 
@@ -129,9 +129,9 @@ def load_session(directory: Path, lowering: str, threads: int, *, profile: Path 
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     source: str | bytes = str(model)
     arrays: dict[str, Any] = {}
-    implementation = find_lowering(ONNXRUNTIME.name, lowering).implementation
-    if implementation is not None:
-        source, arrays = _lowered(directory, implementation)
+    row = find_lowering(ONNXRUNTIME.name, lowering)
+    if row.implementation is not None:
+        source, arrays = _lowered(directory, row)
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
         options.add_external_initializers(list(arrays), values)
     try:
@@ -147,7 +147,7 @@ def load_session(directory: Path, lowering: str, threads: int, *, profile: Path 
     return session
 
 
-def _lowered(directory: Path, implementation: str) -> tuple[bytes, dict[str, Any]]:
+def _lowered(directory: Path, lowering: Lowering) -> tuple[bytes, dict[str, Any]]:
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -159,7 +159,7 @@ def _lowered(directory: Path, implementation: str) -> tuple[bytes, dict[str, Any
         stored = onnx.load(directory / MODEL_FILE, load_external_data=False)
     except DecodeError as error:
         raise IntegrityError(f"{directory / MODEL_FILE} is not an ONNX model", hint="build the bundle again") from error
-    lowered, arrays = lower_in_memory(stored, PackedFile.open(directory / WEIGHTS_FILE), load_named(implementation))
+    lowered, arrays = lower_in_memory(stored, PackedFile.open(directory / WEIGHTS_FILE), lowering.load())
     return lowered.SerializeToString(), arrays
 
 

@@ -6,6 +6,8 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.runtime import BY_ROW, Lowering, Runtime
 from qvec_deploy.tensors import MAX_BITS, MIN_BITS, Scheme
 
+_LINEAR = "qvec_deploy.runtimes.tensorrt.tensorrt_linear"
+
 INT4_BLOCKS = (128, 64)
 """Block sizes of TensorRT's INT4, the one with fewer scales first."""
 
@@ -54,8 +56,25 @@ TENSORRT = Runtime(
     device="cuda",
     float_bits=16,
     lowerings=(
-        Lowering("float", "float16 weights and arithmetic: the baseline", (16,), 2e-2, "fp16", _half),
-        Lowering("packed", "our plugin: weights stay packed", (2, 3, 4), 2e-2, "fp16", _packed, group_multiple=16),
+        Lowering(
+            "float",
+            "float16 weights and arithmetic: the baseline",
+            (16,),
+            2e-2,
+            "fp16",
+            _half,
+            implementation=f"{_LINEAR}:to_float",
+        ),
+        Lowering(
+            "packed",
+            "our plugin: weights stay packed",
+            (2, 3, 4),
+            2e-2,
+            "fp16",
+            _packed,
+            group_multiple=16,
+            implementation=f"{_LINEAR}:to_packed",
+        ),
         Lowering(
             "int4",
             "the exact codes as blocks of INT4, TensorRT's own kernels",
@@ -64,6 +83,7 @@ TENSORRT = Runtime(
             "fp16",
             _int4,
             group_multiple=64,
+            implementation=f"{_LINEAR}:to_int4",
         ),
         Lowering(
             "w8a8",
@@ -74,6 +94,7 @@ TENSORRT = Runtime(
             _int8,
             granularities=BY_ROW,
             calibrates_activations=True,
+            implementation=f"{_LINEAR}:to_w8a8",
         ),
     ),
     packages=("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),

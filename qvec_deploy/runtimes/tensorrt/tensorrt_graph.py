@@ -16,12 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import PackedFile, unpack
-from qvec_deploy.runtimes.graph import DOMAIN
+from qvec_deploy.runtimes.graph import DOMAIN, OPSET
 from qvec_deploy.runtimes.graph.float16 import cast_at_the_ends, half, halve_node
-from qvec_deploy.runtimes.tensorrt.tensorrt_linear import CONVERTERS, device_function
-
-OPSETS = {"float": 20, "packed": 20, "int4": 21, "w8a8": 21}
-"""Opset of each lowering's graph; 21 brought INT4 and blocks. What is shared means the same in both."""
+from qvec_deploy.runtimes.registry import find_lowering
+from qvec_deploy.runtimes.tensorrt import TENSORRT
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import Convert, device_function
 
 IR_VERSION = 10
 
@@ -72,9 +71,8 @@ def tensorrt_graph(
             float16 form, or no `amax` of a Linear.
         IntegrityError: The packed file is damaged.
     """
-    convert = CONVERTERS.get(lowering)
-    if convert is None:
-        raise IncompatibleError(f"runtime `tensorrt` has no lowering `{lowering}`", hint=f"it has {', '.join(OPSETS)}")
+    convert: Convert = find_lowering(TENSORRT.name, lowering).load()
+    opset = OPSET
     model = onnx.ModelProto()
     model.CopyFrom(stored)
     graph = model.graph
@@ -88,6 +86,7 @@ def tensorrt_graph(
             nodes.append(halve_node(node))
             continue
         made = convert(node, unpack(weights.packed(node.input[1])), _amax_of(node, amax))
+        opset = max(opset, made.opset)
         packed.append(sum(_size(tensor) for tensor in made.tensors))
         rows, columns = weights.tensors[node.input[1]].shape
         unpacked.append(2 * rows * columns)
@@ -102,7 +101,7 @@ def tensorrt_graph(
         getattr(graph, part).extend(values)
     cast_at_the_ends(graph)
     _fix_batch(graph, batch_size)
-    _declare(model, OPSETS[lowering], list(functions.values()))
+    _declare(model, opset, list(functions.values()))
     plugins = sum(node.domain == DOMAIN for node in nodes)
     if portable or not plugins:  # onnx cannot check nodes that nothing defines
         _check(model)

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.runtimes.graph import DOMAIN
+from qvec_deploy.runtimes.graph import DOMAIN, OPSET
 from qvec_deploy.runtimes.graph.float16 import half
 from qvec_deploy.runtimes.graph.stored import OPERATOR, operator_function
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
@@ -29,14 +29,20 @@ class Lowered:
         nodes: The nodes, reading the node's input and writing its output.
         tensors: Their constants.
         function: Layout and bits of the function that says what the plugin computes; None without a plugin.
+        opset: The least that has these nodes; 21 brought INT4 and blocks. What is shared means the same in both.
     """
 
     nodes: list[onnx.NodeProto]
     tensors: list[TensorProto]
     function: tuple[str, int] | None = None
+    opset: int = OPSET
 
 
-def _to_packed(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
+Convert = Callable[[onnx.NodeProto, QuantizedTensor, float | None], Lowered]
+"""From a packed Linear's node, its codes and the largest magnitude of its input, where that is known."""
+
+
+def to_packed(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
     """Our plugin, on words in the layout that its kernel reads."""
     (rows, columns), scheme = tensor.codes.shape, tensor.scheme
     layout = choose_layout(rows, columns, scheme.bits, scheme.group_size)
@@ -58,7 +64,7 @@ def _to_packed(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None
     return Lowered([new], tensors, (layout.id, scheme.bits))
 
 
-def _to_int4(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
+def to_int4(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
     """DequantizeLinear on INT4 blocks: weights (K, N), K padded with zeros to whole blocks, and the input with it."""
     columns = tensor.codes.shape[1]
     block = int4_block(columns, tensor.scheme.group_size)
@@ -82,10 +88,10 @@ def _to_int4(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) 
         x = padded
     dense = f"{name}_weight"
     nodes.append(helper.make_node("DequantizeLinear", [weight, scale], [dense], name=dense, axis=0, block_size=block))
-    return Lowered([*nodes, *_multiply(node, x, dense)], tensors)
+    return Lowered([*nodes, *_multiply(node, x, dense)], tensors, opset=21)
 
 
-def _to_w8a8(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
+def to_w8a8(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
     """Int8 codes (N, K) with a scale per row, and activations on one symmetric int8 grid."""
     name, (weight, scale) = node.output[0], _names(node)
     linear = node.input[1].removesuffix(".weight")
@@ -113,22 +119,14 @@ def _to_w8a8(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) 
         helper.make_node("Transpose", [f"{name}_w"], [f"{name}_weight"], name=f"{name}_transpose", perm=[1, 0]),
         *_multiply(node, f"{name}_x", f"{name}_weight"),
     ]
-    return Lowered(nodes, tensors)
+    return Lowered(nodes, tensors, opset=21)
 
 
-def _to_float(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
+def to_float(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
     """The weights that the codes stand for, (K, N) float16."""
     weight, _ = _names(node)
     dense = half(weight, np.ascontiguousarray(tensor.dequantize().T))
     return Lowered(_multiply(node, node.input[0], weight), [numpy_helper.from_array(dense, weight)])
-
-
-CONVERTERS: dict[str, Callable[[onnx.NodeProto, QuantizedTensor, float | None], Lowered]] = {
-    "float": _to_float,
-    "packed": _to_packed,
-    "int4": _to_int4,
-    "w8a8": _to_w8a8,
-}
 
 
 def device_function(layout: str, bits: int) -> onnx.FunctionProto:
