@@ -24,8 +24,6 @@ class Architecture:
     """What a timm model looks like, known without any weights.
 
     Attributes:
-        name: timm's model name.
-        classes: Width of the classification head.
         shapes: Shape of every tensor of the state dict, in its order.
         linears: Names of the nn.Linear modules, the head's included.
         head: Name of the classification head module.

@@ -23,7 +23,6 @@ class TensorPlan:
 
     Attributes:
         name: Its name in the state dict.
-        shape: Its shape.
         patched: Whether lambda * rho is added.
         scheme: The grid it is quantized on; None if it stays float.
     """
@@ -56,9 +55,6 @@ class Plan:
     """Everything that will be done, in order of the state dict.
 
     Attributes:
-        recipe: The candidate's recipe.
-        architecture: The model's structure.
-        tensors: One entry per tensor.
         sources: Label and mixing weight of every vector.
     """
 
@@ -88,8 +84,6 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
     """Decide everything that headers can decide, and refuse everything that headers show to be wrong.
 
     Args:
-        recipe: What is wanted.
-        receiver: The opened receiver.
         vectors: Label to opened vector (anything with `header` and `checkpoint`-like `tensors`), in the recipe's order.
 
     Raises:

@@ -127,7 +127,6 @@ class QuantizedTensor:
     Attributes:
         codes: (out, in) int8, within [scheme.qmin, scheme.qmax].
         scale: (out, groups) float32, positive; with granularity `tensor` one value repeated.
-        scheme: How the codes came about.
     """
 
     codes: Int8
@@ -149,7 +148,6 @@ class PackedTensor:
     Attributes:
         payload: (out, words) int32; `words` is bits * ceil(in / 32).
         scale: (out, groups) float32.
-        scheme: How the codes came about.
         shape: (out, in) of the weight matrix.
     """
 

@@ -33,7 +33,6 @@ class Accuracy:
         predictions: (count,) int32, the class of the largest logit, the first of equal ones.
         top5: (count,) bool, whether the label is among the five largest logits; None with five classes or fewer.
         confidences: (count,) float32, the largest softmax probability.
-        run_s: Seconds inside the engine.
         waited_s: Its part of the seconds spent waiting for images; several engines share a wait evenly.
     """
 
@@ -80,7 +79,6 @@ class PairedAnswers:
         gained: Images that only the candidate gets right.
         lost: Images that only the baseline gets right.
         agreeing: Images on which both give the same class, right or wrong.
-        count: All images.
     """
 
     gained: int
@@ -107,7 +105,6 @@ def measure_accuracies(
     So each batch exists once however many engines there are, and no more than one of them at a time.
 
     Args:
-        sessions: Loaded engines by name.
         batches: Pairs of images (batch, channels, height, width) and labels (batch,), those of `start` left out.
         start: Answers to the images before these, from an earlier run that did not get to its end.
         keep: Called with all answers so far every `KEEP_EVERY_S` seconds.

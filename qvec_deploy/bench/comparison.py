@@ -28,7 +28,6 @@ class Tolerances:
 
     Attributes:
         level: Probability of a false alarm in each test.
-        latency: Relative difference of latencies.
         accuracy: Percentage points of top-1.
         size: Relative difference of bytes.
     """
@@ -44,13 +43,8 @@ class Side:
     """One of the two bundles.
 
     Attributes:
-        name: The recipe's.
         created: When it was built, as its manifest says.
         manifest_sha256: Of its manifest.json, which holds the hashes of everything else.
-        runtime: What runs its engine.
-        lowering: What its weights become there.
-        method: How its weights were quantized.
-        lam: Lambda of its patch.
     """
 
     name: str
@@ -67,8 +61,6 @@ class Changed:
     """A field that differs; None where one bundle has no such field.
 
     Attributes:
-        group: Where the field is from.
-        field: Its dotted name.
         old: A JSON value.
         new: A JSON value.
     """
@@ -87,13 +79,9 @@ class AccuracyChange:
         verdict: See `accuracy_verdict`.
         source: Where the answers are from; None where there are none.
         reason: Why it is UNSURE without a test, or why no test was needed; empty otherwise.
-        dataset: Whose images.
-        split: Of the dataset.
         old_correct: Right answers of OLD; None without answers.
-        new_correct: Right answers of NEW.
         paired: NEW against OLD, image by image.
         difference: NEW minus OLD as a fraction, with its interval at the level of the comparison.
-        p: Of McNemar's exact test.
     """
 
     verdict: AccuracyVerdict
@@ -119,7 +107,6 @@ class LatencyChange:
         batch_size: Images in a run; None where nothing was measured at any.
         ratio: OLD's median over NEW's, with its interval at the level of the comparison.
         old: OLD's samples; None without any.
-        new: NEW's samples.
     """
 
     verdict: Verdict
@@ -152,7 +139,6 @@ class GateChange:
         name: As in the recipe's `gates`.
         verdict: See `gate_verdict`.
         old: Whether OLD passed it; None where OLD was not asked or not judged.
-        new: Whether NEW passed it.
         wanted: What NEW's recipe asks for, or OLD's where NEW's does not.
         found: What was measured on NEW; empty where it was not judged.
     """
@@ -170,18 +156,11 @@ class Comparison:
     """NEW against OLD.
 
     Attributes:
-        old: The baseline.
-        new: What may replace it.
         tolerances: What does not matter.
-        changes: Every field that differs.
         accuracy: Top-1.
         latency: One entry per batch size, ascending; never empty.
-        size: Bytes and bits.
-        gates: Every gate of either.
         environment: Where latency was measured for this comparison; None where it was not.
         warnings: Doubts about that measurement; their subjects are OLD, NEW and `machine`.
-        created_by: Program and version.
-        version: Of this structure.
     """
 
     old: Side

@@ -51,7 +51,6 @@ def accuracy_verdict(
     Args:
         gained: Images that only NEW gets right.
         lost: Images that only OLD gets right.
-        count: All images.
         level: Probability of BETTER or WORSE where there is no difference, at most.
         tolerance: Percentage points that do not matter.
 

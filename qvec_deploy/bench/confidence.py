@@ -44,7 +44,6 @@ def confidence_bins(
     Args:
         confidences: (count,) largest softmax probabilities, above 0 and up to 1.
         right: (count,) whether the answer is right.
-        bins: How many.
 
     Returns:
         (images, right ones, sum of confidences) of every bin, ascending; empty bins are there too.
@@ -61,9 +60,6 @@ def calibration_error(bins: Sequence[BinCounts]) -> float:
     """Expected calibration error, 0 to 1: the mean over images of |accuracy - mean confidence| of their bin.
 
     Guo et al., On Calibration of Modern Neural Networks (ICML 2017), equation 3.
-
-    Args:
-        bins: Every image in one of them.
 
     Raises:
         ValueError: No images.

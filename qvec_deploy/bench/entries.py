@@ -16,14 +16,8 @@ class BenchEntry:
     """An engine on disk that is to be measured.
 
     Attributes:
-        name: Its name in the table.
-        role: Its role in the report.
-        recipe: What it was built from.
         directory: Holds model.onnx and the packed weights.
-        lowering: What it is run with.
-        threads: Threads of its session.
         sources: Vectors in its patch and their mixing weights.
-        layer_errors: Relative quantization error by layer.
         control: What stands in for the vector in its patch, in words; None for a real one.
     """
 
@@ -43,12 +37,10 @@ class BenchOptions:
     """What to measure.
 
     Attributes:
-        title: Title of the report.
         recipe: Name of the recipe or comparison.
         model: What the engines take and give.
         evaluate: Labelled images; None leaves accuracy out.
         data_root: The images' folder, resolved.
-        measure: How latency is measured.
         batch_sizes: Batch sizes whose latency is measured.
         selected: The entry that ships, if any.
         baseline: The entry that speed-ups refer to.

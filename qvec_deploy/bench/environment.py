@@ -34,16 +34,8 @@ class GpuState:
     """The GPU that engines ran on, as NVML sees it; None where it does not say.
 
     Attributes:
-        name: The model's name.
-        driver: Version of the driver.
-        memory_bytes: Of the GPU.
         sm_clock_mhz: Of the multiprocessors, right after measuring.
-        max_sm_clock_mhz: What they may reach.
-        memory_clock_mhz: Of the memory.
         clocks_locked: Whether somebody fixed the clocks (see `gpu.GpuWatch`).
-        power_w: Drawn right after measuring.
-        power_limit_w: Allowed.
-        temperature_c: Right after measuring.
         throttling: NVML's reasons for lower clocks while measuring.
     """
 
@@ -65,16 +57,11 @@ class Environment:
     """What can change a number, as far as it can be seen from here.
 
     Attributes:
-        cpu: Model name.
         cpu_flags: Of `FLAGS`, those this CPU has.
-        logical_cores: Of the machine.
         usable_cores: That this process may run on (its affinity).
         threads: That each session was told to use.
         load_average: Of the last minute, when the environment was captured.
-        memory_bytes: Of the machine.
         governor: Frequency governor of the first core; None where it cannot be seen, as in virtual machines.
-        operating_system: Name, release and architecture.
-        python: Version.
         packages: Version by name, for each of `PACKAGES` that is installed.
         affinity: Cores the process was held to while latency was measured; None where nothing was asked.
         frequency_mhz: Mean frequency of the usable cores right after measuring; None where it cannot be seen.
@@ -103,7 +90,6 @@ def capture_environment(threads: int, cores: Sequence[int] = ()) -> Environment:
     """The environment now. Capture it before measuring: the load average then shows what others do.
 
     Args:
-        threads: That the sessions to be measured use.
         cores: That the process is held to, if it is.
     """
     cpu, flags = _cpu()

@@ -31,10 +31,6 @@ def measure_answers(
     """Run every engine over all images, which are decoded once and in the background; empty without images.
 
     Args:
-        sessions: Loaded engines by candidate name.
-        images: The labelled images.
-        batch_size: Images per call.
-        progress: Shows how far it is.
         journal: Where partial answers of an earlier run are, and where they go; None keeps none.
 
     Raises:
@@ -64,7 +60,6 @@ def answers_of(accuracy: Accuracy, full: Accuracy | None) -> AnswerCounts:
     """What a report says of an engine's answers.
 
     Args:
-        accuracy: The engine's.
         full: The float receiver's on the same images; None where it was not measured.
     """
     return AnswerCounts(

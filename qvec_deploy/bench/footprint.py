@@ -59,10 +59,8 @@ def probe(
         opener: `module:function`; called with `arguments`, it returns a context manager that gives a session.
         arguments: Keyword arguments, as JSON can carry them (paths as strings).
         input_shape: (channels, height, width) of an image.
-        batch_size: Images of the one run.
         preload: Modules to import before the baseline, such as the runtime's where the opener imports it
             late: a runtime's import is not the engine's load time.
-        timeout_s: Seconds after which the process is ended.
 
     Raises:
         IncompatibleError: The engine did not open or run; the message ends with the process's last words.

@@ -33,7 +33,6 @@ class GpuWatch:
 
     Args:
         nvml: The module `pynvml`, initialized.
-        handle: Of the GPU.
         clock: Nanoseconds, monotonic.
     """
 

@@ -61,7 +61,6 @@ class LatencySamples:
     """Every host latency of one candidate at one batch size.
 
     Attributes:
-        batch_size: Images in a run.
         samples_ms: Milliseconds of a run, one per block, in the order of the blocks. Sample i of every
             candidate of one measurement was taken in block i, which is what pairs them.
         stages: Its parts; None for an engine that has none, such as one on the CPU.
@@ -101,11 +100,7 @@ def measure_latency(
     the last two fives agree within 5 %, for every session, at most `warmup_limit(warmup)`. With `warmup` 0, none.
 
     Args:
-        sessions: Loaded engines by candidate name.
         images: (batch, channels, height, width) float32; the same array for every run.
-        blocks: Samples per session.
-        warmup: Least blocks run and thrown away first.
-        seed: Of the orders.
         min_seconds: More blocks than asked for, until the samples of every session add up to this.
         max_seconds: Time for all of it, of which warming up may take a quarter; after that the block that runs is
             the last, however many were asked for. At least one is run.
@@ -158,11 +153,7 @@ class _Deadline:
 
 
 class _Measurement:
-    """Sessions, and the samples taken of them so far.
-
-    Attributes:
-        host_ms: By name, one per block.
-    """
+    """Sessions, and the samples taken of them so far."""
 
     def __init__(
         self, sessions: Mapping[str, Runnable], images: Float32, seed: int, cold_l2: bool, clock: Clock

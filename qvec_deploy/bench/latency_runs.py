@@ -28,12 +28,7 @@ def measure_latencies(
     """Time all engines together, one batch size after the other; each gets an equal part of a time budget.
 
     Args:
-        sessions: Loaded engines by candidate name.
         images: What to time with; generated images without any.
-        batch_sizes: Images in a run.
-        measure: How.
-        progress: Shows how far it is.
-        watch: Reads the GPU's state after each block.
 
     Returns:
         Samples by candidate name, one mapping per batch size, ascending.
@@ -81,7 +76,6 @@ def blocks_asked(batch_size: int, sizes: Sequence[int], measure: Measure) -> tup
     Args:
         batch_size: One of `sizes`.
         sizes: As `timed_sizes` gives them.
-        measure: How it is measured.
     """
     if not measure.mlperf_rules:
         return measure.blocks, 0.0

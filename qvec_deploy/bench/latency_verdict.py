@@ -51,7 +51,6 @@ def latency_verdict(
 
     Args:
         baseline: Host latencies of the baseline, milliseconds, one per block.
-        candidate: The candidate's.
         level: Probability of FASTER or SLOWER where there is no difference; above 0, below 1. Where noise lasts for
             several blocks it holds only roughly (see `LEAST_BLOCKS`), and unpaired samples hold no level at all.
         tolerance: Relative difference that does not matter.

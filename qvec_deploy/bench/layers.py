@@ -70,9 +70,6 @@ def measure_layers(entries: Sequence[BenchEntry], options: BenchOptions, threads
 
     Args:
         entries: The engines. Nothing else may be measured meanwhile.
-        options: What is measured.
-        threads: That the engines use.
-        progress: Shows how far it is.
 
     Raises:
         QvecError: An engine cannot be opened.

@@ -74,11 +74,7 @@ def _forget(linear: Any, *_: object) -> None:
 
 
 def write_reference(directory: Path, logits: Float32) -> None:
-    """Keep reference logits in the bundle.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
+    """Keep reference logits in the bundle."""
     from safetensors.numpy import save
 
     metadata = {"qvec": canonical_json({"images": IMAGES, "seed": SEED}).decode()}

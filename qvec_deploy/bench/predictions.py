@@ -31,8 +31,6 @@ class Predictions:
         labels: (count,) int32.
         predicted: By candidate name, (count,) int32 each.
         images: What tells these images from all others, hex SHA-256: predictions may be paired where it is equal.
-        dataset: Its name.
-        split: Of the dataset.
     """
 
     labels: Int32
@@ -43,12 +41,7 @@ class Predictions:
 
 
 def describe_images(images: OpenedDataset, config: DataConfig) -> dict[str, Any]:
-    """What tells images from others before they are read: plain values, no path.
-
-    Args:
-        images: As opened.
-        config: The preprocessing they were opened with.
-    """
+    """What tells images from others before they are read: plain values, no path."""
     return {
         "dataset": images.name,
         "split": images.split,
@@ -63,8 +56,6 @@ def predictions_of(accuracies: Mapping[str, Accuracy], images: OpenedDataset, co
 
     Args:
         accuracies: By candidate name, at least one.
-        images: What all of them were measured on.
-        config: The preprocessing the images were opened with.
     """
     labels = next(iter(accuracies.values())).labels
     described = describe_images(images, config)
@@ -79,11 +70,7 @@ def predictions_of(accuracies: Mapping[str, Accuracy], images: OpenedDataset, co
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write the file, whole or not at all; the same predictions give the same bytes.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
+    """Write the file, whole or not at all; the same predictions give the same bytes."""
     from safetensors.numpy import save
 
     header = {

@@ -94,13 +94,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class ConfidenceBin:
-    """Images whose largest softmax probability lies in one of equally wide bins: of these, how many are right.
-
-    Attributes:
-        count: Images.
-        correct: Right ones.
-        confidence: Sum of their largest probabilities.
-    """
+    """Images whose largest softmax probability lies in one of equally wide bins: of these, how many are right."""
 
     count: int
     correct: int
@@ -112,9 +106,6 @@ class AnswerChange:
     """Images for which the float receiver says `was` and this engine says `now`.
 
     Attributes:
-        was: Class.
-        now: Another class.
-        count: Images.
         gained: Of these, images whose label is `now`.
         lost: Images whose label is `was`.
     """
@@ -132,7 +123,6 @@ class AnswerCounts:
 
     Attributes:
         correct: Images whose largest logit is their label's.
-        count: All images.
         top5: Images whose label is among the five largest logits; None with five classes or fewer.
         classes: One entry per class that has images, by label.
         bins: Of confidence, ascending; the calibration error follows from them.
@@ -155,7 +145,6 @@ class Candidate:
     """One built engine and what was measured on it.
 
     Attributes:
-        name: Unique in the report.
         role: `float`: the receiver itself. `ptq`: quantized without a patch. `patched`: what the recipe asks for.
             `variant`: anything else, controls included.
         scheme: The grid of the weights; None for float.
@@ -218,8 +207,6 @@ class GateResult:
     Attributes:
         name: As in the recipe's `gates`.
         wanted: What it asks for, in words.
-        found: What was measured, in words.
-        passed: Whether that is enough.
     """
 
     name: str
@@ -233,23 +220,15 @@ class Report:
     """The measurements of a recipe and of its baselines.
 
     Attributes:
-        title: Of the page.
-        recipe: The recipe's name.
-        dataset: That accuracy was measured on.
-        split: Of the dataset.
         images: Number of images; every accuracy is over all of them.
         candidates: In the order of the tables.
         baseline: The candidate whose latency is 1 in every speed-up.
         selected: The candidate that the bundle ships; None where none was chosen.
         warmup: Blocks run before the latency samples.
-        environment: Where it was measured.
-        warnings: Doubts about the measurements.
-        created_by: Program and version.
         selection: How the shipped candidate was chosen; None where the recipe names it.
         gates: What the recipe asks of it.
         class_names: By label; empty where the dataset has none.
         device: What the roofline was drawn for; None without one.
-        schema_version: Of this structure.
 
     Raises:
         ValueError: Candidates that do not fit together.

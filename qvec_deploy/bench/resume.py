@@ -48,11 +48,7 @@ class EvaluationJournal:
         return journal_folder() / f"{self.key}.answers"
 
     def read(self, names: Sequence[str]) -> dict[str, Accuracy] | None:
-        """Answers to the first images; None where there are none that can be trusted.
-
-        Args:
-            names: The engines, in their order.
-        """
+        """Answers to the first images; None where there are none that can be trusted."""
         from safetensors.numpy import load
 
         with contextlib.suppress(OSError, StorageError, RuntimeError):  # the last: there is no home folder
@@ -96,9 +92,6 @@ def describe_engine(directory: Path, runtime: str, lowering: str, threads: int) 
 
     Args:
         directory: Holds the engine's files, and perhaps a bundle's others, which do not matter.
-        runtime: What runs it.
-        lowering: What it is run with.
-        threads: Of its session.
 
     Raises:
         StorageError: A file cannot be read.

@@ -45,7 +45,6 @@ class BenchResult:
     """What measuring gives.
 
     Attributes:
-        report: The measurements.
         predictions: Every engine's classes; None without labelled images.
     """
 
@@ -74,9 +73,7 @@ def measure_engines(
 
     Args:
         entries: The engines, in the order of the table.
-        options: What to measure.
         images: As `open_images` opened them.
-        progress: Shows the stages.
 
     Raises:
         QvecError: An engine cannot be opened or gives nonsense.

@@ -32,12 +32,9 @@ class ScenarioResult:
     """The metric of a scenario. It is named after MLPerf's, and no MLPerf result: LoadGen did not send the queries.
 
     Attributes:
-        scenario: Which.
         metric: `p90 latency` or `throughput`.
         unit: `ms` or `images/s`.
         value: None where the samples support none.
-        batch_size: Images in a run.
-        images: That were run in all.
         seconds: That the runs took in all.
     """
 
@@ -71,7 +68,6 @@ def scenario_result(scenario: Scenario, latency: Sequence[LatencySamples]) -> Sc
     start and is run in the largest batches; images a second over all runs.
 
     Args:
-        scenario: Which.
         latency: The candidate's samples, one entry per batch size.
 
     Returns:

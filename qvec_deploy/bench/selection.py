@@ -10,7 +10,6 @@ class SelectionPoint:
     """One lambda that was tried.
 
     Attributes:
-        lam: Lambda.
         score: On the images that select: mean divergence in nats, or share of wrong answers. Less is better.
     """
 
@@ -23,7 +22,6 @@ class SelectionCurve:
     """Scores over lambda for one method.
 
     Attributes:
-        method: As in quantize.method.
         points: By ascending lambda.
         best: The lambda of the least score; of equals the one nearest to 0.
         at_edge: Whether `best` is an end of the grid, so that a wider one might do better.
@@ -40,7 +38,6 @@ class DonorScore:
     """One donor alone, at lambda 1.
 
     Attributes:
-        name: The vector's name.
         score: As in `SelectionPoint`.
         weight: Its share of the chosen mix.
     """
@@ -55,7 +52,6 @@ class Confirmed:
     """A finalist on images that chose nothing.
 
     Attributes:
-        name: The candidate.
         score: As in `SelectionPoint`.
         error: Standard error of `score`.
         gain: How much better it is than its own method at lambda 0, image by image; None for lambda 0 itself.
@@ -76,12 +72,9 @@ class Selection:
     Attributes:
         by: `label_free`, `labelled` or `best`.
         images: The dataset that selected and confirmed.
-        selecting: Images that selected.
-        confirming: Other images, which confirmed.
         on: What ran the confirmation: `engine`, or `PyTorch` where the engine cannot be opened here.
         donors: Every donor alone; empty with a single one.
         mixing: How the weights came about: `given`, `one`, `ridge` or `descent`.
-        curves: One per method.
         confirmed: The finalists, lambda 0 among them.
         shipped: The finalist of the least confirmed score, among those at lambda 0 and the patches whose gain is more
             than one standard error.

@@ -100,7 +100,6 @@ def speed_up(
 
     Args:
         baseline: Host latencies of the baseline, milliseconds, one per block.
-        candidate: The candidate's, from the same blocks.
         confidence: Of the interval, 0 to 1.
 
     Returns:
@@ -190,7 +189,6 @@ def paired_difference(gained: int, lost: int, count: int, *, confidence: float =
     Args:
         gained: Images that only the candidate gets right.
         lost: Images that only the baseline gets right.
-        count: All images.
         confidence: Of the interval.
 
     Returns:
@@ -219,9 +217,6 @@ def detectable_loss(gained: int, lost: int, count: int, *, confidence: float = C
     Args:
         gained: Images that only the candidate gets right.
         lost: Images that only the baseline gets right.
-        count: All images.
-        confidence: One minus the level of the test.
-        power: Share of tests that find it.
 
     Returns:
         A fraction of the images, above 0; 1 at most.

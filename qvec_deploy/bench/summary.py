@@ -34,15 +34,10 @@ class LatencyRow:
     """One candidate's latency at one batch size.
 
     Attributes:
-        batch_size: Images in a run.
-        samples: How many were taken.
-        median_ms: Host latency.
         median_interval: The median with its interval; None where the samples support none.
         p90_ms: None where the samples support none.
-        p99_ms: Likewise.
         missing_p99: How many more samples p99 takes; 0 where it is supported.
         images_per_s: Throughput of one caller who waits for each batch.
-        variation: Standard deviation over mean.
         speed_up: Over the report's baseline; None where the samples support no interval. 1 exactly for the
             baseline itself.
         disturbed: What disturbed its samples or the baseline's (see `disturbances`): the speed-up may be wrong, however
@@ -67,7 +62,6 @@ class CandidateRow:
     """One candidate with what follows from its measurements.
 
     Attributes:
-        candidate: The inputs.
         selected: Whether it is what the bundle ships.
         baseline: Whether it is what speed-ups are relative to.
         top1: A fraction, with its Wilson interval.

@@ -82,7 +82,6 @@ class Finding:
     """One doubt.
 
     Attributes:
-        warning: Which.
         subject: The candidate it is about, or `machine`.
         detail: The numbers behind it, one sentence.
     """
@@ -128,8 +127,6 @@ def latency_findings(
 
     Args:
         latency: What `measure_latency` returned.
-        baseline: The candidate others are compared with.
-        asked_blocks: Samples that were asked for.
         asked_s: Seconds that they were to add up to.
     """
     findings = []
@@ -167,7 +164,6 @@ def headroom_finding(name: str, top1: float, float_top1: float) -> list[Finding]
     """Whether plain PTQ loses so little that no vector can matter.
 
     Args:
-        name: The plain candidate.
         top1: Its accuracy, a fraction.
         float_top1: The float receiver's, on the same images.
     """

@@ -34,7 +34,6 @@ class BuildContext:
 
     Attributes:
         offline: Use the Hub's local cache only.
-        progress: Shows and times the stages.
         cache: Parts of engines. A sweep's builds share one; a build without one makes its own and removes it.
         machine: What builds take turns at; None for one that takes its turn without asking.
     """

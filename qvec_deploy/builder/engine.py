@@ -50,9 +50,6 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
     """Reference logits from PyTorch into the directory, then the engine against them, where it can be opened.
 
     Args:
-        plan: The candidate's plan.
-        context: What candidates share.
-        directory: Holds its graph and weights.
         timings: Folder of what compilers have measured; later builds read it.
 
     Raises:

@@ -35,10 +35,7 @@ def selection_images(
     """Every other image of the recipe's `images`, or of generated ones where it has none.
 
     Args:
-        recipe: The recipe.
-        architecture: Its model.
         confirm: The half that confirms instead of the half that selects; they share no image.
-        count: At most so many, evenly spaced.
 
     Returns:
         Batches (B, C, H, W), normalised.

@@ -59,14 +59,7 @@ def coordinates_key(plan: Plan, receiver: Checkpoint, sources: Mapping[str, Sour
 def weights_key(
     plan: Plan, receiver: Checkpoint, sources: Mapping[str, Source], images: Sequence[Float32]
 ) -> dict[str, Any]:
-    """What decides a candidate's weights and graph.
-
-    Args:
-        plan: The candidate's plan.
-        receiver: Its receiver.
-        sources: Its vectors by label.
-        images: What its method looks at.
-    """
+    """What decides a candidate's weights and graph."""
     recipe = plan.recipe
     patch = [[share, list(sources[label].fingerprints().values())] for label, share in plan.sources]
     moments = recipe.quantize.calibrated and recipe.quantize.calibration.on == "moments"
@@ -84,13 +77,7 @@ def weights_key(
 
 
 def engine_key(plan: Plan, weights: Mapping[str, Any], images: Sequence[Float32]) -> dict[str, Any]:
-    """What decides an engine: its weights, the target, and what stands in its way on this machine.
-
-    Args:
-        plan: The candidate's plan.
-        weights: The key of its weights.
-        images: What its activations are calibrated on.
-    """
+    """What decides an engine: its weights, the target, and what stands in its way on this machine."""
     target = plan.recipe.target
     runtime = find_runtime(target.runtime)
     on_gpu = runtime.device == "cuda"

@@ -36,9 +36,7 @@ def bench_entry(artifact: Artifact, recipe: Recipe, shipped: Artifact) -> BenchE
     """A built candidate as it is measured.
 
     Args:
-        artifact: The candidate.
         recipe: The recipe it is a candidate of, its selection made.
-        shipped: The candidate that the bundle will hold.
     """
     own = artifact.plan.recipe
     return BenchEntry(
@@ -86,11 +84,7 @@ def judged(
     """The report with the selection, its doubts and the recipe's gates.
 
     Args:
-        report: The measurements.
-        recipe: The recipe, its selection made.
-        shipped: The candidate that the bundle will hold.
         selection: How it was chosen; None where the recipe names it.
-        artifacts: Every candidate by name.
         unknown: Vectors of which nobody knows the coordinates, by label.
     """
     findings = [Finding(MeasurementWarning.COORDINATES_UNKNOWN, recipe.name, f"{label}.") for label in unknown]

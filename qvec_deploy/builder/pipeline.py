@@ -32,7 +32,6 @@ class BuildResult:
     """A bundle that was just built.
 
     Attributes:
-        bundle: The bundle, opened.
         report: What was measured; None where an engine cannot be opened here.
     """
 
@@ -44,7 +43,6 @@ def plan(recipe: Recipe, *, offline: bool = False) -> Plan:
     """Everything that is decided before any weight is read: what happens to every tensor.
 
     Args:
-        recipe: What is wanted.
         offline: Use the Hub's local cache only.
 
     Raises:
@@ -57,9 +55,7 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
     """Build a recipe with its baselines and variants, measure all of them, and leave a bundle.
 
     Args:
-        recipe: What is wanted.
         directory: The bundle; it appears whole or not at all.
-        force: Replace an existing bundle.
         context: Progress and offline switch, and what is shared with other builds.
 
     Raises:

@@ -106,9 +106,6 @@ def make_weights(
     """Patch and quantize as a plan says.
 
     Args:
-        plan: What happens to every tensor.
-        receiver: The receiver.
-        sources: The plan's vectors by label.
         images: Batches (B, C, H, W) for a method that looks at activations .
         on_layer: Told how many layers are done, of how many.
 

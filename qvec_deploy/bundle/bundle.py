@@ -25,8 +25,6 @@ class Bundle:
     """A bundle whose files are what the manifest says.
 
     Attributes:
-        directory: Where it is.
-        manifest: What it says about itself.
         recipe: The recipe it was built from, defaults filled in.
     """
 
@@ -63,7 +61,6 @@ class Bundle:
         """The loaded engine.
 
         Args:
-            lowering: Instead of the recipe's.
             threads: Instead of the recipe's; all available cores where neither says.
 
         Raises:

@@ -23,8 +23,6 @@ def all_changes(old: Bundle, new: Bundle, reports: tuple[Report | None, Report |
     """Every field that differs, group by group, sorted by name within each.
 
     Args:
-        old: The baseline.
-        new: The other.
         reports: Their reports, OLD's first; None where a bundle has none.
     """
     groups: list[tuple[Group, Mapping[str, Value], Mapping[str, Value]]] = [
@@ -79,13 +77,7 @@ def same_engine(old: Bundle, new: Bundle) -> bool:
 
 
 def machine_differences(old: Environment, new: Environment, runtimes: set[str]) -> list[str]:
-    """What makes stored latencies incomparable: fields of the machine, threads, and the runtimes' packages.
-
-    Args:
-        old: Where OLD was measured.
-        new: Where NEW was measured.
-        runtimes: Of the two engines.
-    """
+    """What makes stored latencies incomparable: fields of the machine, threads, and the runtimes' packages."""
     one, other = _of_machine(old), _of_machine(new)
     odd = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
     odd += ["threads"] if old.threads != new.threads else []

@@ -46,10 +46,7 @@ def compare_bundles(
     reason. Bundles of the same engine are the SAME without a test.
 
     Args:
-        old: The baseline.
-        new: What may replace it.
         options: How; everything as the recipes say by default.
-        progress: Shows the stages.
 
     Raises:
         StorageError: There is no such bundle, or no such folder of images where one was named.
@@ -90,10 +87,6 @@ def compare_bundles(
 
 def require_no_regression(comparison: Comparison, *, strict: bool = False) -> None:
     """Refuse a bundle that is worse than the one it would replace.
-
-    Args:
-        comparison: As made.
-        strict: Refuse also what is UNSURE.
 
     Raises:
         GateError: A regression past the tolerances, or with `strict` a doubt.

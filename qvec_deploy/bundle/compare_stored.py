@@ -45,11 +45,8 @@ class BundlePair:
     """What a comparison is made from.
 
     Attributes:
-        old: The baseline.
-        new: The other bundle.
         reports: Theirs, OLD's first; None where a bundle has none that can be read here.
         identical: Whether they hold the same engine, built with the same runtime.
-        options: How they are compared.
     """
 
     old: Bundle
@@ -124,15 +121,7 @@ def _shipped(bundle: Bundle) -> str:
 def judged(
     pair: BundlePair, source: Source, paired: PairedAnswers, correct: tuple[int, int], dataset: tuple[str, str]
 ) -> AccuracyChange:
-    """The verdict on paired answers.
-
-    Args:
-        pair: With its tolerances.
-        source: Where the answers are from.
-        paired: NEW against OLD.
-        correct: Right answers of OLD and of NEW.
-        dataset: Name and split.
-    """
+    """The verdict on paired answers."""
     tolerances = pair.options.tolerances
     verdict, difference, p = accuracy_verdict(
         paired.gained, paired.lost, paired.count, level=tolerances.level, tolerance=tolerances.accuracy

@@ -30,7 +30,6 @@ class CompiledEngines:
     """Engines of one lowering that a bundle now has.
 
     Attributes:
-        lowering: What they multiply with.
         parity: Agreement with PyTorch's logits.
         engines: What each is, as plain values.
     """
@@ -41,12 +40,7 @@ class CompiledEngines:
 
 
 def engine_options(target: Target, batch_sizes: Sequence[int] = ()) -> EngineOptions:
-    """How a recipe wants its engines built.
-
-    Args:
-        target: The recipe's block.
-        batch_sizes: Instead of the recipe's.
-    """
+    """How a recipe wants its engines built."""
     return EngineOptions(batch_sizes=tuple(batch_sizes) or target.batch_sizes, **target.engine.model_dump())
 
 
@@ -54,10 +48,7 @@ def compile_engines(target: Target, directory: Path, caches: Path, progress: Pro
     """Build the engines of a candidate beside its weights.
 
     Args:
-        target: The recipe's block.
-        directory: Holds graph and weights.
         caches: Folder of the measured tactics, which outlasts the build: the one that holds the bundle.
-        progress: Shows the stages.
 
     Returns:
         Names of the files written.
@@ -82,12 +73,6 @@ def compile_bundle(
     They are built and tried in a scratch folder; until they are in place and in the manifest, the bundle is as it was
     or says that it has no engine.
 
-    Args:
-        directory: The bundle.
-        lowerings: Instead of the recipe's.
-        batch_sizes: Instead of the recipe's.
-        progress: Shows the stages.
-
     Returns:
         What was built, by lowering.
 
@@ -95,7 +80,6 @@ def compile_bundle(
         IncompatibleError: The bundle is for another runtime, or lacks what a lowering needs; TensorRT or the GPU is
             missing or refuses; an engine computes something else than PyTorch.
         IntegrityError: The bundle is damaged.
-        StorageError: The disk refuses.
     """
     bundle, progress = Bundle.open(directory), progress or Progress()
     own = bundle.manifest.engine

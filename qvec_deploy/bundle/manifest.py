@@ -110,11 +110,7 @@ def hash_files(directory: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write manifest.json, whole or not at all.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
+    """Write manifest.json, whole or not at all."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False)
     write_bytes(directory / MANIFEST_FILE, f"{text}\n".encode())
 

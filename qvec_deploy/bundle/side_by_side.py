@@ -36,13 +36,11 @@ def bench_bundles(
         directories: The bundles; the first is the baseline.
         lowerings: Run every packed bundle with each of these instead of its own.
         threads: Threads of every engine instead of the recipes'.
-        batch_sizes: Instead of the first recipe's.
         blocks: Latency samples instead of the first recipe's.
         data_root: Folder of the images instead of the recipe's.
         evaluate: Measure accuracy, on the images of the first recipe that names some.
         profile: Measure load times, memory and times by layer too.
         measure: Fields of the recipe's `measure` instead of the first recipe's, validated as there.
-        progress: Shows the stages.
 
     Raises:
         QvecError: A bundle is damaged, has no engine, or takes other images than the first.

@@ -37,7 +37,6 @@ class Artifact:
     """What one candidate was built into.
 
     Attributes:
-        plan: What was decided.
         directory: Holds the graph, the weights, the reference logits and the engine; in the cache.
         missing: What stood in the way of opening the engine here; None if nothing.
         parity: Agreement with PyTorch; None where the engine could not be opened.
@@ -67,7 +66,6 @@ class BundleContents:
         report: The measurements; None where the engine cannot be opened here.
         predictions: Every engine's classes for the labelled images; None without any.
         selection: How it was chosen; None where the recipe names it.
-        timings_s: Seconds by stage.
     """
 
     recipe: Recipe
@@ -81,11 +79,7 @@ class BundleContents:
 
 
 def write_bundle(staging: Path, contents: BundleContents) -> None:
-    """Copy the shipped engine into the bundle and write everything around it, the manifest last.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
+    """Copy the shipped engine into the bundle and write everything around it, the manifest last."""
     own, candidate = contents.shipped, contents.shipped.plan.recipe
     names = _copy(own, staging)
     if contents.plain is not None:
@@ -206,7 +200,6 @@ def require_release(bundle: Bundle, *, accept_unverified: bool = False) -> None:
     """Refuse a bundle that should not leave the house.
 
     Args:
-        bundle: As opened.
         accept_unverified: Let a patch pass that was tried on no image of the receiver's task.
 
     Raises:

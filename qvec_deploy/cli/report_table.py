@@ -13,12 +13,7 @@ SHOWN = 2
 
 
 def print_report(report: Report, scenarios: Collection[str] = ()) -> None:
-    """The table, latency by batch size where there are several, what was chosen, the gates and the warnings.
-
-    Args:
-        report: What was measured.
-        scenarios: MLPerf's, to be shown too.
-    """
+    """The table, latency by batch size where there are several, what was chosen, the gates and the warnings."""
     from rich.console import Console
     from rich.text import Text
 

@@ -89,14 +89,8 @@ def run_sweep(
     """Build all recipes and show how they ended.
 
     Args:
-        recipes: What is wanted.
-        folder: Of the sweep.
-        jobs: Builds at a time.
-        force: Build again what is there.
         offline: Use the Hub's local cache only.
-        quiet: Show no progress.
         as_json: Print the summary as JSON.
-        start: Makes the executor.
 
     Returns:
         The exit code of the worst outcome.

@@ -13,8 +13,6 @@ def open_dataset(spec: DatasetSpec, config: DataConfig, *, expected_classes: int
     """Open the images of a spec, preprocessed as the model wants them.
 
     Args:
-        spec: Which images.
-        config: The model's preprocessing.
         expected_classes: Outputs of the model's head; None leaves the labels unchecked.
 
     Raises:

@@ -81,7 +81,6 @@ def look(name: str, splits: Sequence[Split], folder: Path | None = None) -> list
 
     Args:
         name: Of the dataset, with `hfds/`.
-        splits: Which.
         folder: Where datasets are kept; the usual cache if None.
 
     Raises:

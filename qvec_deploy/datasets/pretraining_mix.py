@@ -111,7 +111,6 @@ def draw_mix(labels: NDArray[np.int64], rng: np.random.Generator) -> Images:
 
     Args:
         labels: (N,) in [0, 212).
-        rng: Source of all randomness.
 
     Returns:
         (N, 32, 32, 3) uint8.

@@ -27,7 +27,6 @@ class DataConfig:
         input_size: (channels, height, width).
         interpolation: `bicubic`, `bilinear` or another of timm's names.
         mean: Subtracted per channel, of values in [0, 1].
-        std: Divided by per channel.
         crop_pct: Share of the resized image that the crop keeps.
         crop_mode: `center`, `squash` or `border`.
     """

@@ -18,7 +18,6 @@ def half_of(dataset: Dataset, *, confirm: bool) -> tuple[Float32, NDArray[np.int
     """Every other image of a dataset, exact copies left out: what confirms must not have chosen.
 
     Args:
-        dataset: Read once, whole.
         confirm: The half that confirms instead of the half that selects.
 
     Returns:

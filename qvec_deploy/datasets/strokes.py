@@ -30,9 +30,6 @@ class Jitter:
     """How far a figure is moved and how much is laid over it; each bound is drawn from uniformly.
 
     Attributes:
-        degrees: Largest rotation either way.
-        scale: Smallest and largest magnification.
-        shear: Largest horizontal shear either way.
         shift: Largest shift either way, in pixels of the 32x32 image.
         warp: Largest displacement of the slow sinusoidal warp, in pixels.
         noise: Smallest and largest standard deviation of the pixel noise, as a share of full white.
@@ -161,8 +158,6 @@ def view(masks: Masks, jitter: Jitter, rng: np.random.Generator, drawn: int | No
 
     Args:
         masks: (N, 64, 64) coverage.
-        jitter: Bounds of the random maps.
-        rng: Source of all randomness.
         drawn: So many maps are drawn, and the first N used; N if None.
 
     Returns:
@@ -219,7 +214,6 @@ def colour(coverage: Masks, jitter: Jitter, rng: np.random.Generator, drawn: int
     Args:
         coverage: (N, 32, 32) in [0, 1].
         jitter: Its `noise` bounds.
-        rng: Source of all randomness.
         drawn: So many colours are drawn, and the first N used; N if None.
 
     Returns:

@@ -39,10 +39,8 @@ class TinyTask:
     """One bundled task.
 
     Attributes:
-        classes: Number of labels.
         sizes: Usual number of images of each split.
         names: Of the classes, by label; empty for the mix, whose classes have none.
-        draw: The images.
         bounded: Splits that hold no more than their usual number of distinct originals.
     """
 

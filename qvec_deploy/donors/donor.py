@@ -71,11 +71,7 @@ def train_donor(
     last, `record.json`; each is whole or not there.
 
     Args:
-        recipe: What is wanted.
-        directory: Where to.
-        force: Start over, whatever donor is there.
         offline: Use the Hub's local cache only.
-        environment: Of the machine, for the record.
         watch: Called with the run (`fp` or `qat`) after every step.
 
     Returns:
@@ -106,8 +102,6 @@ def top1(state: State, data: Dataset, recipe: DonorRecipe, *, grid: bool) -> flo
 
     Args:
         state: Weights of the recipe's model, with a head as wide as the data has classes.
-        data: Labelled images.
-        recipe: Model, grid, skip list and device.
         grid: Put the Linears on the grid first, as PTQ does.
     """
     with torch.random.fork_rng(devices=[]):  # timm draws initial weights; a training's numbers must not move

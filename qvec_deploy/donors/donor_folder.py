@@ -25,11 +25,7 @@ Entry = dict[str, Any]
 
 
 class DonorFolder:
-    """A donor's directory: every file in it is whole, and `record.json` comes last.
-
-    Attributes:
-        path: The directory.
-    """
+    """A donor's directory: every file in it is whole, and `record.json` comes last."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +37,6 @@ class DonorFolder:
 
         Args:
             path: Missing, empty, or a donor that was interrupted.
-            force: A finished donor may be replaced.
 
         Raises:
             StorageError: It holds a finished donor and `force` is off, or it holds something else.
@@ -60,12 +55,10 @@ class DonorFolder:
         """Tie what is saved here to settings: all that decides the weights.
 
         Args:
-            settings: Plain values.
             force: Remove the donor that is here, finished or not.
 
         Raises:
             RecipeError: What is here was made under other settings; the first that differs is named.
-            StorageError: The disk refuses.
         """
         path = self._state / _SETTINGS
         with storage_errors(self.path):
@@ -93,11 +86,7 @@ class DonorFolder:
         return self.path / f"{run}.safetensors"
 
     def save(self, run: str, state: TrainState) -> None:
-        """Keep where a run stands, in place of what was kept before.
-
-        Raises:
-            StorageError: The disk refuses.
-        """
+        """Keep where a run stands, in place of what was kept before."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -153,19 +142,11 @@ class DonorFolder:
             raise IntegrityError(f"{path} is damaged: {error}", hint="--force starts over") from error
 
     def write_log(self, entries: list[Entry]) -> None:
-        """Write the whole log.
-
-        Raises:
-            StorageError: The disk refuses.
-        """
+        """Write the whole log."""
         write_bytes(self.path / LOG, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries).encode())
 
     def complete(self, record: Mapping[str, Any]) -> None:
-        """Write the record, and drop what a resumed run would have needed.
-
-        Raises:
-            StorageError: The disk refuses.
-        """
+        """Write the record, and drop what a resumed run would have needed."""
         write_bytes(self.path / RECORD, json.dumps(record, indent=1, allow_nan=False).encode() + b"\n")
         shutil.rmtree(self._state, ignore_errors=True)
 
@@ -197,7 +178,6 @@ def require_space(path: Path, need: int) -> None:
 
     Args:
         path: A directory that may not exist yet.
-        need: Bytes that will be written.
 
     Raises:
         StorageError: There is less room.

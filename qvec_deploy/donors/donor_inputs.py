@@ -30,7 +30,6 @@ class Task:
         name: Of the task, for the vector.
         train: Trained on, augmented where the recipe says so.
         val: Accuracy is measured on these; None where there are none.
-        without_val: Why there are none.
         fingerprint: Of the first images as they are before augmentation, with the number of images and classes.
     """
 

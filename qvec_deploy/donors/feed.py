@@ -42,12 +42,7 @@ class Augmented:
         return self.draw(0, np.asarray(rows, np.int64))
 
     def draw(self, number: int, rows: Rows) -> tuple[Float32, Int64]:
-        """Images (B, C, H, W) and labels (B,) as a step sees them.
-
-        Args:
-            number: The step.
-            rows: The images' numbers.
-        """
+        """Images (B, C, H, W) and labels (B,) as a step sees them."""
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
         taken = []
         try:
@@ -64,12 +59,6 @@ class Augmented:
 
 def augmented(data: Dataset, spec: DatasetSpec, config: DataConfig, seed: int) -> Augmented:
     """Put a dataset under timm's training transform.
-
-    Args:
-        data: As opened, with the evaluation transform.
-        spec: What it was opened from.
-        config: The model's preprocessing.
-        seed: Of the augmentation.
 
     Raises:
         RecipeError: A bundled task.
@@ -94,8 +83,6 @@ def feed(data: Dataset, plan: Iterable[Request], workers: int) -> Iterator[tuple
     """The batches of a plan, in its order.
 
     Args:
-        data: Where from.
-        plan: Step numbers and rows.
         workers: Processes that read ahead; 0 reads here.
 
     Yields:

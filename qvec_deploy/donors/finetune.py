@@ -23,9 +23,7 @@ class Base:
     """A pretrained network to fine-tune.
 
     Attributes:
-        model: timm's model name.
         state: float32 tensors by name; those of the head are not read.
-        args: timm's arguments beside the name.
     """
 
     model: str
@@ -50,14 +48,11 @@ def finetune(
     in the grid alone, and that is what the vector is to hold.
 
     Args:
-        base: Where it starts.
         task: Training images; its classes are the head's width.
         scheme: The grid that every forward pass sees; None trains in float.
-        hyper: Optimizer and schedule.
         seed: Seed of the head's initial values and of the image order.
         skip: Child names whose Linears stay float in QAT.
         options: What large models need beside `hyper`.
-        on_step: Called after every step.
 
     Returns:
         The float weights, named and shaped as in a float checkpoint; a QAT run's are latent, not rounded.
@@ -77,11 +72,8 @@ def start(
     """The model before its first step: the base, a fresh head, and the grid where there is one.
 
     Args:
-        base: Where it starts.
-        classes: Width of the head.
         scheme: The grid that every forward pass sees; None for a float run.
         skip: Child names whose Linears stay float.
-        seed: Seed of the head's initial values.
         device: `cpu` or `cuda`.
 
     Raises:

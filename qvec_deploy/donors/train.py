@@ -27,8 +27,6 @@ class TrainState:
     The order of the images is not in it: it follows from the seed and the step.
 
     Attributes:
-        step: Steps done.
-        seconds: They took.
         tensors: `model.*` (weights, and the clip ratios of fake quantizers), `optimizer.*`, `random.*`.
     """
 
@@ -54,12 +52,8 @@ def train(
 
     Args:
         model: On the CPU or a GPU; the batches follow it.
-        data: Training images and labels.
-        hyper: Schedule and optimizer.
         head: Module name of the classification head, which has a learning rate of its own.
         seed: Seed of the image order and of any dropout.
-        options: What large models need beside that.
-        on_step: Called after every step.
 
     Raises:
         RecipeError: Fewer images than a batch, or the loss became NaN or infinite.
@@ -68,11 +62,7 @@ def train(
 
 
 class Training:
-    """A training that can be stopped and taken up again: see `train` for the arguments.
-
-    Attributes:
-        step: Steps done.
-    """
+    """A training that can be stopped and taken up again: see `train` for the arguments."""
 
     def __init__(
         self,
@@ -210,7 +200,6 @@ class Draw:
 
     Attributes:
         number: The step, from 0.
-        rows: Their numbers.
         shift: Pixels by which they are rolled: down, right.
     """
 

@@ -18,14 +18,11 @@ class TrainConfig:
     """AdamW with linear warm-up and cosine decay to zero. The defaults are those of the bundled tiny tasks.
 
     Attributes:
-        steps: Optimizer steps.
-        batch_size: Images per step.
         lr: Peak learning rate of the backbone. Gentle on purpose: at 3e-4 the vectors of two tasks of
             a tiny model are orthogonal and carry nothing over.
         head_lr: Peak learning rate of the classification head, which starts from random values.
         weight_decay: Of matrices; biases, norms, position and class tokens have none.
         warmup: Share of the steps that warm up.
-        clip_norm: Largest gradient norm.
         label_smoothing: Share of the target that is spread over all classes.
         roll: Training images are shifted in a circle by up to this many pixels either way.
         clip_every: Steps between two searches of the clip ratio (QAT with method `mse`).
@@ -81,11 +78,8 @@ class TrainingProgress:
     """Where a training stands.
 
     Attributes:
-        step: Steps done.
-        steps: Steps in all.
         loss: Cross-entropy of the last batch, in nats.
         lr: Learning rate of the backbone in the last step.
-        seconds: Since the first step.
     """
 
     step: int

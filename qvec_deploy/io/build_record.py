@@ -18,7 +18,6 @@ class BuildRecord:
     at any moment leaves a directory that is known to be current, or one that is known not to be.
 
     Args:
-        path: The record.
         mark: The file, of other bytes in every directory that was ever made.
         wanted: What the directory is to be made from, as JSON values.
     """
@@ -28,11 +27,7 @@ class BuildRecord:
 
     @contextlib.contextmanager
     def making(self) -> Iterator[None]:
-        """Keep it, for a directory that is made inside; where that fails, it stays as it was.
-
-        Raises:
-            StorageError: The disk refuses.
-        """
+        """Keep it, for a directory that is made inside; where that fails, it stays as it was."""
         with storage_errors(self._path):
             before, replaced = self._path.read_bytes() if self._path.is_file() else None, self._marked()
         self._write(replaces=replaced)

@@ -50,9 +50,6 @@ class Cache:
 
     A killed process leaves nothing that is taken for whole, a second process that needs the same entry waits for the
     first, and an entry that was damaged since is made anew.
-
-    Args:
-        folder: Where the entries are.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +59,6 @@ class Cache:
         """Where the files of a key are, or would be.
 
         Args:
-            kind: What they are, in a word.
             inputs: Everything that decides what they are, as JSON values.
         """
         return self.folder / f"{kind}-{sha256_bytes(canonical_json(inputs))[:32]}"
@@ -72,14 +68,10 @@ class Cache:
         """The entry of a key; where it is `new`, the block makes it, and it is kept if the block ends well.
 
         Args:
-            kind: What the files are, in a word.
             inputs: Everything that decides what they are, as JSON values.
 
         Yields:
             The entry. After the block its `folder` is where the files stay.
-
-        Raises:
-            StorageError: The disk refuses.
         """
         final = self.path(kind, inputs)
         with file_lock(self.folder / "locks" / f"{final.name}.lock"):

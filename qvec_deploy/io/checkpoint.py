@@ -35,8 +35,6 @@ class Checkpoint:
     """Named float tensors in a `.safetensors` file or a `.pt` state dict.
 
     Attributes:
-        path: The local file.
-        source: What the recipe called it.
         tensors: Name to shape and dtype, in file order, with a wrapper's prefix (`model.`) already stripped.
         metadata: The safetensors metadata, empty for `.pt`.
     """

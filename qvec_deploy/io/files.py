@@ -60,11 +60,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to; it becomes `path` when the block ends well and vanishes otherwise.
-
-    Raises:
-        StorageError: The folder cannot be written or is full.
-    """
+    """A temporary sibling to write to; it becomes `path` when the block ends well and vanishes otherwise."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -79,11 +75,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file at once or not at all.
-
-    Raises:
-        StorageError: The folder cannot be written or is full.
-    """
+    """Write a whole file at once or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
@@ -95,8 +87,6 @@ def file_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterato
     Args:
         path: What is locked; made, as a file, where it is missing and waited for. It is never removed: others may be
             waiting for it.
-        shared: Together with other holders that share it.
-        wait: Until it is free.
 
     Yields:
         Whether it is held; always, unless it was not to be waited for.
@@ -136,11 +126,7 @@ def cache_folder() -> Path:
 
 
 def link_files(files: Iterable[Path], target: Path) -> None:
-    """Give a folder files that lie elsewhere: as hard links where the file system has them, else as copies.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
+    """Give a folder files that lie elsewhere: as hard links where the file system has them, else as copies."""
     with storage_errors(target):
         for path in files:
             try:
@@ -152,11 +138,7 @@ def link_files(files: Iterable[Path], target: Path) -> None:
 
 
 def restore(final: Path) -> None:
-    """Put back the directory that a process, killed while it replaced `final`, had moved aside.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
+    """Put back the directory that a process, killed while it replaced `final`, had moved aside."""
     with storage_errors(final):
         if final.is_symlink() or final.exists() or not final.parent.is_dir():
             return
@@ -174,7 +156,6 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
     What killed processes left of theirs is removed, or put back where it is all there is.
 
     Args:
-        final: Where the directory ends up.
         force: Replace an existing directory; it stays until the new one is whole.
 
     Raises:

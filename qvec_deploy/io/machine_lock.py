@@ -17,9 +17,6 @@ class MachineLock:
     """Many may build at a time; who measures has the machine alone.
 
     Who wants it alone closes the door behind those that build, so that others coming after cannot keep it waiting.
-
-    Args:
-        folder: Where its locks are.
     """
 
     def __init__(self, folder: Path) -> None:

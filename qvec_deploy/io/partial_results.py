@@ -13,9 +13,6 @@ _DIGEST = 32
 def read_partial(path: Path, key: bytes) -> bytes | None:
     """What was last written; None where there is nothing, or what is there is torn, damaged or of another key.
 
-    Args:
-        key: All that decides the results.
-
     Raises:
         StorageError: The file cannot be read.
     """
@@ -27,11 +24,7 @@ def read_partial(path: Path, key: bytes) -> bytes | None:
 
 
 def write_partial(path: Path, key: bytes, payload: bytes) -> None:
-    """Keep results in place of those before.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
+    """Keep results in place of those before."""
     write_bytes(path, _digest(key, payload) + payload)
 
 

@@ -33,7 +33,6 @@ def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[Place, str]]
 
     Args:
         text: A mapping in YAML.
-        where: Its file, for messages.
 
     Raises:
         RecipeError: Not YAML, no mapping, aliases (a few bytes of them grow without bound), or a key given twice.

@@ -147,8 +147,6 @@ def check_padding(payload: Int32, bits: int, columns: int) -> None:
 
     Args:
         payload: (out, words) int32, of the right size.
-        bits: Width of a code.
-        columns: Codes in a row.
 
     Raises:
         IntegrityError: The padding is not code 0.

@@ -63,7 +63,6 @@ class Stored:
 
     Attributes:
         dtype: F32, I32 or F16.
-        shape: As stored.
         offset: In bytes from the end of the header.
         size: In bytes.
     """
@@ -105,7 +104,6 @@ def encode(layout: Layout, version: str = VERSION) -> bytes:
     """The file up to its data: length, JSON, and spaces to a multiple of 8 bytes.
 
     Args:
-        layout: What the file holds.
         version: Written into it; only a reader that compares says other than VERSION.
 
     Raises:

@@ -44,7 +44,6 @@ class PackedInfo:
     """One weight of a packed file.
 
     Attributes:
-        name: As in the model.
         shape: Of the weight itself; (out, in) where it is quantized.
         scheme: How it is quantized; None for a float tensor.
         dtype: Of the bytes in `data`: `I32` where it is quantized, else `F32` or `F16`.
@@ -79,7 +78,6 @@ def write_packed(path: Path, layout: Layout, tensors: Iterable[tuple[str, Packed
     """Write a packed file; it appears whole or not at all.
 
     Args:
-        path: The file.
         layout: Every weight, before any of them is known.
         tensors: The weights by name, in any order; each is written when it comes and then let go.
 
@@ -112,7 +110,6 @@ class PackedFile:
     """A packed file, memory-mapped: opening reads its header, the values are read where they are used.
 
     Attributes:
-        path: The file.
         version: Of the format it was written in.
         tensors: Every weight by name, sorted.
     """

@@ -37,7 +37,6 @@ def expand(values: Mapping[str, Any], where: str, places: Places) -> Iterator[tu
 
     Args:
         values: Fields under their YAML names, with or without a `matrix`.
-        where: What errors begin with.
         places: Where in the file a field stands, for errors.
 
     Yields:

@@ -24,9 +24,7 @@ def read_values(path: Path, overrides: Sequence[str], *, what: str) -> tuple[dic
     """The values of a YAML file, and where each stands.
 
     Args:
-        path: The file.
         overrides: `a.b=value` strings; values are YAML.
-        what: What the file is, for errors.
 
     Raises:
         StorageError: The file is missing or unreadable.
@@ -59,9 +57,7 @@ def parse(block: type[Model], values: Any, where: str, places: Places) -> Model:
     """Plain values as a block.
 
     Args:
-        block: What they are to be.
         values: Fields under their YAML names.
-        where: What errors begin with.
         places: Where in a file a field stands, for errors.
 
     Raises:

@@ -154,11 +154,6 @@ class Recipe(Block):
     def with_overrides(self, overrides: Mapping[str, Any], *, name: str, where: str = "") -> Recipe:
         """The same recipe with fields changed by dotted name, without variants and gates.
 
-        Args:
-            overrides: Dotted name to value.
-            name: Name of the new recipe.
-            where: What errors begin with.
-
         Raises:
             RecipeError: An unknown field or an impossible value.
         """
@@ -283,7 +278,6 @@ def validate(values: dict[str, Any], folder: Path, where: str, places: Places) -
     Args:
         values: Fields under their YAML names.
         folder: Which relative paths start from.
-        where: What errors begin with.
         places: Where in a file a field stands, for errors.
 
     Raises:

@@ -26,7 +26,6 @@ class Column:
     Attributes:
         key: Stable name, for styling and for picking columns.
         title: Heading, as the report asks for it.
-        unit: Below or behind the heading.
         cell: What stands in a candidate's row.
         values: What the CSV has, by its column; empty where the value is there already.
         on_terminal: Whether the terminal, which is narrow, shows it.
@@ -53,7 +52,6 @@ def comparison_table(
     """A row per candidate, with the columns that have something to say of one.
 
     Args:
-        on_terminal: The narrow table.
         anchors: Before the number of a warning in links to it.
     """
     wanted = [column for column in COLUMNS if (column.on_terminal if on_terminal else column.on_page)]

@@ -25,8 +25,6 @@ class RankedBundle:
     """One bundle in the overview.
 
     Attributes:
-        name: Of the bundle, unique.
-        report: Its own.
         row: Of the candidate that it ships.
         against_best: Its answers against the best one's, image by image; None where not both were kept.
     """

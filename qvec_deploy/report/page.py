@@ -46,7 +46,6 @@ class Table:
         shipped: The row of this name is what the bundle ships, or comes first; None where no row stands out.
         badge: What is said beside that row.
         note: Below it; empty for none.
-        folded: Opened when it is wanted.
         titled: Whether the title is shown; else the section's title says it.
     """
 
@@ -270,9 +269,7 @@ class Page:
 
     Attributes:
         kicker: What it is about, in a line above the title.
-        lead: Paragraphs below the title.
         answer: Between title and lead; None for none.
-        tiles: Below the lead.
     """
 
     title: str

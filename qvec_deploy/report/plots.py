@@ -29,9 +29,6 @@ class Point:
     """A candidate in a plane.
 
     Attributes:
-        name: Beside it.
-        role: Its colour and mark.
-        selected: Drawn larger.
         x: As plotted, with its interval: low, value, high.
         y: In percent, likewise.
         ships: Whether it could be shipped; a control cannot, and is no part of the front.
@@ -93,10 +90,6 @@ def scatter(name: str, title: str, caption: str, points: Sequence[Point], x_labe
     """Accuracy against something of which less is better; None without points.
 
     Args:
-        name: Unique in the page.
-        title: Of the figure.
-        caption: Of the figure.
-        points: The candidates.
         x_label: What is on the horizontal axis, with its unit.
     """
     if not points:

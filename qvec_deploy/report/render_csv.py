@@ -21,22 +21,14 @@ _ORDER = (
 
 
 def candidates_csv(reports: Mapping[str, Report]) -> str:
-    """One row per candidate and batch size with every derived number; one without batch where nothing was timed.
-
-    Args:
-        reports: By the name in the first column.
-    """
+    """One row per candidate and batch size with every derived number; one without batch where nothing was timed."""
     lines = [line for name, report in reports.items() for line in _lines(name, report)]
     columns = dict.fromkeys(column for line in lines for column in line)
     return to_csv(tuple(columns), ([line.get(column) for column in columns] for line in lines))
 
 
 def samples_csv(reports: Mapping[str, Report]) -> str:
-    """Every latency sample, in the order of the blocks, its parts beside it where an engine has them.
-
-    Args:
-        reports: By the name in the first column.
-    """
+    """Every latency sample, in the order of the blocks, its parts beside it where an engine has them."""
     columns = ("report", "candidate", "batch_size", "block", "host_latency_ms")
     parts = ("enqueue_ms", "h2d_ms", "compute_ms", "d2h_ms")
     entries = [

@@ -33,11 +33,7 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def render_markdown(page: Page, figures_in: str) -> str:
-    """A page without its figures; long tables are folded.
-
-    Args:
-        figures_in: The file that has the figures.
-    """
+    """A page without its figures; long tables are folded."""
     top = [f"# {escape(page.title)}", escape(page.kicker)]
     if page.answer is not None:
         answer = page.answer

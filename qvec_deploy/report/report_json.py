@@ -24,11 +24,9 @@ class Derived:
     Attributes:
         levels: Codes that the quantizer can reach; null for float.
         top1: A fraction, with its Wilson interval.
-        top5: Likewise.
         calibration_error: Expected calibration error, a fraction.
         agreement: Share of images with the float receiver's answer, with its Wilson interval.
         deltas: By another candidate's name, the difference of the accuracies on the same images.
-        p_values: By another candidate's name, McNemar's.
         latency: Per batch size, ascending.
     """
 
@@ -44,11 +42,7 @@ class Derived:
 
 @dataclass(frozen=True)
 class Document(Report):
-    """The document of one report.
-
-    Attributes:
-        derived: By the candidate's name.
-    """
+    """The document of one report."""
 
     derived: dict[str, Derived] = field(default_factory=dict)
 
@@ -59,8 +53,6 @@ class Documents:
 
     Attributes:
         ranking: Names of the reports, the best first.
-        reports: By name.
-        schema_version: Of this structure.
     """
 
     ranking: tuple[str, ...]

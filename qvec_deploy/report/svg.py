@@ -57,10 +57,7 @@ class Figure:
 
     Attributes:
         name: Unique in the page: its anchor, and the name of the file of its numbers.
-        title: Above it.
         caption: What it shows, in a sentence or two.
-        svg: Inline.
-        columns: Of its numbers.
         samples: The numbers that it draws, a tuple per line.
     """
 

@@ -22,7 +22,6 @@ def write_report(shown: Report | Overview, directory: Path) -> tuple[Path, ...]:
         Their paths, in this order.
 
     Raises:
-        StorageError: The directory cannot be written or is full.
         ValueError: A measurement is NaN or infinite.
     """
     if isinstance(shown, Report):
@@ -37,15 +36,8 @@ def write_report(shown: Report | Overview, directory: Path) -> tuple[Path, ...]:
 def write_tables(reports: Mapping[str, Report], directory: Path) -> tuple[Path, ...]:
     """Write report.csv, a row per candidate and batch size, and samples.csv, a row per latency sample.
 
-    Args:
-        reports: By the name in the first column.
-        directory: Where to.
-
     Returns:
         Their paths, in this order.
-
-    Raises:
-        StorageError: The directory cannot be written or is full.
     """
     files = {"report.csv": candidates_csv(reports).encode(), "samples.csv": samples_csv(reports).encode()}
     return _write(files, directory)

@@ -30,8 +30,6 @@ def write_control(
     """Write a control of a vector; every tensor has the norm that rho has there.
 
     Args:
-        vector: The vector it stands against.
-        path: The vector file to write.
         kind: `random` is Gaussian noise, `shuffle` is rho with each row's values in random order, `task` is the
             task vector of the donor, theta_FP - theta_base, scaled tensor by tensor.
         seed: Of `random` and `shuffle`.
@@ -73,9 +71,7 @@ def shuffled(rho: Float32, name: str, seed: int) -> Float32:
     """Rho with the values of each row, along the first axis, in random order; a vector is one row.
 
     Args:
-        rho: One tensor.
         name: Its name; every tensor draws from a stream of its own.
-        seed: Seed of the control.
     """
     generator = np.random.default_rng([seed, *name.encode()])
     rows = rho.reshape(rho.shape[0] if rho.ndim > 1 else 1, -1)

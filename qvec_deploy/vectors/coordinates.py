@@ -56,7 +56,6 @@ class CoordinateFinding:
     """A symmetry that stands between receiver and donor.
 
     Attributes:
-        symmetry: Its name.
         where: Name of the module it acts on.
         units: How many neurons, heads, channels or gains it moves.
         undone: Whether it can be undone; otherwise the receiver is refused.
@@ -73,7 +72,6 @@ class Coordinates:
     """What a comparison of receiver and donor found.
 
     Attributes:
-        findings: Symmetries between them.
         distances: Relative distance to the donor by Linear, after all that was found is accounted for; empty where
             a folded gain hides it.
         distance: The same for all Linears together; None likewise.
@@ -91,7 +89,6 @@ def check_coordinates(receiver: Sketch, donor: Sketch, geometry: Geometry, schem
 
     Args:
         receiver: Of the receiver's backbone, or of another donor's.
-        donor: Of the donor's, with the same seed.
         geometry: Where the model's symmetries are; an empty one judges distances only.
         scheme: The grid that a symmetry has to commute with to be undone.
 
@@ -123,9 +120,6 @@ def require_same_coordinates(read: Read, donor: Sketch, geometry: Geometry, sche
 
     Args:
         read: Gives a tensor of the receiver by its name.
-        donor: The sketch that came with the vector.
-        geometry: Where the model's symmetries are.
-        scheme: The vector's grid.
 
     Raises:
         IncompatibleError: Another model, another base, or a symmetry, by its name.

@@ -46,11 +46,7 @@ def extract_vector(
     Args:
         fp: The donor's float fine-tune, name to float32 tensor.
         qat: Its quantization-aware fine-tune: latent float weights, same names.
-        path: The vector file to write.
-        scheme: The grid of the QAT.
         skip: Child names that the QAT left float.
-        task: Name of the donor's task.
-        seed: Seed of both fine-tunes.
         architecture: What the donor is, its number of classes aside; its head is left out. Without it the head is
             `head`, and the files must have one.
         dtype: `float32` or `float16`.
@@ -65,7 +61,6 @@ def extract_vector(
             come from another base than the one given; the QAT weights lie on their grid already; rho is zero.
         IntegrityError: FP + rho would not give QAT, or a value is not finite.
         RecipeError: A dtype that vectors do not have, or a skip entry that matches nothing.
-        StorageError: The disk refuses.
     """
     if dtype not in DTYPES:
         raise RecipeError(f"vectors are not stored as {dtype}", hint=f"choose {' or '.join(DTYPES)}")
@@ -109,7 +104,6 @@ def require_skip(tensors: Mapping[str, Any], skip: tuple[str, ...], head: str) -
     Args:
         tensors: The donor's tensors by name: anything with `ndim`.
         skip: Child names that the QAT left float.
-        head: Module name of the classification head.
 
     Raises:
         RecipeError: One matches nothing.
@@ -132,10 +126,7 @@ def require_reproduction(name: str, fp: Float32, rho: Float32, qat: Float32, dty
     """Refuse a rho that, stored as `dtype` and added to the float weights, does not give the QAT weights back.
 
     Args:
-        name: What the tensor is called.
-        fp: Float weights.
         rho: Their difference to the QAT weights, float32.
-        qat: QAT weights.
         dtype: `float32`, where a rounding of the sum is allowed, or `float16`, where half an ulp of rho is as well.
 
     Raises:

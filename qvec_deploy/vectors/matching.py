@@ -117,7 +117,6 @@ def match_heads(scores: list[Float32], heads: int) -> Indices:
 
     Args:
         scores: `similarity` of the q/k channels and of the v/proj channels, in absolute value, each (n, n).
-        heads: How many.
     """
     width = len(scores[0]) // heads
     blocks = [score.reshape(heads, width, heads, width).max(axis=3).mean(axis=1) for score in scores]
@@ -128,8 +127,6 @@ def match_channels(donor: Units, receiver: Units, heads: Indices) -> Match:
     """Match channels that may be permuted inside their head, flipped and scaled, once it is known which head is which.
 
     Args:
-        donor: Channels, head by head.
-        receiver: Likewise.
         heads: What `match_heads` found.
     """
     score = similarity(donor, receiver)

@@ -29,7 +29,6 @@ def mix_vectors(
 
     Args:
         vectors: Two or more, of one model and one grid.
-        path: The vector file to write.
         weights: One for each, 1 in all; the plain mean if None.
         dtype: `float32` or `float16`.
 

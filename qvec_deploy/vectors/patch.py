@@ -21,8 +21,6 @@ def patch(receiver: Checkpoint, sources: Mapping[str, Source], plan: Plan) -> It
     """The patched weights, tensor by tensor in the plan's order, so that memory holds one tensor and not three models.
 
     Args:
-        receiver: The receiver.
-        sources: The plan's vectors by label.
         plan: Which tensors are patched, and with which mixing weights.
 
     Yields:

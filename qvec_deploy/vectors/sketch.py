@@ -61,8 +61,6 @@ def make_sketch(names: Iterable[str], read: Read, *, seed: int = SKETCH_SEED) ->
 
     Args:
         names: Names of the tensors to cover: the backbone's, without the head's.
-        read: Gives one of them.
-        seed: Of the projections.
 
     Raises:
         IntegrityError: As `read`.

@@ -18,7 +18,6 @@ class Attention:
     Attributes:
         qkv: Module name of the Linear whose rows are q, k and v, each head by head.
         proj: Module name of the Linear after the heads.
-        heads: How many.
         table: A tensor with one column a head (Swin's relative position biases); empty without one.
     """
 

@@ -48,7 +48,6 @@ class Explained:
     Attributes:
         found: Symmetry to how many neurons, heads or channels it moves.
         squares: What is left of the difference once those are accounted for, by Linear.
-        changes: What undoes them, by tensor.
     """
 
     found: Mapping[str, int] = field(default_factory=dict)

@@ -65,7 +65,6 @@ def write_corrected(receiver: Checkpoint, changes: Mapping[str, TensorChange], p
 
     Raises:
         IncompatibleError, IntegrityError: A tensor that is not of finite floats.
-        StorageError: The disk refuses.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file

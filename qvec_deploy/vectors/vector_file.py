@@ -30,7 +30,6 @@ class QuantizationVector:
 
     Attributes:
         checkpoint: The file itself, with all that is in it.
-        header: What the vector fits.
         tensors: Names, shapes and dtypes of the tensors rho covers.
     """
 
@@ -114,7 +113,6 @@ def write_vector(
     """Write a vector file, whole or not at all.
 
     Args:
-        path: Where to.
         header: Its metadata; `dtype` and `sketch_seed` are set to what is written.
         tensors: Name and rho, float32.
         dtype: `float32`, or `float16` at half the size.
@@ -127,7 +125,6 @@ def write_vector(
     Raises:
         IntegrityError: A value that is not finite, or too large for float16.
         IncompatibleError: Rho is zero everywhere.
-        StorageError: The disk refuses.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file

@@ -35,11 +35,9 @@ class VectorHeader:
     Attributes:
         scheme: The grid its donor was trained for.
         skip: Child names its donor left float.
-        task: The donor's task.
         seed: The donor's seed; the first donor's of a mix.
         norm: L2 norm of rho over all its tensors.
         weight_norm: L2 norm of the donor's float weights over the same tensors.
-        made_by: Tool and version.
         norms: L2 norms of rho and of the donor's float weight, by tensor; empty where the donor's are not known.
         base: SHA-256 of the pretrained checkpoint the donor started from; None if it was not given.
         dtype: What rho is stored as, `float32` or `float16`.

@@ -120,9 +120,7 @@ def open_sources(recipe: Recipe, head: str, files: OpenFiles) -> dict[str, Sourc
     """Open the vectors of a recipe, headers only; empty without a vector.
 
     Args:
-        recipe: The recipe.
         head: Module name of the classification head, which rho leaves out.
-        files: What is open already.
 
     Returns:
         Label (as in the recipe) to source, in the recipe's order.
@@ -149,7 +147,6 @@ def random_like(rho: Float32, name: str, seed: int) -> Float32:
     Args:
         rho: The tensor whose shape and norm are taken.
         name: Its name; every tensor draws from a stream of its own.
-        seed: Seed of the control.
     """
     generator = np.random.default_rng([seed, *name.encode()])
     noise = generator.standard_normal(rho.shape, dtype=np.float32)

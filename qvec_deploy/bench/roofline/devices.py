@@ -34,7 +34,6 @@ class Listed:
     Attributes:
         device: What it can do: dense rates, float16 with float32 sums.
         sheet: Where that is listed. Sheets that give rates "with sparsity" only were halved.
-        nvml: Names that NVML gives it.
     """
 
     device: Device
@@ -93,9 +92,6 @@ def measure_device(threads: int) -> Device:
     products in ONNX Runtime, whose kernels the engines run on; int8 is its MatMulInteger, without the quantization of
     activations that an engine does besides. Half a second, longer where others use the machine: the fastest of many
     short repeats is then still near what the machine can do. Nothing is kept.
-
-    Args:
-        threads: As many as the engines use.
     """
     environment = capture_environment(threads)
     images = np.zeros((1, 1, 1, 1), np.float32)

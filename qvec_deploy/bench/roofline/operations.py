@@ -32,8 +32,6 @@ class Operation:
 
     Attributes:
         layer: Module name; of an attention's two products and softmax, the attention's; `rest` for all the rest.
-        kind: What it is.
-        products: Its matrix products.
         weights: Weights it reads, once for all images of a run.
         values: Activations it reads and writes, for each image. Attention that is computed in one piece keeps its
             scores on the chip: they are not counted.

@@ -25,7 +25,6 @@ class RooflineColumn:
         title: `fp32`, `int8` or `3 bits`, as on the report's axes.
         runtime: The plan's, or a usual one of the device's kind.
         lowering: What does that on the runtime; None where nothing does.
-        mode: How it multiplies.
     """
 
     title: str
@@ -39,9 +38,6 @@ class Outlook:
     """Predictions for one batch size, in the order of the columns: float, int8, and the plan's bits if it has any.
 
     Attributes:
-        batch_size: Images in a run.
-        columns: What was predicted.
-        predictions: One per column.
         tokens: Rows that the widest quantized Linear multiplies in a run.
         advice: Why weight-only quantization cannot help, or cannot be seen on a GPU; None where it can, and without it.
     """
@@ -62,7 +58,6 @@ def columns_of(plan: Plan, device: Device) -> tuple[RooflineColumn, ...]:
     """Float, int8 and the plan's bits as the plan's runtime would run them, or a usual one of the device's kind.
 
     Args:
-        plan: What would be built.
         device: A CPU (which has threads) or a GPU.
     """
     kind = "cpu" if device.threads is not None else "cuda"
@@ -103,14 +98,7 @@ def _keeps_float_products(lowering: Lowering) -> bool:
 
 
 def look_ahead(plan: Plan, operations: Sequence[Operation], device: Device, batch_size: int) -> Outlook:
-    """Predict a plan's model on a device.
-
-    Args:
-        plan: What would be built.
-        operations: Of its model.
-        device: Where it would run.
-        batch_size: Images in a run.
-    """
+    """Predict a plan's model on a device."""
     quantized = {tensor.name.removesuffix(".weight") for tensor in plan.quantized}
     columns = columns_of(plan, device)
     predictions = tuple(predict(operations, quantized, column.mode, device, batch_size) for column in columns)

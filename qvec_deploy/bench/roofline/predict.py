@@ -22,7 +22,6 @@ class Mode:
     Attributes:
         floats: Arithmetic of everything that is not quantized; activations are kept in it.
         weight_bits: Of a quantized weight in memory, its share of the scales included.
-        arithmetic: Of the quantized Linears.
     """
 
     floats: Literal["fp32", "fp16"]
@@ -39,8 +38,6 @@ def mode_of(runtime: str, lowering: str, weight_bits: float) -> Mode:
     """How a lowering multiplies.
 
     Args:
-        runtime: As in the recipe.
-        lowering: As in the recipe.
         weight_bits: As `runtime_bits_per_weight` says.
     """
     return Mode(find_runtime(runtime).floats, weight_bits, find_lowering(runtime, lowering).arithmetic)
@@ -56,13 +53,6 @@ def predict(
     prediction where it says `memory`, and never where it says `compute`. Activation functions, residuals and copies are
     taken to be fused with their neighbours, at no cost. Where the device's int8 rate is not known,
     int8 Linears are given its float rate.
-
-    Args:
-        operations: Of one image.
-        quantized: Names of the Linears that are quantized.
-        mode: How the engine multiplies.
-        device: What the device can do.
-        batch_size: Images in the run.
 
     Raises:
         IncompatibleError: The device's rate for this arithmetic is not known.

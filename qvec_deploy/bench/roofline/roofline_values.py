@@ -13,7 +13,6 @@ class Device:
     """What a device can do at best.
 
     Attributes:
-        name: Of the CPU or GPU.
         source: `measured` here, or `listed` in the vendor's data sheet.
         bandwidth_gb_s: From main memory, 1e9 bytes a second.
         gflops: 1e9 operations a second by arithmetic, such as `fp32`, `fp16`, `int8`; a multiplication and its

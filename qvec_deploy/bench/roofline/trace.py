@@ -38,9 +38,6 @@ def trace_operations(
     that their values never go to memory, and what is counted has to be a lower bound.
 
     Args:
-        name: timm model name.
-        classes: Number of classes.
-        args: Arguments for timm.create_model.
         input_shape: (C, H, W) of an image.
 
     Raises:
@@ -77,7 +74,6 @@ class _Record:
         names: Layer by the identity of its weight.
         modules: Those that are running, innermost last.
         paused: Whether operators belong to something that is recorded as one.
-        sums: Layer to its share.
     """
 
     names: Mapping[int, str]

@@ -59,8 +59,6 @@ def choose(
 
     Args:
         recipe: With a `select` block.
-        plan: Its plan.
-        context: Opens what it names.
         advance: Told how many methods are done, of how many.
 
     Raises:
@@ -116,10 +114,7 @@ def confirm(
 
     Args:
         choice: As `choose` left it.
-        outputs: What each finalist's built engine gives.
         float_outputs: What the float engine gives.
-        plan: Of any of them.
-        on: What ran them, for the record.
     """
     recipe = choice.recipe
     images = selection_images(recipe, plan.architecture, confirm=True)

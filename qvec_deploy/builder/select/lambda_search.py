@@ -16,7 +16,6 @@ def search(score: Callable[[float], float], grid: Sequence[float], method: str) 
     Args:
         score: Lambda to score; less is better.
         grid: Lambdas to start with; 0, no patch at all, is added where it is missing.
-        method: For the record.
     """
     scores = {lam: score(lam) for lam in sorted({0.0, *map(float, grid)})}
     low, high = min(scores), max(scores)

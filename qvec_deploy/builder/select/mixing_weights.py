@@ -51,7 +51,6 @@ def descend(trial: TrialModel, target: Float32, start: Sequence[float]) -> tuple
     Args:
         trial: With a method that looks at weights alone. Its vectors are held in memory while this runs.
         target: Logits (images, classes) of the float receiver.
-        start: Weights to start from.
     """
     names = [tensor.name for tensor in trial.plan.tensors if tensor.patched]
     rho = {label: {name: source.read(name) for name in names} for label, source in trial.sources.items()}

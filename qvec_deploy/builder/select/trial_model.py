@@ -24,8 +24,6 @@ class TrialModel:
 
     Args:
         plan: The recipe's plan; its lambda does not matter.
-        receiver: The receiver.
-        sources: The recipe's vectors by label.
         images: Batches (B, C, H, W) on which candidates are compared.
         calibration: Batches for a method that looks at activations.
     """

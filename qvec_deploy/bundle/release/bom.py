@@ -31,7 +31,6 @@ def bill_of_materials(subject: Subject, files: dict[str, FileEntry]) -> bytes:
     The library has no model cards yet, so that part is added to what it writes.
 
     Args:
-        subject: What is released.
         files: Everything in the release but the manifest, the bill itself and the signature.
     """
     from cyclonedx.output import make_outputter

@@ -24,10 +24,7 @@ class Release:
     """What was released.
 
     Attributes:
-        directory: Where it is.
         files: Name to hex SHA-256 of everything but manifest and signature.
-        checks: What verification found, in words.
-        signed: Whether it has a signature.
         gates: How many it passed; 0 where the recipe asks for none.
     """
 
@@ -50,12 +47,9 @@ def release(
     """Check a bundle and copy what its manifest lists, with model card, bill of materials and signature.
 
     Args:
-        directory: The bundle.
         to: The release; it appears whole or not at all.
         key: Elliptic-curve private key that signs it, a PEM file.
         accept_unverified: Let a patch pass that was tried on no image of the receiver's task; the card says so.
-        force: Replace an existing release or bundle.
-        progress: Shows the stages.
 
     Raises:
         GateError: It misses a gate, was not judged or measured, or its patch is unverified.

@@ -30,7 +30,6 @@ class Subject:
 
     Attributes:
         manifest: Of the bundle, without the files that a release adds.
-        recipe: It was built from.
         report: Its measurements, with the gates judged anew from them.
     """
 

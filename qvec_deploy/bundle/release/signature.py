@@ -72,7 +72,6 @@ def check_signature(directory: Path, key: Path) -> str:
     release comes from elsewhere, this comes first. `compile` adds engines, after which no signature holds.
 
     Args:
-        directory: The release, possibly hostile.
         key: PEM file of the public key.
 
     Returns:
