@@ -25,7 +25,7 @@ def definitions(report: Report) -> tuple[tuple[str, str], ...]:
 
 
 def scenarios(report: Report, asked: Collection[str] = tuple(Scenario)) -> Table | None:
-    """MLPerf's metrics of the baseline and of what ships, or where nothing does of all; None without samples for any."""
+    """MLPerf's metrics of the baseline and of what ships, or of all where nothing does; None without samples."""
     names = [candidate.name for candidate in report.candidates]
     shown = names if report.selected is None else list(dict.fromkeys((report.baseline, report.selected)))
     wanted = [scenario for scenario in Scenario if scenario in asked]
