@@ -102,3 +102,14 @@ def test_donor_recipes(path: Path) -> None:
 def test_study_recipes(path: Path) -> None:
     assert load_study(path).name == path.stem
     assert f"`{path.name}`" in (RECIPES / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_map_names_files_that_are_there() -> None:
+    text = (ROOT / "qvec_deploy" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_./]+(?:/|\.py|\.html|\.md))`", text)) | set(re.findall(r"\]\(([^)]+)\)", text))
+    missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / "qvec_deploy" / name).exists()]
+    within = {path.name for path in (ROOT / "qvec_deploy").rglob("*") if path.suffix in (".py", ".html")}
+    folders = {f"{path.name}/" for path in (ROOT / "qvec_deploy").rglob("*") if path.is_dir()}
+    assert not [name for name in missing if name not in within | folders], missing
+    packages = {path.name for path in (ROOT / "qvec_deploy").iterdir() if path.is_dir() and "__" not in path.name}
+    assert all(f"`{name}/`" in text for name in packages)
