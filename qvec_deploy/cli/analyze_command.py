@@ -64,11 +64,11 @@ def analyze(
     """Compare donors' vectors with the receiver's own QAT: predicted and measured gain, and the best lambda."""
     from qvec_deploy.datasets import DatasetSpec
     from qvec_deploy.research.analyze.analysis import analyze as run
-    from qvec_deploy.research.analyze.analysis_inputs import Request
+    from qvec_deploy.research.analyze.analysis_inputs import AnalysisRequest
     from qvec_deploy.research.analyze.analysis_json import analysis_document
 
     data = DatasetSpec(dataset, split, root, images)  # type: ignore[arg-type]  # click has checked the split
-    request = Request(data=data, model_args=model_arguments(arguments), **settings)
+    request = AnalysisRequest(data=data, model_args=model_arguments(arguments), **settings)
     with progress_shown(quiet or as_json).stage("analyze", f"{len(request.vectors)} vectors") as advance:
         analysis = run(request, advance)
     if as_json:

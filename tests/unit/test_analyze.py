@@ -22,7 +22,7 @@ from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, Rec
 from qvec_deploy.models import create
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.research.analyze.analysis import METRICS, Analysis, analyze
-from qvec_deploy.research.analyze.analysis_inputs import Request
+from qvec_deploy.research.analyze.analysis_inputs import AnalysisRequest
 from qvec_deploy.research.analyze.analysis_json import analysis_document
 from qvec_deploy.research.analyze.response import GRID
 from qvec_deploy.tensors import Scheme
@@ -77,8 +77,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, states: dict[str, State]) -
 
 
 @pytest.fixture(scope="module")
-def asked(folder: Path) -> Request:
-    return Request(
+def asked(folder: Path) -> AnalysisRequest:
+    return AnalysisRequest(
         receiver=str(folder / "receiver.safetensors"),
         receiver_qat=str(folder / "qat.safetensors"),
         model=PICO_MODEL,
@@ -90,7 +90,7 @@ def asked(folder: Path) -> Request:
 
 
 @pytest.fixture(scope="module")
-def analysis(asked: Request) -> Analysis:
+def analysis(asked: AnalysisRequest) -> Analysis:
     return analyze(asked)
 
 
@@ -149,12 +149,12 @@ def test_every_predicted_lambda_is_measured_beside_the_grid(analysis: Analysis) 
         assert donor.response.share(1.0) is not None, "the stand-in for a QAT must be better than no QAT"
 
 
-def test_two_runs_agree(asked: Request, analysis: Analysis) -> None:
+def test_two_runs_agree(asked: AnalysisRequest, analysis: Analysis) -> None:
     one = replace(asked, vectors=asked.vectors[1:])
     assert analyze(one).donors == analysis.donors[1:]
 
 
-def test_float_weights_have_one_curvature_for_the_teacher_and_two_for_labels(asked: Request) -> None:
+def test_float_weights_have_one_curvature_for_the_teacher_and_two_for_labels(asked: AnalysisRequest) -> None:
     teacher = analyze(replace(asked, at="fp"))
     labels = analyze(replace(asked, at="fp", loss="labels"))
     assert teacher.one_curvature and not labels.one_curvature
@@ -165,7 +165,7 @@ def test_float_weights_have_one_curvature_for_the_teacher_and_two_for_labels(ask
         assert second.gradient == first.gradient, "the estimate never looks at labels"
 
 
-def test_curvature_depends_on_where_it_is_taken(asked: Request, analysis: Analysis) -> None:
+def test_curvature_depends_on_where_it_is_taken(asked: AnalysisRequest, analysis: Analysis) -> None:
     at_qat = analyze(replace(asked, at="qat"))
     assert at_qat.donors[1].alignments["euclidean"] == analysis.donors[1].alignments["euclidean"]
     assert at_qat.donors[1].alignments["gauss_newton"] != analysis.donors[1].alignments["gauss_newton"]
@@ -173,14 +173,14 @@ def test_curvature_depends_on_where_it_is_taken(asked: Request, analysis: Analys
 
 
 @pytest.mark.parametrize("dataset", ["tiny/upper", "generated/structured"])
-def test_a_teacher_needs_no_labels(asked: Request, dataset: str) -> None:
+def test_a_teacher_needs_no_labels(asked: AnalysisRequest, dataset: str) -> None:
     found = analyze(replace(asked, data=DatasetSpec(dataset, "val", limit=4), vectors=asked.vectors[:1]))
     assert not found.labelled
     assert all(point.top1 is None for point in found.donors[0].response.curve.values())
     assert "no label" not in json.dumps(analysis_document(found), allow_nan=False)
 
 
-def _run(asked: Request, *more: str) -> Result:
+def _run(asked: AnalysisRequest, *more: str) -> Result:
     arguments = [f"--receiver={asked.receiver}", f"--receiver-qat={asked.receiver_qat}", f"--model={asked.model}"]
     arguments += [f"--model-arg={name}={value}" for name, value in asked.model_args.items()]
     arguments += [f"--vector={vector}" for vector in asked.vectors]
@@ -188,7 +188,7 @@ def _run(asked: Request, *more: str) -> Result:
     return CliRunner().invoke(command, arguments, catch_exceptions=True)
 
 
-def test_the_document_has_every_number_and_every_setting(asked: Request, analysis: Analysis) -> None:
+def test_the_document_has_every_number_and_every_setting(asked: AnalysisRequest, analysis: Analysis) -> None:
     result = _run(asked, "--json")
     document = json.loads(result.stdout)
     assert document == json.loads(json.dumps(analysis_document(analysis)))
@@ -200,7 +200,7 @@ def test_the_document_has_every_number_and_every_setting(asked: Request, analysi
     assert [point["lambda"] for point in donor["curve"]] == list(analysis.donors[1].response.curve)
 
 
-def test_the_table_names_vectors_metrics_and_setting(asked: Request) -> None:
+def test_the_table_names_vectors_metrics_and_setting(asked: AnalysisRequest) -> None:
     shown = _run(asked, "--quiet").stdout
     for part in ("own ", "donor ", "Euclidean", "Gauss-Newton", "Hessian", "gradient: ", "top-1 %", f"{COUNT} images"):
         assert part in shown
@@ -301,7 +301,7 @@ REFUSED: list[tuple[str, Change, type[QvecError], str]] = [
 @pytest.mark.parametrize(("change", "kind", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
 def test_what_does_not_belong_together_is_refused(
     tmp_path: Path,
-    asked: Request,
+    asked: AnalysisRequest,
     states: dict[str, State],
     change: Change,
     kind: type[QvecError],
@@ -314,7 +314,7 @@ def test_what_does_not_belong_together_is_refused(
     assert raised.value.hint
 
 
-def test_a_flat_folder_of_images_has_no_labels_to_take_a_loss_of(tmp_path: Path, asked: Request) -> None:
+def test_a_flat_folder_of_images_has_no_labels_to_take_a_loss_of(tmp_path: Path, asked: AnalysisRequest) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for number in range(3):
@@ -327,7 +327,7 @@ def test_a_flat_folder_of_images_has_no_labels_to_take_a_loss_of(tmp_path: Path,
 
 
 @pytest.mark.parametrize("text", ["img_size", "=3"])
-def test_a_malformed_model_argument_is_refused(asked: Request, text: str) -> None:
+def test_a_malformed_model_argument_is_refused(asked: AnalysisRequest, text: str) -> None:
     error = _run(asked, f"--model-arg={text}").exception
     assert isinstance(error, RecipeError)
     assert "is not NAME=VALUE" in error.message

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qvec_deploy.research.analyze.quadratic_model import Alignment, GradientEstimate, gradient_estimate
-from qvec_deploy.research.analyze.response import Measured, Response
+from qvec_deploy.research.analyze.response import LambdaResponse, QuantizedLoss
 
 
 def test_the_numbers_of_proposition_1() -> None:
@@ -42,13 +42,15 @@ def test_the_sign_is_believed_from_two_standard_errors_on(mean: float, sign: str
     assert estimate.sign == sign
 
 
-def _response(plain: float, own: float, curve: dict[float, float], top1: dict[float, float] | None = None) -> Response:
-    def measured(loss: float, right: float | None) -> Measured:
-        return Measured(loss, loss, right)
+def _response(
+    plain: float, own: float, curve: dict[float, float], top1: dict[float, float] | None = None
+) -> LambdaResponse:
+    def measured(loss: float, right: float | None) -> QuantizedLoss:
+        return QuantizedLoss(loss, loss, right)
 
     rights = top1 or {}
     points = {lam: measured(loss, rights.get(lam)) for lam, loss in curve.items()}
-    return Response(measured(plain, 0.5 if top1 else None), measured(own, 0.9 if top1 else None), points)
+    return LambdaResponse(measured(plain, 0.5 if top1 else None), measured(own, 0.9 if top1 else None), points)
 
 
 def test_shares_are_of_the_gap_to_the_receivers_own_qat() -> None:

@@ -17,7 +17,7 @@ from qvec_deploy.datasets import DataConfig, DatasetSpec, tiny
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.models import create
 from qvec_deploy.research.analyze.analysis import analyze
-from qvec_deploy.research.analyze.analysis_inputs import Request
+from qvec_deploy.research.analyze.analysis_inputs import AnalysisRequest
 from qvec_deploy.research.study import task_images as decoded
 from qvec_deploy.research.study.cell import compute_cell
 from qvec_deploy.research.study.cell_network import with_norms
@@ -93,7 +93,7 @@ def test_relations(request_: CellRequest) -> None:
 
 def test_predicted_shares_are_those_of_an_analysis(request_: CellRequest) -> None:
     analysis = analyze(
-        Request(
+        AnalysisRequest(
             receiver=request_.fp,
             receiver_qat=str(request_.own_qat),
             model=PICO_MODEL,

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from qvec_deploy.models import create
-from qvec_deploy.research.analyze.analysis_inputs import Inputs, Request, open_inputs, read_images
+from qvec_deploy.research.analyze.analysis_inputs import AnalysisInputs, AnalysisRequest, open_inputs, read_images
 from qvec_deploy.research.analyze.network import Network, State, gauss_newton_form, inner
 from qvec_deploy.research.analyze.quadratic_model import Alignment, GradientEstimate, gradient_estimate
-from qvec_deploy.research.analyze.response import GRID, Measured, Response, Yardstick, quantized
+from qvec_deploy.research.analyze.response import GRID, LambdaResponse, LossReference, QuantizedLoss, quantized
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.patch import add_scaled
 
@@ -38,7 +38,6 @@ class DonorAnalysis:
 
     Attributes:
         vector: Its file.
-        task: The donor's task.
         alignments: By metric (`METRICS`).
         gradient: The estimate that needs no QAT of the receiver.
         response: What is measured, at the lambdas of `GRID` and at every predicted one.
@@ -48,7 +47,7 @@ class DonorAnalysis:
     task: str
     alignments: Mapping[str, Alignment]
     gradient: GradientEstimate
-    response: Response
+    response: LambdaResponse
 
 
 @dataclass(frozen=True)
@@ -56,23 +55,20 @@ class Analysis:
     """Everything an analysis found.
 
     Attributes:
-        request: What was asked.
         classes: Width of the receiver's head.
         scheme: The grid of the vectors and of the receiver's QAT.
-        skip: Child names left float.
         images: How many images everything is a mean over.
         labelled: Whether their labels are the receiver's.
         float_receiver: The receiver before it is quantized.
-        donors: In the order asked.
     """
 
-    request: Request
+    request: AnalysisRequest
     classes: int
     scheme: Scheme
     skip: tuple[str, ...]
     images: int
     labelled: bool
-    float_receiver: Measured
+    float_receiver: QuantizedLoss
     donors: tuple[DonorAnalysis, ...]
 
     @property
@@ -81,22 +77,21 @@ class Analysis:
         return _one_curvature(self.request)
 
 
-def analyze(request: Request, advance: Advance = lambda done, total: None) -> Analysis:
+def analyze(request: AnalysisRequest, advance: Advance = lambda done, total: None) -> Analysis:
     """Analyze donors' vectors for a receiver whose own QAT is known.
 
     The same images serve prediction and measurement: this explains a transfer, it does not select a lambda.
 
     Args:
-        request: Receiver, QAT, vectors, images and settings.
-        advance: Told how many vectors are done, of how many.
+        advance: Called with how many vectors are done, of how many.
 
     Raises:
         RecipeError, IncompatibleError, StorageError, IntegrityError, FetchError: As `open_inputs`.
     """
     inputs = open_inputs(request)
-    bench = _Bench(inputs, request)
+    comparison = _DonorComparison(inputs, request)
     donors = []
-    for done, donor in enumerate(bench.donors(), start=1):
+    for done, donor in enumerate(comparison.donors(), start=1):
         donors.append(donor)
         advance(done, len(inputs.vectors))
     return Analysis(
@@ -106,20 +101,20 @@ def analyze(request: Request, advance: Advance = lambda done, total: None) -> An
         skip=inputs.skip,
         images=len(inputs.dataset),
         labelled=inputs.labelled,
-        float_receiver=bench.float_receiver,
+        float_receiver=comparison.float_receiver,
         donors=tuple(donors),
     )
 
 
-def _one_curvature(request: Request) -> bool:
+def _one_curvature(request: AnalysisRequest) -> bool:
     """At the float weights the teacher's Hessian equals the Gauss-Newton matrix: it is not computed twice."""
     return request.at == "fp" and request.loss == "teacher"
 
 
-class _Bench:
+class _DonorComparison:
     """A network, its images, and all that is the same for every donor."""
 
-    def __init__(self, inputs: Inputs, request: Request) -> None:
+    def __init__(self, inputs: AnalysisInputs, request: AnalysisRequest) -> None:
         self._inputs = inputs
         batches, labels = read_images(inputs.dataset, request.batch_size)
         model = create(request.model, inputs.architecture.classes, request.model_args)
@@ -127,8 +122,8 @@ class _Bench:
         floats = {name: torch.from_numpy(value) for name, value in inputs.weights.items()}
         logits = self._network.logits(floats)
         known = torch.from_numpy(labels) if inputs.labelled else None
-        self._yardstick = Yardstick(logits.softmax(dim=1), known, request.loss)
-        self.float_receiver = self._yardstick.measure(logits)
+        self._reference = LossReference(logits.softmax(dim=1), known, request.loss)
+        self.float_receiver = self._reference.measure(logits)
         self._plain, own_qat = self._patched(inputs.own, 0.0), self._patched(inputs.own, 1.0)
         self._plain_measured, self._own_measured = self._measure(self._plain), self._measure(own_qat)
         self._point = {"ptq": self._plain, "fp": floats, "qat": own_qat}[request.at]
@@ -137,7 +132,7 @@ class _Bench:
         self._one_curvature = _one_curvature(request)
         self._own_product: State = {}
         if not self._one_curvature:
-            self._own_product = self._network.hessian_product(self._point, self._own, self._yardstick.targets)
+            self._own_product = self._network.hessian_product(self._point, self._own, self._reference.targets)
 
     def donors(self) -> Iterator[DonorAnalysis]:
         """One donor after the other, so that memory holds one vector."""
@@ -149,7 +144,7 @@ class _Bench:
             predicted = [alignments[metric].lambda_star for metric in METRICS] + [gradient.lambda_hat]
             lambdas = sorted({*GRID, *(lam for lam in predicted if lam is not None)})
             curve = {lam: self._measure(self._patched(rho, lam)) if lam else self._plain_measured for lam in lambdas}
-            response = Response(self._plain_measured, self._own_measured, curve)
+            response = LambdaResponse(self._plain_measured, self._own_measured, curve)
             yield DonorAnalysis(label, vector.header.task, alignments, gradient, response)
 
     def _alignments(self, rho: State) -> dict[str, Alignment]:
@@ -163,7 +158,7 @@ class _Bench:
         }
 
     def _hessian(self, rho: State) -> Alignment:
-        product = self._network.hessian_product(self._point, rho, self._yardstick.targets)
+        product = self._network.hessian_product(self._point, rho, self._reference.targets)
         own = self._own_product
         return Alignment(inner(rho, own), inner(rho, product), inner(self._own, own))
 
@@ -174,7 +169,7 @@ class _Bench:
         with rho is (p_student - p_teacher)' J rho: no backward pass is needed, and every image gives a slope.
         """
         logits, change = self._network.along(self._plain, rho)
-        slopes = ((logits.softmax(dim=1) - self._yardstick.teacher) * change).sum(dim=1)
+        slopes = ((logits.softmax(dim=1) - self._reference.teacher) * change).sum(dim=1)
         return gradient_estimate(slopes.numpy(), gauss_newton_form(logits, change, change))
 
     def _patched(self, rho: Mapping[str, Float32], lam: float) -> dict[str, Tensor]:
@@ -183,5 +178,5 @@ class _Bench:
         weights |= {name: add_scaled(weights[name], value, lam) for name, value in rho.items()}
         return quantized(weights, self._inputs.quantized, self._inputs.scheme)
 
-    def _measure(self, state: State) -> Measured:
-        return self._yardstick.measure(self._network.logits(state))
+    def _measure(self, state: State) -> QuantizedLoss:
+        return self._reference.measure(self._network.logits(state))

@@ -22,21 +22,16 @@ Point = Literal["ptq", "fp", "qat"]
 
 
 @dataclass(frozen=True)
-class Request:
+class AnalysisRequest:
     """What is to be analyzed, and how.
 
     Attributes:
         receiver: The receiver's float checkpoint, a path or an `hf://` address.
         receiver_qat: Its own QAT checkpoint: latent float weights, trained for the grid of the vectors.
-        model: timm's model name.
-        data: Images of the receiver.
         vectors: Files of donors' vectors, all for one grid.
-        model_args: timm's arguments beside the name.
         loss: `teacher` is the divergence from the receiver's own float logits, `labels` the cross-entropy.
         at: Where curvature is taken: at the receiver quantized (`ptq`), at its float weights (`fp`), or at its own
             QAT quantized (`qat`).
-        batch_size: Images at a time.
-        offline: Use the Hub's local cache only.
     """
 
     receiver: str
@@ -52,17 +47,14 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
+class AnalysisInputs:
     """Everything a request names, opened and found to fit.
 
     Attributes:
-        architecture: The receiver's structure.
-        scheme: The grid of every vector.
-        skip: Child names that their donors left float.
+        scheme: The grid of every vector, and `skip` what their donors left float.
         weights: The receiver's float weights.
         own: The receiver's own vector: QAT - FP of the backbone.
         vectors: The donors' vectors by file name as given, headers read only.
-        dataset: The images.
         labelled: Whether the labels are those of the receiver's head.
     """
 
@@ -81,7 +73,7 @@ class Inputs:
         return [f"{name}.weight" for name in self.architecture.linears if not is_skipped(name, self.skip)]
 
 
-def open_inputs(request: Request) -> Inputs:
+def open_inputs(request: AnalysisRequest) -> AnalysisInputs:
     """Open everything, and refuse what does not belong together.
 
     Raises:
@@ -104,7 +96,7 @@ def open_inputs(request: Request) -> Inputs:
     dataset, labelled = _open_images(request, architecture)
     weights = {name: receiver.read(name) for name in architecture.shapes}
     own = {name: qat.read(name) - weights[name] for name in backbone}
-    inputs = Inputs(architecture, scheme, skip, weights, own, vectors, dataset, labelled)
+    inputs = AnalysisInputs(architecture, scheme, skip, weights, own, vectors, dataset, labelled)
     _check_own(inputs, qat)
     return inputs
 
@@ -120,7 +112,7 @@ def _classes(receiver: Checkpoint, model: str) -> int:
     return weight.shape[0]
 
 
-def _check_own(inputs: Inputs, qat: Checkpoint) -> None:
+def _check_own(inputs: AnalysisInputs, qat: Checkpoint) -> None:
     hint = "name the latent float weights of the receiver's quantization-aware fine-tune"
     if not any(change.any() for change in inputs.own.values()):
         raise IncompatibleError(f"{qat.path} has the receiver's backbone: its own vector is zero", hint=hint)
@@ -158,7 +150,7 @@ def _check_vector(label: str, vector: QuantizationVector, backbone: Mapping[str,
         raise IncompatibleError(f"{label} is zero everywhere", hint="the donor's QAT did not differ: make it again")
 
 
-def _open_images(request: Request, architecture: Architecture) -> tuple[Dataset, bool]:
+def _open_images(request: AnalysisRequest, architecture: Architecture) -> tuple[Dataset, bool]:
     dataset = open_dataset(request.data, DataConfig.from_mapping(architecture.data_config))
     labelled = dataset.classes == architecture.classes
     if request.loss == "labels" and not labelled:

@@ -8,7 +8,7 @@ from typing import Any
 
 from qvec_deploy.research.analyze.analysis import Analysis, DonorAnalysis
 from qvec_deploy.research.analyze.quadratic_model import Alignment
-from qvec_deploy.research.analyze.response import Measured, Response
+from qvec_deploy.research.analyze.response import LambdaResponse, QuantizedLoss
 
 
 def analysis_document(analysis: Analysis) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _donor(donor: DonorAnalysis) -> dict[str, Any]:
     }
 
 
-def _alignment(alignment: Alignment, response: Response) -> dict[str, Any]:
+def _alignment(alignment: Alignment, response: LambdaResponse) -> dict[str, Any]:
     best = alignment.lambda_star
     return {
         **asdict(alignment),
@@ -70,7 +70,7 @@ def _alignment(alignment: Alignment, response: Response) -> dict[str, Any]:
     }
 
 
-def _point(lam: float, measured: Measured, response: Response) -> dict[str, Any]:
+def _point(lam: float, measured: QuantizedLoss, response: LambdaResponse) -> dict[str, Any]:
     return {
         "lambda": lam,
         **asdict(measured),

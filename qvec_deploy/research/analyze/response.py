@@ -16,7 +16,7 @@ GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 @dataclass(frozen=True)
-class Measured:
+class QuantizedLoss:
     """One quantized receiver on the images.
 
     Attributes:
@@ -31,7 +31,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Response:
+class LambdaResponse:
     """The quantized receiver along one vector.
 
     Attributes:
@@ -40,9 +40,9 @@ class Response:
         curve: By lambda, ascending.
     """
 
-    plain: Measured
-    own: Measured
-    curve: Mapping[float, Measured]
+    plain: QuantizedLoss
+    own: QuantizedLoss
+    curve: Mapping[float, QuantizedLoss]
 
     @property
     def best(self) -> float:
@@ -63,7 +63,7 @@ class Response:
 
 
 @dataclass(frozen=True, eq=False)
-class Yardstick:
+class LossReference:
     """What logits are measured against.
 
     Attributes:
@@ -83,12 +83,12 @@ class Yardstick:
             return self.teacher
         return torch.nn.functional.one_hot(self.labels, self.teacher.shape[1]).to(self.teacher.dtype)
 
-    def measure(self, logits: Tensor) -> Measured:
+    def measure(self, logits: Tensor) -> QuantizedLoss:
         """Compare logits (N, classes)."""
         top1 = None if self.labels is None else float((logits.argmax(dim=1) == self.labels).double().mean())
         # No divergence is negative; a teacher's from itself is, by rounding.
         loss, kl = (max(0.0, float(divergence(logits, wanted).mean())) for wanted in (self.targets, self.teacher))
-        return Measured(loss, kl, top1)
+        return QuantizedLoss(loss, kl, top1)
 
 
 def quantized(weights: Mapping[str, Float32], names: list[str], scheme: Scheme) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ def make_node(send: SendEvent, *, out: str, node: dict[str, Any]) -> dict[str, A
     from qvec_deploy.datasets.hub_datasets import offline_hub
 
     torch.set_num_threads(1)
-    wanted, store = _adapter().validate_python(node), StudyStore.existing(Path(out))
+    wanted, store = _adapter().validate_json(json.dumps(node)), StudyStore.existing(Path(out))
     differ = {name: own for name, own in package_versions().items() if wanted.versions.get(name) != own}
     if differ:
         raise IncompatibleError(

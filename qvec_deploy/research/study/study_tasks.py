@@ -1,4 +1,4 @@
-"""What makes weights and vectors in a study, a dataclass a kind: what decides a result, and how it is made."""
+"""The tasks that make weights and vectors: what decides the result of each, what it needs, and how it is made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvec_deploy.donors.donor_recipe import DonorRecipe
-from qvec_deploy.io.files import atomic_path, sha256_file
+from qvec_deploy.io.files import atomic_path, canonical_json, sha256_file
 from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.research.study.study_recipe import BaseTraining
 from qvec_deploy.tensors import Scheme
@@ -122,7 +122,8 @@ class BaseTask(_TaskOfModel):
         from qvec_deploy.donors.donor_inputs import open_base
 
         base = {"model": self.model, "model_args": self.model_args, "pretrained": True}
-        recipe = DonorRecipe.model_validate({"version": 1, "name": "base", "base": base, "task": {"dataset": "none"}})
+        values = {"version": 1, "name": "base", "base": base, "task": {"dataset": "none"}}
+        recipe = DonorRecipe.model_validate_json(canonical_json(values))
         return open_base(recipe, offline=offline).state
 
 
