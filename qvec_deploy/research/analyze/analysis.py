@@ -37,7 +37,6 @@ class DonorAnalysis:
     """One donor's vector.
 
     Attributes:
-        vector: Its file.
         alignments: By metric (`METRICS`).
         gradient: The estimate that needs no QAT of the receiver.
         response: What is measured, at the lambdas of `GRID` and at every predicted one.

@@ -35,9 +35,7 @@ class LambdaResponse:
     """The quantized receiver along one vector.
 
     Attributes:
-        plain: Without the vector.
         own: The receiver's own QAT.
-        curve: By lambda, ascending.
     """
 
     plain: QuantizedLoss

@@ -36,7 +36,6 @@ class TrialLog:
     """The trials of a cell that is not over, kept after each, so that a cell that was killed goes on where it was.
 
     Attributes:
-        trials: In the order of the cell.
         mix: Weights of the label-free mix, by donor's task, as far as they are known.
         seconds: What took how long, from the cell's beginning.
         path: Where they are kept; None keeps nothing.

@@ -30,7 +30,6 @@ class TrialOutputs:
         right: Test images that it gets right, as `pack_right` packs them.
         logits: (images, classes) on the selecting images; None, as what follows, where they were not run.
         divergence: Mean over them from the float receiver, nats.
-        selecting_right: Right ones among them.
     """
 
     right: str
@@ -52,9 +51,6 @@ class CellNetwork:
     Args:
         plan: The receiver's plan on the grid.
         sources: The donors' vectors by label, as in the plan.
-        selecting: Images that choose.
-        testing: Images that judge.
-        progress: Times the stages.
     """
 
     def __init__(

@@ -131,7 +131,6 @@ class Cell:
     """One receiver on one grid with one seed.
 
     Attributes:
-        images: Test images.
         relations: By donor's task.
         mix: Weights of the label-free mix, by donor's task; empty without one.
         seconds: What took how long: `prepare` (opening and decoding, once), `patch` and `quantize` of candidates by

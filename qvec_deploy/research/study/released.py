@@ -74,7 +74,6 @@ def checkpoint_pattern(
     heads beside it (`head_epoch_N.pt`) match no pattern and are never fetched.
 
     Args:
-        task: As the repository spells it.
         epochs: In the file's name; any if None.
         scheme: The grid of a QAT run; None for a float one.
     """

@@ -51,7 +51,6 @@ class StudyNode:
 
     Attributes:
         about: `model`, and where they apply `task`, `grid`, `seed`: what it is, for people.
-        gpus: That it computes on.
         versions: Of the packages whose arithmetic its numbers come from.
     """
 

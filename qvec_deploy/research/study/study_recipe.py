@@ -317,7 +317,6 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
     """Read a study recipe.
 
     Args:
-        path: The YAML file.
         overrides: `a.b=value` strings; values are YAML.
 
     Raises:

@@ -45,10 +45,7 @@ def judging_images(task: TaskData, config: DataConfig, classes: int, count: int)
     """At most `count` images that judge, in the dataset's order.
 
     Args:
-        task: Whose.
-        config: The model's preprocessing.
         classes: Outputs of the model's head.
-        count: TaskImages.
 
     Raises:
         RecipeError: Labels that are not the head's, or fewer images than MIN_IMAGES.
@@ -67,7 +64,7 @@ def choosing_images(
 
     Args:
         classes: Outputs of the model's head; None leaves the labels unchecked.
-        count: TaskImages before copies are left out.
+        count: Images before copies are left out.
         judges: TaskImages that nothing may be chosen on; None where nothing is chosen.
 
     Raises:

@@ -36,7 +36,6 @@ class TrainingPlace:
     """Where a training keeps how far it is.
 
     Attributes:
-        folder: Its own folder.
         settings: All that decides its weights; what is there was begun under them.
         save_every: Steps between two saved states.
         send: Takes `done` of `total` steps, now and then.
@@ -60,7 +59,6 @@ def train_base(
 
     Args:
         skip: Modules that are left at timm's initial values: the head.
-        wanted: Images and schedule.
 
     Returns:
         Its weights, the head's included, and the seconds that the steps took.

@@ -86,22 +86,9 @@ def compare(cells: SettingCells, rows: Iterable[RowKey]) -> tuple[PairedTest, ..
         difference = top1[question.better] - top1[question.worse]
         by_receiver = [float(np.nanmean(row)) for row in difference if np.isfinite(row).any()]
         if by_receiver:
-            test = paired(by_receiver)
-            found.append(
-                PairedTest(
-                    family=question.family,
-                    better=question.better,
-                    worse=question.worse,
-                    label=f"{question.better.label} against {question.worse.label}",
-                    receivers=len(by_receiver),
-                    difference=test.difference,
-                    t_p=test.t_p,
-                    t_adjusted=None,
-                    wilcoxon_p=test.wilcoxon_p,
-                    wilcoxon_adjusted=None,
-                    wilcoxon_least=test.wilcoxon_least,
-                )
-            )
+            label = f"{question.better.label} against {question.worse.label}"
+            about = {**vars(question), "label": label, "receivers": len(by_receiver)}
+            found.append(PairedTest(**about, **vars(paired(by_receiver)), t_adjusted=None, wilcoxon_adjusted=None))
     return tuple(found)
 
 

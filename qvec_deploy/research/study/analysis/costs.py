@@ -24,7 +24,6 @@ class FineTune:
         kind: `base`: the shared pretraining, which is charged to nobody.
         task: None, as the seed, for the base.
         grid: Of a QAT; None otherwise.
-        seconds: Wall time.
     """
 
     kind: Literal["base", "fp", "qat"]

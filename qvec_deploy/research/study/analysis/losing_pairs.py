@@ -60,11 +60,7 @@ def noise_of(pair: PairGain) -> float:
 def losing_pairs_of(
     cells: SettingCells, at_one: Sequence[PairGain], headroom: Sequence[Headroom]
 ) -> tuple[LosingPair, ...]:
-    """Every pair with a gain below 0 at lambda 1, seeds averaged; the worst first.
-
-    Args:
-        at_one: Gains at lambda 1.
-    """
+    """Every pair with a gain below 0 at lambda 1, seeds averaged; the worst first."""
     apart = {
         (donor, trials.cell.request.receiver.name)
         for trials in cells.by_place.values()

@@ -38,9 +38,6 @@ class GainMatrix:
     """Gains of every donor for every receiver over one row of the table.
 
     Attributes:
-        label: How lambda was chosen, in words.
-        baseline: The row that gains are over.
-        tasks: Order of rows and columns.
         pairs: In no order; a task with itself is not among them.
     """
 
@@ -66,10 +63,6 @@ class SimilarityTercile:
     """Pairs of like similarity.
 
     Attributes:
-        low: Least similarity.
-        high: Largest.
-        pairs: How many.
-        gain: Mean at lambda 1.
         interval: The same with its interval over receivers and seeds; None where fewer than two receivers are there.
         win_share: Of pairs (seeds averaged), 0 to 1.
     """

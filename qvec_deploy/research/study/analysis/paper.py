@@ -38,11 +38,7 @@ class PaperFigure:
     """A published figure.
 
     Attributes:
-        source: Where it stands.
-        what: The quantity.
         model: timm name, or the name of a model that timm does not have.
-        grid: Of donors and receivers.
-        split: That it was measured on.
         task: The one receiver that it is about; None for means over all of them.
         read: Where a study has it; None for what a study does not compute.
         differs: In what the study's value is another all the same; empty for nothing.

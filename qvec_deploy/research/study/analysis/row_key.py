@@ -37,8 +37,6 @@ class RowKey:
     Attributes:
         chooser: Where lambda or a donor could be chosen.
         method: Of a calibrated row, or of the mean of donors under one.
-        inputs: What that method looked at.
-        control: Of a control row.
     """
 
     kind: RowKind

@@ -31,8 +31,6 @@ class SettingCells:
 
     Attributes:
         tasks: Every receiver and donor: receivers first, in the order of the cells.
-        receivers: Tasks that have cells.
-        seeds: Ascending.
         by_place: The cells by (receiver, seed) index.
 
     Raises:

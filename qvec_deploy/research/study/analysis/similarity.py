@@ -39,11 +39,7 @@ BINS = 3
 
 
 def similarities_of(cells: SettingCells, at_one: Sequence[PairGain]) -> tuple[TaskSimilarity, ...]:
-    """What every measure that was computed says about gains at lambda 1.
-
-    Args:
-        at_one: Gains at lambda 1.
-    """
+    """What every measure that was computed says about gains at lambda 1."""
     found = []
     for measure, label in MEASURES:
         cosine = related(cells, attrgetter(measure))

@@ -157,7 +157,6 @@ def pooled(answers: Mapping[tuple[int, int], Float64], shape: tuple[int, int]) -
     Args:
         answers: By (receiver, seed) index: a value per test image, percentage points. Seeds of a receiver have the
             same images.
-        shape: Receivers and seeds.
     """
     values = np.full(shape, np.nan)
     for place, part in answers.items():
@@ -221,7 +220,6 @@ def spearman(first: Float64, second: Float64, *, within: bool = False) -> Estima
 
     Args:
         first: (tasks, tasks): donors by receivers; NaN where there is no value. The diagonal is not looked at.
-        second: Likewise.
         within: Rank donors for each receiver by itself and average the correlations.
 
     Returns:

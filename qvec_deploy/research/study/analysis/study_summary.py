@@ -56,8 +56,6 @@ class WinCount:
     Attributes:
         wins: Pairs of donor and receiver, each seed by itself, with a gain above 0 (of rows that are not one donor's:
             receivers).
-        ties: With no difference.
-        count: Of all.
         share: wins / count, 0 to 1, with its interval over receivers and seeds (none where all or no pairs win); None
             with one receiver.
     """
@@ -105,7 +103,6 @@ class Headroom:
     Attributes:
         images: Test images.
         own_qat_top1: None without its own QAT.
-        plain_top1: Of plain PTQ on the grid.
         gap: own QAT - plain (float - plain without QAT).
         gap_error: Standard error over the seeds that have it; None with one.
         gap_image_error: Standard error over test images.
@@ -131,7 +128,6 @@ class SelectionOutcome:
         key: Its kind is `pair` for a lambda (mean over donors), else what is chosen.
         label: In words; what looked at test images is called hindsight.
         chosen_on: What the choice looked at. A gain chosen in `hindsight` is no estimate of anything one can have.
-        gain: On test images.
         short_of_hindsight: How far the gain stays below the best in hindsight of the same kind of choice, points; None
             for hindsight itself.
         median_lambda: Of the lambdas used; None, as what follows, where they are all 1 by definition.
@@ -227,8 +223,6 @@ class PublishedFigure:
     """A published figure beside the study's.
 
     Attributes:
-        source: Where it stands.
-        what: The quantity.
         unit: `points`, `%`, `lambda` or `correlation`.
         setting: Model, grid and split of the published figure; `what` says the lambda where there is one.
         study: The study's value in the same setting; None where there is none.
@@ -254,7 +248,6 @@ class StudySetting:
 
     Attributes:
         name: The study's name for the model; its timm name where it has no other.
-        model: timm name.
         skip: Modules that stay float.
         tasks: All donors and receivers, in the order of the study.
         receivers: Tasks that have cells.
@@ -262,8 +255,6 @@ class StudySetting:
         missing: `receiver, seed N` that have no cell although others of that seed or receiver have one.
         rows: In the order to be printed.
         matrices: Gains of pairs over every baseline that was tried; none over a row that is plain by another name.
-        selection: Choices held against hindsight.
-        similarities: One per measure that was computed.
         failures: Pairs that lose at lambda 1, the worst first.
         prediction: Prop. 1; None where nothing was predicted.
         costs: Empty where training times are not known.
@@ -310,7 +301,6 @@ class ComparisonFamily:
 
     Attributes:
         name: As in `PairedTest.family`, or `similarity` for the correlations.
-        label: The question.
         size: Tests that Holm adjusted together: comparisons or correlations with a p-value.
     """
 
@@ -324,8 +314,6 @@ class StudySummary:
     """All that a study answers.
 
     Attributes:
-        settings: In the order of the cells.
-        published: The paper's figures beside the study's.
         resamples: Of the bootstrap over tasks, of correlations.
     """
 
