@@ -139,14 +139,14 @@ class Kept:
         testing = judging_images(request.receiver, self.opened.config, classes, request.testing)
         first = TaskImages(testing.batches[:1], testing.labels[: len(testing.batches[0])])
         receiver, sources = self.opened.receiver, self.opened.sources
-        self.bench = CellNetwork(self.opened.plan, receiver, sources, first, testing, self.progress)
+        self.network = CellNetwork(self.opened.plan, receiver, sources, first, testing, self.progress)
 
     def pair(self, donor: DonorFiles) -> str:
         """Right answers of one donor at lambda 1."""
         with self.progress.stage("read"):
             rho = read_all(self.opened.vectors[donor.task])
-        self.bench.show(self.bench.patched(rho, 1.0), GRID)
-        return self.bench.answers(choosing=False).right
+        self.network.show(self.network.patched(rho, 1.0), GRID)
+        return self.network.run(choosing=False).right
 
 
 def reload_pair(request: CellRequest, donor: DonorFiles) -> str:
@@ -195,7 +195,7 @@ def measure(request: CellRequest, rounds: int) -> dict[str, Any]:
     return {
         "model": request.model,
         "grid": str(GRID),
-        "images": len(kept.bench.testing),
+        "images": len(kept.network.testing),
         "rounds": rounds,
         "pairs_per_minute": {name: round(60 / value, 2) for name, value in typical.items()},
         "speed_up": round(typical["reloaded"] / typical["kept"], 2),
