@@ -33,7 +33,6 @@ class BuildContext:
     """Everything that is opened or made once for all candidates of a build.
 
     Attributes:
-        offline: Use the Hub's local cache only.
         cache: Parts of engines. A sweep's builds share one; a build without one makes its own and removes it.
         machine: What builds take turns at; None for one that takes its turn without asking.
     """

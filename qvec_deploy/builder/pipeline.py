@@ -42,9 +42,6 @@ class BuildResult:
 def plan(recipe: Recipe, *, offline: bool = False) -> Plan:
     """Everything that is decided before any weight is read: what happens to every tensor.
 
-    Args:
-        offline: Use the Hub's local cache only.
-
     Raises:
         QvecError: The recipe, or what headers show, cannot be built.
     """

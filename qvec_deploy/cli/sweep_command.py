@@ -89,7 +89,6 @@ def run_sweep(
     """Build all recipes and show how they ended.
 
     Args:
-        offline: Use the Hub's local cache only.
         as_json: Print the summary as JSON.
 
     Returns:

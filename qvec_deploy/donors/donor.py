@@ -71,7 +71,6 @@ def train_donor(
     last, `record.json`; each is whole or not there.
 
     Args:
-        offline: Use the Hub's local cache only.
         watch: Called with the run (`fp` or `qat`) after every step.
 
     Returns:

@@ -55,7 +55,6 @@ class Checkpoint:
 
         Args:
             source: A path, or `hf://org/repo@revision/path`.
-            offline: Use the Hub's local cache only.
             label: What the recipe calls it; `source` if absent.
 
         Raises:

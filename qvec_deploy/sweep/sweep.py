@@ -65,7 +65,6 @@ def sweep(
         folder: Of the sweep.
         jobs: Builds at a time; by default as many as the cores have room for.
         force: Build again what is there.
-        offline: Use the Hub's local cache only.
         on_event: Called when a build enters a `stage`, or is `done` of `total` with it.
         on_end: Called when a build is over.
         start: Makes the executor, called as LocalProcesses is.
@@ -142,7 +141,6 @@ def build_job(
         recipes: The folder which its relative paths start from.
         folder: Of the sweep.
         force: Build again what is there.
-        offline: Use the Hub's local cache only.
         threads: Of PyTorch.
 
     Returns:

@@ -90,11 +90,7 @@ class DonorPair:
 
 
 class OpenFiles:
-    """Checkpoints and vectors, each opened once however many candidates name it.
-
-    Args:
-        offline: Use the Hub's local cache only.
-    """
+    """Checkpoints and vectors, each opened once however many candidates name it."""
 
     def __init__(self, *, offline: bool = False) -> None:
         self._offline = offline
