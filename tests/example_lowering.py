@@ -12,7 +12,7 @@ from onnx import helper
 
 from qvec_deploy.runtimes.onnxruntime import block_of
 from qvec_deploy.runtimes.onnxruntime.ort_lowering import Arrays
-from qvec_deploy.runtimes.runtime import Lowering
+from qvec_deploy.runtimes.runtime import EVERY_WIDTH, Lowering
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 
@@ -51,7 +51,7 @@ def _bits(rows: int, columns: int, scheme: Scheme) -> float:
 INT8_BLOCKS = Lowering(
     "int8_blocks",
     "the exact codes in 8-bit containers, float32 activations",
-    (2, 3, 4, 5, 6, 7, 8),
+    EVERY_WIDTH,
     1e-3,
     "fp32",
     _bits,

@@ -15,10 +15,10 @@ import numpy as np
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
-from qvec_deploy.runtimes.runtime import Lowering, Runtime
+from qvec_deploy.runtimes.runtime import EVERY_WIDTH, Lowering, Runtime, float32_bits
 from qvec_deploy.runtimes.session import require_images
 from qvec_deploy.runtimes.torch_cuda.torch_structure import read_structure
-from qvec_deploy.tensors import INPUT_SCALE, Float32, Scheme
+from qvec_deploy.tensors import INPUT_SCALE, Float32
 
 
 class TorchCpu:
@@ -65,18 +65,14 @@ class TorchCpuSession:
             return self._model(torch.from_numpy(images)).numpy()
 
 
-def _float32(rows: int, columns: int, scheme: Scheme) -> float:
-    return 32.0 * rows * columns
-
-
 TORCH_CPU = Runtime(
     name="torch-cpu",
     backend="example_runtime:TorchCpu",
     device="cpu",
     float_bits=32,
     lowerings=(
-        Lowering("float", "float32 weights and arithmetic: the baseline", (32,), 1e-3, "fp32", _float32),
-        Lowering("dequantized", "unpacked when it is loaded", (2, 3, 4, 5, 6, 7, 8), 1e-3, "fp32", _float32),
+        Lowering("float", "float32 weights and arithmetic: the baseline", (32,), 1e-3, "fp32", float32_bits),
+        Lowering("dequantized", "unpacked when it is loaded", EVERY_WIDTH, 1e-3, "fp32", float32_bits),
     ),
     packages=("torch",),
     preload=("torch", "timm"),

@@ -26,21 +26,15 @@ def calibrate(
     teacher: nn.Module | None = None,
     on_layer: OnLayer | None = None,
 ) -> Calibrated:
-    """Put the Linear weights of a model on the grid.
+    """Put the Linear weights of a model on the grid, and leave the model as it is.
 
     Args:
-        model: In evaluation mode, on the device where the work is to be done; not changed.
-        images: Batches (B, C, H, W) float32, normalised as the model wants them; no labels. A method that looks at
-            nothing needs none.
-        scheme: The grid: how scales are found.
+        model: In evaluation mode, on the device where the work is to be done.
+        images: Batches (B, C, H, W) float32, normalised as the model wants them; none for a method without needs.
         skip: Child names whose Linears stay float, matched exactly at any depth.
-        method: Name of a row of METHODS: how codes are found on the grid.
+        method: Name of a row of METHODS.
         teacher: Whose outputs a method aims at that needs some; the model itself where None. For a patched model, the
             receiver as it was.
-        on_layer: Told how many Linears of how many are done.
-
-    Returns:
-        Codes of all Linears but the skipped ones, and what else the method changed.
 
     Raises:
         RecipeError: An unknown method, or no finite images for one that needs them.
@@ -66,15 +60,8 @@ def calibrate_from_moments(
     """The same for the inputs that another model's Linears had: no image is run through this one.
 
     Args:
-        model: Not changed.
         moments: What `collect_moments` gave for a donor of the same base, (in, in) by Linear name.
-        scheme: The grid.
-        skip: Child names whose Linears stay float.
         method: One for which moments are enough.
-        on_layer: Told how many Linears of how many are done.
-
-    Returns:
-        Codes of all Linears but the skipped ones.
 
     Raises:
         RecipeError: A method that needs more than moments.
@@ -97,11 +84,6 @@ def calibrate_from_moments(
 
 def collect_moments(model: nn.Module, images: Sequence[Float32], skip: tuple[str, ...]) -> dict[str, Float32]:
     """Second moments of what reaches a model's Linears: all that GPTQ has to know about images.
-
-    Args:
-        model: In evaluation mode; not changed.
-        images: Batches (B, C, H, W) float32, normalised.
-        skip: Child names whose Linears are left out.
 
     Returns:
         Mean of x x' over the inputs x, (in, in) float32 by Linear name.

@@ -39,13 +39,7 @@ def gptq(
 ) -> Calibrated:
     """GPTQ by ModelOpt: every Linear for the inputs that it has in the float model, none for the others' rounding.
 
-    Args:
-        model: In evaluation mode; not changed.
-        images: Batches (B, C, H, W), normalised.
-        scheme: The grid; scales are those of the weights as they are.
-        skip: Child names whose Linears stay float.
-        teacher: Not looked at.
-        on_layer: Told when it is done: ModelOpt says nothing on the way.
+    The scales are those of the weights as they are. ModelOpt says nothing on the way; the teacher is not looked at.
 
     Raises:
         IncompatibleError: Activations are not finite.
@@ -75,16 +69,8 @@ def awq(
 ) -> Calibrated:
     """AWQ by ModelOpt: input columns that matter are made larger before rounding to nearest.
 
-    Args:
-        model: In evaluation mode; not changed.
-        images: Batches (B, C, H, W), normalised.
-        scheme: The grid.
-        skip: Child names whose Linears stay float.
-        teacher: Not looked at.
-        on_layer: Told when it is done: ModelOpt says nothing on the way.
-
-    Returns:
-        Codes of the scaled weights; their factors are in the norm before a Linear, where there is one.
+    Codes are those of the scaled weights; the factors are in the norm before a Linear, where there is one. The teacher
+    is not looked at.
     """
     codes, factors, worse = search_factors(model, images, scheme, skip)
     if on_layer is not None:

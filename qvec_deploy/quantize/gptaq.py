@@ -33,18 +33,11 @@ def gptaq(
     A Linear's inputs x come from the network whose earlier Linears are rounded already; what it should give is the
     float network's output on the float network's own input, W' x' + b'. Its weights are first moved there by ridge
     regression, then rounded with GPTQ's error feedback (the asymmetric calibration of GPTAQ, arXiv 2504.02692, with
-    the shift solved for at once instead of inside the loop).
+    the shift solved for at once instead of inside the loop). Scales are those of the moved weights.
 
     Args:
-        model: What is quantized, in evaluation mode; not changed.
-        images: Batches (B, C, H, W), normalised. All are in flight at once: their activations must fit in memory.
-        scheme: The grid; scales are those of the moved weights.
-        skip: Child names whose Linears stay float.
+        images: All are in flight at once: their activations must fit in memory.
         teacher: The float network; the model itself where None. For a patched model, the receiver as it was.
-        on_layer: Told how many Linears of how many are done.
-
-    Returns:
-        Codes; Linears that no image reaches are missing.
 
     Raises:
         IncompatibleError: The teacher is another model, or activations are not finite.

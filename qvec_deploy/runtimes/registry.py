@@ -88,15 +88,9 @@ def check_lowering(runtime: str, lowering: str, bits: int, granularity: str, gro
 
 
 def runtime_bits_per_weight(tensors: Iterable[WeightInfo], runtime: str, lowering: str) -> float:
-    """Bits a quantized weight takes where it is multiplied, its share of the scales included.
+    """Bits a quantized weight takes where it is multiplied, its share of the scales included: the mean of all.
 
-    Args:
-        tensors: Of a plan or of a packed file; those that stay float do not count.
-        runtime: Name of a runtime.
-        lowering: Name of a lowering of it.
-
-    Returns:
-        The mean over all quantized weights; the width of the runtime's floats where there are none.
+    The width of the runtime's floats where nothing is quantized.
     """
     row, bits, count = find_lowering(runtime, lowering), 0.0, 0
     for tensor in tensors:

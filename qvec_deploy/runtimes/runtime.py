@@ -9,13 +9,24 @@ from typing import Any, Literal
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.session import Backend, Compiler
-from qvec_deploy.tensors import Scheme
+from qvec_deploy.tensors import MAX_BITS, MIN_BITS, Scheme
 
 Arithmetic = Literal["fp32", "fp16", "int8"]
 
 ANY_GRANULARITY = ("tensor", "channel", "group")
 BY_ROW = ("tensor", "channel")
 """Granularities that leave one scale to a row."""
+EVERY_WIDTH = tuple(range(MIN_BITS, MAX_BITS + 1))
+
+
+def float32_bits(rows: int, columns: int, _: Scheme) -> float:
+    """`weight_bits` of a lowering whose weights are unpacked to float32."""
+    return 32.0 * rows * columns
+
+
+def float16_bits(rows: int, columns: int, _: Scheme) -> float:
+    """`weight_bits` of a lowering whose weights are float16."""
+    return 16.0 * rows * columns
 
 
 @dataclass(frozen=True)

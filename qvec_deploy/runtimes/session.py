@@ -61,11 +61,7 @@ class Compiler(Backend, Protocol):
         """Build a lowering's engines beside the model and weights they are built from, in place of earlier ones.
 
         Args:
-            directory: Holds the bundle's files.
-            lowering: What the engines multiply with.
-            options: How they are built.
             caches: Folder of what the compiler has measured, which later builds read.
-            stage: Shows the work.
 
         Returns:
             Names of the files written.
@@ -91,11 +87,7 @@ class Profiler(Backend, Protocol):
 
 
 def require_images(images: Float32, shape: tuple[int, int, int]) -> None:
-    """Refuse what is no batch of an engine's images.
-
-    Args:
-        images: What was given.
-        shape: (C, H, W) of an image that the engine takes.
+    """Refuse what is no batch of an engine's images, of which one has `shape` (C, H, W).
 
     Raises:
         IncompatibleError: Another shape or type, or no image.

@@ -89,19 +89,11 @@ def dequantize(
     group_size: int,
     dtype: torch.dtype = torch.float16,
 ) -> Tensor:
-    """The weight that words stand for, on a GPU: each code times its scale in float32, rounded once.
+    """The weight (rows, columns) that words stand for, on a GPU: each code times its scale in float32, rounded once.
 
     Args:
-        words: int32 codes in `layout`.
         scale: (rows, groups) float32.
-        layout: Device layout of the words.
-        bits: Width of a code.
-        columns: Columns of the weight.
-        group_size: Columns that share a scale; 0 for one scale a row.
         dtype: float16 or bfloat16.
-
-    Returns:
-        (rows, columns) of `dtype`.
 
     Raises:
         IncompatibleError: Arguments that do not belong together, are not on one GPU, or a GPU that is too old.

@@ -21,23 +21,12 @@ def linear(
     columns: int,
     group_size: int,
 ) -> Tensor:
-    """Return x @ dequant(words).T + bias. On the CPU in float32, to say what is meant rather than to be fast.
+    """Return x @ dequant(words).T + bias, as `launch.linear`; on the CPU in float32, to say what is meant.
 
     Args:
-        x: (..., columns) float16 or bfloat16, contiguous.
-        words: int32 codes in the layout.
-        scale: (rows, groups) float32.
         bias: (rows,) of the type of x, or None.
-        layout_id: Id of the device layout.
-        bits: Width of a code.
-        columns: Columns of the weight.
+        columns: Of the weight, which the words alone do not say.
         group_size: Columns that share a scale; 0 for one scale a row.
-
-    Returns:
-        (..., rows) of the type of x.
-
-    Raises:
-        IncompatibleError: Arguments that do not belong together, or a GPU the kernels do not run on.
     """
     layout = layout_named(layout_id)
     check(x, words, scale, bias, layout=layout, bits=bits, columns=columns, group_size=group_size)

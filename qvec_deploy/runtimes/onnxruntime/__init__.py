@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from qvec_deploy.runtimes.runtime import BY_ROW, Lowering, Runtime
-from qvec_deploy.tensors import MAX_BITS, MIN_BITS, Scheme
+from qvec_deploy.runtimes.runtime import BY_ROW, EVERY_WIDTH, Lowering, Runtime, float32_bits
+from qvec_deploy.tensors import Scheme
 
 _BLOCKS = (16, 32, 64, 128, 256)  # block sizes that every build of MatMulNBits takes
-_EVERY_WIDTH = tuple(range(MIN_BITS, MAX_BITS + 1))
 
 
 def block_of(columns: int, group_size: int) -> int:
@@ -14,10 +13,6 @@ def block_of(columns: int, group_size: int) -> int:
     if group_size:
         return min(group_size, _BLOCKS[-1])
     return min(_BLOCKS, key=lambda block: (-(-columns // block) * (block // 2 + 4), block))
-
-
-def _unpacked(rows: int, columns: int, _: Scheme) -> float:
-    return 32.0 * rows * columns
 
 
 def _int4(rows: int, columns: int, scheme: Scheme) -> float:
@@ -35,14 +30,14 @@ ONNXRUNTIME = Runtime(
     device="cpu",
     float_bits=32,
     lowerings=(
-        Lowering("float", "float32 weights and arithmetic: the baseline", (32,), 1e-3, "fp32", _unpacked),
+        Lowering("float", "float32 weights and arithmetic: the baseline", (32,), 1e-3, "fp32", float32_bits),
         Lowering(
             "packed",
             "the file as it is: any ONNX Runtime opens it, unpacked to float32 once at load",
-            _EVERY_WIDTH,
+            EVERY_WIDTH,
             1e-3,
             "fp32",
-            _unpacked,
+            float32_bits,
         ),
         Lowering(
             "int4",
@@ -58,7 +53,7 @@ ONNXRUNTIME = Runtime(
         Lowering(
             "int8",
             "the exact codes as int8, activations quantized per run: fastest",
-            _EVERY_WIDTH,
+            EVERY_WIDTH,
             0.25,
             "int8",
             _int8,

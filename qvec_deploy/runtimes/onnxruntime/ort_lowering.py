@@ -26,18 +26,13 @@ def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, convert: Conve
     """Replace every packed Linear by the runtime's own operator on the same codes.
 
     The arrays stay outside the model, for the runtime to take over: inside, they would exist twice and count against
-    protobuf's limit of 2 GB.
-
-    Args:
-        stored: As `attach_weights` makes it; not changed. References to float tensors stay references.
-        weights: The packed file it refers to.
-        convert: What a lowering makes of one Linear.
+    protobuf's limit of 2 GB. References to float tensors stay references.
 
     Returns:
         The model, and the arrays that its new external initializers stand for, by name.
 
     Raises:
-        IncompatibleError: A scheme it cannot take.
+        IncompatibleError: A scheme that the lowering cannot take.
         IntegrityError: The packed file is damaged.
     """
     model = onnx.ModelProto()

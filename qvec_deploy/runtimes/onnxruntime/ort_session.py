@@ -39,12 +39,7 @@ class OnnxRuntime:
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:
-        """Load the engine of a bundle directory.
-
-        Args:
-            directory: Holds model.onnx and the packed weight file.
-            lowering: `float`, `packed`, `int4` or `int8`.
-            threads: Threads of the engine.
+        """Load the engine from model.onnx and the packed weights.
 
         Raises:
             IncompatibleError: ONNX Runtime is missing, refuses the model, or runs it on another provider.
@@ -59,21 +54,7 @@ class OnnxRuntime:
         yield OnnxSession(session)
 
     def profile(self, directory: Path, lowering: str, threads: int, images: Float32, runs: int) -> dict[str, float]:
-        """Time of every layer, by ONNX Runtime's own profiler, in a session of its own: profiling slows it down.
-
-        Args:
-            directory: As in `open`.
-            lowering: As in `open`.
-            threads: As in `open`.
-            images: (batch, C, H, W) float32.
-            runs: How often; the median counts.
-
-        Returns:
-            Milliseconds of one run by layer, in the order of the graph, `rest` last (see `layer_times`).
-
-        Raises:
-            IncompatibleError, IntegrityError: As in `open`.
-        """
+        """As `Profiler.profile`, by ONNX Runtime's own profiler, which slows the session down; `rest` comes last."""
         from qvec_deploy.runtimes.onnxruntime.ort_profile import layer_times
 
         with TemporaryDirectory() as folder:
@@ -100,11 +81,7 @@ class OnnxSession:
         return channels, height, width
 
     def run(self, images: Float32) -> Float32:
-        """Logits (batch, classes) float32 of images (batch, C, H, W) float32.
-
-        Raises:
-            IncompatibleError: Images of another shape or dtype.
-        """
+        """As `Session.run`."""
         require_images(images, self.input_shape)
         logits: Float32 = self._session.run([self._output], {self._input.name: images})[0]
         return logits

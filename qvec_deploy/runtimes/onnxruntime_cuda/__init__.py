@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from qvec_deploy.runtimes.onnxruntime import block_of
-from qvec_deploy.runtimes.runtime import Lowering, Runtime
+from qvec_deploy.runtimes.runtime import Lowering, Runtime, float16_bits
 from qvec_deploy.tensors import Scheme
 
 LARGEST_BLOCK = 128
 """Of ONNX Runtime's CUDA kernels for MatMulNBits."""
-
-
-def _half(rows: int, columns: int, _: Scheme) -> float:
-    return 16.0 * rows * columns
 
 
 def _int4(rows: int, columns: int, scheme: Scheme) -> float:
@@ -25,7 +21,7 @@ ONNXRUNTIME_CUDA = Runtime(
     device="cuda",
     float_bits=16,
     lowerings=(
-        Lowering("float", "float16 weights and arithmetic: the baseline", (16,), 2e-2, "fp16", _half),
+        Lowering("float", "float16 weights and arithmetic: the baseline", (16,), 2e-2, "fp16", float16_bits),
         Lowering(
             "int4",
             "the exact codes in 4-bit containers (MatMulNBits), float16",

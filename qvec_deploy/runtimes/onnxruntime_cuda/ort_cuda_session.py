@@ -65,12 +65,7 @@ class OnnxRuntimeCuda:
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:
-        """Load the engine of a bundle directory.
-
-        Args:
-            directory: Holds model.onnx and the packed weight file.
-            lowering: `float` or `int4`, both in float16.
-            threads: Of the host's part, which only launches kernels.
+        """Load the engine from model.onnx and the packed weights; threads are the host's, which only launches kernels.
 
         Raises:
             IncompatibleError: No GPU that ONNX Runtime can use, no such lowering, or a node that it left to the CPU.
@@ -111,11 +106,7 @@ class CudaSession:
         return self._shape
 
     def run(self, images: Float32) -> Float32:
-        """Logits (batch, classes) float32 of images (batch, C, H, W) float32.
-
-        Raises:
-            IncompatibleError: Images of another shape or dtype, or more than the GPU takes.
-        """
+        """As `Session.run`; images that the GPU's memory does not take are refused with a batch that it does."""
         require_images(images, self._shape)
         try:
             return self._run(np.ascontiguousarray(images))
@@ -214,14 +205,7 @@ def session_options(threads: int, batch: int, *, strict: bool) -> Any:
 
 
 def half_model(directory: Path, lowering: str) -> tuple[onnx.ModelProto, Arrays]:
-    """A bundle's model in float16, with its weights beside it.
-
-    Args:
-        directory: Holds model.onnx and the packed weight file.
-        lowering: `float`, or `int4`: the exact codes in 4-bit containers, their scales in float16.
-
-    Returns:
-        The model, its input and output still float32, and the arrays of all its external initializers by name.
+    """A bundle's model in float16 between float32 ends, and the arrays of all its external initializers by name.
 
     Raises:
         IncompatibleError: There is no such lowering, it does not take this model, or a value is beyond float16.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.runtimes.runtime import BY_ROW, Lowering, Runtime
-from qvec_deploy.tensors import MAX_BITS, MIN_BITS, Scheme
+from qvec_deploy.runtimes.runtime import BY_ROW, EVERY_WIDTH, Lowering, Runtime, float16_bits
+from qvec_deploy.tensors import Scheme
 
 _LINEAR = "qvec_deploy.runtimes.tensorrt.tensorrt_linear"
 
@@ -33,10 +33,6 @@ def int4_block(columns: int, group_size: int) -> int:
     )
 
 
-def _half(rows: int, columns: int, _: Scheme) -> float:
-    return 16.0 * rows * columns
-
-
 def _packed(rows: int, columns: int, scheme: Scheme) -> float:
     return 32.0 * rows * (scheme.bits * -(-columns // 32) + scheme.groups(columns))
 
@@ -62,7 +58,7 @@ TENSORRT = Runtime(
             (16,),
             2e-2,
             "fp16",
-            _half,
+            float16_bits,
             implementation=f"{_LINEAR}:to_float",
         ),
         Lowering(
@@ -88,7 +84,7 @@ TENSORRT = Runtime(
         Lowering(
             "w8a8",
             "the exact codes as INT8, activations on calibrated grids",
-            tuple(range(MIN_BITS, MAX_BITS + 1)),
+            EVERY_WIDTH,
             0.25,
             "int8",
             _int8,

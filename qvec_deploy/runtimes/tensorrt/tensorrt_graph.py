@@ -57,18 +57,14 @@ def tensorrt_graph(
     """Lower a bundle's model for TensorRT.
 
     Args:
-        stored: As `attach_weights` makes it; not changed.
-        weights: The packed file it refers to.
-        lowering: `packed` (our plugin), `int4` (DequantizeLinear on blocks), `w8a8` (int8 codes, int8 activations) or
-            `float`.
         batch_size: Images of a run; None leaves it open.
-        amax: Largest magnitude of the input of every quantized Linear, by the Linear's name; for `w8a8`.
+        amax: Largest magnitude of the input of every quantized Linear, by the Linear's name.
         portable: Give the plugin's nodes function bodies, so that ONNX Runtime can run the graph. TensorRT gets none:
             a plugin it does not find is then an error, where it would have taken the body and unpacked the weights.
 
     Raises:
         IncompatibleError: No such lowering, a scheme it cannot take, a value beyond float16, an operator that has no
-            float16 form, or no `amax` of a Linear.
+            float16 form, or no `amax` of a Linear that needs one.
         IntegrityError: The packed file is damaged.
     """
     convert: Convert = find_lowering(TENSORRT.name, lowering).load()

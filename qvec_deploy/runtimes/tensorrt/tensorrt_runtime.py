@@ -43,11 +43,7 @@ class TensorRT:
     """The `tensorrt` runtime."""
 
     def missing(self, lowering: str | None = None) -> str | None:
-        """Why engines cannot be built and run here; None if they can.
-
-        Args:
-            lowering: For this lowering; without one, for at least one of them.
-        """
+        """What this machine lacks to build and run engines."""
         try:
             require(lowering, building=True)
         except IncompatibleError as error:
@@ -63,21 +59,11 @@ class TensorRT:
         caches: Path,
         stage: Stage | None = None,
     ) -> list[str]:
-        """Build a lowering's engines beside the model and weights they are built from, in place of earlier ones.
-
-        Args:
-            directory: Holds model.onnx and the packed weights, and for `w8a8` the calibrated activations.
-            lowering: `packed`, `int4`, `w8a8` or `float`.
-            options: How they are built.
-            caches: Folder of the measured tactics, a file per TensorRT and GPU; one for many bundles saves most time.
-            stage: Shows the work.
-
-        Returns:
-            Names of the files written: every engine and its sidecar.
+        """Build a lowering's engines, and a sidecar for each, from model.onnx and the packed weights in `directory`.
 
         Raises:
             IncompatibleError: TensorRT or the GPU is missing or not up to it, or TensorRT refuses the model.
-            IntegrityError: The model, the weights or the activations are damaged.
+            IntegrityError: The model, the weights or the calibrated activations are damaged.
             StorageError: The disk refuses.
         """
         trt, cuda = require(lowering, building=True)
@@ -107,12 +93,7 @@ class TensorRT:
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[TensorrtSession]:
-        """Load the engines of a bundle directory.
-
-        Args:
-            directory: Holds the engines, and the model and weights they were built from.
-            lowering: `packed`, `int4`, `w8a8` or `float`.
-            threads: Not used: the GPU does the work.
+        """Load the engines that `compile` left; the model and weights beside them must be those they were built from.
 
         Raises:
             IncompatibleError: TensorRT or the GPU is missing; there is no engine; one is for another machine, or from

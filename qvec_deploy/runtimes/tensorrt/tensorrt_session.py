@@ -50,13 +50,7 @@ class TensorrtSession:
         self._engines[0].flush_l2()
 
     def run(self, images: Float32) -> Float32:
-        """Logits (batch, classes) float32 of images (batch, C, H, W) float32.
-
-        A batch that no engine takes is cut into pieces that one does; the last is filled up with zeros.
-
-        Raises:
-            IncompatibleError: Images of another shape or dtype, or TensorRT refuses.
-        """
+        """As `Session.run`; a batch that no engine takes is cut into pieces, the last filled up with zeros."""
         require_images(images, self.input_shape)
         pieces, start = [], 0
         while start < len(images):

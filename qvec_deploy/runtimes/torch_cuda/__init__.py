@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
-from qvec_deploy.runtimes.runtime import Lowering, Runtime
+from qvec_deploy.runtimes.runtime import Lowering, Runtime, float16_bits
 from qvec_deploy.tensors import Scheme
-
-
-def _half(rows: int, columns: int, _: Scheme) -> float:
-    return 16.0 * rows * columns
 
 
 def _packed(rows: int, columns: int, scheme: Scheme) -> float:
@@ -23,7 +19,9 @@ TORCH_CUDA = Runtime(
     device="cuda",
     float_bits=16,
     lowerings=(
-        Lowering("float", "float16 weights and arithmetic, CUDA graphs: the baseline", (16,), 2e-2, "fp16", _half),
+        Lowering(
+            "float", "float16 weights and arithmetic, CUDA graphs: the baseline", (16,), 2e-2, "fp16", float16_bits
+        ),
         Lowering(
             "packed",
             "our kernel: weights stay packed in the GPU's memory",

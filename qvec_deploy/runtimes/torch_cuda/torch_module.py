@@ -82,12 +82,6 @@ class HalfEngine(nn.Module):
 def load_engine(structure: Structure, weights: PackedFile, lowering: str, device: torch.device) -> HalfEngine:
     """Put a packed file into its timm model, tensor by tensor; float weights of the Linears never exist for `packed`.
 
-    Args:
-        structure: The model.
-        weights: Its weights.
-        lowering: `packed`, or `float`: the dequantized weights, in float16.
-        device: Where the engine runs.
-
     Raises:
         IncompatibleError: There is no such lowering, a tensor is missing, or a value is beyond float16.
         IntegrityError: The packed file is damaged.

@@ -43,11 +43,7 @@ class TorchCuda:
         self._device = device
 
     def missing(self, lowering: str | None = None) -> str | None:
-        """Why the GPU cannot be used here; None if it can.
-
-        Args:
-            lowering: For this lowering; without one, for at least one of them: `float` needs nothing but PyTorch.
-        """
+        """Why the GPU cannot be used here; `float` needs nothing but PyTorch."""
         try:
             import torch
         except ImportError as error:
@@ -70,12 +66,7 @@ class TorchCuda:
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:
-        """Load the engine of a bundle directory.
-
-        Args:
-            directory: Holds structure.json and the packed weight file.
-            lowering: `packed` or `float`.
-            threads: Not used; the work is the GPU's.
+        """Load the engine from structure.json and the packed weights; threads are not used, for the work is the GPU's.
 
         Raises:
             IncompatibleError: No GPU that the kernels run on, no such lowering, or too little GPU memory.
@@ -129,11 +120,7 @@ class TorchSession:
         return self._engine.weight_bytes
 
     def run(self, images: Float32) -> Float32:
-        """Logits (batch, classes) float32 of images (batch, C, H, W) float32.
-
-        Raises:
-            IncompatibleError: Images of another shape or dtype, or more of them than the GPU's memory takes.
-        """
+        """As `Session.run`; images that the GPU's memory does not take are refused with a batch that it does."""
         require_images(images, self._shape)
         logits = self._try(np.ascontiguousarray(images))
         if logits is not None:
