@@ -65,3 +65,9 @@ SEVERITY = (1, 5, 6, 7, 4, 2, 3, 0)
 def worst(codes: Iterable[int]) -> int:
     """The worst of exit codes; 0 without any."""
     return min(codes, key=SEVERITY.index, default=0)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of others says, or its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

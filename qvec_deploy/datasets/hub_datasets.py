@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qvec_deploy.datasets.spec import Split
-from qvec_deploy.errors import FetchError, IncompatibleError, StorageError
+from qvec_deploy.errors import IncompatibleError, StorageError
+from qvec_deploy.io.hub import hub_errors
 
 PREFIX = "hfds/"
 
@@ -91,13 +92,8 @@ def look(name: str, splits: Sequence[Split], folder: Path | None = None) -> list
     require_datasets(name)
     import datasets  # type: ignore[import-not-found,unused-ignore]
 
-    try:
+    with hub_errors(name, hint="check the name, the network and your access rights; --offline takes the cache"):
         builder = datasets.load_dataset_builder(name[len(PREFIX) :], cache_dir=None if folder is None else str(folder))
-    except Exception as error:  # its errors, and those of its transport, differ by version
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FetchError(
-            f"{name}: {reason}", hint="check the name, the network and your access rights; --offline takes the cache"
-        ) from error
     names, info = names_of(name), builder.info
     labels = getattr((info.features or {}).get(names.label), "names", None)
     classes = None if labels is None else len(labels)

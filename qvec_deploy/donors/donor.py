@@ -22,7 +22,8 @@ from qvec_deploy.donors.train import Training
 from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.io.files import atomic_path, sha256_file
+from qvec_deploy.io.files import sha256_file
+from qvec_deploy.io.safetensors_file import write_safetensors
 from qvec_deploy.models import create, describe, head_name
 from qvec_deploy.quantize.modelopt import insert_fake_quantizers
 from qvec_deploy.tensors import Float32, Scheme
@@ -163,7 +164,7 @@ def _train(job: _Job, run: str) -> None:
             job.watch(run, progress)
 
     training.run(after)
-    _write_weights(folder.weights(run), weights(model))
+    write_safetensors(folder.weights(run), weights(model))
     folder.finish(run)
 
 
@@ -180,17 +181,6 @@ def _entry(job: _Job, run: str, model: nn.Module, progress: TrainingProgress, ep
         "seconds": round(progress.seconds, 3),
     }
     return entry
-
-
-def _write_weights(path: Path, state: State) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    with atomic_path(path) as temporary:
-        try:
-            save_file(dict(state), temporary)
-        except SafetensorError as error:  # how it reports what the disk refuses
-            raise OSError(str(error)) from error
 
 
 def _base(job: _Job) -> tuple[State, str] | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IntegrityError, RecipeError, StorageError
-from qvec_deploy.io.files import atomic_path, canonical_json, storage_errors, write_bytes
+from qvec_deploy.io.files import canonical_json, storage_errors, write_bytes
+from qvec_deploy.io.safetensors_file import write_safetensors
 
 if TYPE_CHECKING:
     from qvec_deploy.donors.train import TrainState
@@ -87,16 +88,9 @@ class DonorFolder:
 
     def save(self, run: str, state: TrainState) -> None:
         """Keep where a run stands, in place of what was kept before."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         about = canonical_json({"step": state.step, "seconds": state.seconds}).decode()
-        with atomic_path(self._kept(run)) as temporary:
-            try:
-                tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
-                save_file(tensors, temporary, {"qvec": about})
-            except SafetensorError as error:  # how it reports what the disk refuses
-                raise OSError(str(error)) from error
+        tensors = {name: value.detach().cpu().numpy() for name, value in state.tensors.items()}
+        write_safetensors(self._kept(run), tensors, {"qvec": about})
 
     def load(self, run: str) -> TrainState | None:
         """Where a run stood when it was last saved; None if it never was.

@@ -15,9 +15,10 @@ from qvec_deploy.datasets.timm_factory import TimmDataset
 from qvec_deploy.donors.donor_recipe import DonorRecipe
 from qvec_deploy.donors.feed import augmented
 from qvec_deploy.donors.finetune import Base
-from qvec_deploy.errors import FetchError, IncompatibleError, QvecError, RecipeError, StorageError
+from qvec_deploy.errors import FetchError, IncompatibleError, RecipeError, StorageError
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import canonical_json, sha256_bytes
+from qvec_deploy.io.hub import hub_errors
 from qvec_deploy.models import describe, head_name
 from qvec_deploy.tensors import Float32
 
@@ -140,17 +141,11 @@ def _pretrained(recipe: DonorRecipe, *, offline: bool) -> dict[str, Float32]:
     before = huggingface_hub.constants.HF_HUB_OFFLINE
     huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
     try:
-        with warnings.catch_warnings():
+        what = f"the pretrained weights of {base.model} cannot be fetched"
+        hint = "leave out --offline and check the network, or give base.checkpoint"
+        with hub_errors(what, hint=hint), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = timm.create_model(base.model, pretrained=True, num_classes=0, **base.model_args)
-    except QvecError:
-        raise
-    except Exception as error:  # the Hub client's transport, and its errors, differ by version
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FetchError(
-            f"the pretrained weights of {base.model} cannot be fetched: {reason}",
-            hint="leave out --offline and check the network, or give base.checkpoint",
-        ) from error
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = before
     return {name: value.detach().numpy() for name, value in model.state_dict().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import pickle
 import struct
@@ -14,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, RecipeError
+from qvec_deploy.errors import IncompatibleError, IntegrityError, first_line
 from qvec_deploy.io.files import require_file, sha256_file
+from qvec_deploy.io.hub import fetch, is_remote
 from qvec_deploy.tensors import Float32
 
 _FLOATS = {name: np.dtype(kind) for name, kind in {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.items()}
@@ -101,60 +101,6 @@ class Checkpoint:
         return self._sha256
 
 
-def is_remote(source: str) -> bool:
-    """Whether `source` names a file on the Hugging Face Hub."""
-    return source.startswith("hf://")
-
-
-def fetch(source: str, *, offline: bool) -> Path:
-    """Local path of `hf://org/repo@revision/path`, downloaded into the Hub's cache if need be.
-
-    The path may hold `*`, `?` and `[]`, which match across folders; exactly one file of the repository must match.
-
-    Raises:
-        RecipeError: The address is malformed.
-        FetchError: It is not there, matches several files, or is not in the cache when offline.
-    """
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    parts = source.removeprefix("hf://").split("/")
-    malformed = RecipeError(f"{source} is not an address on the Hub", hint="write hf://org/repo@revision/path/to/file")
-    name, at, revision = parts[1].partition("@") if len(parts) > 2 else ("", "", "")
-    if not all(parts) or not name or (at and not revision) or "@" in revision:
-        raise malformed
-    repository, path = f"{parts[0]}/{name}", "/".join(parts[2:])
-    try:
-        if set("*?[") & set(path):
-            if offline:
-                root = Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
-                names = [str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()]
-            else:
-                names = HfApi().list_repo_files(repository, revision=revision or None)
-            path = _only_match(source, path, names)
-        return Path(hf_hub_download(repository, path, revision=revision or None, local_files_only=offline))
-    except LocalEntryNotFoundError as error:
-        hint = "leave out --offline to download it" if offline else "check the network, or fetch it on another machine"
-        raise FetchError(f"{source} is not in the local cache", hint=hint) from error
-    except FetchError:
-        raise
-    except HFValidationError as error:
-        raise malformed from error
-    except Exception as error:  # the Hub client's transport, and its errors, differ by version
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FetchError(f"{source}: {reason}", hint="check the name, the revision and your access rights") from error
-
-
-def _only_match(source: str, pattern: str, names: list[str]) -> str:
-    matches = sorted(fnmatch.filter(names, pattern))
-    if len(matches) != 1:
-        found = ", ".join(matches[:3]) or "none"
-        raise FetchError(
-            f"{source} matches {len(matches)} files: {found}", hint="write a pattern that matches exactly one file"
-        )
-    return matches[0]
-
-
 def _open_safetensors(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[str, str]]:
     from safetensors import SafetensorError, safe_open
 
@@ -202,9 +148,8 @@ def _open_torch(path: Path) -> tuple[dict[str, TensorInfo], Any, Mapping[str, st
             hint="save the state dict: torch.save(model.state_dict(), path), or convert it to safetensors",
         ) from error
     except Exception as error:  # a damaged pickle can make the unpickler raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise IntegrityError(
-            f"{path} is not a whole torch checkpoint: {reason}",
+            f"{path} is not a whole torch checkpoint: {first_line(error)}",
             hint="copy it again, or save it with torch.save(model.state_dict(), path)",
         ) from error
     for wrapper in _WRAPPERS:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.io.files import atomic_path
+from qvec_deploy.io.safetensors_file import write_safetensors
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.matching import Indices
 from qvec_deploy.vectors.sketch import Read
@@ -66,13 +66,6 @@ def write_corrected(receiver: Checkpoint, changes: Mapping[str, TensorChange], p
     Raises:
         IncompatibleError, IntegrityError: A tensor that is not of finite floats.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     read = corrected(receiver.read, changes)
-    arrays = {name: np.ascontiguousarray(read(name)) for name in receiver.tensors}
-    with atomic_path(path) as temporary:
-        try:
-            save_file(arrays, temporary, dict(receiver.metadata) or None)
-        except SafetensorError as error:  # how it reports what the disk refuses
-            raise OSError(str(error)) from error
+    arrays = {name: read(name) for name in receiver.tensors}
+    write_safetensors(path, arrays, dict(receiver.metadata) or None)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
-from qvec_deploy.io.files import atomic_path
+from qvec_deploy.io.safetensors_file import write_safetensors
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.sketch import Sketch, read_sketch, sketch_tensors
 from qvec_deploy.vectors.vector_header import FORMAT, FORMAT_VERSION, Part, VectorHeader, header_text, read_header
@@ -126,9 +126,6 @@ def write_vector(
         IntegrityError: A value that is not finite, or too large for float16.
         IncompatibleError: Rho is zero everywhere.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     header = replace(header, dtype=dtype, sketch_seed=sketch.seed if sketch is not None else None)
     with np.errstate(over="ignore"):
         arrays = {name: np.ascontiguousarray(value.astype(dtype)) for name, value in tensors}
@@ -146,9 +143,5 @@ def write_vector(
             raise IntegrityError(
                 f"{path}: {name} would not be finite in {array.dtype}", hint="the donor diverged, or needs float32"
             )
-    with atomic_path(path) as temporary:
-        try:
-            save_file(arrays, temporary, {"qvec": header_text(header)})
-        except SafetensorError as error:  # how it reports what the disk refuses
-            raise OSError(str(error)) from error
+    write_safetensors(path, arrays, {"qvec": header_text(header)})
     return header

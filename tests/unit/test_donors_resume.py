@@ -247,7 +247,7 @@ def test_a_disk_that_is_full_keeps_the_state_of_before(base, letters, tmp_path: 
 
     def after(progress: TrainingProgress) -> None:
         if progress.step == 2:
-            monkeypatch.setattr("safetensors.torch.save_file", refuse)
+            monkeypatch.setattr("safetensors.numpy.save_file", refuse)
         folder.save("fp", training.state())
 
     with pytest.raises(StorageError, match="No space left"):

@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qvec_deploy.errors import FetchError, IncompatibleError, RecipeError, StorageError
-from qvec_deploy.io.checkpoint import Checkpoint, fetch, is_remote
+from qvec_deploy.errors import FetchError, IncompatibleError, RecipeError, StorageError, first_line
+from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import write_bytes
+from qvec_deploy.io.hub import fetch, is_remote
 from qvec_deploy.models import ModelArgs, describe, head_name
 from qvec_deploy.tensors import Scheme
 
@@ -51,7 +52,7 @@ def _commit(repository: str, revision: str, offline: bool) -> str:
         try:
             commit = str(HfApi().repo_info(repository, revision=revision).sha)
         except Exception as error:  # noqa: BLE001 - the Hub client's transport, and its errors, differ by version
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
         else:
             with contextlib.suppress(StorageError):  # the cache may be another user's
                 write_bytes(known, commit.encode())

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from qvec_deploy.datasets import SPLITS, DataConfig
 from qvec_deploy.datasets.hub_datasets import offline_hub
 from qvec_deploy.donors.donor_recipe import DonorBase, DonorGrid, DonorRecipe, DonorTask, DonorTrain
-from qvec_deploy.io.checkpoint import is_remote
 from qvec_deploy.io.files import require_file, sha256_file
+from qvec_deploy.io.hub import is_remote
 from qvec_deploy.research.study.cell_task import CellTask
 from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData
 from qvec_deploy.research.study.released import checkpoint_pattern, identify, pinned

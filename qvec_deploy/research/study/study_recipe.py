@@ -12,8 +12,8 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from qvec_deploy.donors.donor_recipe import DonorGrid, DonorTrain
 from qvec_deploy.errors import StorageError
-from qvec_deploy.io.checkpoint import is_remote
 from qvec_deploy.io.files import storage_errors
+from qvec_deploy.io.hub import is_remote
 from qvec_deploy.quantize.methods import by_moments
 from qvec_deploy.recipe.blocks import Block, ModelArg
 from qvec_deploy.recipe.names import CalibratedName

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvec_deploy.donors.donor_recipe import DonorRecipe
-from qvec_deploy.io.files import atomic_path, canonical_json, sha256_file
+from qvec_deploy.io.files import canonical_json, sha256_file
+from qvec_deploy.io.safetensors_file import write_safetensors
 from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.research.study.study_recipe import BaseTraining
 from qvec_deploy.tensors import Scheme
@@ -108,14 +109,14 @@ class BaseTask(_TaskOfModel):
     def make(self, at: TaskContext) -> dict[str, Any]:
         """Write its files, and return what is known of them as JSON values; so in the other tasks."""
         if self.training is None:
-            _write_weights(at.folder / "base.safetensors", self._pretrained(at.offline))
+            write_safetensors(at.folder / "base.safetensors", self._pretrained(at.offline))
             return {}
         from qvec_deploy.research.study.trainings import TrainingPlace, train_base
 
         place = TrainingPlace(at.work, at.keyed, self.save_every, at.send)
         wanted = self.training.model_copy(update={"root": self.root})
         state, seconds = train_base(self.model, self.model_args, self.skip, wanted, self.device, place)
-        _write_weights(at.folder / "base.safetensors", state)
+        write_safetensors(at.folder / "base.safetensors", state)
         return {"seconds": round(seconds, 3)}
 
     def _pretrained(self, offline: bool) -> Mapping[str, Any]:
@@ -170,7 +171,7 @@ class FineTuneTask:
         recipe = self.recipe.model_copy(update={"base": base})
         place = TrainingPlace(at.work, at.keyed, recipe.train.save_every, at.send)
         state, seconds = fine_tune(recipe, self.kind, place, offline=at.offline)
-        _write_weights(at.folder / f"{self.kind}.safetensors", state)
+        write_safetensors(at.folder / f"{self.kind}.safetensors", state)
         return {"seconds": round(seconds, 3)}
 
 
@@ -292,14 +293,3 @@ class VectorTask(_TaskOfModel):
 
 def _read_weights(source: Any) -> dict[str, Any]:
     return {name: source.read(name) for name in source.tensors}
-
-
-def _write_weights(path: Path, state: Mapping[str, Any]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    with atomic_path(path) as temporary:
-        try:
-            save_file(dict(state), temporary)
-        except SafetensorError as error:  # how it reports what the disk refuses
-            raise OSError(str(error)) from error

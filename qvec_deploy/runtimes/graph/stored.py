@@ -7,18 +7,36 @@ are stored once, at exactly their packed size, and any ONNX Runtime opens the pa
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.io.files import require_file
 from qvec_deploy.packed import PackedFile, Span
 from qvec_deploy.packed.file_layout import scale_name
+from qvec_deploy.runtimes.engine_files import MODEL_FILE
 from qvec_deploy.runtimes.graph import DOMAIN, OPSET
 from qvec_deploy.tensors import INPUT_SCALE
 
 OPERATOR = "QvecLinear"
 _TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "I32": TensorProto.INT32}
+
+
+def load_stored(directory: Path) -> onnx.ModelProto:
+    """A bundle's stored model, its weights left where they are.
+
+    Raises:
+        IntegrityError: The file is no ONNX model.
+        StorageError: There is none.
+    """
+    path = require_file(directory / MODEL_FILE, what="model")
+    try:
+        return onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise IntegrityError(f"{path} is not an ONNX model", hint="build the bundle again") from error
 
 
 def attach_weights(skeleton: onnx.ModelProto, weights: PackedFile, location: str) -> onnx.ModelProto:

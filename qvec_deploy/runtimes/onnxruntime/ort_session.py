@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import require_file
 from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
 from qvec_deploy.runtimes.registry import find_lowering
@@ -125,18 +125,13 @@ def load_session(directory: Path, lowering: str, threads: int, *, profile: Path 
 
 
 def _lowered(directory: Path, lowering: Lowering) -> tuple[bytes, dict[str, Any]]:
-    import onnx
-    from google.protobuf.message import DecodeError
-
     from qvec_deploy.packed import PackedFile
-    from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+    from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
+    from qvec_deploy.runtimes.graph.stored import load_stored
     from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory
 
-    try:
-        stored = onnx.load(directory / MODEL_FILE, load_external_data=False)
-    except DecodeError as error:
-        raise IntegrityError(f"{directory / MODEL_FILE} is not an ONNX model", hint="build the bundle again") from error
-    lowered, arrays = lower_in_memory(stored, PackedFile.open(directory / WEIGHTS_FILE), lowering.load())
+    weights = PackedFile.open(directory / WEIGHTS_FILE)
+    lowered, arrays = lower_in_memory(load_stored(directory), weights, lowering.load())
     return lowered.SerializeToString(), arrays
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import require_file
 from qvec_deploy.runtimes.cuda_driver import Cuda
 from qvec_deploy.runtimes.onnxruntime_cuda import LARGEST_BLOCK
@@ -211,21 +211,15 @@ def half_model(directory: Path, lowering: str) -> tuple[onnx.ModelProto, Arrays]
         IncompatibleError: There is no such lowering, it does not take this model, or a value is beyond float16.
         IntegrityError: The model or the weight file is damaged.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
     from qvec_deploy.packed import PackedFile
-    from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+    from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
     from qvec_deploy.runtimes.graph import DOMAIN
+    from qvec_deploy.runtimes.graph.stored import load_stored
     from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory, to_int4
 
     if lowering not in ("float", "int4"):
         raise IncompatibleError(f"runtime `onnxruntime-cuda` has no lowering `{lowering}`", hint="it has float, int4")
-    path = require_file(directory / MODEL_FILE, what="model")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise IntegrityError(f"{path} is not an ONNX model", hint="build the bundle again") from error
+    model = load_stored(directory)
     weights = PackedFile.open(require_file(directory / WEIGHTS_FILE, what="weights"))
     arrays: Arrays = {}
     if lowering == "int4":
