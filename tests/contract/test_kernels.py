@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = {"p32": (768, 3072), "rows": (1152, 384)}
-FEW_SPILLS, GROUPED_SPILLS = 64, 512  # bytes of a thread, stores and loads: 36 and 288 by Triton 3.8, 12 and 100 by 3.9
+FEW_SPILLS = 64  # bytes of a thread, stores and loads together: 36 by Triton 3.8, 12 by 3.9
 NEWEST_PTX = (8, 0)  # which the drivers of CUDA 12.0 read: older than any that TensorRT 10.9 runs on
 
 
@@ -221,12 +221,11 @@ def test_kernels_of_engines_keep_to_the_limits(layout: str, tile: Tile) -> None:
 def test_code_for_the_oldest_gpus_is_assembled_for_every_later_one(
     layout: str, kind: ahead.Kind, sm: int, change: dict[str, Any]
 ) -> None:
-    compiled = compile_ahead(kind, **{**_weight(layout), **change}, tile=TILES[3], sm=sm)
+    compiled = compile_ahead(kind, **{**_weight(layout), **change}, tile=launch.usual_way(197), sm=sm)
     assert compiled.shared_bytes <= SHARED_LIMIT
     assert _ptx_version(compiled.ptx) <= NEWEST_PTX
-    spills = FEW_SPILLS if "group_size" not in change else GROUPED_SPILLS
     later = [each for each in ARCHITECTURES if each >= sm]
-    assert all(assemble(compiled.ptx, each).spill_bytes <= spills for each in (later if not change else later[:1]))
+    assert all(assemble(compiled.ptx, each).spill_bytes <= FEW_SPILLS for each in (later if not change else later[:1]))
 
 
 @pytest.mark.parametrize(("layout", "sm"), [("rows", 80), ("rows", 90), ("rows", 120), ("p32", 80)])
