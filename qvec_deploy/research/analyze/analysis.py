@@ -83,9 +83,6 @@ def analyze(request: AnalysisRequest, advance: Advance = lambda done, total: Non
 
     Args:
         advance: Called with how many vectors are done, of how many.
-
-    Raises:
-        RecipeError, IncompatibleError, StorageError, IntegrityError, FetchError: As `open_inputs`.
     """
     inputs = open_inputs(request)
     comparison = _DonorComparison(inputs, request)

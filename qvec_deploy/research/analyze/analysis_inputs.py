@@ -80,7 +80,6 @@ def open_inputs(request: AnalysisRequest) -> AnalysisInputs:
         RecipeError: An unknown model, no vector, or `labels` of another label set than the head's.
         IncompatibleError: Checkpoints or vectors of another architecture, vectors for different grids, a QAT equal to
             the float receiver, a vector that is zero, or fewer than two images.
-        StorageError, IntegrityError, FetchError: As the files deserve.
     """
     receiver = Checkpoint.open(request.receiver, offline=request.offline)
     qat = Checkpoint.open(request.receiver_qat, offline=request.offline)

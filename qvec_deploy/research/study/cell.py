@@ -58,11 +58,7 @@ class TrialLog:
         return cls([Trial(**trial) for trial in values["trials"]], values["mix"], values["seconds"], path, key)
 
     def add(self, trial: Trial, seconds: Mapping[str, float]) -> None:
-        """Keep one more.
-
-        Raises:
-            StorageError: The disk refuses.
-        """
+        """Keep one more."""
         self.trials.append(trial)
         self.seconds = dict(seconds)
         if self.path is not None:
@@ -83,7 +79,6 @@ def compute_cell(request: CellRequest, *, send: SendEvent = lambda value: None, 
     Raises:
         RecipeError: An unknown model, an impossible grid, labels that are not the head's, or too few images.
         IncompatibleError: Checkpoints or vectors of another architecture or grid, or moments that no vector brings.
-        StorageError, IntegrityError, FetchError: As the files deserve.
     """
     progress, log = Progress(), log or TrialLog()
     progress.timings_s.update(log.seconds)

@@ -57,7 +57,6 @@ def open_request(request: CellRequest) -> CellFiles:
     Raises:
         RecipeError: An unknown model, an impossible grid, or a file named twice.
         IncompatibleError: Checkpoints or vectors of another architecture or grid; the message names the donor.
-        StorageError, IntegrityError, FetchError: As the files deserve.
     """
     receiver = Checkpoint.open(request.fp)
     vectors, fps = {}, {}

@@ -59,9 +59,6 @@ def write_documents(
         cells: By its name among the documents, every cell's file and what the study calls its model.
         costs: Of costs.json, an entry a fine-tune.
         run: run.json; a failure to write the others is added.
-
-    Raises:
-        StorageError: The disk refuses run.json too.
     """
     folder, path = store.out / CELLS, store.out / RUN_FILE
     with file_lock(store.documents_lock):
@@ -95,7 +92,6 @@ def read_cell(path: Path) -> Cell:
     """A cell from its file.
 
     Raises:
-        StorageError: The file cannot be read.
         IncompatibleError: It is of another version.
         IntegrityError: It is no cell.
     """

@@ -107,9 +107,6 @@ def make_node(send: SendEvent, *, out: str, node: dict[str, Any]) -> dict[str, A
 
     Returns:
         Its record: `seconds`, whether it was `made` now, and what else is known of it.
-
-    Raises:
-        QvecError: As the node's images, files and disk deserve.
     """
     import torch
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]

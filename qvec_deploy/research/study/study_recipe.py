@@ -320,7 +320,6 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
         overrides: `a.b=value` strings; values are YAML.
 
     Raises:
-        StorageError: The file is missing or unreadable.
         RecipeError: Not YAML, unknown keys, wrong types, impossible values; with field, line and nearest name.
     """
     with storage_errors(path):

@@ -170,9 +170,6 @@ def plan_study(
         `kinds`: by kind `total`, `done` (needed by nothing that is missing, if it is not there), `mean_seconds` of
         those (None where that is not known); `pairs`; `seconds_left` (None while it is not known of a kind that is
         missing).
-
-    Raises:
-        RecipeError, StorageError, IncompatibleError: As `run_study`.
     """
     store = StudyStore.at(out) if out is not None else None
     if store is not None:

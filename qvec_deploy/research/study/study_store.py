@@ -99,7 +99,6 @@ class StudyStore:
         """A study's folder that is there.
 
         Raises:
-            StorageError: It is not.
             IncompatibleError: Another version's.
         """
         path = out / "store" / _VERSION_FILE
@@ -188,9 +187,7 @@ class StudyStore:
             What `make` returned, and whether it was `made` now.
 
         Raises:
-            StorageError: The disk refuses.
             IntegrityError: A file that it found elsewhere is another one now.
-            QvecError: As `make`.
         """
         folder, made = self.folder(node.id), False
         with file_lock(self._cache.folder / "locks" / f"{node.id}.node"):

@@ -49,7 +49,6 @@ def judging_images(task: TaskData, config: DataConfig, classes: int, count: int)
 
     Raises:
         RecipeError: Labels that are not the head's, or fewer images than MIN_IMAGES.
-        StorageError, IncompatibleError: As `open_dataset`.
     """
     spec = DatasetSpec(task.dataset, task.testing_split, _root(task), count)
     images, labels = _read(spec, config, classes)
@@ -69,7 +68,6 @@ def choosing_images(
 
     Raises:
         RecipeError: Labels that are not the head's, or fewer images than MIN_IMAGES.
-        StorageError, IncompatibleError: As `open_dataset`.
     """
     spec = DatasetSpec(task.dataset, task.selecting_split, _root(task), count)
     images, labels = _read(spec, config, classes)

@@ -62,9 +62,6 @@ def train_base(
 
     Returns:
         Its weights, the head's included, and the seconds that the steps took.
-
-    Raises:
-        RecipeError, StorageError, IncompatibleError: As settings, images and disk deserve.
     """
     config = DataConfig.from_mapping(describe(model, 1, model_args).data_config)
     root = None if wanted.root is None else Path(wanted.root)
@@ -96,9 +93,6 @@ def fine_tune(recipe: DonorRecipe, run: str, place: TrainingPlace, *, offline: b
 
     Returns:
         Its weights, latent ones of a QAT run, and the seconds that the steps took.
-
-    Raises:
-        RecipeError, StorageError, IncompatibleError, IntegrityError, FetchError: As base, images and disk deserve.
     """
     _require_device(recipe.train.device)
     base, task = open_base(recipe, offline=offline), open_task(recipe)

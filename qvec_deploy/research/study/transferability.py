@@ -57,7 +57,6 @@ def class_prototypes(embedding: Embedding) -> Prototypes:
 
     Raises:
         IncompatibleError: A base of another architecture.
-        RecipeError, StorageError: As `choosing_images`.
     """
     import torch
 
@@ -86,9 +85,6 @@ def relate(request: CellRequest, files: CellFiles, network: CellNetwork) -> dict
 
     Returns:
         By donor's task.
-
-    Raises:
-        RecipeError, StorageError: As a donor's images deserve.
     """
     names, qat, base = list(files.backbone), files.own_qat, files.base
     own = None if qat is None else {name: qat.read(name) - network.weights[name] for name in names}

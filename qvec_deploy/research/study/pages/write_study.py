@@ -38,7 +38,6 @@ def write_study(report: StudyReport, cells: Sequence[Cell], directory: Path) -> 
     """Write study.json, study.md, study.html, trials.csv and pairs.csv; their paths, in this order.
 
     Raises:
-        StorageError: The directory cannot be written or is full.
         ValueError: A number is NaN or infinite.
     """
     page = study_page(report)
