@@ -4,8 +4,16 @@ import re
 
 import pytest
 
-from qvec_deploy.research.study.pages.heatmap import HeatmapCell, heatmap, strongest
-from qvec_deploy.research.study.pages.study_plots import LOOKS, CurveLine, IntervalBar, PairPoint, cloud, curves, gains
+from qvec_deploy.research.study.pages.heatmap import HeatmapCell, colour_limit, heatmap
+from qvec_deploy.research.study.pages.study_plots import (
+    LOOKS,
+    CurveLine,
+    IntervalBar,
+    PairPoint,
+    interval_plot,
+    line_plot,
+    scatter_plot,
+)
 
 TASKS = ("lower", "upper", "symbols", "digits")
 
@@ -23,7 +31,7 @@ def texts(svg: str) -> list[str]:
     ("gains", "end"), [((), 1), ((0.2,), 1), ((-4.0, 3.0), 5), ((41.0,), 50), ((-100.0,), 100), ((0.0,), 1)]
 )
 def test_the_colour_scale_holds_every_gain(gains, end):
-    assert strongest(gains) == end
+    assert colour_limit(gains) == end
 
 
 def test_a_heatmap_says_every_gain_with_its_error():
@@ -64,17 +72,17 @@ def test_many_tasks_have_no_room_for_numbers_but_losses_are_marked():
     "figure",
     [
         heatmap("h", "t", "c", squares(), 30.0),
-        gains(
+        interval_plot(
             "g",
             "t",
             "c",
             [IntervalBar(f"row {look}", -1.0, 0.5, 2.0, look) for look in range(len(LOOKS))],
             "gain, points",
         ),
-        curves(
+        line_plot(
             "l", "t", "c", [CurveLine("a", ((-0.5, -2.0, -3.0, -1.0), (1.0, 5.0, 4.0, 6.0)))], ("λ", "gain, points")
         ),
-        cloud(
+        scatter_plot(
             "c",
             "t",
             "c",
@@ -94,27 +102,27 @@ def test_every_colour_is_the_pages(figure):
 
 def test_rows_keep_their_numbers_in_full():
     bars = [IntervalBar("one donor", 1.0 / 3, 2.0 / 3, 1.0), IntervalBar("random", -1.0, 0.0, 1.0, 2)]
-    figure = gains("g", "t", "c", bars, "gain, points")
+    figure = interval_plot("g", "t", "c", bars, "gain, points")
     assert figure.samples == (("one donor", 2.0 / 3, 1.0 / 3, 1.0), ("random", 0.0, -1.0, 1.0))
     assert {"one donor", "random"} <= set(texts(figure.svg))
 
 
 def test_a_row_without_an_interval_is_a_point_alone():
-    figure = gains("g", "t", "c", [IntervalBar("one receiver", 2.0, 2.0, 2.0)], "gain, points")
+    figure = interval_plot("g", "t", "c", [IntervalBar("one receiver", 2.0, 2.0, 2.0)], "gain, points")
     assert figure.samples == (("one receiver", 2.0, None, None),)
     assert "one receiver: +2.0<" in figure.svg.replace('"', "<") and "[" not in figure.svg.partition(">")[0]
 
 
 def test_a_curve_is_told_in_words_and_numbers():
     line = CurveLine("pairs", ((-0.5, -2.0, -3.0, -1.0), (1.0, 5.0, 4.0, 6.0)))
-    figure = curves("l", "t", "c", [line], ("λ", "gain, points"))
+    figure = line_plot("l", "t", "c", [line], ("λ", "gain, points"))
     assert "pairs: −2 at −0.5, +5 at 1" in figure.svg
     assert figure.samples == (("pairs", -0.5, -2.0, -3.0, -1.0), ("pairs", 1.0, 5.0, 4.0, 6.0))
-    assert "pairs: −2 at −0.5, 5 at 1" in curves("l", "t", "c", [line], ("λ", "s"), signed=False).svg
+    assert "pairs: −2 at −0.5, 5 at 1" in line_plot("l", "t", "c", [line], ("λ", "s"), signed=False).svg
 
 
 def test_a_prediction_has_the_line_where_it_would_be_right():
     spots = [PairPoint("a", "b", 0.1, 0.2), PairPoint("b", "a", 0.3, 0.4)]
-    plain = cloud("c", "t", "c", spots, ("predicted", "measured"))
-    with_line = cloud("c", "t", "c", spots, ("predicted", "measured"), equal=True)
+    plain = scatter_plot("c", "t", "c", spots, ("predicted", "measured"))
+    with_line = scatter_plot("c", "t", "c", spots, ("predicted", "measured"), equal=True)
     assert with_line.svg.count("stroke-dasharray") == plain.svg.count("stroke-dasharray") + 1

@@ -18,10 +18,10 @@ from qvec_deploy.research.study.analysis.study_statistics import (
     pooled,
     qap,
     ratio,
-    reach_of,
     seed_error,
     share,
     spearman,
+    t_quantile,
 )
 
 OFF = {tasks: ~np.eye(tasks, dtype=bool) for tasks in range(3, 9)}
@@ -151,8 +151,8 @@ def test_the_error_over_seeds() -> None:
 
 
 def test_how_far_an_interval_reaches() -> None:
-    assert reach_of() == pytest.approx(1.959964)
-    assert reach_of(1) == pytest.approx(12.7062, abs=1e-4)
+    assert t_quantile() == pytest.approx(1.959964)
+    assert t_quantile(1) == pytest.approx(12.7062, abs=1e-4)
 
 
 def test_images_are_resampled_within_receivers() -> None:

@@ -20,7 +20,7 @@ from qvec_deploy.research.study.study_recipe import StudyModel, StudyTask
 _FIRST = 16
 
 
-def look_at(
+def image_identities(
     what: str,
     dataset: str,
     root: str | None,
@@ -45,7 +45,7 @@ def look_at(
     """
     found: dict[str, Any] = {}
     folder = None if root is None else Path(root)
-    with named(what):
+    with errors_about(what):
         if is_on_hub(dataset):
             for split, seen in zip(splits, look(dataset, splits, folder), strict=True):
                 found |= {"classes": seen.classes, split: [seen.revision, seen.images, split]}
@@ -65,7 +65,7 @@ def look_at(
 
 
 @contextlib.contextmanager
-def named(what: str) -> Iterator[None]:
+def errors_about(what: str) -> Iterator[None]:
     """Name what errors of the block are about."""
     try:
         yield
@@ -97,7 +97,7 @@ def check_model(model: StudyModel, architecture: Architecture, grids: Sequence[D
             hint="only Linear layers are quantized: use a transformer, or a shorter skip list",
         )
     for name in linears:
-        with named(f"model {model.name}: {name}"):
+        with errors_about(f"model {model.name}: {name}"):
             for grid in grids:
                 grid.scheme().groups(architecture.shapes[f"{name}.weight"][1])
 
@@ -106,7 +106,7 @@ def check_images(task: StudyTask, seen: Mapping[str, Any], *, trained: bool) -> 
     """Refuse images that are not the task's, and accuracy of images that were trained on.
 
     Args:
-        seen: As `look_at` returns it.
+        seen: As `image_identities` returns it.
         trained: Whether its `train` is trained on here.
 
     Raises:

@@ -15,7 +15,7 @@ from qvec_deploy.io.hub import is_remote
 from qvec_deploy.research.study.cell_task import CellTask
 from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData
 from qvec_deploy.research.study.released import checkpoint_pattern, identify, pinned
-from qvec_deploy.research.study.study_checks import check_images, check_model, look_at, named
+from qvec_deploy.research.study.study_checks import check_images, check_model, errors_about, image_identities
 from qvec_deploy.research.study.study_node import StudyNode, Task
 from qvec_deploy.research.study.study_recipe import StudyModel, StudyRecipe, StudyTask, grid_name
 from qvec_deploy.research.study.study_tasks import BaseTask, FineTuneTask, ReleasedTask, VectorTask, WeightsRef
@@ -37,7 +37,7 @@ def build_graph(recipe: StudyRecipe, *, offline: bool = False) -> list[list[Stud
         RecipeError, StorageError, IncompatibleError: A model or a task that cannot be; the message names it.
         FetchError: The Hub, or its cache, does not know what a recipe names.
     """
-    look = cache(look_at)  # models of one preprocessing look at the same images
+    look = cache(image_identities)  # models of one preprocessing look at the same images
     with offline_hub(offline):
         groups = [list(_ModelNodes(recipe, model, offline, look).nodes()) for model in recipe.models]
     if recipe.checkpoints is not None:
@@ -148,7 +148,7 @@ class _ModelNodes:
         )
         identity = seen["train"]
         if identity[1] is not None:  # else nobody knows yet how many there are
-            with named(f"task {task.name}"):
+            with errors_about(f"task {task.name}"):
                 recipe.hyper(identity[1])
         tuned = FineTuneTask(kind=kind, recipe=recipe, base=base, images=identity, classes=seen["classes"])
         return self._node(tuned, task, grid, seed)

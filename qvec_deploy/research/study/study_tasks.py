@@ -85,7 +85,7 @@ class BaseTask(_TaskOfModel):
 
     Attributes:
         root: Of the images, resolved.
-        images: What tells them from others (`study_checks.look_at`).
+        images: What tells them from others (`study_checks.image_identities`).
     """
 
     type: Literal["base"] = "base"

@@ -9,7 +9,7 @@ import numpy as np
 
 from qvec_deploy.research.study.analysis.pair_values import Cause, LambdaGain, LosingPair, PairGain
 from qvec_deploy.research.study.analysis.setting_cells import SettingCells
-from qvec_deploy.research.study.analysis.study_statistics import reach_of
+from qvec_deploy.research.study.analysis.study_statistics import t_quantile
 from qvec_deploy.research.study.analysis.study_summary import Headroom
 
 NO_HEADROOM = 2.0
@@ -54,7 +54,7 @@ def noise_of(pair: PairGain) -> float:
     """
     seeds, images = (pair.seed_error or 0.0) ** 2, pair.image_error**2
     freedom = (len(pair.lambdas) - 1) * ((seeds + images) / seeds) ** 2 if seeds else math.inf
-    return reach_of(freedom) * math.sqrt(seeds + images)
+    return t_quantile(freedom) * math.sqrt(seeds + images)
 
 
 def losing_pairs_of(

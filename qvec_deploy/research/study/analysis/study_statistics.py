@@ -96,7 +96,7 @@ def ratio(numerator: Float64, denominator: Float64) -> Estimate | None:
     if variance <= (TINY * max(1.0, abs(value))) ** 2:
         return Estimate(value, value, value)
     freedom = variance**2 / sum(each**2 / free for each, free in parts)
-    reach = reach_of(min(freedom, len(of) - 1)) * math.sqrt(variance)
+    reach = t_quantile(min(freedom, len(of) - 1)) * math.sqrt(variance)
     return Estimate(value, value - reach, value + reach)
 
 
@@ -112,7 +112,7 @@ def mean(values: Float64) -> Estimate | None:
     return ratio(np.where(there, values, 0.0), there.astype(np.float64))
 
 
-def reach_of(freedom: float = math.inf) -> float:
+def t_quantile(freedom: float = math.inf) -> float:
     """Standard errors from a mean to the end of its 95 % interval: Student's t, or the normal distribution."""
     from scipy import stats
 
@@ -168,7 +168,7 @@ def pooled(answers: Mapping[tuple[int, int], Float64], shape: tuple[int, int]) -
         [np.mean(parts, axis=0) for parts in by_receiver.values()],
         [len(parts) / len(answers) for parts in by_receiver.values()],
     )
-    value, reach = float(np.nanmean(values)), reach_of() * error
+    value, reach = float(np.nanmean(values)), t_quantile() * error
     return PooledMean(value, seed_error(values), Estimate(value, value - reach, value + reach), mean(values))
 
 
@@ -188,7 +188,7 @@ def paired(differences: Sequence[float]) -> PairedStatistics:
     error = float(values.std(ddof=1)) / math.sqrt(count)
     if error <= TINY * max(1.0, abs(middle)):
         return PairedStatistics(Estimate(middle, middle, middle), None, wilcoxon, least)
-    reach = reach_of(count - 1) * error
+    reach = t_quantile(count - 1) * error
     t_p = float(2 * stats.t.sf(abs(middle) / error, count - 1))
     return PairedStatistics(Estimate(middle, middle - reach, middle + reach), t_p, wilcoxon, least)
 

@@ -66,7 +66,7 @@ def _gain(name: str, setting: StudySetting) -> str:
     if tested is not None and tested.t_adjusted is not None:
         known.append(
             f"p of a paired t-test over {notation.many(tested.receivers, 'receiver')} "
-            f"{notation.equals(tested.t_adjusted)} after Holm's correction, {notation.chance(tested.t_p)} before"
+            f"{notation.p_equals(tested.t_adjusted)} after Holm's correction, {notation.p_text(tested.t_p)} before"
         )
     beside = "; ".join(filter(None, known))
     value = f"{notation.points(row.gain.value)} points" + (f" ({beside})" if beside else "")

@@ -60,7 +60,7 @@ def heatmap(
     return Figure(name, title, caption, drawing, columns, samples)
 
 
-def strongest(gains: Sequence[float]) -> float:
+def colour_limit(gains: Sequence[float]) -> float:
     """The end of a colour scale that holds all gains: a round number of points, at least 1."""
     largest = max((abs(gain) for gain in gains), default=1.0)
     steps = (1, 2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100)

@@ -114,14 +114,14 @@ def won(wins: WinCount) -> str:
     return percent(wins.wins / wins.count) if wins.count else NONE
 
 
-def chance(p: float | None) -> str:
+def p_text(p: float | None) -> str:
     """A p-value."""
     return NONE if p is None else p_value(p)
 
 
-def equals(p: float | None) -> str:
+def p_equals(p: float | None) -> str:
     """A p-value behind the letter p: = 0.02, or < 0.0001."""
-    text = chance(p)
+    text = p_text(p)
     return text if text.startswith("<") else f"= {text}"
 
 

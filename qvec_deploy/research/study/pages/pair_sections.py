@@ -22,8 +22,8 @@ from qvec_deploy.research.study.analysis.pair_values import (
 from qvec_deploy.research.study.analysis.row_key import PLAIN, RowKey
 from qvec_deploy.research.study.analysis.study_summary import LambdaCurve, StudySetting, StudySummary
 from qvec_deploy.research.study.pages import notation
-from qvec_deploy.research.study.pages.heatmap import HeatmapCell, heatmap, strongest
-from qvec_deploy.research.study.pages.study_plots import CurveLine, PairPoint, cloud, curves
+from qvec_deploy.research.study.pages.heatmap import HeatmapCell, colour_limit, heatmap
+from qvec_deploy.research.study.pages.study_plots import CurveLine, PairPoint, line_plot, scatter_plot
 
 CAUSES = (
     ("coordinates", "Donor and receiver are not in the same coordinates"),
@@ -49,7 +49,7 @@ def matrices(summary: StudySummary) -> Section:
     drawn: dict[str, list[Figure]] = {}  # by way of choosing lambda: settings stand side by side
     for index, name, setting in notation.numbered(summary):
         over_plain = [one for one in setting.matrices if one.baseline == PLAIN and one.pairs]
-        largest = strongest([pair.gain for one in over_plain for pair in one.pairs])
+        largest = colour_limit([pair.gain for one in over_plain for pair in one.pairs])
         for one in over_plain:
             drawn.setdefault(one.mode, []).append(_matrix(f"gains-{index}-{one.mode}", name, one, largest))
             every.append(_every(name, setting, one))
@@ -143,7 +143,7 @@ def lambdas(summary: StudySummary) -> Section:
                 for curve in setting.curves
                 if curve.points
             ]
-            figures.append(curves(f"lambda-{index}", "Gain over λ", caption, lines, ("λ", "gain, points")))
+            figures.append(line_plot(f"lambda-{index}", "Gain over λ", caption, lines, ("λ", "gain, points")))
             tables.append(_lambdas(name, setting.curves))
     return Section("lambda", "Gain over λ", (*figures, *tables))
 
@@ -194,7 +194,7 @@ def _similar(anchor: str, name: str, one: TaskSimilarity) -> Figure:
     overall = next((each for each in one.correlations if each.over == "pairs"), None)
     correlation = f" {_in_words(overall)}" if overall is not None else ""
     caption = f"{name}. A point per pair, seeds averaged; diamonds lose.{correlation}"
-    return cloud(anchor, f"Gain and {one.label}", caption, points, ("cosine", "gain at λ = 1, points"))
+    return scatter_plot(anchor, f"Gain and {one.label}", caption, points, ("cosine", "gain at λ = 1, points"))
 
 
 def _in_words(correlation: RankCorrelation) -> str:
@@ -203,9 +203,9 @@ def _in_words(correlation: RankCorrelation) -> str:
     text = f"Spearman {notation.correlation(correlation.spearman)}"
     if correlation.qap_p is None:
         return f"{text}, no label permutation (too few tasks, or a pair is missing)."
-    adjusted = notation.chance(correlation.qap_adjusted)
+    adjusted = notation.p_text(correlation.qap_adjusted)
     return (
-        f"{text}, label-permutation (QAP) p {notation.equals(correlation.qap_p)}, {adjusted} after Holm's correction."
+        f"{text}, label-permutation (QAP) p {notation.p_equals(correlation.qap_p)}, {adjusted} after Holm's correction."
     )
 
 
@@ -216,8 +216,8 @@ def _correlations(title: str, about: tuple[str, ...], rows: Iterable[tuple[tuple
     columns: dict[str, Callable[[RankCorrelation], str]] = {
         "Over": lambda one: one.over,
         "Spearman": lambda one: notation.correlation(one.spearman),
-        "QAP p": lambda one: notation.chance(one.qap_p),
-        "QAP p, Holm": lambda one: notation.chance(one.qap_adjusted),
+        "QAP p": lambda one: notation.p_text(one.qap_p),
+        "QAP p, Holm": lambda one: notation.p_text(one.qap_adjusted),
         "Permutations": tried,
     }
     note = (
@@ -302,7 +302,7 @@ def _predicted(anchor: str, name: str, one: PropositionCheck) -> Figure:
     points = [PairPoint(point.donor, point.receiver, point.predicted, point.measured) for point in one.points]
     caption = f"{name}. Dashed: where prediction and measurement are equal. Diamonds lose."
     labels = ("predicted share of the headroom", "measured share of the gap")
-    return cloud(anchor, "Predicted and measured shares", caption, points, labels, equal=True)
+    return scatter_plot(anchor, "Predicted and measured shares", caption, points, labels, equal=True)
 
 
 def _errors(name: str, one: PropositionCheck) -> str:

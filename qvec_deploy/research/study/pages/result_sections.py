@@ -11,7 +11,7 @@ from qvec_deploy.report.page import Block, Prose, Section, Table
 from qvec_deploy.research.study.analysis.row_key import FLOAT, OWN_QAT, PLAIN, Needs, RowKey
 from qvec_deploy.research.study.analysis.study_summary import PairedTest, StudyRow, StudySetting, StudySummary
 from qvec_deploy.research.study.pages import notation
-from qvec_deploy.research.study.pages.study_plots import IntervalBar, gains
+from qvec_deploy.research.study.pages.study_plots import IntervalBar, interval_plot
 
 VECTOR_LOOK, OTHER_LOOK, REFERENCE_LOOK = 0, 2, 3  # of rows with a vector, without, and those that nobody would ship
 TAKING: tuple[tuple[str, tuple[Needs, ...]], ...] = (
@@ -39,7 +39,7 @@ def results(summary: StudySummary) -> Section:
                 f"{name}. Circles have a vector, diamonds have none, squares are references and controls. Bars are "
                 f"95 % intervals over {over}."
             )
-            blocks.append(gains(f"rows-{index}", "Gain over plain PTQ", caption, bars, "gain, points"))
+            blocks.append(interval_plot(f"rows-{index}", "Gain over plain PTQ", caption, bars, "gain, points"))
     return Section("results", "Results", tuple(blocks))
 
 
@@ -99,7 +99,7 @@ def _table(name: str, setting: StudySetting) -> Table:
 
     def chance(row: StudyRow) -> str:
         test = setting.test(row.key, PLAIN)
-        return notation.chance(test.t_adjusted) if test else NONE
+        return notation.p_text(test.t_adjusted) if test else NONE
 
     note = (
         f"Means over {notation.many(len(setting.receivers), 'receiver')} and "
@@ -206,15 +206,15 @@ def _tests(name: str, chosen: Sequence[PairedTest]) -> Table:
         "Family": lambda one: one.family,
         "Receivers": lambda one: str(one.receivers),
         "Difference, points": notation.difference,
-        "t": lambda one: notation.chance(one.t_p),
-        "t, Holm": lambda one: notation.chance(one.t_adjusted),
-        "Wilcoxon": lambda one: notation.chance(one.wilcoxon_p),
-        "Wilcoxon, Holm": lambda one: notation.chance(one.wilcoxon_adjusted),
+        "t": lambda one: notation.p_text(one.t_p),
+        "t, Holm": lambda one: notation.p_text(one.t_adjusted),
+        "Wilcoxon": lambda one: notation.p_text(one.wilcoxon_p),
+        "Wilcoxon, Holm": lambda one: notation.p_text(one.wilcoxon_adjusted),
     }
     least = max((one.wilcoxon_least for one in chosen), default=1.0)
     note = (
         "In brackets: the t-test's 95 % interval, uncorrected. The smallest p that Wilcoxon's test can give with so "
-        f"few receivers is {notation.chance(least)}, before Holm. Receivers share donors; the tests take them to be "
+        f"few receivers is {notation.p_text(least)}, before Holm. Receivers share donors; the tests take them to be "
         "independent."
     )
     return Table.of(name, chosen, columns, words=2, note=note)
@@ -236,7 +236,7 @@ def controls(summary: StudySummary) -> Section:
         if any(bar.low < bar.high for bar in bars):
             caption += " Bars are the paired t-test's 95 % intervals, uncorrected."
         title = "One donor at λ = 1, less a control"
-        figures.append(gains(f"controls-{index}", title, caption, bars, "difference, points"))
+        figures.append(interval_plot(f"controls-{index}", title, caption, bars, "difference, points"))
     sentence = (
         "A control takes a donor's place at λ = 1 and has its vector's norm in every tensor. The GPTQ displacement has "
         "it in the quantized Linears alone: it moves no bias, norm or embedding."

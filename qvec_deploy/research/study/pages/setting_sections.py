@@ -18,7 +18,7 @@ from qvec_deploy.research.study.analysis.study_summary import (
     StudySummary,
 )
 from qvec_deploy.research.study.pages import notation
-from qvec_deploy.research.study.pages.study_plots import LOOKS, CurveLine, curves
+from qvec_deploy.research.study.pages.study_plots import LOOKS, CurveLine, line_plot
 
 FEWEST_RECEIVERS = 10  # that the cost figure reaches to
 MOST_RECEIVERS = 100
@@ -77,7 +77,7 @@ def _cost_lines(anchor: str, name: str, chosen: tuple[ReceiverCost, ...]) -> Fig
     ]
     caption = f"{name}. Where a line falls below the receivers' own QAT, the vector has paid for its donors."
     labels = ("receivers", f"time in all, {unit}")
-    return curves(anchor, "Time for many receivers", caption, lines, labels, signed=False)
+    return line_plot(anchor, "Time for many receivers", caption, lines, labels, signed=False)
 
 
 def paper(summary: StudySummary) -> Section:

@@ -69,7 +69,7 @@ class PairPoint:
     y: float
 
 
-def gains(name: str, title: str, caption: str, bars: Sequence[IntervalBar], label: str) -> Figure:
+def interval_plot(name: str, title: str, caption: str, bars: Sequence[IntervalBar], label: str) -> Figure:
     """Values with intervals, a row each, and where nothing is gained.
 
     Args:
@@ -98,7 +98,7 @@ def gains(name: str, title: str, caption: str, bars: Sequence[IntervalBar], labe
     return Figure(name, title, caption, drawing, ("row", label, "low", "high"), samples)
 
 
-def curves(
+def line_plot(
     name: str, title: str, caption: str, lines: Sequence[CurveLine], labels: tuple[str, str], *, signed: bool = True
 ) -> Figure:
     """Lines with intervals as bands.
@@ -143,7 +143,7 @@ def _draw_line(axes: Any, line: CurveLine) -> None:
     axes.plot(places, values, **style, label=line.name, zorder=3)
 
 
-def cloud(
+def scatter_plot(
     name: str, title: str, caption: str, points: Sequence[PairPoint], labels: tuple[str, str], *, equal: bool = False
 ) -> Figure:
     """A point per pair; those that lose look different.
