@@ -15,6 +15,7 @@ from qvec_deploy.cli.options import (
     progress_shown,
     quiet_option,
 )
+from qvec_deploy.cli.wide_console import wide_console
 
 if TYPE_CHECKING:
     from qvec_deploy.research.analyze.analysis import Analysis, DonorAnalysis
@@ -78,16 +79,13 @@ def analyze(
 
 
 def _print_analysis(analysis: Analysis) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from qvec_deploy.research.analyze.response import GRID
     from qvec_deploy.vectors.short_names import short_names
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 120))
+    console = wide_console()
     names = short_names([donor.vector for donor in analysis.donors])
     predictions, curves = Table(box=None, pad_edge=False), Table(box=None, pad_edge=False)
     for table in (predictions, curves):

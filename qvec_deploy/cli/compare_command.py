@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qvec_deploy.cli.options import echo_document, json_option, progress_shown, quiet_option
+from qvec_deploy.cli.wide_console import wide_console
 
 if TYPE_CHECKING:
     from qvec_deploy.bench.comparison import Comparison
@@ -115,14 +116,11 @@ def compare(
 
 
 def _print(comparison: Comparison, output: Path | None) -> None:
-    from rich.console import Console
 
     from qvec_deploy.report.comparison_page import changes_table, verdict_table
     from qvec_deploy.report.render_terminal import render_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 160))
+    console = wide_console(160)
     console.print(render_table(verdict_table(comparison)))
     changes = changes_table(comparison)
     if changes is not None:

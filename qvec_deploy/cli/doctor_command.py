@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from qvec_deploy.bench.environment import capture_environment
+from qvec_deploy.cli.wide_console import wide_console
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.registry import RUNTIMES
 
@@ -86,9 +86,7 @@ def _version(package: str) -> str | None:
 
 def print_examination(found: dict[str, Any]) -> None:
     """The same as text."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 120))
+    console = wide_console()
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)

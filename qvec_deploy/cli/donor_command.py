@@ -17,6 +17,7 @@ from qvec_deploy.cli.options import (
     recipe_option,
     set_option,
 )
+from qvec_deploy.cli.wide_console import wide_console
 
 if TYPE_CHECKING:
     from qvec_deploy.donors.train_config import TrainingProgress
@@ -114,12 +115,9 @@ def _bars(quiet: bool) -> Iterator[Callable[[str, TrainingProgress], None] | Non
 
 
 def _print_record(record: dict[str, Any], output: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 120))
+    console = wide_console()
     val = record["val"]
     grid = record["recipe"]["scheme"]
     if val is None:

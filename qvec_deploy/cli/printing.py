@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qvec_deploy.cli.wide_console import wide_console
 from qvec_deploy.errors import StorageError
 from qvec_deploy.io.files import storage_errors
 from qvec_deploy.planner import Plan, TensorPlan
@@ -45,7 +45,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
 
 def print_plan(plan: Plan, *, tensors: bool = True) -> None:
     """Every tensor's decision, if they are wanted, then the sums."""
-    console = _console()
+    console = wide_console()
     if tensors:
         console.print(_tensor_table(plan))
         console.print()
@@ -120,7 +120,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
 
 def print_document(document: dict[str, Any]) -> None:
     """A document as indented lines."""
-    console = _console()
+    console = wide_console()
 
     def show(value: dict[str, Any], indent: int) -> None:
         width = max((len(key) for key in value), default=0)
@@ -164,8 +164,3 @@ def _product(shape: tuple[int, ...]) -> int:
     for length in shape:
         count *= length
     return count
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, 120))

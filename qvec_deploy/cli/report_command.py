@@ -11,6 +11,7 @@ import click
 
 from qvec_deploy.cli.options import echo_document, json_option, progress_shown, quiet_option
 from qvec_deploy.cli.report_table import print_report
+from qvec_deploy.cli.wide_console import wide_console
 from qvec_deploy.errors import IncompatibleError, RecipeError
 
 if TYPE_CHECKING:
@@ -121,14 +122,11 @@ def _read(bundle: Bundle) -> Report:
 
 
 def _print_overview(shown: Overview) -> None:
-    from rich.console import Console
 
     from qvec_deploy.report.overview import bundles_table, headline
     from qvec_deploy.report.render_terminal import render_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 140))
+    console = wide_console(140)
     table = bundles_table(shown)
     console.print(render_table(table))
     console.print("\n" + headline(shown), highlight=False, markup=False)

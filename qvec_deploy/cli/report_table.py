@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from qvec_deploy.cli.wide_console import wide_console
+
 if TYPE_CHECKING:
     from qvec_deploy.bench.results import Report
 
@@ -14,7 +16,6 @@ SHOWN = 2
 
 def print_report(report: Report, scenarios: Collection[str] = ()) -> None:
     """The table, latency by batch size where there are several, what was chosen, the gates and the warnings."""
-    from rich.console import Console
     from rich.text import Text
 
     from qvec_deploy.bench.summary import numbered_warnings, rows
@@ -23,9 +24,7 @@ def print_report(report: Report, scenarios: Collection[str] = ()) -> None:
     from qvec_deploy.report.render_terminal import render_candidates, render_table, verdict_lines
     from qvec_deploy.report.timing_section import scenarios as scenario_table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 120))
+    console = wide_console()
     computed = rows(report)
     console.print(render_candidates(comparison_table(report, computed, on_terminal=True), report.title))
     batches = batch_table(computed)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from qvec_deploy.bench.roofline.operations import layer_kind
+from qvec_deploy.cli.wide_console import wide_console
 from qvec_deploy.formatting import three
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ def _outlook_document(outlook: Outlook) -> dict[str, Any]:
 
 def print_roofline(device: Device, source: str, outlooks: Sequence[Outlook]) -> None:
     """Per batch size a table by kind of layer, its sum, and whether fewer bits can help."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 120), highlight=False, markup=False)
+    console = wide_console(highlight=False, markup=False)
     rates = ", ".join(f"{name} {_tera(rate)}" for name, rate in device.gflops.items())
     threads = "" if device.threads is None else f", {device.threads} thread{'s' * (device.threads != 1)}"
     console.print(f"\nroofline of {device.name}{threads} ({source}): {device.bandwidth_gb_s:.0f} GB/s; {rates}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qvec_deploy.cli.options import json_option, progress_shown, quiet_option
+from qvec_deploy.cli.wide_console import wide_console
 
 if TYPE_CHECKING:
     from qvec_deploy.research.study.pages.study_page import StudyReport
@@ -48,15 +49,11 @@ def report(folder: Path, output: Path, quiet: bool, as_json: bool) -> None:
 
 def _print(shown: StudyReport) -> None:
     """A short table per setting, and the answer."""
-    from rich.console import Console
-
     from qvec_deploy.report.render_terminal import render_table
     from qvec_deploy.research.study.pages.conclusions import answers, remarks
     from qvec_deploy.research.study.pages.result_sections import compact
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 140))
+    console = wide_console(140)
     for table in compact(shown.summary):
         console.print(render_table(table))
         console.print()

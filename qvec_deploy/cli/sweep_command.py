@@ -20,6 +20,7 @@ from qvec_deploy.bench.statistics import wilson
 from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.cli.options import echo_json
 from qvec_deploy.cli.terminal_progress import TITLES
+from qvec_deploy.cli.wide_console import wide_console
 from qvec_deploy.errors import QvecError, RecipeError
 from qvec_deploy.jobs.job import Executor
 from qvec_deploy.jobs.processes import LocalProcesses
@@ -127,7 +128,7 @@ def list_builds(recipes: Sequence[Recipe], *, offline: bool, as_json: bool) -> N
         grid = str(scheme) if scheme is not None else "float"
         lam = "selected" if recipe.lam is None else f"{recipe.lam:g}"
         table.add_row(Text(recipe.name), grid, lam, recipe.target.runtime, recipe.target.lowering, size)
-    _console().print(table)
+    wide_console(140).print(table)
     for build in builds:
         if build["refused"] is not None:
             click.echo(f"\n{build['recipe']}: {build['refused']}")
@@ -156,7 +157,7 @@ def _print(summary: SweepSummary, folder: Path) -> None:
     for row in summary.rows:
         style = "" if row.exit_code == 0 else "yellow"
         table.add_row(Text(row.name), _verdict(row), *map(Text, _figures(row)), style=style)
-    console = _console()
+    console = wide_console(140)
     console.print(table)
     for row in summary.rows:
         if row.reason:
@@ -184,8 +185,3 @@ def _figures(row: SweepRow) -> list[str]:
     size = formatting.megabytes(row.stored_bytes) if row.stored_bytes is not None else NONE
     gates = f"{row.gates}/{row.gates_asked}" if row.gates_asked else NONE
     return [top1, size, latency, ratio, gates]
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, 140))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qvec_deploy.cli.options import echo_json, json_option, model_arguments, offline_option
+from qvec_deploy.cli.wide_console import wide_console
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.io.files import storage_errors
 
@@ -305,7 +306,6 @@ def _show_written(path: Path, header: VectorHeader, as_json: bool) -> None:
 
 
 def _print_summary(summary: dict[str, Any], scheme: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -316,8 +316,7 @@ def _print_summary(summary: dict[str, Any], scheme: str) -> None:
     for layer in summary["layers"]:
         share = f"{layer['share']:.2%}" if layer["share"] is not None else "not known"
         table.add_row(layer["name"], " x ".join(map(str, layer["shape"])) or "scalar", f"{layer['norm']:.4g}", share)
-    console = Console()
-    (console if console.is_terminal else Console(width=max(console.width, 120))).print(table)
+    wide_console().print(table)
     lines = {
         "scheme": scheme,
         "skip": ", ".join(summary["skip"]) or "nothing",
