@@ -14,9 +14,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError
 from qvec_deploy.io.cache import ENTRY_FILE, Cache
@@ -30,9 +30,6 @@ from qvec_deploy.io.files import (
     write_bytes,
 )
 
-if TYPE_CHECKING:
-    from qvec_deploy.research.study.study_node import StudyNode
-
 STORE_VERSION = 1
 """Of the folder's layout; what a node computes has versions of its own (`study_node`, `cell_values`)."""
 _VERSION_FILE, _NODE_FILE = "version.json", "node.json"
@@ -42,6 +39,22 @@ Make = Callable[[Path], dict[str, Any]]
 
 _NOT_THERE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What reading a record raises that is missing, torn or another's."""
+
+
+class StoredNode(Protocol):
+    """What the store knows of a node (`study_node.StudyNode`): its name as a file's, and what decides its files."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+
+    @property
+    def key(self) -> str: ...  # noqa: D102
+
+    @property
+    def keyed(self) -> Mapping[str, Any]: ...  # noqa: D102
 
 
 class StudyStore:
@@ -132,11 +145,11 @@ class StudyStore:
         """Remove what a finished node kept of how far it was."""
         shutil.rmtree(self.work(node), ignore_errors=True)
 
-    def record(self, node: StudyNode) -> dict[str, Any] | None:
+    def record(self, node: StoredNode) -> dict[str, Any] | None:
         """What is known of a node that was made, be its files still there or not."""
         return self._record(node.id, node.key)
 
-    def knows(self, node: StudyNode) -> bool:
+    def knows(self, node: StoredNode) -> bool:
         """Whether a node is there, under this name or another one of its model, by sizes; nothing is written."""
         try:
             record, entry = self.record(node) or {}, self._entry(node.id, node.key)
@@ -149,7 +162,7 @@ class StudyStore:
         except _NOT_THERE:
             return False
 
-    def find(self, node: StudyNode) -> bool:
+    def find(self, node: StoredNode) -> bool:
         """Whether a node is there byte for byte; what only the cache has gets its place among the files."""
 
         def make_nothing(staging: Path) -> dict[str, Any]:
@@ -180,7 +193,7 @@ class StudyStore:
             raise IntegrityError(f"{damaged} is damaged", hint="run the study again: it is made anew")
         return next(iter(files))
 
-    def obtain(self, node: StudyNode, make: Make) -> dict[str, Any]:
+    def obtain(self, node: StoredNode, make: Make) -> dict[str, Any]:
         """Make a node's files, or find them; a second maker of the same waits for the first.
 
         Returns:
@@ -226,7 +239,7 @@ class StudyStore:
             return None
         return {self.folder(node) / name: sha256 for name, sha256 in hashes.items()}
 
-    def _is_whole(self, node: StudyNode) -> bool:
+    def _is_whole(self, node: StoredNode) -> bool:
         files = self._files(node.id, node.key)
         return files is not None and _damaged(files) is None
 
