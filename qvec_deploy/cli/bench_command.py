@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from qvec_deploy.cli.options import echo_document, json_option, progress_shown, quiet_option
+from qvec_deploy.cli.options import (
+    PATH,
+    batch_size_option,
+    blocks_option,
+    data_option,
+    json_option,
+    progress_shown,
+    quiet_option,
+    threads_option,
+)
 from qvec_deploy.cli.report_table import print_report
 
 
@@ -25,21 +34,13 @@ def _cores(context: click.Context, parameter: click.Parameter, text: str | None)
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("bundles", nargs=-1, required=True, type=PATH)
 @click.option(
     "--lowering", "lowerings", multiple=True, help="Run every bundle with this lowering instead of its own; repeatable."
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of every engine.  [default: its recipe's]")
-@click.option(
-    "--batch-size",
-    "batch_sizes",
-    type=click.IntRange(1),
-    multiple=True,
-    help="Batch size; repeatable.  [default: the first recipe's]",
-)
-@click.option(
-    "--blocks", type=click.IntRange(2), help="Latency samples of every engine.  [default: the first recipe's]"
-)
+@threads_option
+@batch_size_option
+@blocks_option
 @click.option(
     "--max-seconds",
     type=click.FloatRange(0, min_open=True),
@@ -54,29 +55,24 @@ def _cores(context: click.Context, parameter: click.Parameter, text: str | None)
     multiple=True,
     help="MLPerf's scenario; repeatable.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="The images' folder, if it is not where the recipe says.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report into this directory.")
+@data_option
+@click.option("-o", "--output", type=PATH, help="Write the report into this directory.")
 @quiet_option
 @json_option
 def bench(
     bundles: tuple[Path, ...],
-    lowerings: tuple[str, ...],
-    threads: int | None,
-    batch_sizes: tuple[int, ...],
-    blocks: int | None,
     max_seconds: float | None,
     cores: tuple[int, ...] | None,
     l2: str | None,
     scenarios: tuple[str, ...],
-    data: Path | None,
     output: Path | None,
     quiet: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Measure bundles side by side, interleaved; the first is the baseline."""
     from qvec_deploy.bundle.side_by_side import bench_bundles
     from qvec_deploy.io.files import require_report_folder
-    from qvec_deploy.report.report_json import to_json
     from qvec_deploy.report.write_report import write_report, write_tables
 
     if output is not None:
@@ -89,20 +85,13 @@ def bench(
     }
     report = bench_bundles(
         bundles,
-        lowerings=lowerings,
-        threads=threads,
-        batch_sizes=batch_sizes,
-        blocks=blocks,
-        data_root=data,
         measure={name: value for name, value in asked.items() if value is not None},
         progress=progress_shown(quiet or as_json),
+        **settings,
     )
     if output is not None:
         write_report(report, output)
         write_tables({report.title: report}, output)
-    if as_json:
-        echo_document(to_json(report).decode())
-        return
-    print_report(report, scenarios)
-    if output is not None:
+    print_report(report, as_json, scenarios)
+    if output is not None and not as_json:
         click.echo(f"\nreport  {output}/report.html")

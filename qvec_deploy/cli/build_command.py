@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from qvec_deploy.cli.options import (
+    PATH,
     address_option,
-    echo_document,
     json_option,
     offline_option,
     progress_shown,
@@ -21,7 +21,6 @@ from qvec_deploy.cli.report_table import print_report
 from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
-    from qvec_deploy.bench.results import Report
     from qvec_deploy.jobs.executors import ExecutorName
 
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--recipe",
     "recipe_paths",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     multiple=True,
     help="The recipe, a YAML file; repeatable.",
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The bundle's directory, out/NAME by default; of several builds the folder with all of them, out by default.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -103,7 +102,7 @@ def build(
     with machine.shared(context.progress.stage("wait")):
         built = build_bundle(recipe, directory, force=force, context=context)
     if built.report is not None:
-        _show_report(built.report, as_json)
+        print_report(built.report, as_json)
     if not as_json:
         click.echo(f"\nbundle  {directory}")
         if built.report is not None:
@@ -111,12 +110,3 @@ def build(
     require_engine(built.bundle)
     require_gates(built.bundle)
     return 0
-
-
-def _show_report(report: Report, as_json: bool) -> None:
-    from qvec_deploy.report.report_json import to_json
-
-    if as_json:
-        echo_document(to_json(report).decode())
-    else:
-        print_report(report)

@@ -18,7 +18,7 @@ from qvec_deploy.cli.build_command import build
 from qvec_deploy.cli.compare_command import compare
 from qvec_deploy.cli.compile_command import compile_command
 from qvec_deploy.cli.donor_command import donor
-from qvec_deploy.cli.options import Printed, echo_json, json_option
+from qvec_deploy.cli.options import PATH, Printed, echo_json, json_option, show
 from qvec_deploy.cli.plan_command import plan
 from qvec_deploy.cli.release_command import release
 from qvec_deploy.cli.report_command import report
@@ -105,17 +105,14 @@ def commands() -> None:
 
 
 @commands.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
     """Print what a bundle, vector, packed file or checkpoint is, without opening an engine."""
-    from qvec_deploy.cli.printing import inspect_path, print_document
+    from qvec_deploy.cli.printing import document_lines, inspect_path
 
     document = inspect_path(path)
-    if as_json:
-        echo_json(document)
-    else:
-        print_document(document)
+    show(document, as_json, lambda: click.echo("\n".join(document_lines(document))))
 
 
 @commands.command()
@@ -125,10 +122,7 @@ def doctor(as_json: bool) -> None:
     from qvec_deploy.cli.doctor_command import examine, print_examination
 
     found = examine()
-    if as_json:
-        echo_json(found)
-    else:
-        print_examination(found)
+    show(found, as_json, lambda: print_examination(found))
 
 
 @commands.command()
@@ -136,18 +130,12 @@ def doctor(as_json: bool) -> None:
 def schema(of: str) -> None:
     """Print the JSON schema of recipes, of report.json, or of study recipes."""
     if of == "report":
-        from qvec_deploy.report.report_json import report_schema
-
-        echo_json(report_schema())
-        return
-    if of == "study":
-        from qvec_deploy.research.study.study_recipe import study_schema
-
-        echo_json(study_schema())
-        return
-    from qvec_deploy.recipe import recipe_schema
-
-    echo_json(recipe_schema())
+        from qvec_deploy.report.report_json import report_schema as described
+    elif of == "study":
+        from qvec_deploy.research.study.study_recipe import study_schema as described
+    else:
+        from qvec_deploy.recipe import recipe_schema as described
+    echo_json(described())
 
 
 for command in (analyze, bench, build, compare, compile_command, donor, plan, release, report, study, vector, verify):

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qvec_deploy.cli.options import echo_document, json_option, progress_shown, quiet_option
-from qvec_deploy.cli.wide_console import wide_console
+from qvec_deploy.cli.options import (
+    PATH,
+    batch_size_option,
+    blocks_option,
+    data_option,
+    echo_document,
+    json_option,
+    print_table,
+    progress_shown,
+    quiet_option,
+    terminal,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from qvec_deploy.bench.comparison import Comparison
@@ -27,8 +38,8 @@ _SHARE, _POINTS = _Finite(0, 100), _Finite(0, 100)
 
 
 @click.command()
-@click.argument("old", type=click.Path(path_type=Path))
-@click.argument("new", type=click.Path(path_type=Path))
+@click.argument("old", type=PATH)
+@click.argument("new", type=PATH)
 @click.option("--stored", is_flag=True, help="Measure nothing: take the samples in the two bundles' reports.")
 @click.option("--strict", is_flag=True, help="Exit 3 also for what is UNSURE.")
 @click.option(
@@ -63,29 +74,25 @@ _SHARE, _POINTS = _Finite(0, 100), _Finite(0, 100)
     show_default=True,
     help="Share of the bytes that does not matter.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of both engines.  [default: their recipes']")
-@click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Batch size; repeatable.")
-@click.option("--blocks", type=click.IntRange(2), help="Latency samples of each engine.")
-@click.option("--data", type=click.Path(path_type=Path), help="The images' folder, if it is not where the recipe says.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write comparison.md and .json here.")
+@threads_option
+@batch_size_option
+@blocks_option
+@data_option
+@click.option("-o", "--output", type=PATH, help="Write comparison.md and .json here.")
 @quiet_option
 @json_option
 def compare(
     old: Path,
     new: Path,
-    stored: bool,
     strict: bool,
     level: float,
     accuracy_tolerance: float,
     latency_tolerance: float,
     size_tolerance: float,
-    threads: int | None,
-    batch_sizes: tuple[int, ...],
-    blocks: int | None,
-    data: Path | None,
     output: Path | None,
     quiet: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Say what changed from OLD to NEW, in words that a test stands behind; exit 3 when NEW is a regression."""
     from qvec_deploy.bench.comparison import Tolerances, comparison_json
@@ -95,14 +102,14 @@ def compare(
     from qvec_deploy.report.comparison_page import comparison_page
     from qvec_deploy.report.render_markdown import render_markdown
 
-    measured_only = {"--threads": threads, "--blocks": blocks, "--data": data}
-    useless = [name for name, value in measured_only.items() if stored and value is not None]
-    if useless:
+    measured_only = {"--threads": "threads", "--blocks": "blocks", "--data": "data_root"}
+    useless = [option for option, name in measured_only.items() if settings[name] is not None]
+    if settings["stored"] and useless:
         raise click.UsageError(f"--stored measures nothing, so {', '.join(useless)} cannot go with it")
     if output is not None:
         require_report_folder(output)
     tolerances = Tolerances(level, latency_tolerance, accuracy_tolerance, size_tolerance)
-    options = CompareOptions(tolerances, stored, threads, batch_sizes, blocks, data)
+    options = CompareOptions(tolerances, **settings)
     comparison = compare_bundles(old, new, options, progress_shown(quiet or as_json))
     document = comparison_json(comparison)
     if output is not None:
@@ -116,21 +123,20 @@ def compare(
 
 
 def _print(comparison: Comparison, output: Path | None) -> None:
-
     from qvec_deploy.report.comparison_page import changes_table, verdict_table
-    from qvec_deploy.report.render_terminal import render_table
 
-    console = wide_console(160)
-    console.print(render_table(verdict_table(comparison)))
+    console = terminal(160)
+    print_table(verdict_table(comparison), console)
+    console.print()
     changes = changes_table(comparison)
     if changes is not None:
-        console.print("", render_table(changes), sep="\n")
-    console.print()
+        print_table(changes, console)
+        console.print()
     for doubt in comparison.warnings:
         text = f"warning: {doubt.warning} ({doubt.subject}): {doubt.detail} {doubt.warning.remedy}"
-        console.print(text, style="yellow", highlight=False, markup=False)
+        console.print(text, style="yellow")
     for text in comparison.doubts():
-        console.print(f"unsure: {text}", style="yellow", highlight=False, markup=False)
-    console.print(comparison.outcome(), style="bold", highlight=False)
+        console.print(f"unsure: {text}", style="yellow")
+    console.print(comparison.outcome(), style="bold")
     if output is not None:
-        console.print(f"comparison  {output}/comparison.md", highlight=False, markup=False)
+        console.print(f"comparison  {output}/comparison.md")

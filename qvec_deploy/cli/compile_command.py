@@ -7,15 +7,13 @@ from typing import Any
 
 import click
 
-from qvec_deploy.cli.options import echo_json, json_option, progress_shown, quiet_option
+from qvec_deploy.cli.options import PATH, batch_size_option, json_option, progress_shown, quiet_option, show
 
 
 @click.command("compile")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @click.option("--lowering", "lowerings", multiple=True, help="Instead of the recipe's; repeatable.")
-@click.option(
-    "--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Instead of the recipe's; repeatable."
-)
+@batch_size_option
 @quiet_option
 @json_option
 def compile_command(
@@ -27,17 +25,17 @@ def compile_command(
     compiled = compile_bundle(
         bundle, lowerings=lowerings, batch_sizes=batch_sizes, progress=progress_shown(quiet or as_json)
     )
-    if as_json:
-        results = [
-            {"lowering": each.lowering, "parity": each.parity.model_dump(), "engines": each.engines}
-            for each in compiled
-        ]
-        echo_json({"bundle": str(bundle), "compiled": results})
-        return
-    for each in compiled:
-        click.echo(f"{each.lowering}: relative error {each.parity.relative_error:.1e} against PyTorch")
-        for engine in each.engines:
-            click.echo(f"  {_line(engine)}")
+    results = [
+        {"lowering": each.lowering, "parity": each.parity.model_dump(), "engines": each.engines} for each in compiled
+    ]
+
+    def print_text() -> None:
+        for each in compiled:
+            click.echo(f"{each.lowering}: relative error {each.parity.relative_error:.1e} against PyTorch")
+            for engine in each.engines:
+                click.echo(f"  {_line(engine)}")
+
+    show({"bundle": str(bundle), "compiled": results}, as_json, print_text)
 
 
 def _line(engine: dict[str, Any]) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
 from typing import Any
 
-from rich.table import Table
+import click
 
 from qvec_deploy.bench.environment import capture_environment
-from qvec_deploy.cli.wide_console import wide_console
+from qvec_deploy.cli.options import print_table
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.report.page import Table
 from qvec_deploy.runtimes.registry import RUNTIMES
 
 
@@ -86,40 +88,37 @@ def _version(package: str) -> str | None:
 
 def print_examination(found: dict[str, Any]) -> None:
     """The same as text."""
-    console = wide_console()
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     flags = ", ".join(found["cpu_flags"]) or "none that matter"
-    say(f"{found['cpu']} ({flags}), {found['usable_cores']} usable cores, {found['memory_bytes'] / 2**30:.1f} GiB")
-    say(f"{found['operating_system']}, Python {found['python']}")
-    say(", ".join(f"{name} {version}" for name, version in found["packages"].items()) + "\n")
-    for line in gpu_lines(found):
-        say(line)
-    say("")
+    click.echo(
+        f"{found['cpu']} ({flags}), {found['usable_cores']} usable cores, {found['memory_bytes'] / 2**30:.1f} GiB"
+    )
+    click.echo(f"{found['operating_system']}, Python {found['python']}")
+    click.echo(", ".join(f"{name} {version}" for name, version in found["packages"].items()))
+    click.echo("\n".join(["", *_gpu_lines(found), ""]))
     for name, runtime in found["runtimes"].items():
-        say(f"runtime {name}: " + ("works" if runtime["works"] else f"no: {runtime['missing']}"))
+        click.echo(f"runtime {name}: " + ("works" if runtime["works"] else f"no: {runtime['missing']}"))
         for entry in found["lowerings"]:
             if runtime["works"] and entry["runtime"] == name and entry["missing"]:
-                say(f"  but not lowering {entry['lowering']}: {entry['missing']}")
+                click.echo(f"  but not lowering {entry['lowering']}: {entry['missing']}")
         if runtime["remedy"]:
-            say(f"  {runtime['remedy']}")
-    say("")
-    table = Table(box=None, pad_edge=False)
-    for title in ("Runtime", "Lowering", "Here", "Bits", "Granularities", "What it is"):
-        table.add_column(title)
-    for entry in found["lowerings"]:
-        bits = [str(width) for width in entry["bits"]]
-        text = f"{bits[0]} to {bits[-1]}" if len(bits) > 3 else ", ".join(bits)
-        here = "no" if entry["missing"] else "yes"
-        table.add_row(
-            entry["runtime"], entry["lowering"], here, text, ", ".join(entry["granularities"]), entry["summary"]
-        )
-    console.print(table)
+            click.echo(f"  {runtime['remedy']}")
+    click.echo()
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "Runtime": lambda entry: str(entry["runtime"]),
+        "Lowering": lambda entry: str(entry["lowering"]),
+        "Here": lambda entry: "no" if entry["missing"] else "yes",
+        "Bits": lambda entry: _bits([str(width) for width in entry["bits"]]),
+        "Granularities": lambda entry: ", ".join(entry["granularities"]),
+        "What it is": lambda entry: str(entry["summary"]),
+    }
+    print_table(Table.of("", found["lowerings"], columns, words=len(columns)))
 
 
-def gpu_lines(found: dict[str, Any]) -> list[str]:
+def _bits(widths: list[str]) -> str:
+    return f"{widths[0]} to {widths[-1]}" if len(widths) > 3 else ", ".join(widths)
+
+
+def _gpu_lines(found: dict[str, Any]) -> list[str]:
     """GPU, CUDA and what builds on them, a line each."""
     gpu, tensorrt = found["gpu"], found["tensorrt"]
     lines = [f"GPU: none: {gpu['missing']}"]

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qvec_deploy.cli.options import (
-    echo_json,
+    PATH,
     json_option,
     offline_option,
+    print_table,
     quiet_option,
     recipe_option,
     set_option,
+    show,
 )
-from qvec_deploy.cli.wide_console import wide_console
 
 if TYPE_CHECKING:
     from qvec_deploy.donors.train_config import TrainingProgress
@@ -32,7 +33,7 @@ def donor() -> None:
 
 @donor.command()
 @recipe_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The donor's directory.")
+@click.option("-o", "--output", type=PATH, required=True, help="The donor's directory.")
 @click.option("--force", is_flag=True, help="Start over; replace the donor that is there.")
 @set_option
 @offline_option
@@ -55,10 +56,7 @@ def train(
 
     recipe = load_donor_recipe(recipe_path, overrides)
     record = _train(recipe, output, force=force, offline=offline, quiet=quiet or as_json)
-    if as_json:
-        echo_json(record)
-    else:
-        _print_record(record, output)
+    show(record, as_json, lambda: _print_record(record, output))
 
 
 def _train(recipe: Any, output: Path, *, force: bool, offline: bool, quiet: bool) -> dict[str, Any]:
@@ -115,22 +113,18 @@ def _bars(quiet: bool) -> Iterator[Callable[[str, TrainingProgress], None] | Non
 
 
 def _print_record(record: dict[str, Any], output: Path) -> None:
-    from rich.table import Table
+    from qvec_deploy.report.page import Table
 
-    console = wide_console()
-    val = record["val"]
-    grid = record["recipe"]["scheme"]
+    val, grid = record["val"], record["recipe"]["scheme"]
     if val is None:
         click.echo(f"accuracy was not measured: {record['val_missing']}")
     else:
-        table = Table("Weights", box=None, pad_edge=False)
-        table.add_column(f"Top-1 on {val['images']} images", justify="right")
-        for title, key in (
-            ("float fine-tune", "fp_top1"),
-            (f"the same after PTQ, {grid['bits']} bits {grid['granularity']}, {grid['method']}", "ptq_top1"),
-            ("quantization-aware fine-tune on that grid", "qat_top1"),
-        ):
-            table.add_row(title, f"{100 * val[key]:.1f} %")
-        console.print(table)
+        weights = {
+            "float fine-tune": "fp_top1",
+            f"the same after PTQ, {grid['bits']} bits {grid['granularity']}, {grid['method']}": "ptq_top1",
+            "quantization-aware fine-tune on that grid": "qat_top1",
+        }
+        rows = tuple((title, f"{100 * val[key]:.1f} %") for title, key in weights.items())
+        print_table(Table("", ("Weights", f"Top-1 on {val['images']} images"), rows, "lr"))
     click.echo(f"\nnorm of the vector  {100 * record['vector']['share']:.2f} % of the weights'")
     click.echo(f"vector  {output / 'vector.safetensors'}")

@@ -1,9 +1,9 @@
-"""What commands share: options, progress, and printing a document."""
+"""What commands share: options, progress, and printing a document or a table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,35 @@ import click
 from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
-    from qvec_deploy.progress import Progress
+    from rich.console import Console
 
-recipe_option = click.option(
-    "--recipe", "recipe_path", type=click.Path(path_type=Path), required=True, help="The recipe, a YAML file."
-)
+    from qvec_deploy.progress import Progress
+    from qvec_deploy.report.page import Table
+
+PATH = click.Path(path_type=Path)
+
+recipe_option = click.option("--recipe", "recipe_path", type=PATH, required=True, help="The recipe, a YAML file.")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."
+)
+batch_size_option = click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Images in a run; repeatable.  [default: the first recipe's]",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="Threads of every engine.  [default: its recipe's]"
+)
+blocks_option = click.option(
+    "--blocks", type=click.IntRange(2), help="Latency samples of every engine.  [default: the first recipe's]"
+)
+data_option = click.option(
+    "--data", "data_root", type=PATH, help="The images' folder, if it is not where the recipe says."
+)
+model_arg_option = click.option(
+    "--model-arg", "arguments", multiple=True, metavar="NAME=VALUE", help="As in receiver.model_args."
 )
 offline_option = click.option("--offline", is_flag=True, help="Use the Hub's local cache only.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
@@ -53,6 +75,39 @@ def echo_document(text: str) -> None:
 def echo_json(value: Any) -> None:
     """Print one JSON document."""
     echo_document(json.dumps(value, indent=2, allow_nan=False))
+
+
+def show(value: dict[str, Any], as_json: bool, print_text: Callable[[], None]) -> None:
+    """Print a command's result: as its one JSON document, or as text."""
+    if as_json:
+        echo_json(value)
+    else:
+        print_text()
+
+
+def terminal(width: int = 120) -> Console:
+    """Standard output, which takes every text as it is.
+
+    Args:
+        width: Columns to fill at least where nobody looks at a terminal, so that a table in a file is not cut.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, width)
+    return console
+
+
+def print_table(table: Table, console: Console | None = None, styles: Mapping[str, str] | None = None) -> None:
+    """Print a table of the page model.
+
+    Args:
+        styles: Rich's style of a row, by its first cell.
+    """
+    from qvec_deploy.report.render_terminal import render_table
+
+    (console or terminal()).print(render_table(table, styles))
 
 
 def model_arguments(texts: Sequence[str]) -> dict[str, Any]:

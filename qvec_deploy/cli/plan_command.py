@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qvec_deploy.cli.options import echo_json, json_option, offline_option, recipe_option, set_option
+from qvec_deploy.cli.options import batch_size_option, json_option, offline_option, recipe_option, set_option, show
 from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 @offline_option
 @click.option("--roofline", is_flag=True, help="Predict the shortest time at float, at int8 and at the recipe's bits.")
 @click.option("--device", metavar="NAME", help="Predict for this GPU, or `cpu`, measured here; default: as the target.")
-@click.option(
-    "--batch-size",
-    "batch_sizes",
-    type=click.IntRange(min=1),
-    multiple=True,
-    help="Predict for this many images in a run; may be repeated; default: the target's.",
-)
+@batch_size_option
 @json_option
 def plan(
     recipe_path: Path,
@@ -42,6 +36,7 @@ def plan(
     """Print every decision of a recipe, or what it can gain at best; no weights are read."""
     from qvec_deploy.builder.context import BuildContext
     from qvec_deploy.cli.printing import plan_document, print_plan
+    from qvec_deploy.cli.roofline_table import print_roofline, roofline_document
     from qvec_deploy.recipe import load_recipes
 
     if not roofline and (device is not None or batch_sizes):
@@ -56,18 +51,17 @@ def plan(
         return
     plans = BuildContext(offline).plans(recipes[0])
     found = _look_ahead(plans[-1], device, batch_sizes) if roofline else None
-    if as_json:
-        from qvec_deploy.cli.roofline_table import roofline_document
+    names = [made.recipe.name for made in plans]
+    document = plan_document(plans[-1]) | {"candidates": names}
+    document |= {"roofline": roofline_document(*found)} if found is not None else {}
 
-        document = plan_document(plans[-1]) | {"candidates": [made.recipe.name for made in plans]}
-        echo_json(document | ({"roofline": roofline_document(*found)} if found is not None else {}))
-        return
-    print_plan(plans[-1], tensors=found is None)
-    click.echo(f"candidates: {', '.join(made.recipe.name for made in plans)}")
-    if found is not None:
-        from qvec_deploy.cli.roofline_table import print_roofline
+    def print_text() -> None:
+        print_plan(plans[-1], tensors=found is None)
+        click.echo(f"candidates: {', '.join(names)}")
+        if found is not None:
+            print_roofline(*found)
 
-        print_roofline(*found)
+    show(document, as_json, print_text)
 
 
 def _look_ahead(plan: Plan, name: str | None, batch_sizes: tuple[int, ...]) -> tuple[Device, str, list[Outlook]]:

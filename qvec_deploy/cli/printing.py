@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
+import click
 
-from qvec_deploy.cli.wide_console import wide_console
+from qvec_deploy.cli.options import print_table
 from qvec_deploy.errors import StorageError
 from qvec_deploy.io.files import storage_errors
-from qvec_deploy.planner import Plan, TensorPlan
+from qvec_deploy.planner import Plan
+from qvec_deploy.report.page import Table
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -45,34 +47,34 @@ def plan_document(plan: Plan) -> dict[str, Any]:
 
 def print_plan(plan: Plan, *, tensors: bool = True) -> None:
     """Every tensor's decision, if they are wanted, then the sums."""
-    console = wide_console()
     if tensors:
-        console.print(_tensor_table(plan))
-        console.print()
+        rows = tuple(
+            (
+                tensor.name,
+                shape_text(tensor.shape),
+                "yes" if tensor.patched else "no",
+                str(tensor.scheme) if tensor.scheme is not None else "float32",
+                f"{tensor.stored_bytes:,}",
+            )
+            for tensor in plan.tensors
+        )
+        print_table(Table("", ("Tensor", "Shape", "Patched", "Grid", "Stored bytes"), rows, "llllr"))
+        click.echo()
     vectors = ", ".join(f"{weight:g} x {name}" for name, weight in plan.sources) or "none"
-    console.print(
+    weights = sum(tensor.size for tensor in plan.quantized)
+    click.echo(
         f"{plan.architecture.name}, {plan.architecture.classes} classes, "
-        f"input {' x '.join(map(str, plan.architecture.input_shape))}\n"
+        f"input {shape_text(plan.architecture.input_shape)}\n"
         f"lambda {'selected when built' if plan.recipe.lam is None else f'{plan.recipe.lam:g}'}, vectors: {vectors}\n"
         f"{plan.recipe.target.runtime}, lowering {plan.recipe.target.lowering}\n"
-        f"{_count(plan.quantized)} quantized, {plan.stored_bits_per_weight:.3f} bits each with their scales; "
-        f"{plan.stored_bytes / 1e6:.1f} MB in all",
-        highlight=False,
-        markup=False,
+        f"{weights:,} weights in {len(plan.quantized)} Linears quantized, {plan.stored_bits_per_weight:.3f} bits each "
+        f"with their scales; {plan.stored_bytes / 1e6:.1f} MB in all"
     )
 
 
-def _tensor_table(plan: Plan) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for title in ("Tensor", "Shape", "Patched", "Grid"):
-        table.add_column(title)
-    table.add_column("Stored bytes", justify="right")
-    for tensor in plan.tensors:
-        shape = " x ".join(map(str, tensor.shape)) or "scalar"
-        grid = str(tensor.scheme) if tensor.scheme is not None else "float32"
-        patched = "yes" if tensor.patched else "no"
-        table.add_row(Text(tensor.name), shape, patched, grid, f"{tensor.stored_bytes:,}")
-    return table
+def shape_text(shape: Sequence[int]) -> str:
+    """`12 x 34`, or that it is a scalar."""
+    return " x ".join(map(str, shape)) or "scalar"
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = {"kind": "checkpoint", "tensors": len(tensors)}
     if '"qvec-vector"' in text:
         vector = QuantizationVector.open(path)
-        header = vector.header
+        header, tensors = vector.header, vector.tensors
         document = {
             "kind": "quantization vector",
             "task": header.task,
@@ -107,37 +109,28 @@ def inspect_path(path: Path) -> dict[str, Any]:
             "skip": list(header.skip),
             "seed": header.seed,
             "norm": header.norm,
-            "share_of_weight_norm": header.norm / header.weight_norm if header.weight_norm else 0.0,
+            "share_of_weight_norm": header.share,
             "made_by": header.made_by,
-            "tensors": len(vector.tensors),
+            "tensors": len(tensors),
         }
-        tensors = vector.tensors
-    document["weights"] = sum(_product(info.shape) for info in tensors.values())
+    document["weights"] = sum(math.prod(info.shape) for info in tensors.values())
     document["dtypes"] = dict(Counter(info.dtype for info in tensors.values()))
     document["bytes"] = path.stat().st_size
     return document
 
 
-def print_document(document: dict[str, Any]) -> None:
+def document_lines(document: dict[str, Any], indent: str = "") -> Iterator[str]:
     """A document as indented lines."""
-    console = wide_console()
-
-    def show(value: dict[str, Any], indent: int) -> None:
-        width = max((len(key) for key in value), default=0)
-        for key, item in value.items():
-            if isinstance(item, dict) and item:
-                console.print(f"{' ' * indent}{key}", highlight=False, markup=False)
-                show(item, indent + 2)
-            elif isinstance(item, list) and item and isinstance(item[0], dict):
-                console.print(f"{' ' * indent}{key}", highlight=False, markup=False)
-                for entry in item:
-                    text = "  ".join(map(str, entry.values()))
-                    console.print(f"{' ' * indent}  {text}", highlight=False, markup=False, soft_wrap=True)
-            else:
-                text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
-                console.print(f"{' ' * indent}{key:{width}}  {text}", highlight=False, markup=False, soft_wrap=True)
-
-    show(document, 0)
+    width = max(map(len, document), default=0)
+    for key, item in document.items():
+        if isinstance(item, dict) and item:
+            yield f"{indent}{key}"
+            yield from document_lines(item, f"{indent}  ")
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            yield f"{indent}{key}"
+            yield from (f"{indent}  {'  '.join(map(str, entry.values()))}" for entry in item)
+        else:
+            yield f"{indent}{key:{width}}  {', '.join(map(str, item)) if isinstance(item, list) else item}"
 
 
 def _packed_document(path: Path) -> dict[str, Any]:
@@ -153,14 +146,3 @@ def _packed_document(path: Path) -> dict[str, Any]:
         "schemes": dict(Counter(str(info.scheme) for info in packed.values())),
         "bytes": path.stat().st_size,
     }
-
-
-def _count(tensors: tuple[TensorPlan, ...]) -> str:
-    return f"{sum(tensor.size for tensor in tensors):,} weights in {len(tensors)} Linears"
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count

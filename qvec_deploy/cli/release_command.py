@@ -6,15 +6,13 @@ from pathlib import Path
 
 import click
 
-from qvec_deploy.cli.options import echo_json, json_option, progress_shown, quiet_option
+from qvec_deploy.cli.options import PATH, echo_json, json_option, progress_shown, quiet_option
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Path(path_type=Path), required=True, help="The release's directory.")
-@click.option(
-    "--key", type=click.Path(path_type=Path), help="Sign it with this elliptic-curve private key, a PEM file."
-)
+@click.argument("bundle", type=PATH)
+@click.option("--to", type=PATH, required=True, help="The release's directory.")
+@click.option("--key", type=PATH, help="Sign it with this elliptic-curve private key, a PEM file.")
 @click.option(
     "--accept-unverified", is_flag=True, help="Let a patch pass that no image has verified; the card says so."
 )

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qvec_deploy.cli.options import echo_document, json_option, progress_shown, quiet_option
+from qvec_deploy.cli.options import (
+    PATH,
+    echo_document,
+    json_option,
+    print_table,
+    progress_shown,
+    quiet_option,
+    terminal,
+)
 from qvec_deploy.cli.report_table import print_report
-from qvec_deploy.cli.wide_console import wide_console
 from qvec_deploy.errors import IncompatibleError, RecipeError
 
 if TYPE_CHECKING:
@@ -25,8 +32,8 @@ REPORT_FILE = "report.json"
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Write into this directory.")
+@click.argument("bundles", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Write into this directory.")
 @quiet_option
 @json_option
 def report(bundles: tuple[Path, ...], output: Path, quiet: bool, as_json: bool) -> None:
@@ -122,12 +129,9 @@ def _read(bundle: Bundle) -> Report:
 
 
 def _print_overview(shown: Overview) -> None:
-
     from qvec_deploy.report.overview import bundles_table, headline
-    from qvec_deploy.report.render_terminal import render_table
 
-    console = wide_console(140)
-    table = bundles_table(shown)
-    console.print(render_table(table))
-    console.print("\n" + headline(shown), highlight=False, markup=False)
-    console.print(table.note, style="dim", highlight=False, markup=False)
+    console, table = terminal(140), bundles_table(shown)
+    print_table(table, console)
+    console.print("\n" + headline(shown))
+    console.print(table.note, style="dim")

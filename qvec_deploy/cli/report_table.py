@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from qvec_deploy.cli.wide_console import wide_console
+from qvec_deploy.cli.options import echo_document, print_table, terminal
 
 if TYPE_CHECKING:
     from qvec_deploy.bench.results import Report
@@ -14,17 +14,28 @@ SHOWN = 2
 """Details of a warning on the terminal; the report has all of them."""
 
 
-def print_report(report: Report, scenarios: Collection[str] = ()) -> None:
-    """The table, latency by batch size where there are several, what was chosen, the gates and the warnings."""
-    from rich.text import Text
+def print_report(report: Report, as_json: bool = False, scenarios: Collection[str] = ()) -> None:
+    """The table, latency by batch size where there are several, what was chosen, the gates and the warnings.
 
+    Args:
+        scenarios: Which of MLPerf's are shown, on the terminal.
+    """
+    from qvec_deploy.report.report_json import to_json
+
+    if as_json:
+        echo_document(to_json(report).decode())
+    else:
+        _print(report, scenarios)
+
+
+def _print(report: Report, scenarios: Collection[str]) -> None:
     from qvec_deploy.bench.summary import numbered_warnings, rows
     from qvec_deploy.report.columns import batch_table, comparison_table
     from qvec_deploy.report.prose import setup
-    from qvec_deploy.report.render_terminal import render_candidates, render_table, verdict_lines
+    from qvec_deploy.report.render_terminal import render_candidates, verdict_lines
     from qvec_deploy.report.timing_section import scenarios as scenario_table
 
-    console = wide_console()
+    console = terminal()
     computed = rows(report)
     console.print(render_candidates(comparison_table(report, computed, on_terminal=True), report.title))
     batches = batch_table(computed)
@@ -32,15 +43,16 @@ def print_report(report: Report, scenarios: Collection[str] = ()) -> None:
         console.print(render_candidates(batches, "\nLatency by batch size"))
     table = scenario_table(report, scenarios)
     if table is not None:
-        console.print(Text(), render_table(table), sep="\n")
-        console.print(table.note, style="dim", highlight=False, markup=False)
-    console.print("\n" + setup(report), style="dim", highlight=False, markup=False)
+        console.print()
+        print_table(table, console)
+        console.print(table.note, style="dim")
+    console.print("\n" + setup(report), style="dim")
     for line in verdict_lines(report):
-        console.print(line, highlight=False)
+        console.print(line)
     for doubt in numbered_warnings(report):
-        console.print(f"warning: {doubt.title}. {doubt.remedy}", style="yellow", highlight=False, markup=False)
+        console.print(f"warning: {doubt.title}. {doubt.remedy}", style="yellow")
         for subject, detail in doubt.details[:SHOWN]:
-            console.print(f"  {subject}: {detail}", highlight=False, markup=False)
+            console.print(f"  {subject}: {detail}")
         more = [subject for subject, _ in doubt.details[SHOWN:]]
         if more:
-            console.print(f"  and {', '.join(dict.fromkeys(more))}: see the report", highlight=False, markup=False)
+            console.print(f"  and {', '.join(dict.fromkeys(more))}: see the report")

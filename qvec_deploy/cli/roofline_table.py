@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
 from qvec_deploy.bench.roofline.operations import layer_kind
-from qvec_deploy.cli.wide_console import wide_console
+from qvec_deploy.cli.options import print_table, terminal
 from qvec_deploy.formatting import three
+from qvec_deploy.report.page import Table
 
 if TYPE_CHECKING:
     from qvec_deploy.bench.roofline.outlook import Outlook, RooflineColumn
@@ -55,16 +53,16 @@ def _outlook_document(outlook: Outlook) -> dict[str, Any]:
 
 def print_roofline(device: Device, source: str, outlooks: Sequence[Outlook]) -> None:
     """Per batch size a table by kind of layer, its sum, and whether fewer bits can help."""
-    console = wide_console(highlight=False, markup=False)
+    console = terminal()
     rates = ", ".join(f"{name} {_tera(rate)}" for name, rate in device.gflops.items())
     threads = "" if device.threads is None else f", {device.threads} thread{'s' * (device.threads != 1)}"
     console.print(f"\nroofline of {device.name}{threads} ({source}): {device.bandwidth_gb_s:.0f} GB/s; {rates}")
-    columns = outlooks[0].columns
-    for column in columns:
+    for column in outlooks[0].columns:
         console.print(f"  {_describe(column, device)}")
     for outlook in outlooks:
         console.print(f"\nbatch size {outlook.batch_size}")
-        console.print(_table(outlook))
+        table = _table(outlook)
+        print_table(table, console, {row[0]: "bold" for row in table.rows[-2:]})
         if outlook.advice is not None:
             console.print(outlook.advice, style="yellow")
     console.print(f"\n{_ASSUMED}", style="dim")
@@ -78,21 +76,14 @@ def _describe(column: RooflineColumn, device: Device) -> str:
 
 
 def _table(outlook: Outlook) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("Layers")
-    table.add_column("Count", justify="right")
-    for column in outlook.columns:
-        table.add_column(f"{column.title} ms", justify="right")
-        table.add_column("bound by")
+    columns = [title for column in outlook.columns for title in (f"{column.title} ms", "bound by")]
     counts = Counter(layer_kind(layer.layer) for layer in outlook.predictions[0].layers)
     sums = [_by_kind(prediction) for prediction in outlook.predictions]
-    for kind, count in counts.items():
-        cells = [cell for one in sums for cell in one[kind]]
-        table.add_row(Text(kind), str(count), *cells)
-    table.add_row("model", "", *[cell for each in outlook.predictions for cell in (_ms(each.ms), "")], style="bold")
-    over = [cell for gain in outlook.speed_ups for cell in (f"{gain:.2f}x", "")]
-    table.add_row(f"over {outlook.columns[0].title}", "", *over, style="bold")
-    return table
+    rows = [(kind, str(count), *(cell for one in sums for cell in one[kind])) for kind, count in counts.items()]
+    rows.append(("model", "", *(cell for each in outlook.predictions for cell in (_ms(each.ms), ""))))
+    over = (cell for gain in outlook.speed_ups for cell in (f"{gain:.2f}x", ""))
+    rows.append((f"over {outlook.columns[0].title}", "", *over))
+    return Table("", ("Layers", "Count", *columns), tuple(rows), "lr" + "rl" * len(outlook.columns))
 
 
 def _by_kind(prediction: TimePrediction) -> dict[str, tuple[str, str]]:

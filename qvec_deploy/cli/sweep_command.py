@@ -12,19 +12,18 @@ from typing import Any, Self
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.statistics import wilson
 from qvec_deploy.builder.context import BuildContext
-from qvec_deploy.cli.options import echo_json
+from qvec_deploy.cli.options import print_table, show, terminal
 from qvec_deploy.cli.terminal_progress import TITLES
-from qvec_deploy.cli.wide_console import wide_console
 from qvec_deploy.errors import QvecError, RecipeError
 from qvec_deploy.jobs.job import Executor
 from qvec_deploy.jobs.processes import LocalProcesses
 from qvec_deploy.recipe import Recipe
+from qvec_deploy.report.page import Table
 from qvec_deploy.sweep.sweep import SUMMARY, sweep
 from qvec_deploy.sweep.sweep_summary import SweepRow, SweepSummary
 
@@ -87,24 +86,14 @@ def run_sweep(
     as_json: bool,
     start: Callable[..., Executor] = LocalProcesses,
 ) -> int:
-    """Build all recipes and show how they ended.
-
-    Args:
-        as_json: Print the summary as JSON.
-
-    Returns:
-        The exit code of the worst outcome.
-    """
+    """Build all recipes, show how they ended, and return the exit code of the worst outcome."""
     run = partial(sweep, recipes, folder, jobs=jobs, force=force, offline=offline, start=start)
     if quiet or as_json:
         summary = run()
     else:
         with SweepDisplay(Console(stderr=True), len(recipes)) as display:
             summary = run(on_event=display.event, on_end=display.ended)
-    if as_json:
-        echo_json(summary.as_dict())
-    else:
-        _print(summary, folder)
+    show(summary.as_dict(), as_json, lambda: _print(summary, folder))
     return summary.exit_code
 
 
@@ -115,20 +104,19 @@ def list_builds(recipes: Sequence[Recipe], *, offline: bool, as_json: bool) -> N
         RecipeError: A recipe that cannot be.
     """
     builds = [_planned(recipe, offline) for recipe in recipes]
-    if as_json:
-        echo_json({"builds": builds})
-        return
-    table = Table(box=None, pad_edge=False)
-    for title in ("Build", "Grid", "Lambda", "Runtime", "Lowering"):
-        table.add_column(title, overflow="fold")
-    table.add_column("Stored MB", justify="right")
+    show({"builds": builds}, as_json, lambda: _print_builds(recipes, builds))
+
+
+def _print_builds(recipes: Sequence[Recipe], builds: Sequence[dict[str, Any]]) -> None:
+    rows = []
     for recipe, build in zip(recipes, builds, strict=True):
         scheme = recipe.quantize.scheme()
         size = formatting.megabytes(build["stored_bytes"]) if build["refused"] is None else "refused"
         grid = str(scheme) if scheme is not None else "float"
         lam = "selected" if recipe.lam is None else f"{recipe.lam:g}"
-        table.add_row(Text(recipe.name), grid, lam, recipe.target.runtime, recipe.target.lowering, size)
-    wide_console(140).print(table)
+        rows.append((recipe.name, grid, lam, recipe.target.runtime, recipe.target.lowering, size))
+    columns = ("Build", "Grid", "Lambda", "Runtime", "Lowering", "Stored MB")
+    print_table(Table("", columns, tuple(rows), "lllllr"), terminal(140))
     for build in builds:
         if build["refused"] is not None:
             click.echo(f"\n{build['recipe']}: {build['refused']}")
@@ -149,20 +137,15 @@ def _planned(recipe: Recipe, offline: bool) -> dict[str, Any]:
 
 
 def _print(summary: SweepSummary, folder: Path) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("Build", overflow="fold")
-    table.add_column("Verdict")
-    for title in ("Top-1\n%, n", "Size\nMB", "Latency\nmedian ms", "Speed-up\nover its float", "Gates\npassed"):
-        table.add_column(title, justify="right")
-    for row in summary.rows:
-        style = "" if row.exit_code == 0 else "yellow"
-        table.add_row(Text(row.name), _verdict(row), *map(Text, _figures(row)), style=style)
-    console = wide_console(140)
-    console.print(table)
+    rows = tuple((row.name, _verdict(row), *_figures(row)) for row in summary.rows)
+    figures = ("Top-1\n%, n", "Size\nMB", "Latency\nmedian ms", "Speed-up\nover its float", "Gates\npassed")
+    console = terminal(140)
+    failed = {row.name: "yellow" for row in summary.rows if row.exit_code != 0}
+    print_table(Table("", ("Build", "Verdict", *figures), rows, "llrrrrr"), console, failed)
     for row in summary.rows:
         if row.reason:
             reason = f"\n{row.name}: {row.verdict}, exit code {row.exit_code}: {row.reason}\n  hint: {row.hint}"
-            console.print(reason, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            console.print(reason, style="yellow", soft_wrap=True)
     click.echo(f"\nsummary  {folder / SUMMARY}")
 
 

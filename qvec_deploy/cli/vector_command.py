@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qvec_deploy.cli.options import echo_json, json_option, model_arguments, offline_option
-from qvec_deploy.cli.wide_console import wide_console
+from qvec_deploy.cli.options import (
+    PATH,
+    echo_json,
+    json_option,
+    model_arg_option,
+    model_arguments,
+    offline_option,
+    print_table,
+    show,
+)
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.io.files import storage_errors
 
@@ -20,17 +28,12 @@ if TYPE_CHECKING:
     from qvec_deploy.vectors.symmetric_places import Geometry
     from qvec_deploy.vectors.vector_file import QuantizationVector, VectorHeader
 
-output_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The vector file to write."
-)
+output_option = click.option("-o", "--output", type=PATH, required=True, help="The vector file to write.")
 dtype_option = click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), default="float32", help="How rho is stored."
 )
 force_option = click.option("--force", is_flag=True, help="Replace the file if it exists.")
 model_option = click.option("--model", help="timm's name of the model.")
-model_arg_option = click.option(
-    "--model-arg", "arguments", multiple=True, metavar="NAME=VALUE", help="As in receiver.model_args."
-)
 
 
 @click.group()
@@ -120,10 +123,7 @@ def inspect(file: str, offline: bool, as_json: bool) -> None:
 
     opened = QuantizationVector.open(file, offline=offline)
     summary = summarize(opened)
-    if as_json:
-        echo_json(summary)
-    else:
-        _print_summary(summary, str(opened.header.scheme))
+    show(summary, as_json, lambda: _print_summary(summary, str(opened.header.scheme)))
 
 
 @vector.command()
@@ -194,7 +194,7 @@ def control(
 @model_option
 @model_arg_option
 @click.option("--base", metavar="CHECKPOINT", help="The pretrained checkpoint that the vector must name as its base.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the receiver in the donor's coordinates.")
+@click.option("-o", "--output", type=PATH, help="Write the receiver in the donor's coordinates.")
 @force_option
 @offline_option
 @json_option
@@ -229,10 +229,8 @@ def check(
     found = check_coordinates(
         sketch_like(sketch, opened.read), sketch, _geometry(model, arguments), donor.header.scheme
     )
-    if as_json:
-        echo_json(_check_document(found, model, donor.control()))
-    else:
-        _print_check(found, model, donor.control())
+    document = _check_document(found, model, donor.control())
+    show(document, as_json, lambda: _print_check(found, model, donor.control()))
     require_undone(found.findings)
     if output is not None:
         write_corrected(opened, found.changes, output)
@@ -306,17 +304,14 @@ def _show_written(path: Path, header: VectorHeader, as_json: bool) -> None:
 
 
 def _print_summary(summary: dict[str, Any], scheme: str) -> None:
-    from rich.table import Table
+    from qvec_deploy.cli.printing import shape_text
+    from qvec_deploy.report.page import Table
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("Tensor", "Shape"):
-        table.add_column(title)
-    for title in ("Norm", "Share of weight"):
-        table.add_column(title, justify="right")
+    rows = []
     for layer in summary["layers"]:
         share = f"{layer['share']:.2%}" if layer["share"] is not None else "not known"
-        table.add_row(layer["name"], " x ".join(map(str, layer["shape"])) or "scalar", f"{layer['norm']:.4g}", share)
-    wide_console().print(table)
+        rows.append((layer["name"], shape_text(layer["shape"]), f"{layer['norm']:.4g}", share))
+    print_table(Table("", ("Tensor", "Shape", "Norm", "Share of weight"), tuple(rows), "llrr"))
     lines = {
         "scheme": scheme,
         "skip": ", ".join(summary["skip"]) or "nothing",

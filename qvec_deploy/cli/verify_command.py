@@ -6,14 +6,12 @@ from pathlib import Path
 
 import click
 
-from qvec_deploy.cli.options import echo_json, json_option
+from qvec_deploy.cli.options import PATH, echo_json, json_option
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--key", type=click.Path(path_type=Path), help="Check the signature first, with this public key, a PEM file."
-)
+@click.argument("bundle", type=PATH)
+@click.option("--key", type=PATH, help="Check the signature first, with this public key, a PEM file.")
 @click.option("--release", is_flag=True, help="Refuse also what must not be released: missed gates, no engine.")
 @click.option("--accept-unverified", is_flag=True, help="With --release: let a patch pass that no image has verified.")
 @json_option

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -15,17 +15,20 @@ MARK = " *"
 STYLES = {"good": "green", "bad": "bold red", "unsure": "yellow"}
 
 
-def render_table(table: Table) -> RichTable:
-    """A small table; the row of what ships, or comes first, in bold with a star."""
+def render_table(table: Table, styles: Mapping[str, str] | None = None) -> RichTable:
+    """A small table; the row of what ships, or comes first, in bold with a star.
+
+    Args:
+        styles: Rich's style of a row, by its first cell.
+    """
     shown = _empty(table.title)
     for title, side in zip(table.columns, table.alignment, strict=True):
         shown.add_column(Text(title), justify="right" if side == "r" else "left", overflow="fold")
     for first, *others in table.rows:
         marked = first == table.shipped
         cells = [first + MARK if marked else first, *others]
-        shown.add_row(
-            *(Text(cell, STYLES.get(VERDICTS.get(cell, ""), "")) for cell in cells), style="bold" if marked else ""
-        )
+        style = "bold" if marked else (styles or {}).get(first, "")
+        shown.add_row(*(Text(cell, STYLES.get(VERDICTS.get(cell, ""), "")) for cell in cells), style=style)
     return shown
 
 

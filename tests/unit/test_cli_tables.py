@@ -21,9 +21,9 @@ def test_scenarios_are_shown_when_they_are_asked_for(capsys: pytest.CaptureFixtu
     report = gpu_report()
     print_report(report)
     assert "MLPerf" not in capsys.readouterr().out
-    print_report(report, ("offline",))
+    print_report(report, scenarios=("offline",))
     out = capsys.readouterr().out
     assert "104 images/s" in out and "no MLPerf results" in out and "single stream" not in out
-    print_report(example_report(selected=None), ("single_stream",))
+    print_report(example_report(selected=None), scenarios=("single_stream",))
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "single stream" in line]
     assert rows == [candidate.name for candidate in example_report().candidates], "nothing ships, so all are shown"
