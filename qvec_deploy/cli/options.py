@@ -111,11 +111,7 @@ def print_table(table: Table, console: Console | None = None, styles: Mapping[st
 
 
 def model_arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """`--model-arg NAME=VALUE` options as arguments for timm; values are JSON, or text.
-
-    Raises:
-        RecipeError: One that is not NAME=VALUE.
-    """
+    """`--model-arg NAME=VALUE` options as arguments for timm; values are JSON, or text."""
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")

@@ -78,11 +78,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
-    """What a bundle, vector, packed file or checkpoint says about itself; headers only.
-
-    Raises:
-        StorageError, IntegrityError, IncompatibleError: As the file deserves.
-    """
+    """What a bundle, vector, packed file or checkpoint says about itself; headers only."""
     from qvec_deploy.bundle.manifest import read_manifest
     from qvec_deploy.io.checkpoint import Checkpoint
     from qvec_deploy.vectors.vector_file import QuantizationVector

@@ -98,11 +98,7 @@ def run_sweep(
 
 
 def list_builds(recipes: Sequence[Recipe], *, offline: bool, as_json: bool) -> None:
-    """What a recipe with a matrix would build; a build that its files refuse is listed with the reason.
-
-    Raises:
-        RecipeError: A recipe that cannot be.
-    """
+    """What a recipe with a matrix would build; a build that its files refuse is listed with the reason."""
     builds = [_planned(recipe, offline) for recipe in recipes]
     show({"builds": builds}, as_json, lambda: _print_builds(recipes, builds))
 

@@ -17,8 +17,6 @@ def open_dataset(spec: DatasetSpec, config: DataConfig, *, expected_classes: int
 
     Raises:
         RecipeError: An unknown bundled task, or labels that the head does not have.
-        StorageError: The folder is missing, lacks the split, or holds no images.
-        IncompatibleError: A package that the dataset needs is not installed.
     """
     dataset: OpenedDataset
     if spec.name.startswith(PREFIX):

@@ -82,11 +82,7 @@ class GeneratedDataset:
 
 
 def open_generated(spec: DatasetSpec, config: DataConfig) -> GeneratedDataset:
-    """Open `generated/structured`, at the size and with the normalisation of a model.
-
-    Raises:
-        RecipeError: Another name, or a folder given.
-    """
+    """Open `generated/structured`, at the size and with the normalisation of a model."""
     if spec.name != NAME:
         raise RecipeError(f"there are no generated images `{spec.name}`", hint=f"the name is `{NAME}`")
     if spec.root is not None:

@@ -49,7 +49,6 @@ class OnHub:
     Attributes:
         revision: What tells the dataset from its other states: the commit.
         classes: Number of labels; None where its card does not say.
-        images: Number of images; None where its card does not say.
     """
 
     revision: str
@@ -68,11 +67,7 @@ def names_of(name: str) -> Names:
 
 
 def require_datasets(name: str) -> None:
-    """Refuse where Hugging Face datasets is not installed.
-
-    Raises:
-        IncompatibleError: It is not.
-    """
+    """Refuse where Hugging Face datasets is not installed."""
     if importlib.util.find_spec("datasets") is None:
         raise IncompatibleError(f"{name} needs Hugging Face datasets", hint="pip install datasets")
 
@@ -80,13 +75,7 @@ def require_datasets(name: str) -> None:
 def look(name: str, splits: Sequence[Split], folder: Path | None = None) -> list[OnHub]:
     """What a dataset's card says of its splits; no image is downloaded.
 
-    Args:
-        name: Of the dataset, with `hfds/`.
-        folder: Where datasets are kept; the usual cache if None.
-
     Raises:
-        IncompatibleError: Hugging Face datasets is not installed.
-        FetchError: The dataset is not to be had.
         StorageError: It has no such split.
     """
     require_datasets(name)

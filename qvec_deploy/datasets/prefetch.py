@@ -21,9 +21,6 @@ Part = Future[tuple[Float32, Int64]]
 def prefetched(dataset: OpenedDataset, batch_size: int, *, first: int = 0) -> Generator[tuple[Float32, Int64]]:
     """All images in order, `batch_size` at a time, read ahead by threads; the last batch may be smaller.
 
-    Yields:
-        Images (B, C, H, W) float32 and labels (B,) int64.
-
     Raises:
         QvecError: As the dataset's `take`; all batches before have been given by then.
     """

@@ -24,8 +24,6 @@ class DataConfig:
     """The preprocessing a model was trained with, in timm's words (`timm.data.resolve_model_data_config`).
 
     Attributes:
-        input_size: (channels, height, width).
-        interpolation: `bicubic`, `bilinear` or another of timm's names.
         mean: Subtracted per channel, of values in [0, 1].
         crop_pct: Share of the resized image that the crop keeps.
         crop_mode: `center`, `squash` or `border`.
@@ -64,8 +62,6 @@ class DatasetSpec:
     Attributes:
         name: `tiny/lower` and its kin are bundled; any other name goes to timm's dataset factory (`folder`,
             `torch/...`, `hfds/...`).
-        split: `train`, `val` or `test`.
-        root: Folder with the images; the bundled sets have none.
         limit: At most this many images, the first ones, or evenly spaced ones of a folder, which is
             sorted by class. A generated set draws this many even beyond its usual size.
     """

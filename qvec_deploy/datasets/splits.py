@@ -17,14 +17,8 @@ MIN_IMAGES = 8
 def half_of(dataset: Dataset, *, confirm: bool) -> tuple[Float32, NDArray[np.int64]]:
     """Every other image of a dataset, exact copies left out: what confirms must not have chosen.
 
-    Args:
-        confirm: The half that confirms instead of the half that selects.
-
     Returns:
         Images (B, C, H, W), normalised, and their labels (B,).
-
-    Raises:
-        RecipeError: Fewer different images than MIN_IMAGES.
     """
     images, labels = dataset.take(np.arange(len(dataset)))
     first: dict[str, int] = {}

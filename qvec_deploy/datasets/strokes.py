@@ -213,7 +213,6 @@ def colour(coverage: Masks, jitter: Jitter, rng: np.random.Generator, drawn: int
 
     Args:
         coverage: (N, 32, 32) in [0, 1].
-        jitter: Its `noise` bounds.
         drawn: So many colours are drawn, and the first N used; N if None.
 
     Returns:

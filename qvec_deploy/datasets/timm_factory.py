@@ -121,7 +121,6 @@ def open_timm(spec: DatasetSpec, config: DataConfig) -> TimmDataset:
     Raises:
         RecipeError: No folder given, an unknown dataset, or one without a list of classes.
         StorageError: The folder is missing, lacks the split, or holds no images.
-        IncompatibleError: The `datasets` package is needed and not installed.
     """
     prefix = spec.name.partition("/")[0].lower() if "/" in spec.name else ""
     if prefix in _STREAMS:
@@ -139,12 +138,7 @@ def open_timm(spec: DatasetSpec, config: DataConfig) -> TimmDataset:
 
 
 def _folder(spec: DatasetSpec, *, search: bool) -> Path:
-    """The folder to read: the split's own, where `search` is on and the root has one per split.
-
-    Raises:
-        RecipeError: No folder given.
-        StorageError: It is missing, or has folders for other splits only.
-    """
+    """The folder to read: the split's own, where `search` is on and the root has one per split."""
     if spec.root is None:
         raise RecipeError(f"dataset `{spec.name}` needs a folder", hint="set `root`, or use a bundled tiny/ task")
     if not spec.root.is_dir():
@@ -201,11 +195,7 @@ def _transform(config: DataConfig) -> Any:
 
 
 def _classes(spec: DatasetSpec, inner: Any) -> int:
-    """Number of classes.
-
-    Raises:
-        RecipeError: It names none.
-    """
+    """Number of classes."""
     named = _named(inner)
     if not named:
         raise RecipeError(f"{spec.name} does not say which classes it has", hint="convert it to an image folder")

@@ -39,7 +39,6 @@ class TinyTask:
     """One bundled task.
 
     Attributes:
-        sizes: Usual number of images of each split.
         names: Of the classes, by label; empty for the mix, whose classes have none.
         bounded: Splits that hold no more than their usual number of distinct originals.
     """
@@ -179,11 +178,7 @@ class TinyDataset:
 
 
 def open_tiny(spec: DatasetSpec, config: DataConfig) -> TinyDataset:
-    """Open a bundled task.
-
-    Raises:
-        RecipeError: No such task, a folder given, or a model that wants other than 32x32 colour images.
-    """
+    """Open a bundled task."""
     name = spec.name.removeprefix(PREFIX)
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)

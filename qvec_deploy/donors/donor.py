@@ -74,13 +74,9 @@ def train_donor(
     Args:
         watch: Called with the run (`fp` or `qat`) after every step.
 
-    Returns:
-        The record.
-
     Raises:
         RecipeError: The recipe, or a loss that left the numbers; what is there was made under other settings.
         IncompatibleError: The base is another model's, or there is no such device.
-        StorageError, IntegrityError, FetchError: As files, images and disk deserve.
     """
     if recipe.train.device == "cuda" and not torch.cuda.is_available():
         raise IncompatibleError("there is no CUDA device here", hint="set train.device to cpu")

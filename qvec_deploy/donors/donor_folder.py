@@ -36,9 +36,6 @@ class DonorFolder:
     def open(cls, path: Path, *, force: bool = False) -> DonorFolder:
         """A directory to make a donor in, or to go on in.
 
-        Args:
-            path: Missing, empty, or a donor that was interrupted.
-
         Raises:
             StorageError: It holds a finished donor and `force` is off, or it holds something else.
         """
@@ -93,11 +90,7 @@ class DonorFolder:
         write_safetensors(self._kept(run), tensors, {"qvec": about})
 
     def load(self, run: str) -> TrainState | None:
-        """Where a run stood when it was last saved; None if it never was.
-
-        Raises:
-            IntegrityError: The file is damaged.
-        """
+        """Where a run stood when it was last saved; None if it never was."""
         from safetensors import SafetensorError, safe_open
 
         from qvec_deploy.donors.train import TrainState
@@ -120,11 +113,7 @@ class DonorFolder:
             self._kept(run).unlink(missing_ok=True)
 
     def read_log(self) -> list[Entry]:
-        """The log's lines, oldest first.
-
-        Raises:
-            IntegrityError: A line that is not JSON.
-        """
+        """The log's lines, oldest first."""
         path = self.path / LOG
         if not path.is_file():
             return []
@@ -168,14 +157,7 @@ class DonorFolder:
 
 
 def require_space(path: Path, need: int) -> None:
-    """Refuse a disk that is too full, before the training and not after it.
-
-    Args:
-        path: A directory that may not exist yet.
-
-    Raises:
-        StorageError: There is less room.
-    """
+    """Refuse a disk that is too full, before the training and not after it."""
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     with storage_errors(existing):
         free = shutil.disk_usage(existing).free

@@ -28,9 +28,6 @@ class Task:
     """The images of a donor.
 
     Attributes:
-        name: Of the task, for the vector.
-        train: Trained on, augmented where the recipe says so.
-        val: Accuracy is measured on these; None where there are none.
         fingerprint: Of the first images as they are before augmentation, with the number of images and classes.
     """
 
@@ -45,7 +42,6 @@ def open_base(recipe: DonorRecipe, *, offline: bool = False) -> Base:
     """Read the pretrained weights.
 
     Raises:
-        StorageError, IntegrityError, FetchError: As the file deserves.
         IncompatibleError: It is another model's.
         RecipeError: timm does not have the model, or no weights for it.
     """
@@ -79,8 +75,6 @@ def open_task(recipe: DonorRecipe) -> Task:
     Raises:
         RecipeError: An unknown dataset, one without labels, splits of different classes, or
             augmentation of a bundled task.
-        StorageError: The folder is missing, lacks the training split, or holds no images.
-        IncompatibleError: A package that the dataset needs is not installed.
     """
     task = recipe.task
     config = DataConfig.from_mapping(describe(recipe.base.model, 1, recipe.base.model_args).data_config)

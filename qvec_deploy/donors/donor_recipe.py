@@ -185,12 +185,7 @@ class DonorRecipe(Block):
 def load_donor_recipe(path: Path, overrides: Sequence[str] = ()) -> DonorRecipe:
     """Read a donor recipe.
 
-    Args:
-        path: The YAML file.
-        overrides: `a.b=value` strings; values are YAML.
-
     Raises:
-        StorageError: The file is missing or unreadable.
         RecipeError: Not YAML, unknown keys, wrong types, impossible values; with field, line and nearest name.
     """
     values, places = read_values(path, overrides, what="donor recipe")

@@ -58,11 +58,7 @@ class Augmented:
 
 
 def augmented(data: Dataset, spec: DatasetSpec, config: DataConfig, seed: int) -> Augmented:
-    """Put a dataset under timm's training transform.
-
-    Raises:
-        RecipeError: A bundled task.
-    """
+    """Put a dataset under timm's training transform."""
     if not isinstance(data, TimmDataset):
         raise RecipeError(
             f"{data.name} is drawn with its own jitter and takes no augmentation", hint="set train.augment to none"
@@ -80,17 +76,7 @@ def augmented(data: Dataset, spec: DatasetSpec, config: DataConfig, seed: int) -
 
 
 def feed(data: Dataset, plan: Iterable[Request], workers: int) -> Iterator[tuple[Float32, Int64]]:
-    """The batches of a plan, in its order.
-
-    Args:
-        workers: Processes that read ahead; 0 reads here.
-
-    Yields:
-        Images (B, C, H, W) float32 and labels (B,) int64.
-
-    Raises:
-        QvecError: An image that cannot be read.
-    """
+    """The batches of a plan, in its order."""
     reader = _Reader(data)
     if not workers:
         for request in plan:

@@ -49,17 +49,9 @@ def finetune(
 
     Args:
         task: Training images; its classes are the head's width.
-        scheme: The grid that every forward pass sees; None trains in float.
-        seed: Seed of the head's initial values and of the image order.
-        skip: Child names whose Linears stay float in QAT.
-        options: What large models need beside `hyper`.
 
     Returns:
         The float weights, named and shaped as in a float checkpoint; a QAT run's are latent, not rounded.
-
-    Raises:
-        IncompatibleError: The base lacks tensors of the model, or has other shapes.
-        RecipeError: A model that timm does not have, too few images, or a loss that left the numbers.
     """
     model = start(base, task.classes, scheme=scheme, skip=skip, seed=seed)
     train(model, task, hyper, head=head_name(base.model), seed=seed, options=options, on_step=on_step)
@@ -73,12 +65,6 @@ def start(
 
     Args:
         scheme: The grid that every forward pass sees; None for a float run.
-        skip: Child names whose Linears stay float.
-        device: `cpu` or `cuda`.
-
-    Raises:
-        IncompatibleError: The base lacks tensors of the model, or has other shapes.
-        RecipeError: A model that timm does not have.
     """
     model = create(base.model, classes, base.args)
     model.load_state_dict(_initial_state(model, base, head=head_name(base.model), seed=seed))

@@ -49,14 +49,6 @@ def train(
 
     The order of the images depends on `seed` and the size of `data` alone, so an FP and a QAT run of one seed
     see the same batches. Fake quantizers of method `mse` search their clip ratios every `clip_every` steps.
-
-    Args:
-        model: On the CPU or a GPU; the batches follow it.
-        head: Module name of the classification head, which has a learning rate of its own.
-        seed: Seed of the image order and of any dropout.
-
-    Raises:
-        RecipeError: Fewer images than a batch, or the loss became NaN or infinite.
     """
     Training(model, data, hyper, head=head, seed=seed, options=options).run(on_step)
 
@@ -199,7 +191,6 @@ class Draw:
     """The images of one step.
 
     Attributes:
-        number: The step, from 0.
         shift: Pixels by which they are rolled: down, right.
     """
 

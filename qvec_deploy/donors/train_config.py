@@ -20,15 +20,8 @@ class TrainConfig:
     Attributes:
         lr: Peak learning rate of the backbone. Gentle on purpose: at 3e-4 the vectors of two tasks of
             a tiny model are orthogonal and carry nothing over.
-        head_lr: Peak learning rate of the classification head, which starts from random values.
-        weight_decay: Of matrices; biases, norms, position and class tokens have none.
-        warmup: Share of the steps that warm up.
-        label_smoothing: Share of the target that is spread over all classes.
         roll: Training images are shifted in a circle by up to this many pixels either way.
         clip_every: Steps between two searches of the clip ratio (QAT with method `mse`).
-
-    Raises:
-        RecipeError: A value that cannot train.
     """
 
     steps: int = 600
@@ -62,7 +55,6 @@ class TrainOptions:
 
     Attributes:
         accumulate: Parts in which a batch goes through the model, to save memory; it must divide the batch size.
-        decay_all: Weight decay of every parameter, biases, norms and tokens too, as in arXiv 2604.03420.
         precision: Of the forward pass: `bf16` is autocast on a GPU; weights and optimizer stay float32.
         workers: Processes that read images ahead; 0 reads them in the training process.
     """
@@ -79,7 +71,6 @@ class TrainingProgress:
 
     Attributes:
         loss: Cross-entropy of the last batch, in nats.
-        lr: Learning rate of the backbone in the last step.
     """
 
     step: int

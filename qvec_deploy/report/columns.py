@@ -24,12 +24,7 @@ class Column:
     """A column of the tables of candidates.
 
     Attributes:
-        key: Stable name, for styling and for picking columns.
-        title: Heading, as the report asks for it.
-        cell: What stands in a candidate's row.
         values: What the CSV has, by its column; empty where the value is there already.
-        on_terminal: Whether the terminal, which is narrow, shows it.
-        on_page: Whether HTML and Markdown show it.
     """
 
     key: str
@@ -49,11 +44,7 @@ def column_values(report: Report, row: CandidateRow) -> dict[str, Value]:
 def comparison_table(
     report: Report, rows: Sequence[CandidateRow], *, on_terminal: bool = False, note: str = "", anchors: str = ""
 ) -> CandidateTable:
-    """A row per candidate, with the columns that have something to say of one.
-
-    Args:
-        anchors: Before the number of a warning in links to it.
-    """
+    """A row per candidate, with the columns that have something to say of one."""
     wanted = [column for column in COLUMNS if (column.on_terminal if on_terminal else column.on_page)]
     shown = [column for column in wanted if any(column.cell(report, row).text != NONE for row in rows)]
     return CandidateTable(

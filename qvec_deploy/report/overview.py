@@ -25,7 +25,6 @@ class RankedBundle:
     """One bundle in the overview.
 
     Attributes:
-        row: Of the candidate that it ships.
         against_best: Its answers against the best one's, image by image; None where not both were kept.
     """
 
@@ -53,7 +52,6 @@ def overview(
     """Order bundles: gates (all passed, none asked for, some missed), then accuracy, then size, then latency.
 
     Args:
-        reports: By a name of the bundle; at least one.
         paired: Gives the answers of the first bundle against those of the second; None where nobody kept them.
 
     Raises:

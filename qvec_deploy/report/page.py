@@ -26,7 +26,6 @@ class Prose:
     """A paragraph.
 
     Attributes:
-        style: Its class in the page's style sheet.
         link: Anchor and text of a link behind it.
     """
 
@@ -44,8 +43,6 @@ class Table:
         columns: Headings; the first column names what a row is about.
         alignment: `l` or `r` for every column.
         shipped: The row of this name is what the bundle ships, or comes first; None where no row stands out.
-        badge: What is said beside that row.
-        note: Below it; empty for none.
         titled: Whether the title is shown; else the section's title says it.
     """
 
@@ -98,7 +95,6 @@ class CandidateLines:
     """A candidate in a table, with one line of cells or several.
 
     Attributes:
-        role: In the report, for its colour.
         marks: Numbers of the warnings that concern it.
     """
 
@@ -114,9 +110,7 @@ class CandidateTable:
     """A table with a row per candidate, or per candidate and batch size.
 
     Attributes:
-        title: Said of it where it has no section of its own.
         columns: Heading and unit of every column after the name; the unit may be empty.
-        note: Below it; empty for none.
         anchors: Before the number of a warning in links to it.
     """
 
@@ -130,11 +124,7 @@ class CandidateTable:
 
 @dataclass(frozen=True)
 class Facts:
-    """Terms and what they are.
-
-    Attributes:
-        title: Above them; empty for none.
-    """
+    """Terms and what they are."""
 
     kind: ClassVar[str] = "facts"
     entries: Terms
@@ -143,11 +133,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Doubts:
-    """Numbered warnings, each with its remedy.
-
-    Attributes:
-        anchors: Before the number in an anchor, where a page has several lists.
-    """
+    """Numbered warnings, each with its remedy."""
 
     kind: ClassVar[str] = "doubts"
     entries: tuple[NumberedWarning, ...]
@@ -232,11 +218,7 @@ def groups(blocks: Sequence[Block]) -> Iterator[tuple[str, list[Block]]]:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page; its name is its anchor. One without blocks is not shown.
-
-    Attributes:
-        folded: Whether Markdown, which is read in small windows, folds it.
-    """
+    """A part of a page; its name is its anchor. One without blocks is not shown."""
 
     name: str
     title: str
@@ -269,7 +251,6 @@ class Page:
 
     Attributes:
         kicker: What it is about, in a line above the title.
-        answer: Between title and lead; None for none.
     """
 
     title: str

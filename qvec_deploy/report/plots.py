@@ -87,11 +87,7 @@ def _point(row: CandidateRow, x: tuple[float, float, float]) -> Point:
 
 
 def scatter(name: str, title: str, caption: str, points: Sequence[Point], x_label: str) -> Figure | None:
-    """Accuracy against something of which less is better; None without points.
-
-    Args:
-        x_label: What is on the horizontal axis, with its unit.
-    """
+    """Accuracy against something of which less is better; None without points."""
     if not points:
         return None
     ahead = {point.name for point in front(points)}

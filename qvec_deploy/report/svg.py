@@ -57,7 +57,6 @@ class Figure:
 
     Attributes:
         name: Unique in the page: its anchor, and the name of the file of its numbers.
-        caption: What it shows, in a sentence or two.
         samples: The numbers that it draws, a tuple per line.
     """
 
@@ -88,9 +87,7 @@ def inline(figure: Any, name: str, description: str) -> str:
     """The figure as an `<svg>` element for an HTML page.
 
     Args:
-        figure: A `matplotlib.figure.Figure`, drawn and saved inside `page_style`.
         name: Unique in the page; prefixes every id.
-        description: What a reader who does not see it is told.
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -20,9 +20,6 @@ def write_report(shown: Report | Overview, directory: Path) -> tuple[Path, ...]:
 
     Returns:
         Their paths, in this order.
-
-    Raises:
-        ValueError: A measurement is NaN or infinite.
     """
     if isinstance(shown, Report):
         document, page = to_json(shown), report_page(shown)

@@ -53,13 +53,7 @@ UNRELATED = 0.7
 
 @dataclass(frozen=True)
 class CoordinateFinding:
-    """A symmetry that stands between receiver and donor.
-
-    Attributes:
-        where: Name of the module it acts on.
-        units: How many neurons, heads, channels or gains it moves.
-        undone: Whether it can be undone; otherwise the receiver is refused.
-    """
+    """A symmetry that stands between receiver and donor."""
 
     symmetry: str
     where: str
@@ -88,7 +82,6 @@ def check_coordinates(receiver: Sketch, donor: Sketch, geometry: Geometry, schem
     """Compare two sketches, symmetry by symmetry.
 
     Args:
-        receiver: Of the receiver's backbone, or of another donor's.
         geometry: Where the model's symmetries are; an empty one judges distances only.
         scheme: The grid that a symmetry has to commute with to be undone.
 
@@ -116,14 +109,7 @@ def check_coordinates(receiver: Sketch, donor: Sketch, geometry: Geometry, schem
 
 
 def require_same_coordinates(read: Read, donor: Sketch, geometry: Geometry, scheme: Scheme) -> None:
-    """Refuse a receiver that is not in the donor's coordinates; it is read one tensor at a time.
-
-    Args:
-        read: Gives a tensor of the receiver by its name.
-
-    Raises:
-        IncompatibleError: Another model, another base, or a symmetry, by its name.
-    """
+    """Refuse a receiver that is not in the donor's coordinates; it is read one tensor at a time."""
     findings = check_coordinates(sketch_like(donor, read), donor, geometry, scheme).findings
     require_undone(findings)
     if findings:
@@ -134,11 +120,7 @@ def require_same_coordinates(read: Read, donor: Sketch, geometry: Geometry, sche
 
 
 def require_undone(findings: tuple[CoordinateFinding, ...]) -> None:
-    """Refuse findings that cannot be undone without changing what quantization does.
-
-    Raises:
-        IncompatibleError: With the name of the first one.
-    """
+    """Refuse findings that cannot be undone without changing what quantization does."""
     for finding in findings:
         if not finding.undone:
             raise IncompatibleError(
@@ -149,11 +131,7 @@ def require_undone(findings: tuple[CoordinateFinding, ...]) -> None:
 
 
 def sketch_like(donor: Sketch, read: Read) -> Sketch:
-    """The sketch of a receiver over the tensors, and with the seed, of a donor's.
-
-    Raises:
-        IncompatibleError: The receiver lacks one of the tensors.
-    """
+    """The sketch of a receiver over the tensors, and with the seed, of a donor's."""
 
     def present(name: str) -> Float32:
         try:

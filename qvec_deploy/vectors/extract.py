@@ -44,17 +44,11 @@ def extract_vector(
     """Write the quantization vector of a donor, with the sketch of its float weights.
 
     Args:
-        fp: The donor's float fine-tune, name to float32 tensor.
         qat: Its quantization-aware fine-tune: latent float weights, same names.
-        skip: Child names that the QAT left float.
         architecture: What the donor is, its number of classes aside; its head is left out. Without it the head is
             `head`, and the files must have one.
-        dtype: `float32` or `float16`.
         base: The pretrained weights both started from, and the SHA-256 of their file.
         moments: Second moments of the inputs of the donor's Linears: module to (in, in).
-
-    Returns:
-        The header that was written.
 
     Raises:
         IncompatibleError: The two differ in names or shapes, are no donor of the architecture, have no known head, or
@@ -103,10 +97,6 @@ def require_skip(tensors: Mapping[str, Any], skip: tuple[str, ...], head: str) -
 
     Args:
         tensors: The donor's tensors by name: anything with `ndim`.
-        skip: Child names that the QAT left float.
-
-    Raises:
-        RecipeError: One matches nothing.
     """
     parts = set(head.split("."))
     for name, tensor in tensors.items():
@@ -126,11 +116,7 @@ def require_reproduction(name: str, fp: Float32, rho: Float32, qat: Float32, dty
     """Refuse a rho that, stored as `dtype` and added to the float weights, does not give the QAT weights back.
 
     Args:
-        rho: Their difference to the QAT weights, float32.
         dtype: `float32`, where a rounding of the sum is allowed, or `float16`, where half an ulp of rho is as well.
-
-    Raises:
-        IntegrityError: It does not.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         stored = rho.astype(dtype)

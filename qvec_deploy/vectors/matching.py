@@ -85,9 +85,6 @@ def assign(score: Float32) -> Indices:
 
     Args:
         score: (n, n), donor by receiver.
-
-    Returns:
-        (n,) the receiver's unit for every donor's; the identity where no move is sure.
     """
     order = np.arange(len(score))
     astray = np.flatnonzero(np.diagonal(score) < SURE)
@@ -124,11 +121,7 @@ def match_heads(scores: list[Float32], heads: int) -> Indices:
 
 
 def match_channels(donor: Units, receiver: Units, heads: Indices) -> Match:
-    """Match channels that may be permuted inside their head, flipped and scaled, once it is known which head is which.
-
-    Args:
-        heads: What `match_heads` found.
-    """
+    """Match channels, which may be permuted inside their head, flipped and scaled; `heads` is known by then."""
     score = similarity(donor, receiver)
     width = len(score) // len(heads)
     order = np.empty(len(score), np.intp)

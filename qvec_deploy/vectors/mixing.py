@@ -28,9 +28,7 @@ def mix_vectors(
     """Write the weighted mean of several vectors; their moments stay behind.
 
     Args:
-        vectors: Two or more, of one model and one grid.
         weights: One for each, 1 in all; the plain mean if None.
-        dtype: `float32` or `float16`.
 
     Returns:
         The header that was written. Its sketch is the first that a vector has: the donors are fine-tunes of one base.
@@ -38,7 +36,6 @@ def mix_vectors(
     Raises:
         RecipeError: Weights that are too few or too many, or do not add up to 1.
         IncompatibleError: Vectors of different grids, skip lists, tensors, bases or coordinates, or a control.
-        IntegrityError, StorageError: As `write_vector`.
     """
     shares = _shares(vectors, weights)
     first = vectors[0]

@@ -18,17 +18,7 @@ def add_scaled(weight: Float32, rho: Float32, lam: float) -> Float32:
 
 
 def patch(receiver: Checkpoint, sources: Mapping[str, Source], plan: Plan) -> Iterator[tuple[str, Float32]]:
-    """The patched weights, tensor by tensor in the plan's order, so that memory holds one tensor and not three models.
-
-    Args:
-        plan: Which tensors are patched, and with which mixing weights.
-
-    Yields:
-        Name and float32 weights; a tensor that is not patched comes out bit for bit.
-
-    Raises:
-        IntegrityError: NaN or infinity in a weight or a vector.
-    """
+    """The patched weights in the plan's order, one tensor at a time: memory never holds three models."""
     control = plan.recipe.vector.control if plan.recipe.vector is not None else None
     for tensor in plan.tensors:
         weight = receiver.read(tensor.name)

@@ -31,8 +31,6 @@ class LinearSketch:
     Attributes:
         rows: (out, 16) projections of the rows.
         columns: (in, 16) projections of the columns.
-        row_norms: (out,) L2 norms.
-        column_norms: (in,) L2 norms.
     """
 
     rows: Float32
@@ -48,7 +46,6 @@ class Sketch:
     Attributes:
         seed: Of the projections; only sketches of one seed compare.
         linears: Module name to sketch, for every Linear.
-        gains: Module name to gain, for every norm.
     """
 
     seed: int
@@ -57,14 +54,7 @@ class Sketch:
 
 
 def make_sketch(names: Iterable[str], read: Read, *, seed: int = SKETCH_SEED) -> Sketch:
-    """Sketch a state dict, one tensor in memory at a time.
-
-    Args:
-        names: Names of the tensors to cover: the backbone's, without the head's.
-
-    Raises:
-        IntegrityError: As `read`.
-    """
+    """Sketch a state dict, one tensor in memory at a time."""
     linears, gains = {}, {}
     for name in names:
         module, _, kind = name.rpartition(".")

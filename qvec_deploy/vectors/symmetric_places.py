@@ -17,7 +17,6 @@ class Attention:
 
     Attributes:
         qkv: Module name of the Linear whose rows are q, k and v, each head by head.
-        proj: Module name of the Linear after the heads.
         table: A tensor with one column a head (Swin's relative position biases); empty without one.
     """
 
@@ -40,8 +39,6 @@ class Geometry:
     """The places of a model's symmetries.
 
     Attributes:
-        attentions: Every attention whose heads may be permuted.
-        mlps: Every MLP whose neurons may be permuted.
         norms: Norm and the Linear that alone reads it, by module name.
     """
 
@@ -51,11 +48,7 @@ class Geometry:
 
 
 def find_geometry(name: str, args: ModelArgs, *, classes: int = 1) -> Geometry:
-    """The geometry of a timm model, known without weights; the same for any number of classes.
-
-    Raises:
-        RecipeError: Unknown model, or arguments it does not take.
-    """
+    """The geometry of a timm model, known without weights; the same for any number of classes."""
     return geometry_of(structure(name, classes, args))
 
 

@@ -61,11 +61,7 @@ def corrected(read: Read, changes: Mapping[str, TensorChange]) -> Read:
 
 
 def write_corrected(receiver: Checkpoint, changes: Mapping[str, TensorChange], path: Path) -> None:
-    """Write the receiver with all `changes` made, every tensor float32, as a safetensors file.
-
-    Raises:
-        IncompatibleError, IntegrityError: A tensor that is not of finite floats.
-    """
+    """Write the receiver with all `changes` made, every tensor float32, as a safetensors file."""
     read = corrected(receiver.read, changes)
     arrays = {name: read(name) for name in receiver.tensors}
     write_safetensors(path, arrays, dict(receiver.metadata) or None)

@@ -29,7 +29,6 @@ class QuantizationVector:
     """A vector file: its header now, its tensors on demand.
 
     Attributes:
-        checkpoint: The file itself, with all that is in it.
         tensors: Names, shapes and dtypes of the tensors rho covers.
     """
 
@@ -47,7 +46,6 @@ class QuantizationVector:
         Raises:
             IntegrityError: Not a vector file, or a damaged one.
             IncompatibleError: Written by a later major version.
-            StorageError, FetchError: As `Checkpoint.open`.
         """
         checkpoint = Checkpoint.open(source, offline=offline, label=label)
         text = checkpoint.metadata.get("qvec")
@@ -63,29 +61,17 @@ class QuantizationVector:
         return {self.checkpoint.source: self.checkpoint.fingerprint()}
 
     def read(self, name: str) -> Float32:
-        """One tensor of rho as float32.
-
-        Raises:
-            IntegrityError: NaN or infinity.
-        """
+        """One tensor of rho as float32."""
         return self.checkpoint.read(name)
 
     def sketch(self) -> Sketch | None:
-        """The sketch of the donor's float weights; None in a file that has none, as those of format 1.0.
-
-        Raises:
-            IntegrityError: A damaged sketch.
-        """
+        """The sketch of the donor's float weights; None in a file that has none, as those of format 1.0."""
         if self.header.sketch_seed is None:
             return None
         return read_sketch(self._named(SKETCH), lambda name: self.read(SKETCH + name), self.header.sketch_seed)
 
     def moments(self) -> dict[str, Float32] | None:
-        """Second moments of the inputs of the donor's Linears, by module: (in, in) float32; None if it ships none.
-
-        Raises:
-            IntegrityError: NaN or infinity.
-        """
+        """Second moments of the inputs of the donor's Linears, by module: (in, in) float32; None if it ships none."""
         return {name: self.read(MOMENTS + name) for name in self._named(MOMENTS)} or None
 
     def control(self) -> str | None:
@@ -114,13 +100,8 @@ def write_vector(
 
     Args:
         header: Its metadata; `dtype` and `sketch_seed` are set to what is written.
-        tensors: Name and rho, float32.
-        dtype: `float32`, or `float16` at half the size.
         sketch: Of the donor's float weights; written as float16.
         moments: Module to (in, in) second moments of its inputs; written in the dtype they have.
-
-    Returns:
-        The header as written.
 
     Raises:
         IntegrityError: A value that is not finite, or too large for float16.

@@ -33,16 +33,12 @@ class VectorHeader:
     """What a vector fits, known without reading it. What follows `made_by` came with format 1.1.
 
     Attributes:
-        scheme: The grid its donor was trained for.
-        skip: Child names its donor left float.
         seed: The donor's seed; the first donor's of a mix.
         norm: L2 norm of rho over all its tensors.
         weight_norm: L2 norm of the donor's float weights over the same tensors.
         norms: L2 norms of rho and of the donor's float weight, by tensor; empty where the donor's are not known.
         base: SHA-256 of the pretrained checkpoint the donor started from; None if it was not given.
-        dtype: What rho is stored as, `float32` or `float16`.
         sketch_seed: Seed of the sketch in the file; None without one.
-        parts: The donors of a mix; empty otherwise.
         control: What was put in rho's place, for a file that exists to be beaten; None for a real vector.
     """
 

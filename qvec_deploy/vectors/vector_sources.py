@@ -115,14 +115,8 @@ class OpenFiles:
 def open_sources(recipe: Recipe, head: str, files: OpenFiles) -> dict[str, Source]:
     """Open the vectors of a recipe, headers only; empty without a vector.
 
-    Args:
-        head: Module name of the classification head, which rho leaves out.
-
     Returns:
         Label (as in the recipe) to source, in the recipe's order.
-
-    Raises:
-        IntegrityError, IncompatibleError, StorageError, FetchError: As their files deserve.
     """
     if recipe.vector is None:
         return {}
@@ -138,12 +132,7 @@ def open_sources(recipe: Recipe, head: str, files: OpenFiles) -> dict[str, Sourc
 
 
 def random_like(rho: Float32, name: str, seed: int) -> Float32:
-    """A Gaussian tensor with the norm of `rho`: the control that a vector must beat.
-
-    Args:
-        rho: The tensor whose shape and norm are taken.
-        name: Its name; every tensor draws from a stream of its own.
-    """
+    """A Gaussian tensor with the norm of `rho`: the control that a vector must beat."""
     generator = np.random.default_rng([seed, *name.encode()])
     noise = generator.standard_normal(rho.shape, dtype=np.float32)
     norm = np.linalg.norm(noise)

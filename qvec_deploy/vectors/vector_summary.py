@@ -12,11 +12,7 @@ HEALTHY = (0.003, 0.05)
 
 
 def summarize(vector: QuantizationVector) -> dict[str, Any]:
-    """A vector as plain values: header, layers, and a warning where its norm is unusual.
-
-    Raises:
-        IntegrityError: NaN or infinity in a file without norms in its header.
-    """
+    """A vector as plain values: header, layers, and a warning where its norm is unusual."""
     header = vector.header
     layers = []
     for name, info in vector.tensors.items():
