@@ -10,12 +10,13 @@ import click
 from qvec_deploy.cli.options import (
     echo_json,
     json_option,
+    model_arg_option,
     model_arguments,
     offline_option,
     progress_shown,
     quiet_option,
+    terminal,
 )
-from qvec_deploy.cli.wide_console import wide_console
 
 if TYPE_CHECKING:
     from qvec_deploy.research.analyze.analysis import Analysis, DonorAnalysis
@@ -33,7 +34,7 @@ _LOSSES = {"teacher": "KL to the float receiver", "labels": "cross-entropy"}
 @click.option("--receiver", required=True, metavar="CHECKPOINT", help="The receiver's float fine-tune.")
 @click.option("--receiver-qat", required=True, metavar="CHECKPOINT", help="Its own QAT fine-tune, latent weights.")
 @click.option("--model", required=True, help="timm's name of the model.")
-@click.option("--model-arg", "arguments", multiple=True, metavar="NAME=VALUE", help="As in receiver.model_args.")
+@model_arg_option
 @click.option("--vector", "vectors", multiple=True, required=True, metavar="FILE", help="A donor's; repeatable.")
 @click.option("--data", "dataset", required=True, metavar="DATASET", help="Images: tiny/..., folder, or timm's names.")
 @click.option("--root", type=click.Path(path_type=Path), help="The images' folder.")
@@ -85,7 +86,7 @@ def _print_analysis(analysis: Analysis) -> None:
     from qvec_deploy.research.analyze.response import GRID
     from qvec_deploy.vectors.short_names import short_names
 
-    console = wide_console()
+    console = terminal()
     names = short_names([donor.vector for donor in analysis.donors])
     predictions, curves = Table(box=None, pad_edge=False), Table(box=None, pad_edge=False)
     for table in (predictions, curves):
@@ -108,7 +109,7 @@ def _print_analysis(analysis: Analysis) -> None:
             curves.add_row("", "top-1 %", *(_percent(donor.response.curve[lam].top1) for lam in GRID))
     console.print("\nMeasured by lambda\n", style="bold")
     console.print(curves)
-    console.print(f"\n{_setting(analysis)}", style="dim", highlight=False, markup=False)
+    console.print(f"\n{_setting(analysis)}", style="dim")
 
 
 def _prediction_rows(donor: DonorAnalysis, *, merged: bool) -> list[tuple[str, ...]]:

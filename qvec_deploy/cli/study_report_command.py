@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qvec_deploy.cli.options import json_option, progress_shown, quiet_option
-from qvec_deploy.cli.wide_console import wide_console
+from qvec_deploy.cli.options import json_option, print_table, progress_shown, quiet_option, terminal
 
 if TYPE_CHECKING:
     from qvec_deploy.research.study.pages.study_page import StudyReport
@@ -49,13 +48,12 @@ def report(folder: Path, output: Path, quiet: bool, as_json: bool) -> None:
 
 def _print(shown: StudyReport) -> None:
     """A short table per setting, and the answer."""
-    from qvec_deploy.report.render_terminal import render_table
     from qvec_deploy.research.study.pages.conclusions import answers, remarks
     from qvec_deploy.research.study.pages.result_sections import compact
 
-    console = wide_console(140)
+    console = terminal(140)
     for table in compact(shown.summary):
-        console.print(render_table(table))
+        print_table(table, console)
         console.print()
     for answer in (*answers(shown.summary), *remarks(shown.summary)):
-        console.print(answer, highlight=False, markup=False)
+        console.print(answer)
