@@ -28,7 +28,6 @@ def calibrate_inputs(
 
     Args:
         model: In evaluation mode; ModelOpt's quantizers are put in, calibrated and left there, disabled but for those.
-        names: The Linears.
         factors: (in,) by name of a Linear whose input is multiplied with them first, as AWQ does.
         images: Batches (B, C, H, W), normalised.
 

@@ -32,7 +32,6 @@ def calibrate(
         model: In evaluation mode, on the device where the work is to be done.
         images: Batches (B, C, H, W) float32, normalised as the model wants them; none for a method without needs.
         skip: Child names whose Linears stay float, matched exactly at any depth.
-        method: Name of a row of METHODS.
         teacher: Whose outputs a method aims at that needs some; the model itself where None. For a patched model, the
             receiver as it was.
 
@@ -61,7 +60,6 @@ def calibrate_from_moments(
 
     Args:
         moments: What `collect_moments` gave for a donor of the same base, (in, in) by Linear name.
-        method: One for which moments are enough.
 
     Raises:
         RecipeError: A method that needs more than moments.

@@ -34,7 +34,6 @@ def accumulate_moments(model: nn.Module, images: Sequence[Float32], names: Seque
     Args:
         model: In evaluation mode; not changed.
         images: Batches (B, C, H, W).
-        names: Linears to look at.
 
     Returns:
         (in, in) float64 by Linear name, in the order the model calls them; Linears it does not call are missing.

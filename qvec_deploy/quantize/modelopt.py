@@ -39,7 +39,6 @@ def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
 
     Args:
         weight: (out, in) float32, finite.
-        scheme: Bits, granularity, clip and method.
 
     Returns:
         int8 codes (out, in) and float32 scales (out, groups), equal to the numpy reference bit for bit.
@@ -66,8 +65,6 @@ def insert_fake_quantizers(model: nn.Module, scheme: Scheme, skip: tuple[str, ..
     weights at every forward. With method `mse` the clip ratio is searched now and by `refresh_clip`.
 
     Args:
-        model: Changed in place.
-        scheme: The grid.
         skip: Child names whose Linears stay float, matched exactly at any depth.
     """
     enabled = [

@@ -21,7 +21,6 @@ def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
 
     Args:
         weight: (out, in) float32, finite.
-        scheme: Bits, granularity, clip and method.
 
     Returns:
         int8 codes (out, in) and float32 scales (out, groups).

@@ -32,7 +32,6 @@ def round_for_inputs(weight: Tensor, moment: Tensor, scheme: Scheme) -> Quantize
     Args:
         weight: (out, in).
         moment: (in, in), sum or mean of x x' over the inputs x; a common factor changes nothing.
-        scheme: The grid.
 
     Returns:
         int8 codes (out, in) and float32 scales (out, groups).
@@ -82,7 +81,6 @@ def feed_back(weight: Tensor, factor: Tensor, scale: Tensor, scheme: Scheme) -> 
         weight: (out, in).
         factor: (in, in), upper Cholesky factor of the inverse moments.
         scale: (out, groups).
-        scheme: The grid.
 
     Returns:
         (out, in) int8 codes.

@@ -71,7 +71,6 @@ class Gpu:
     """A GPU, as far as engines care.
 
     Attributes:
-        name: The model's name.
         sm: Compute capability, 80 for 8.0.
         driver: CUDA version of the driver, such as `13.0`.
     """

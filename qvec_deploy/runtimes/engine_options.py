@@ -37,7 +37,6 @@ class EngineOptions:
     """How engines are built.
 
     Attributes:
-        batch_sizes: One static engine each.
         dynamic: One engine instead, from the smallest to the largest. It runs without a CUDA graph, and up to
             TensorRT 11.2 at least, engines with our plugin leak a little GPU memory whenever the size changes.
         hardware: One of `HARDWARE`. More GPUs, slower engines.

@@ -39,10 +39,8 @@ class Lowering:
         bits: Widths of codes it takes; of floats for the baseline.
         tolerance: Largest relative L2 error of the logits against PyTorch's with the same weights. Where activations
             are quantized it only catches a broken engine; what they cost is for accuracy to show.
-        arithmetic: Of the quantized Linears.
         weight_bits: Bits that a quantized weight takes at run time, its scales included, from its rows, columns and
             grid.
-        granularities: Granularities it takes.
         group_multiple: What group sizes must be a multiple of.
         power_of_two_groups: Whether they must be powers of two, too.
         calibrates_activations: Whether it needs the ranges of activations, which `build` then measures.
@@ -94,11 +92,8 @@ class Runtime:
     """A runtime: everything that the rest of the package has to know of it.
 
     Attributes:
-        name: As recipes say it.
         backend: `module:class` of its code, imported on use.
-        device: What its engines run on.
         float_bits: Width of its floats, which everything but quantized Linears is computed in: 32 or 16.
-        lowerings: What it multiplies with.
         packages: Distributions whose versions decide how fast its engines are, and what they answer.
         preload: Modules that are in memory before an engine's own memory is counted.
         remedy: How to get what is missing.

@@ -26,7 +26,6 @@ def calibrate_amax(model: nn.Module, weights: PackedFile, images: Sequence[Float
     Args:
         model: The timm model of `weights`, in evaluation mode; its quantized weights and ModelOpt's quantizers are put
             in here.
-        weights: The packed file that will be deployed.
         images: Batches (B, C, H, W), normalised.
 
     Returns:
@@ -55,11 +54,7 @@ def calibrate_amax(model: nn.Module, weights: PackedFile, images: Sequence[Float
 
 
 def write_amax(directory: Path, amax: Mapping[str, float]) -> None:
-    """Keep calibrated magnitudes beside the weights.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
+    """Keep calibrated magnitudes beside the weights."""
     write_bytes(directory / ACTIVATIONS_FILE, canonical_json({"amax": dict(amax)}))
 
 

@@ -56,10 +56,6 @@ def export_skeleton(
     """Export a model's structure.
 
     Args:
-        name: timm model name.
-        classes: Number of classes.
-        args: Arguments for timm.create_model.
-        skip: Child names whose Linears stay ordinary.
         input_shape: (C, H, W) of an image.
 
     Returns:

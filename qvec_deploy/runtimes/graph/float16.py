@@ -19,7 +19,6 @@ def half(name: str, values: NDArray[Any]) -> NDArray[np.float16]:
     """Values as float16.
 
     Args:
-        name: What an error calls them.
         values: Finite floats.
 
     Raises:

@@ -54,9 +54,7 @@ class Assembly:
     """What ptxas says of a kernel.
 
     Attributes:
-        registers: Registers of a thread.
         spill_bytes: Bytes of a thread that did not fit them, stores and loads together.
-        cubin: The machine code.
     """
 
     registers: int
@@ -70,7 +68,6 @@ class Compiled:
 
     Attributes:
         ptx: The text, without parameters other than `arguments`.
-        name: Of the kernel in it.
         arguments: Its parameters in order. Pointers, and int32 for `m`, `n`, `k`: rows of x, shape of the weight.
         shared_bytes: Dynamic shared memory of a launch.
         warps: A block has 32 threads for each.
@@ -124,14 +121,10 @@ def compile_ahead(
     Args:
         kind: `linear` or `dequantize`.
         layout: Device layout of the words, or its id.
-        bits: Width of a code.
-        rows: Rows of the weight, N.
-        columns: Columns of the weight, K.
         group_size: Columns that share a scale; 0 for one scale a row.
         dtype: Type of x, bias and the output. Scales are float32.
         tile: What a block of `linear` computes.
         sm: Compute capability, without the dot.
-        asm: Whether codes are unpacked by inline assembly.
 
     Raises:
         IncompatibleError: A weight or an architecture the kernels do not take, or no Triton or ptxas here.
@@ -180,7 +173,6 @@ def assemble(ptx: bytes, sm: int) -> Assembly:
 
     Args:
         ptx: PTX for `sm` or an earlier architecture.
-        sm: The architecture to assemble for.
 
     Raises:
         IncompatibleError: ptxas refuses it.

@@ -54,9 +54,6 @@ def linear(
         words: int32 codes in `layout`.
         scale: (rows, groups) float32.
         bias: (rows,) of the type of x, or None.
-        layout: Device layout of the words.
-        bits: Width of a code.
-        columns: Columns of the weight.
         group_size: Columns that share a scale; 0 for one scale a row.
 
     Returns:

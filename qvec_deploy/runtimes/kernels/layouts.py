@@ -65,7 +65,6 @@ class DeviceLayout(ABC):
 
         Args:
             codes: (rows, columns) int8, each within [-2^(bits-1), 2^(bits-1) - 1].
-            bits: Width of a code.
 
         Returns:
             int32 of `words_shape`.
@@ -80,7 +79,6 @@ class DeviceLayout(ABC):
 
         Args:
             words: int32 of `words_shape`.
-            bits: Width of a code.
             shape: (rows, columns) of the weight.
 
         Raises:
@@ -182,9 +180,6 @@ def choose_layout(rows: int, columns: int, bits: int, group_size: int = 0) -> De
     """The fastest layout that takes a weight.
 
     Args:
-        rows: Output width of the Linear.
-        columns: Input width of the Linear.
-        bits: Width of a code.
         group_size: Columns that share a scale; 0 for one scale a row.
 
     Raises:
@@ -203,7 +198,6 @@ def layout_named(name: str, version: int | None = None) -> DeviceLayout:
     """The layout of an id.
 
     Args:
-        name: Its id.
         version: The version that words were written in; None for whatever this version has.
 
     Raises:

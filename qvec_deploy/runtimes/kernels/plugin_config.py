@@ -31,10 +31,6 @@ class PluginConfig:
 
     Attributes:
         layout: Id of the device layout of the words.
-        layout_version: Version of that layout.
-        bits: Bits of a code.
-        rows: Outputs of the Linear.
-        columns: Inputs of the Linear.
         group_size: Weights that share a scale; 0 is a scale per row.
         sm: Lowest architecture that the kernel runs on.
     """

@@ -12,7 +12,6 @@ class Tile:
     Attributes:
         rows: Rows of y that a program computes, at least 16.
         columns: Columns of y that a program computes, at least 32.
-        warps: Warps of a program.
         stages: Depth of the pipeline of loads, in blocks of the weight's columns.
         split: Programs that share the sums of one piece of y; engines compiled ahead of time have 1.
     """

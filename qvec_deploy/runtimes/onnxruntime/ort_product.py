@@ -13,11 +13,7 @@ _OPERATORS = {"fp32": ("MatMul", np.float32, np.float32), "int8": ("MatMulIntege
 
 
 class Product:
-    """A loaded product of two square matrices; runs like an engine.
-
-    Attributes:
-        flops: Operations of a run.
-    """
+    """A loaded product of two square matrices; runs like an engine."""
 
     def __init__(self, session: Any, left: Any) -> None:
         self._session, self._left = session, left
@@ -30,12 +26,7 @@ class Product:
 
 
 def open_product(arithmetic: str, threads: int) -> Product:
-    """The product in `fp32`, or in `int8` with 8-bit activations and 32-bit sums.
-
-    Args:
-        arithmetic: One of the two.
-        threads: Threads of the session.
-    """
+    """The product in `fp32`, or in `int8` with 8-bit activations and 32-bit sums."""
     import onnxruntime
     from onnx import helper, numpy_helper
 

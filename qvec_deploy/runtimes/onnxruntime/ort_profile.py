@@ -33,11 +33,6 @@ def layer_times(directory: Path, trace: Path, runs: int) -> dict[str, float]:
     Profiling costs a few microseconds for every node, which a small model has in its hundreds: the quickest node,
     which does next to nothing, is taken for that cost, and taken off all of them.
 
-    Args:
-        directory: Holds the stored model.
-        trace: What ONNX Runtime wrote.
-        runs: How many runs it shows.
-
     Raises:
         IncompatibleError: The profile is not of this model.
     """

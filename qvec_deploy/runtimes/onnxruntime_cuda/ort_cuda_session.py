@@ -188,8 +188,6 @@ def session_options(threads: int, batch: int, *, strict: bool) -> Any:
     """Options of a session for one batch size.
 
     Args:
-        threads: Of the host's part.
-        batch: The free dimension's value.
         strict: Refuse a model of which any node would run on the CPU.
     """
     import onnxruntime

@@ -16,7 +16,6 @@ def int4_block(columns: int, group_size: int) -> int:
     """Block size of TensorRT's INT4 for rows of `columns` weights.
 
     Args:
-        columns: Input width of the Linear.
         group_size: Weights that share a scale; 0 for a row.
 
     Raises:

@@ -25,22 +25,16 @@ class Sidecar:
 
     Attributes:
         machine: What it was built with and on.
-        lowering: What it multiplies with.
-        batches: Batch sizes it takes.
         input_shape: (C, H, W) of an image.
         hardware: GPUs it runs on; one of `HARDWARE`.
         version_compatible: Whether other releases of the same major version run it.
         cuda_graph: Whether it is run as a CUDA graph.
-        plugin_layers: Layers that our plugin computes.
         packed_bytes: Codes and scales of its quantized Linears, as handed to TensorRT.
-        given_bytes: All constants handed to TensorRT.
         allowed_bytes: Most that it stores if its quantized Linears stayed packed; None where they are float16.
         weights_bytes: What TensorRT says it stores; None where it does not say.
         device_bytes: Memory that running it takes beyond its weights.
-        sha256: Of the engine.
         model_sha256: Of the ONNX model it was built from.
         weights_sha256: Of the packed file it was built from.
-        build_s: Seconds that building took.
     """
 
     machine: Machine
@@ -80,11 +74,7 @@ def find_engines(directory: Path, lowering: str) -> list[Path]:
 
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
-    """Write it beside its engine.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
+    """Write it beside its engine."""
     document = {"format": FORMAT, "version": FORMAT_VERSION, **asdict(sidecar)}
     text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
     write_bytes(sidecar_path(engine), f"{text}\n".encode())
@@ -119,9 +109,6 @@ def check_sidecar(engine: Path, sidecar: Sidecar, here: Machine, sources: Mappin
     """Refuse an engine that is not for this machine, not of these weights, or not the one that was built.
 
     Args:
-        engine: Its file.
-        sidecar: Its sidecar.
-        here: This machine.
         sources: The model (`model`) and the packed file (`weights`) beside it.
 
     Returns:

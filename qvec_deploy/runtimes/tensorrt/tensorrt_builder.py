@@ -37,7 +37,6 @@ class Built:
         timings: The tactics measured, with those known before; empty where they are not kept.
         weights_bytes: What TensorRT says it stores; None where it does not say.
         device_bytes: Memory that running it takes beyond its weights.
-        seconds: That building took.
     """
 
     plan: bytes
@@ -63,9 +62,7 @@ def build_engine(
     Args:
         trt: The module `tensorrt`.
         graph: As `tensorrt_graph` makes it, its batch fixed where `batches` is one size.
-        batches: What the engine takes.
         input_shape: (C, H, W) of an image.
-        options: How it is built.
         timing_cache: Measured tactics of earlier builds; read if it is there, and not written here.
         advance: Told how many steps are done, of how many.
         flags: Names of builder flags to set beyond what `options` says, for experiments.
@@ -172,11 +169,7 @@ def _parse(trt: Any, network: Any, logger: Any, graph: TensorrtGraph) -> None:
 
 
 def save_graph(graph: TensorrtGraph, path: Path) -> None:
-    """Write a graph where TensorRT, or trtexec, can read it.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
+    """Write a graph where TensorRT, or trtexec, can read it."""
     import onnx
 
     with storage_errors(path):
@@ -272,11 +265,6 @@ def sidecar_of(
     """What is to be known of an engine before TensorRT sees it.
 
     Args:
-        built: The engine.
-        graph: What it was built from.
-        machine: Where.
-        lowering: How.
-        batches: For which batch sizes.
         shape: (C, H, W) of one image.
         options: As `build_engine` was given.
         hashes: SHA-256 of the sources, `model` and `weights`; empty text where there are no files.

@@ -33,7 +33,6 @@ class TensorrtGraph:
         model: The graph: `images` float32 in, `logits` float32 out.
         plugin_layers: Nodes that only our plugin can compute.
         packed_bytes: Constants of the quantized Linears: codes and scales.
-        weight_bytes: All constants.
         allowed_bytes: Most that an engine stores in which the quantized Linears stayed as they are here; None where
             they are float16 here.
     """
@@ -113,7 +112,6 @@ def allowed_bytes(given: int, packed: Sequence[int], unpacked: Sequence[int], *,
     `padding` to convolutions; but never more than half of what unpacking all Linears adds.
 
     Args:
-        given: Bytes of all constants handed over.
         packed: Bytes of the constants of each quantized Linear.
         unpacked: Bytes of each of their weights in float16.
         padding: Bytes that TensorRT may add to other weights.

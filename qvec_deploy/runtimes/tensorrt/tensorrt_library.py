@@ -25,10 +25,7 @@ class Machine:
     """What an engine is tied to.
 
     Attributes:
-        tensorrt: TensorRT's version.
-        gpu: The GPU's name.
         sm: Its compute capability, 80 for 8.0.
-        driver: CUDA version of the driver.
     """
 
     tensorrt: str

@@ -27,7 +27,6 @@ class Lowered:
 
     Attributes:
         nodes: The nodes, reading the node's input and writing its output.
-        tensors: Their constants.
         function: Layout and bits of the function that says what the plugin computes; None without a plugin.
         opset: The least that has these nodes; 21 brought INT4 and blocks. What is shared means the same in both.
     """

@@ -64,7 +64,6 @@ class TensorRT:
         Raises:
             IncompatibleError: TensorRT or the GPU is missing or not up to it, or TensorRT refuses the model.
             IntegrityError: The model, the weights or the calibrated activations are damaged.
-            StorageError: The disk refuses.
         """
         trt, cuda = require(lowering, building=True)
         here = machine(trt, cuda.gpu)

@@ -71,7 +71,6 @@ class LoadedEngine:
     """One engine with its context, buffers and graph; ready to run after `prepare`.
 
     Attributes:
-        sidecar: What it is.
         captured: Whether it runs as a CUDA graph.
     """
 
@@ -216,7 +215,6 @@ def load_engines(trt: Any, cuda: Cuda, plans: Sequence[tuple[Sidecar, bytes]]) -
 
     Args:
         trt: The module `tensorrt`.
-        cuda: The GPU.
         plans: Sidecar and bytes of each; at least one.
 
     Raises:

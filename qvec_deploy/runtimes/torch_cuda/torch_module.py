@@ -21,11 +21,8 @@ class PackedLinear(nn.Module):
     """An nn.Linear whose weight is device words: y = x @ dequantized.T + bias.
 
     Args:
-        weights: The packed file.
-        info: A quantized tensor of it.
         bias: (out,) float16; None for none.
         factor: (in,) float16, multiplied with the input first (AWQ); None for none.
-        device: Where the words live.
     """
 
     words: Tensor

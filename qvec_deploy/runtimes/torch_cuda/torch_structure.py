@@ -17,9 +17,6 @@ class Structure:
     """What it takes to make the timm model again.
 
     Attributes:
-        name: timm's model name.
-        classes: Width of the classification head.
-        args: Arguments for timm.create_model.
         input_shape: (C, H, W) of one image.
     """
 
@@ -30,11 +27,7 @@ class Structure:
 
 
 def write_structure(directory: Path, architecture: Architecture, args: ModelArgs) -> None:
-    """Keep the model's structure beside its weights.
-
-    Raises:
-        StorageError: The disk refuses.
-    """
+    """Keep the model's structure beside its weights."""
     values = {
         "name": architecture.name,
         "classes": architecture.classes,
