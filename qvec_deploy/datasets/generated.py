@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qvec_deploy.datasets.drawn import DrawnDataset
 from qvec_deploy.datasets.spec import SPLITS, DataConfig, DatasetSpec, Float32, Int64
 from qvec_deploy.errors import RecipeError
 
@@ -33,52 +33,19 @@ Plane = NDArray[np.float64]
 Images = NDArray[np.uint8]
 
 
-class GeneratedDataset:
+class GeneratedDataset(DrawnDataset):
     """Seeded images without labels: `classes` is 0 and every label is 0."""
-
-    def __init__(self, spec: DatasetSpec, config: DataConfig) -> None:
-        self.name = spec.name
-        self.split = spec.split
-        self.classes = 0
-        self.class_names: tuple[str, ...] = ()
-        self.parallel = False
-        self._spec, self._config = spec, config
-        self._count = spec.limit or _COUNT
-        self._shape = config.input_size
-        self._mean = np.asarray(config.mean, np.float32)[:, None, None]
-        self._std = np.asarray(config.std, np.float32)[:, None, None]
-
-    def __len__(self) -> int:
-        return self._count
-
-    def limited(self, limit: int) -> GeneratedDataset:
-        """At most so many images of it: the first."""
-        return GeneratedDataset(replace(self._spec, limit=min(limit, self._count)), self._config)
-
-    @property
-    def identity(self) -> str:
-        """Nothing but the name, the split and the number decides what is drawn."""
-        return "drawn"
-
-    def modified(self) -> str:
-        """There are no files."""
-        return self.identity
-
-    def contents(self) -> str:
-        """What is drawn is the same everywhere."""
-        return self.identity
 
     @functools.cached_property
     def pixels(self) -> Images:
         """All images (N, C, H, W) uint8. Each has a seed of its own: it does not depend on how many there are."""
         seeds = ([_SEED, SPLITS.index(self.split), row] for row in range(self._count))
-        return np.stack([_draw(self._shape, np.random.default_rng(seed)) for seed in seeds])
+        return np.stack([_draw(self._config.input_size, np.random.default_rng(seed)) for seed in seeds])
 
     def take(self, rows: Sequence[int] | Int64) -> tuple[Float32, Int64]:
         """Images (B, C, H, W) float32, normalised, of the given rows, and zeros (B,) for labels."""
         chosen = np.asarray(rows, np.int64)
-        scaled = self.pixels[chosen].astype(np.float32) / np.float32(255.0)
-        return (scaled - self._mean) / self._std, np.zeros(len(chosen), np.int64)
+        return self.normalised(self.pixels[chosen]), np.zeros(len(chosen), np.int64)
 
 
 def open_generated(spec: DatasetSpec, config: DataConfig) -> GeneratedDataset:
@@ -87,7 +54,7 @@ def open_generated(spec: DatasetSpec, config: DataConfig) -> GeneratedDataset:
         raise RecipeError(f"there are no generated images `{spec.name}`", hint=f"the name is `{NAME}`")
     if spec.root is not None:
         raise RecipeError(f"{NAME} is drawn and reads no folder", hint="leave out `root`")
-    return GeneratedDataset(spec, config)
+    return GeneratedDataset(spec, config, spec.limit or _COUNT)
 
 
 def _draw(shape: tuple[int, int, int], rng: np.random.Generator) -> Images:

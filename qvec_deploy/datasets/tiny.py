@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qvec_deploy.datasets import pretraining_mix as mix
 from qvec_deploy.datasets import strokes
+from qvec_deploy.datasets.drawn import DrawnDataset
 from qvec_deploy.datasets.spec import SPLITS, DataConfig, DatasetSpec, Float32, Int64, Split
 from qvec_deploy.datasets.strokes import IMAGE, Images, Jitter
 from qvec_deploy.errors import RecipeError
@@ -120,42 +121,14 @@ TASKS: dict[str, TinyTask] = {
 }
 
 
-class TinyDataset:
+class TinyDataset(DrawnDataset):
     """A bundled task's split: drawn at first use, kept as bytes, normalised when taken."""
 
-    def __init__(self, name: str, split: Split, count: int, config: DataConfig) -> None:
-        task = TASKS[name]
-        self.name = PREFIX + name
-        self.split = split
-        self.classes = task.classes
-        self.class_names = task.names
-        self.parallel = False
-        self._task = task
-        self._key = name
-        self._count = count
-        self._config = config
-        self._mean = np.asarray(config.mean, np.float32)[:, None, None]
-        self._std = np.asarray(config.std, np.float32)[:, None, None]
-
-    def __len__(self) -> int:
-        return self._count
-
-    def limited(self, limit: int) -> TinyDataset:
-        """At most so many images of it: the first."""
-        return TinyDataset(self._key, self.split, min(limit, self._count), self._config)
-
-    @property
-    def identity(self) -> str:
-        """Nothing but the name, the split and the number decides what is drawn."""
-        return "drawn"
-
-    def modified(self) -> str:
-        """There are no files."""
-        return self.identity
-
-    def contents(self) -> str:
-        """What is drawn is the same everywhere."""
-        return self.identity
+    def __init__(self, spec: DatasetSpec, config: DataConfig, count: int) -> None:
+        super().__init__(spec, config, count)
+        self._key = spec.name.removeprefix(PREFIX)
+        self._task = TASKS[self._key]
+        self.classes, self.class_names = self._task.classes, self._task.names
 
     @functools.cached_property
     def pixels(self) -> tuple[Images, Int64]:
@@ -173,8 +146,7 @@ class TinyDataset:
         """Images (B, 3, 32, 32) float32, normalised, and labels (B,) int64, of the given rows."""
         images, labels = self.pixels
         chosen = np.asarray(rows, np.int64)
-        scaled = images[chosen].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255.0)
-        return np.ascontiguousarray((scaled - self._mean) / self._std), labels[chosen]
+        return self.normalised(images[chosen].transpose(0, 3, 1, 2)), labels[chosen]
 
 
 def open_tiny(spec: DatasetSpec, config: DataConfig) -> TinyDataset:
@@ -197,4 +169,4 @@ def open_tiny(spec: DatasetSpec, config: DataConfig) -> TinyDataset:
     count = spec.limit or task.sizes[spec.split]
     if spec.split in task.bounded:
         count = min(count, task.sizes[spec.split])
-    return TinyDataset(name, spec.split, count, config)
+    return TinyDataset(spec, config, count)

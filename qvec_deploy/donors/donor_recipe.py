@@ -11,9 +11,9 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from qvec_deploy.donors.train_config import TrainConfig, TrainOptions
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.recipe.blocks import Block, ModelArg
+from qvec_deploy.recipe.blocks import Block, DonorScheme, ModelArg
 from qvec_deploy.recipe.reading import parse, read_values
-from qvec_deploy.tensors import GridRule, Scheme
+from qvec_deploy.tensors import GridRule
 
 _MAX_BYTES = 1 << 20
 _STEPS = 2000  # about what the paper's donors of one task had
@@ -56,12 +56,11 @@ class DonorTask(Block):
         return self
 
 
-class DonorGrid(Block):
+class DonorGrid(DonorScheme):
     """The grid that the QAT run sees; a vector works on its own grid only."""
 
     bits: int = Field(default=3, ge=2, le=8, description="Bits of a weight.")
     granularity: Literal["tensor", "channel", "group"] = Field(default="channel", description="What shares one scale.")
-    group_size: int = Field(default=0, ge=0, description="Weights per group, with granularity `group`.")
     method: GridRule = Field(default="mse", description="`mse`: clip of least squared error.")
     clip: float = Field(default=1.0, gt=0, le=1, description="Share of the largest magnitude on the grid, for `rtn`.")
     clip_every: int = Field(default=50, ge=1, description="Steps between two searches of the clip, for `mse`.")
@@ -73,10 +72,6 @@ class DonorGrid(Block):
         except RecipeError as error:
             raise ValueError(f"{error.message}; {error.hint}") from error
         return self
-
-    def scheme(self) -> Scheme:
-        """The same as a Scheme."""
-        return Scheme(self.bits, self.granularity, self.group_size, self.clip, self.method)
 
 
 class DonorTrain(Block):

@@ -1,4 +1,4 @@
-"""One donor: a base fine-tuned on a task, in float or on a quantizer's grid."""
+"""The two ends of a fine-tune: the model before its first step, and its weights after the last."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from qvec_deploy.datasets import Dataset
-from qvec_deploy.donors.train import train
-from qvec_deploy.donors.train_config import OnStep, TrainConfig, TrainOptions
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import ModelArgs, create, head_name
 from qvec_deploy.quantize.modelopt import insert_fake_quantizers, latent_state_dict
@@ -31,37 +28,13 @@ class Base:
     args: ModelArgs = field(default_factory=dict)
 
 
-def finetune(
-    base: Base,
-    task: Dataset,
-    *,
-    scheme: Scheme | None,
-    hyper: TrainConfig,
-    seed: int,
-    skip: tuple[str, ...] = ("head",),
-    options: TrainOptions | None = None,
-    on_step: OnStep | None = None,
-) -> dict[str, Float32]:
-    """Fine-tune a base on a task.
-
-    With one seed, the float run and the QAT run start from the same head and see the same batches: they differ
-    in the grid alone, and that is what the vector is to hold.
-
-    Args:
-        task: Training images; its classes are the head's width.
-
-    Returns:
-        The float weights, named and shaped as in a float checkpoint; a QAT run's are latent, not rounded.
-    """
-    model = start(base, task.classes, scheme=scheme, skip=skip, seed=seed)
-    train(model, task, hyper, head=head_name(base.model), seed=seed, options=options, on_step=on_step)
-    return weights(model)
-
-
 def start(
     base: Base, classes: int, *, scheme: Scheme | None, skip: tuple[str, ...], seed: int, device: str = "cpu"
 ) -> torch.nn.Module:
     """The model before its first step: the base, a fresh head, and the grid where there is one.
+
+    With one seed, the float run and the QAT run start from the same head: they differ in the grid alone, and that is
+    what the vector is to hold.
 
     Args:
         scheme: The grid that every forward pass sees; None for a float run.

@@ -35,26 +35,13 @@ class TrainState:
     tensors: Mapping[str, Tensor]
 
 
-def train(
-    model: nn.Module,
-    data: Dataset,
-    hyper: TrainConfig,
-    *,
-    head: str,
-    seed: int,
-    options: TrainOptions | None = None,
-    on_step: OnStep | None = None,
-) -> None:
-    """Train every parameter of `model` in place.
-
-    The order of the images depends on `seed` and the size of `data` alone, so an FP and a QAT run of one seed
-    see the same batches. Fake quantizers of method `mse` search their clip ratios every `clip_every` steps.
-    """
-    Training(model, data, hyper, head=head, seed=seed, options=options).run(on_step)
-
-
 class Training:
-    """A training that can be stopped and taken up again: see `train` for the arguments."""
+    """A training of every parameter of a model, in place, that can be stopped and taken up again.
+
+    The order of the images depends on the seed and the size of the data alone, so an FP and a QAT run of one seed
+    see the same batches. Fake quantizers of method `mse` search their clip ratios every `clip_every` steps. The head
+    has a learning rate of its own. Fewer images than a batch are refused, and so is a loss that is no number.
+    """
 
     def __init__(
         self,

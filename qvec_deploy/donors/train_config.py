@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.io.files import storage_errors
 
 
 @dataclass(frozen=True)
@@ -81,18 +78,3 @@ class TrainingProgress:
 
 
 OnStep = Callable[[TrainingProgress], None]
-
-
-def log_lines(path: Path, every: int = 50) -> OnStep:
-    """A callback that appends one JSON line every `every` steps and at the last.
-
-    Raises:
-        StorageError: On a call, when the file cannot be written.
-    """
-
-    def write(progress: TrainingProgress) -> None:
-        if progress.step % every == 0 or progress.step == progress.steps:
-            with storage_errors(path), path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(vars(progress)) + "\n")
-
-    return write

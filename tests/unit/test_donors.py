@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from finetuning import finetune
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from torch import nn
 
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
-from qvec_deploy.donors.finetune import Base, finetune
-from qvec_deploy.donors.train import parameter_groups, rate, train
-from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress, log_lines
-from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
+from qvec_deploy.donors.finetune import Base
+from qvec_deploy.donors.train import Training, parameter_groups, rate
+from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress
+from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.models import create, quantized_linears
 from qvec_deploy.quantize import reference
 from qvec_deploy.quantize.modelopt import insert_fake_quantizers, latent_state_dict
@@ -387,7 +387,7 @@ def test_label_smoothing_raises_the_loss_of_a_sure_model(base, letters):
 def test_rolled_images_are_shifted_in_a_circle(letters):
     model = Watcher()
     task = Recording(letters)
-    train(model, task, TrainConfig(steps=40, batch_size=4, roll=2), head="head", seed=0)
+    Training(model, task, TrainConfig(steps=40, batch_size=4, roll=2), head="head", seed=0).run()
     shifts = set()
     for rows, seen in zip(task.taken, model.seen, strict=True):
         images = torch.from_numpy(letters.take(rows)[0])
@@ -401,14 +401,14 @@ def test_rolled_images_are_shifted_in_a_circle(letters):
 def test_without_rolling_the_images_are_as_they_are(letters):
     model = Watcher()
     task = Recording(letters)
-    train(model, task, TrainConfig(steps=3, batch_size=4), head="head", seed=0)
+    Training(model, task, TrainConfig(steps=3, batch_size=4), head="head", seed=0).run()
     for rows, seen in zip(task.taken, model.seen, strict=True):
         assert np.array_equal(seen.numpy(), letters.take(rows)[0])
 
 
 def test_a_model_trains_in_training_mode_and_comes_back_in_evaluation_mode(letters):
     model = Watcher().eval()
-    train(model, letters, TrainConfig(steps=2, batch_size=4), head="head", seed=0)
+    Training(model, letters, TrainConfig(steps=2, batch_size=4), head="head", seed=0).run()
     assert model.modes == [True, True]
     assert not model.training
 
@@ -418,7 +418,7 @@ def test_training_leaves_the_random_numbers_of_others_alone(letters):
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    train(model, letters, TrainConfig(steps=2, batch_size=4), head="head", seed=0)
+    Training(model, letters, TrainConfig(steps=2, batch_size=4), head="head", seed=0).run()
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -463,34 +463,6 @@ def test_a_loss_that_is_no_number(base, value, loss):
     with pytest.raises(RecipeError, match=f"the loss is {loss} after step 1"):
         finetune(base, Plain(value=value), scheme=None, hyper=SHORT, seed=0, on_step=told.append)
     assert told == []
-
-
-# The log
-
-
-def test_the_log_has_a_line_every_few_steps_and_at_the_last(base, letters, tmp_path):
-    path = tmp_path / "log.jsonl"
-    finetune(base, letters, scheme=None, hyper=SHORT, seed=0, on_step=log_lines(path, every=2))
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [line["step"] for line in lines] == [2, 4, 5]
-    assert all(list(line) == ["step", "steps", "loss", "lr", "seconds"] for line in lines)
-    assert all(line["steps"] == 5 and line["loss"] > 0 for line in lines)
-
-
-def test_the_log_is_appended_to(tmp_path):
-    path = tmp_path / "log.jsonl"
-    for _ in range(2):
-        log_lines(path)(TrainingProgress(step=50, steps=60, loss=1.5, lr=1e-4, seconds=2.0))
-        log_lines(path)(TrainingProgress(step=51, steps=60, loss=1.5, lr=1e-4, seconds=2.0))
-    line = '{"step": 50, "steps": 60, "loss": 1.5, "lr": 0.0001, "seconds": 2.0}\n'
-    assert path.read_text(encoding="utf-8") == 2 * line
-
-
-def test_a_log_that_cannot_be_written(tmp_path):
-    write = log_lines(tmp_path / "nowhere" / "log.jsonl", every=2)
-    write(TrainingProgress(1, 9, 1.0, 1e-4, 0.1))  # no line is due
-    with pytest.raises(StorageError, match=r"log\.jsonl"):
-        write(TrainingProgress(2, 9, 1.0, 1e-4, 0.1))
 
 
 # From two donors to a vector

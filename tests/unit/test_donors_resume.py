@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finetuning import finetune
 from pico import PICO_ARGS, PICO_MODEL
 
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
 from qvec_deploy.donors.donor_folder import DonorFolder
-from qvec_deploy.donors.finetune import Base, finetune, start, weights
+from qvec_deploy.donors.finetune import Base, start, weights
 from qvec_deploy.donors.train import Training, draws, parameter_groups
 from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress, TrainOptions
 from qvec_deploy.errors import IntegrityError, RecipeError, StorageError

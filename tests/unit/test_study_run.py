@@ -367,9 +367,10 @@ def test_a_damaged_state_costs_its_training_alone(
 
 def test_fine_tunes_are_those_of_a_donor(tmp_path: Path) -> None:
     """A few steps of study_tiny.yaml's fine-tunes: byte for byte what `donor train` makes of the same base."""
+    from finetuning import finetune
     from safetensors.numpy import load_file
 
-    from qvec_deploy.donors.finetune import Base, finetune
+    from qvec_deploy.donors.finetune import Base
 
     bundled = Path(__file__).parents[2] / "recipes" / "study_tiny.yaml"
     model = load_study(bundled).models[0].model_dump(mode="json", exclude={"preset"})
