@@ -5,7 +5,7 @@ from __future__ import annotations
 from qvec_deploy.datasets import Dataset
 from qvec_deploy.donors.finetune import Base, start, weights
 from qvec_deploy.donors.train import Training
-from qvec_deploy.donors.train_config import OnStep, TrainConfig, TrainOptions
+from qvec_deploy.donors.train_config import OnStep, TrainConfig
 from qvec_deploy.models import head_name
 from qvec_deploy.tensors import Float32, Scheme
 
@@ -18,10 +18,9 @@ def finetune(
     hyper: TrainConfig,
     seed: int,
     skip: tuple[str, ...] = ("head",),
-    options: TrainOptions | None = None,
     on_step: OnStep | None = None,
 ) -> dict[str, Float32]:
     """The float weights; those of a QAT run are latent."""
     model = start(base, task.classes, scheme=scheme, skip=skip, seed=seed)
-    Training(model, task, hyper, head=head_name(base.model), seed=seed, options=options).run(on_step)
+    Training(model, task, hyper, head=head_name(base.model), seed=seed).run(on_step)
     return weights(model)

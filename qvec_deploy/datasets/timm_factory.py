@@ -134,7 +134,7 @@ def open_timm(spec: DatasetSpec, config: DataConfig) -> TimmDataset:
     inner = _create(spec, folder)
     if len(inner) == 0:
         raise StorageError(f"{spec.name} {spec.split} in {folder} holds no images", hint="check the folder")
-    return TimmDataset(spec, inner, _transform(config), _classes(spec, inner))
+    return TimmDataset(spec, inner, image_transform(config), _classes(spec, inner))
 
 
 def _folder(spec: DatasetSpec, *, search: bool) -> Path:
@@ -178,14 +178,15 @@ def _create(spec: DatasetSpec, folder: Path | None) -> Any:
             ) from error
 
 
-def _transform(config: DataConfig) -> Any:
+def image_transform(config: DataConfig, *, training: bool = False) -> Any:
+    """From an RGB image to what the model wants; in training with timm's random crop, flip and colour."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from timm.data import create_transform
 
         return create_transform(
             input_size=config.input_size,
-            is_training=False,
+            is_training=training,
             interpolation=config.interpolation,
             mean=config.mean,
             std=config.std,

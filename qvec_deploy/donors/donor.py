@@ -100,10 +100,7 @@ def top1(state: State, data: Dataset, recipe: DonorRecipe, *, grid: bool) -> flo
         state: Weights of the recipe's model, with a head as wide as the data has classes.
         grid: Put the Linears on the grid first, as PTQ does.
     """
-    with torch.random.fork_rng(devices=[]):  # timm draws initial weights; a training's numbers must not move
-        model = create(recipe.base.model, data.classes, recipe.base.model_args)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-    model.to(recipe.train.device)
+    model = _model_of(state, data.classes, recipe)
     if grid:
         insert_fake_quantizers(model, recipe.scheme.scheme(), recipe.skip)  # rounds as PTQ does, bit for bit
     starts = range(0, len(data), _EVAL_BATCH)
@@ -114,6 +111,13 @@ def top1(state: State, data: Dataset, recipe: DonorRecipe, *, grid: bool) -> flo
             found = model(torch.from_numpy(images).to(recipe.train.device)).argmax(dim=1).cpu().numpy()
             right += int((found == labels).sum())
     return right / len(data)
+
+
+def _model_of(state: State, classes: int, recipe: DonorRecipe) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # timm draws initial weights; a training's numbers must not move
+        model = create(recipe.base.model, classes, recipe.base.model_args)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    return model.to(recipe.train.device)
 
 
 def _model_bytes(recipe: DonorRecipe, base: Base, task: Task) -> int:
@@ -141,9 +145,7 @@ def _train(job: _Job, run: str) -> None:
     scheme = job.scheme if run == "qat" else None
     seed = recipe.train.seed
     model = start(job.base, job.task.train.classes, scheme=scheme, skip=recipe.skip, seed=seed, device=job.device)
-    training = Training(
-        model, job.task.train, hyper, head=head_name(recipe.base.model), seed=seed, options=recipe.options()
-    )
+    training = Training(model, job.task.train, hyper, head=head_name(recipe.base.model), seed=seed)
     saved = folder.load(run)
     if saved is not None:
         training.restore(saved)
@@ -167,7 +169,7 @@ def _train(job: _Job, run: str) -> None:
 def _entry(job: _Job, run: str, model: nn.Module, progress: TrainingProgress, epoch: int) -> Entry:
     """A line of the log; the accuracy of a QAT run is that of its rounded weights."""
     val = job.task.val
-    entry: Entry = {
+    return {
         "run": run,
         "epoch": math.ceil(progress.step / epoch),
         "step": progress.step,
@@ -176,7 +178,6 @@ def _entry(job: _Job, run: str, model: nn.Module, progress: TrainingProgress, ep
         "val_top1": None if val is None else top1(weights(model), val, job.recipe, grid=run == "qat"),
         "seconds": round(progress.seconds, 3),
     }
-    return entry
 
 
 def _base(job: _Job) -> tuple[State, str] | None:
@@ -196,12 +197,10 @@ def _moments(job: _Job, fp: State) -> dict[str, Float32] | None:
         return None
     from qvec_deploy.quantize.calibrated import collect_moments
 
-    with torch.random.fork_rng(devices=[]):
-        model = create(recipe.base.model, data.classes, recipe.base.model_args)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in fp.items()})
+    model = _model_of(fp, data.classes, recipe)
     rows = np.linspace(0, len(data) - 1, count).round().astype(int)
     batches = [data.take(rows[at : at + _EVAL_BATCH])[0] for at in range(0, count, _EVAL_BATCH)]
-    return collect_moments(model.eval().to(recipe.train.device), batches, recipe.skip)
+    return collect_moments(model.eval(), batches, recipe.skip)
 
 
 def _conclude(job: _Job, base_sha256: str, environment: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -248,7 +247,7 @@ def _conclude(job: _Job, base_sha256: str, environment: Mapping[str, Any] | None
         "vector": {
             "norm": header.norm,
             "weight_norm": header.weight_norm,
-            "share": header.norm / header.weight_norm if header.weight_norm else 0.0,
+            "share": header.share,
         },
         "seconds": {run: last[run]["seconds"] for run in RUNS},
         "sha256": {

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from qvec_deploy.donors.train_config import TrainConfig, TrainOptions
+from qvec_deploy.donors.train_config import TrainConfig
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.recipe.blocks import Block, DonorScheme, ModelArg
 from qvec_deploy.recipe.reading import parse, read_values
@@ -169,12 +169,11 @@ class DonorRecipe(Block):
             clip_norm=train.clip_norm,
             label_smoothing=train.label_smoothing,
             clip_every=self.scheme.clip_every,
+            accumulate=train.accumulate,
+            decay_all=train.decay_all,
+            precision=train.precision,
+            workers=train.workers,
         )
-
-    def options(self) -> TrainOptions:
-        """The rest of what the training loop needs."""
-        train = self.train
-        return TrainOptions(train.accumulate, train.decay_all, train.precision, train.workers)
 
 
 def load_donor_recipe(path: Path, overrides: Sequence[str] = ()) -> DonorRecipe:

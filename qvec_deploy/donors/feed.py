@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, Split
 from qvec_deploy.datasets.spec import Float32, Int64
-from qvec_deploy.datasets.timm_factory import TimmDataset
+from qvec_deploy.datasets.timm_factory import TimmDataset, image_transform
 from qvec_deploy.errors import QvecError, RecipeError
 
 Rows = NDArray[np.int64]
@@ -63,16 +63,7 @@ def augmented(data: Dataset, spec: DatasetSpec, config: DataConfig, seed: int) -
         raise RecipeError(
             f"{data.name} is drawn with its own jitter and takes no augmentation", hint="set train.augment to none"
         )
-    from timm.data import create_transform
-
-    transform = create_transform(
-        input_size=config.input_size,
-        is_training=True,
-        interpolation=config.interpolation,
-        mean=config.mean,
-        std=config.std,
-    )
-    return Augmented(TimmDataset(spec, data._inner, transform, data.classes), seed)
+    return Augmented(TimmDataset(spec, data._inner, image_transform(config, training=True), data.classes), seed)
 
 
 def feed(data: Dataset, plan: Iterable[Request], workers: int) -> Iterator[tuple[Float32, Int64]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qvec_deploy.datasets import Dataset
 from qvec_deploy.donors.feed import Rows, feed
-from qvec_deploy.donors.train_config import OnStep, TrainConfig, TrainingProgress, TrainOptions
+from qvec_deploy.donors.train_config import OnStep, TrainConfig, TrainingProgress
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.quantize.modelopt import refresh_clip
 
@@ -51,7 +51,6 @@ class Training:
         *,
         head: str,
         seed: int,
-        options: TrainOptions | None = None,
     ) -> None:
         if len(data) < hyper.batch_size:
             raise RecipeError(
@@ -59,9 +58,8 @@ class Training:
             )
         self.step = 0
         self._model, self._data, self._hyper, self._seed = model, data, hyper, seed
-        self._options = options or TrainOptions()
         self._device = next(model.parameters()).device
-        groups = parameter_groups(model, hyper, head=head, decay_all=self._options.decay_all)
+        groups = parameter_groups(model, hyper, head=head)
         self._optimizer = torch.optim.AdamW(groups)
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         self._loss = nn.CrossEntropyLoss(label_smoothing=hyper.label_smoothing)
@@ -97,7 +95,7 @@ class Training:
         self._started = time.monotonic()
         plan = itertools.islice(draws(len(self._data), self._hyper, self._seed), self.step, None)
         ahead, behind = itertools.tee(plan)  # with workers, images are read before their step
-        batches = feed(self._data, ((draw.number, draw.rows) for draw in ahead), self._options.workers)
+        batches = feed(self._data, ((draw.number, draw.rows) for draw in ahead), self._hyper.workers)
         cuda = self._device.type == "cuda"
         with torch.random.fork_rng(devices=[self._device] if cuda else []):
             self._set_random()
@@ -118,8 +116,8 @@ class Training:
         self._model.eval()
 
     def _update(self, images: Tensor, labels: Tensor) -> float:
-        """One optimizer step on a batch, in as many parts as the options say; returns its mean loss."""
-        parts = self._options.accumulate
+        """One optimizer step on a batch, in as many parts as are asked for; returns its mean loss."""
+        parts = self._hyper.accumulate
         total = 0.0
         self._optimizer.zero_grad(set_to_none=True)
         for some, their in zip(images.chunk(parts), labels.chunk(parts), strict=True):
@@ -132,7 +130,7 @@ class Training:
         return total
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._options.precision == "float32":
+        if self._hyper.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
 
@@ -155,9 +153,7 @@ def rate(step: int, hyper: TrainConfig) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (hyper.steps - warmup)))
 
 
-def parameter_groups(
-    model: nn.Module, hyper: TrainConfig, *, head: str, decay_all: bool = False
-) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, hyper: TrainConfig, *, head: str) -> list[dict[str, object]]:
     """AdamW's groups: backbone or head by rate, with weight decay or without.
 
     Vectors have no decay, nor have the tokens that the model itself exempts (`no_weight_decay`); with `decay_all`
@@ -168,7 +164,7 @@ def parameter_groups(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         lr = hyper.head_lr if name.startswith(f"{head}.") else hyper.lr
-        spared = not decay_all and (parameter.ndim < 2 or name in exempt)
+        spared = not hyper.decay_all and (parameter.ndim < 2 or name in exempt)
         groups.setdefault((lr, 0.0 if spared else hyper.weight_decay), []).append(parameter)
     return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 

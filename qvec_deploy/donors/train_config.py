@@ -19,6 +19,10 @@ class TrainConfig:
             a tiny model are orthogonal and carry nothing over.
         roll: Training images are shifted in a circle by up to this many pixels either way.
         clip_every: Steps between two searches of the clip ratio (QAT with method `mse`).
+        accumulate: Parts in which a batch goes through the model, to save memory; it must divide the batch size.
+        decay_all: Weight decay of every parameter, as in arXiv 2604.03420; else biases, norms and tokens have none.
+        precision: Of the forward pass: `bf16` is autocast on a GPU; weights and optimizer stay float32.
+        workers: Processes that read images ahead; 0 reads them in the training process.
     """
 
     steps: int = 600
@@ -31,6 +35,10 @@ class TrainConfig:
     label_smoothing: float = 0.0
     roll: int = 0
     clip_every: int = 50
+    accumulate: int = 1
+    decay_all: bool = False
+    precision: Literal["float32", "bf16"] = "float32"
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.clip_every) < 1:
@@ -44,22 +52,6 @@ class TrainConfig:
                 "weight_decay and roll are not negative, label_smoothing is a share below 1",
                 hint="check the training settings",
             )
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What large models need beside `TrainConfig`.
-
-    Attributes:
-        accumulate: Parts in which a batch goes through the model, to save memory; it must divide the batch size.
-        precision: Of the forward pass: `bf16` is autocast on a GPU; weights and optimizer stay float32.
-        workers: Processes that read images ahead; 0 reads them in the training process.
-    """
-
-    accumulate: int = 1
-    decay_all: bool = False
-    precision: Literal["float32", "bf16"] = "float32"
-    workers: int = 0
 
 
 @dataclass(frozen=True)

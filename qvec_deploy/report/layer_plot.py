@@ -10,7 +10,7 @@ from typing import Any
 from qvec_deploy.bench.results import Candidate, Report
 from qvec_deploy.bench.roofline.operations import layer_kind
 from qvec_deploy.report import svg
-from qvec_deploy.report.svg import WIDTH, Figure
+from qvec_deploy.report.svg import Figure
 
 PANEL, GAP = 50.0, 20.0  # units
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 12.0, 40.0, 38.0
@@ -51,17 +51,14 @@ def _numbers(layer: str) -> list[int]:
 
 
 def _draw(candidates: tuple[Candidate, ...]) -> str:
-    from matplotlib.figure import Figure as Canvas
-
     kinds = panels(dict.fromkeys(entry.layer for candidate in candidates for entry in candidate.layer_errors))
     blocks = max(len(layers) for layers in kinds.values())
     largest = max(entry.error for candidate in candidates for entry in candidate.layer_errors)
     height = TOP + len(kinds) * PANEL + (len(kinds) - 1) * GAP + BOTTOM
-    with svg.page_style():
-        canvas = Canvas(figsize=(WIDTH / 72, height / 72))
+    with svg.drawing(height) as drawing:
         for index, (kind, layers) in enumerate(kinds.items()):
-            bottom = height - TOP - PANEL - index * (PANEL + GAP)
-            axes = canvas.add_axes((LEFT / WIDTH, bottom / height, (WIDTH - LEFT - RIGHT) / WIDTH, PANEL / height))
+            top = TOP + index * (PANEL + GAP)
+            axes = drawing.axes(LEFT, RIGHT, top, height - top - PANEL)
             _panel(axes, kind, layers, candidates)
             axes.set_xlim(-0.6, blocks - 0.4)
             axes.set_ylim(0, 1.1 * largest or 1)
@@ -69,10 +66,8 @@ def _draw(candidates: tuple[Candidate, ...]) -> str:
                 axes.tick_params(labelbottom=False)
             else:
                 axes.set_xlabel("block, in network order")
-        canvas.axes[0].legend(
-            loc="lower left", bbox_to_anchor=(0, 1.34), ncols=2, frameon=False, borderpad=0, borderaxespad=0
-        )
-        return svg.inline(canvas, "layers", _description(candidates))
+        svg.legend(drawing.canvas.axes[0], above=1.34)
+        return drawing.svg("layers", _description(candidates))
 
 
 def _panel(axes: Any, kind: str, layers: list[str], candidates: tuple[Candidate, ...]) -> None:

@@ -11,12 +11,12 @@ from qvec_deploy.bench.results import Candidate, Report
 from qvec_deploy.bench.statistics import paired_difference
 from qvec_deploy.bench.summary import DISTURBED, CandidateRow, rows
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.formatting import BYTES_PER_MB, NONE
+from qvec_deploy.formatting import NONE
 from qvec_deploy.report import candidate_text, prose
 from qvec_deploy.report import report_verdict as verdict
 from qvec_deploy.report.build_report import comparison, doubts, footer
 from qvec_deploy.report.page import Answer, Block, Fold, Page, Pill, Prose, Section, Table
-from qvec_deploy.report.plots import Point, scatter
+from qvec_deploy.report.plots import Point, latency_point, scatter, size_point
 from qvec_deploy.report.svg import Figure
 
 
@@ -186,17 +186,7 @@ def _patch(candidate: Candidate) -> str:
 
 def figures(shown: Overview) -> tuple[Figure, ...]:
     """Accuracy against size and against latency, a point per bundle."""
-    sizes, times = [], []
-    for standing in shown.standings:
-        row, entry = standing.row, standing.row.first_latency
-        if row.top1 is None:
-            continue
-        size = row.candidate.stored_bytes / BYTES_PER_MB
-        sizes.append(_point(shown, standing, (size, size, size)))
-        if entry is not None:
-            median = entry.median_interval
-            x = (median.low, median.value, median.high) if median else (entry.median_ms,) * 3
-            times.append(_point(shown, standing, x))
+    sizes, times = _points(shown, size_point), _points(shown, latency_point)
     words = "A point per bundle. Up and to the left is better; the line is the front, bars are 95 % intervals."
     drawn = (
         scatter("size", "Accuracy and size", words, sizes, "stored size, MB"),
@@ -211,11 +201,14 @@ def figures(shown: Overview) -> tuple[Figure, ...]:
     return tuple(figure for figure in drawn if figure is not None)
 
 
-def _point(shown: Overview, standing: RankedBundle, x: tuple[float, float, float]) -> Point:
-    top1 = standing.row.top1
-    low, value, high = (top1.low, top1.value, top1.high) if top1 else (0.0, 0.0, 0.0)
-    y = (100 * low, 100 * value, 100 * high)
-    return Point(standing.name, standing.row.candidate.role, standing is shown.best, x, y)
+def _points(shown: Overview, place: Callable[[CandidateRow], Point | None]) -> list[Point]:
+    """The bundles that can be placed, by their own names: what a bundle ships, it ships."""
+    placed = ((standing, place(standing.row)) for standing in shown.standings)
+    return [
+        replace(point, name=standing.name, selected=standing is shown.best, ships=True)
+        for standing, point in placed
+        if point is not None
+    ]
 
 
 def overview_page(shown: Overview) -> Page:

@@ -16,7 +16,6 @@ from qvec_deploy.report.svg import WIDTH, Figure
 
 HEIGHT = 270.0
 LABEL_PITCH = 13.0  # units between two labels
-CHARACTER = 5.6  # units a character takes at font size 9, on the safe side
 LOG_FROM = 10.0  # ratio of largest to smallest from which a logarithmic axis shows more
 
 ORDER: tuple[Role, ...] = ("variant", "float", "ptq", "patched")  # later ones are drawn over earlier ones
@@ -49,14 +48,7 @@ def trade_offs(rows: Sequence[CandidateRow]) -> tuple[Figure, ...]:
 
 
 def _against_latency(rows: Sequence[CandidateRow]) -> Figure | None:
-    points = []
-    for row in rows:
-        entry = row.first_latency
-        if row.top1 is None or entry is None:
-            continue
-        median = entry.median_interval
-        x = (median.low, median.value, median.high) if median else (entry.median_ms,) * 3
-        points.append(_point(row, x))
+    points = [point for row in rows if (point := latency_point(row)) is not None]
     batch = next((row.first_latency.batch_size for row in rows if row.first_latency), 1)
     return scatter(
         "latency",
@@ -68,7 +60,7 @@ def _against_latency(rows: Sequence[CandidateRow]) -> Figure | None:
 
 
 def _against_size(rows: Sequence[CandidateRow]) -> Figure | None:
-    points = [_point(row, (row.candidate.stored_bytes / BYTES_PER_MB,) * 3) for row in rows if row.top1 is not None]
+    points = [point for row in rows if (point := size_point(row)) is not None]
     return scatter(
         "size",
         "Accuracy and size",
@@ -78,10 +70,24 @@ def _against_size(rows: Sequence[CandidateRow]) -> Figure | None:
     )
 
 
-def _point(row: CandidateRow, x: tuple[float, float, float]) -> Point:
-    top1 = row.top1
-    y = (top1.low, top1.value, top1.high) if top1 else (0.0, 0.0, 0.0)
-    low, value, high = (100 * share for share in y)
+def latency_point(row: CandidateRow) -> Point | None:
+    """Accuracy against latency; None where one of them was not measured."""
+    entry = row.first_latency
+    if entry is None:
+        return None
+    median = entry.median_interval
+    return _point(row, (median.low, median.value, median.high) if median else (entry.median_ms,) * 3)
+
+
+def size_point(row: CandidateRow) -> Point | None:
+    """Accuracy against size; None where accuracy was not measured."""
+    return _point(row, (row.candidate.stored_bytes / BYTES_PER_MB,) * 3)
+
+
+def _point(row: CandidateRow, x: tuple[float, float, float]) -> Point | None:
+    if row.top1 is None:
+        return None
+    low, value, high = (100 * share for share in (row.top1.low, row.top1.value, row.top1.high))
     control = row.candidate.patch is not None and row.candidate.patch.control is not None
     return Point(row.candidate.name, row.candidate.role, row.selected, x, (low, value, high), ships=not control)
 
@@ -106,15 +112,9 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def _scatter(name: str, points: Sequence[Point], x_label: str) -> str:
-    from matplotlib.figure import Figure as Canvas
-
-    with svg.page_style():
-        canvas = Canvas(figsize=(WIDTH / 72, HEIGHT / 72))
-        labels_width = CHARACTER * max(map(len, svg.labels([point.name for point in points]))) + 22
-        left, bottom = 38.0, 40.0
-        axes = canvas.add_axes(
-            (left / WIDTH, bottom / HEIGHT, (WIDTH - left - labels_width) / WIDTH, (HEIGHT - bottom - 10) / HEIGHT)
-        )
+    with svg.drawing(HEIGHT) as drawing:
+        labels_width = svg.CHARACTER * max(map(len, svg.labels([point.name for point in points]))) + 22
+        axes = drawing.axes(left=38, right=labels_width, top=10, bottom=40)
         _scale(axes, points, log_allowed=name == "size")
         _draw_front(axes, front(points))
         for point in points:
@@ -123,20 +123,16 @@ def _scatter(name: str, points: Sequence[Point], x_label: str) -> str:
         axes.set_xlabel(x_label)
         axes.set_ylabel("top-1, %")
         description = "; ".join(f"{p.name}: {p.x[1]:.3g} {x_label}, {p.y[1]:.1f} % top-1" for p in points)
-        return svg.inline(canvas, name, description)
+        return drawing.svg(name, description)
 
 
 def _scale(axes: Any, points: Sequence[Point], *, log_allowed: bool) -> None:
     """Latency and size start at 0, so that distances are ratios; or are logarithmic where they span too much."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator
 
     smallest, largest = min(point.x[0] for point in points), max(point.x[2] for point in points)
     if log_allowed and largest > LOG_FROM * smallest:
-        axes.set_xscale("log")
-        axes.set_xlim(smallest / 1.5, largest * 1.5)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        svg.scale_logarithmic(axes, "x", smallest / 1.5, largest * 1.5)
     else:
         axes.set_xlim(0, 1.08 * largest)
         axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -81,10 +81,7 @@ def remarks(report: Report) -> tuple[str, ...]:
 def missed(report: Report) -> str:
     """`misses 1 of 3 gates: beats lambda0`; empty where none is missed."""
     names = [gate.name for gate in report.gates if not gate.passed]
-    if not names:
-        return ""
-    total = len(report.gates)
-    return f"misses {len(names)} of {total} gate{'s' if total > 1 else ''}: {', '.join(names)}"
+    return f"{standing(report)[0]}: {', '.join(names)}" if names else ""
 
 
 def standing(report: Report) -> tuple[str, str]:

@@ -15,7 +15,6 @@ from qvec_deploy.report.svg import WIDTH, Figure
 CURVE_HEIGHT, CURVE_TOP = 250.0, 10.0  # units
 LEGEND_ROW, PER_ROW = 16.0, 4
 ROW, DONORS_TOP, BOTTOM, LEFT, RIGHT, GAP = 20.0, 8.0, 42.0, 44.0, 14.0, 18.0
-CHARACTER = 5.6  # units a character takes at font size 9, on the safe side
 LOG_FROM = 10.0  # ratio of largest to smallest score from which a logarithmic axis shows more
 
 # Colour, line and mark by method; the recipe's own comes first. Told apart without colour too.
@@ -54,31 +53,18 @@ def _curves(selection: Selection) -> Figure:
 
 
 def _draw_curves(selection: Selection) -> str:
-    from matplotlib.figure import Figure as Canvas
-
     scale, (what, unit) = factor(selection), quantity(selection)
     legend = LEGEND_ROW * -(-len(selection.curves) // PER_ROW)
-    height = CURVE_HEIGHT + legend
-    with svg.page_style():
-        canvas = Canvas(figsize=(WIDTH / 72, height / 72))
-        tall = (height - BOTTOM - CURVE_TOP - legend) / height
-        axes = canvas.add_axes((LEFT / WIDTH, BOTTOM / height, (WIDTH - LEFT - RIGHT) / WIDTH, tall))
+    with svg.drawing(CURVE_HEIGHT + legend) as drawing:
+        axes = drawing.axes(LEFT, RIGHT, CURVE_TOP + legend, BOTTOM)
         axes.axvline(0, color=svg.COLORS["muted"], linewidth=0.8, dashes=(2, 2), zorder=1)
         for index, curve in enumerate(selection.curves):
             _curve(axes, curve, scale, LOOKS[index % len(LOOKS)])
         _scale(axes, [scale * point.score for curve in selection.curves for point in curve.points])
         axes.set_xlabel("λ")
         axes.set_ylabel(f"{what}, {unit}")
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1.02),
-            ncols=PER_ROW,
-            frameon=False,
-            borderpad=0,
-            borderaxespad=0,
-            fontsize=9,
-        )
-        return svg.inline(canvas, "curves", _curves_in_words(selection))
+        svg.legend(axes, columns=PER_ROW, fontsize=9)
+        return drawing.svg("curves", _curves_in_words(selection))
 
 
 def _curve(axes: Any, curve: SelectionCurve, scale: float, look: tuple[str, Any, str]) -> None:
@@ -113,15 +99,11 @@ def _curve(axes: Any, curve: SelectionCurve, scale: float, look: tuple[str, Any,
 
 def _scale(axes: Any, scores: list[float]) -> None:
     """From 0, so that heights are ratios; logarithmic where far lambdas would press the rest flat."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator
 
     smallest, largest = min(scores), max(scores)
     if smallest > 0 and largest > LOG_FROM * smallest:
-        axes.set_yscale("log")
-        axes.set_ylim(smallest / 1.4, largest * 1.4)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        svg.scale_logarithmic(axes, "y", smallest / 1.4, largest * 1.4)
     else:
         axes.set_ylim(0, 1.1 * largest or 1)
         axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -160,21 +142,17 @@ def _donors(selection: Selection) -> Figure:
 
 
 def _draw_donors(selection: Selection) -> str:
-    from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import MaxNLocator
 
     what, unit = quantity(selection)
     scale, plain = factor(selection), _plain_score(selection)
     names = [svg.shorten(name) for name in donor_names(selection)]
-    height = DONORS_TOP + ROW * len(names) + BOTTOM
-    left = CHARACTER * max(map(len, names)) + 10
+    left = svg.CHARACTER * max(map(len, names)) + 10
     half = (WIDTH - left - RIGHT - GAP) / 2
     places = range(len(names))
-    with svg.page_style():
-        canvas = Canvas(figsize=(WIDTH / 72, height / 72))
-        box = (BOTTOM / height, half / WIDTH, ROW * len(names) / height)
-        scores = canvas.add_axes((left / WIDTH, *box))
-        weights = canvas.add_axes(((left + half + GAP) / WIDTH, *box))
+    with svg.drawing(DONORS_TOP + ROW * len(names) + BOTTOM) as drawing:
+        scores = drawing.axes(left, WIDTH - left - half, DONORS_TOP, BOTTOM)
+        weights = drawing.axes(left + half + GAP, RIGHT, DONORS_TOP, BOTTOM)
         values = [scale * donor.score for donor in selection.donors]
         scores.plot(values, places, "o", color=svg.COLORS["variant"], markersize=6.5, zorder=3)
         if plain is not None:
@@ -183,9 +161,7 @@ def _draw_donors(selection: Selection) -> str:
         weights.barh(places, [donor.weight for donor in selection.donors], height=0.55, color=svg.COLORS["patched"])
         weights.axvline(0, color=svg.COLORS["muted"], linewidth=0.8)
         for axes, label in ((scores, f"{what}, {unit}"), (weights, "weight")):
-            axes.set_ylim(len(names) - 0.5, -0.5)
-            axes.set_yticks(places, names if axes is scores else [""] * len(names))
-            axes.tick_params(labelsize=9, length=0, axis="y")
+            svg.name_rows(axes, names if axes is scores else [""] * len(names))
             axes.xaxis.set_major_locator(MaxNLocator(3))
             axes.tick_params(labelsize=9, axis="x")
             axes.set_xlabel(label)
@@ -193,4 +169,4 @@ def _draw_donors(selection: Selection) -> str:
             f"{name}: {three(value)} {unit} alone, weight {donor.weight:.3f}"
             for name, value, donor in zip(donor_names(selection), values, selection.donors, strict=True)
         )
-        return svg.inline(canvas, "donors", alone)
+        return drawing.svg("donors", alone)

@@ -25,6 +25,7 @@ COLORS = {
 }
 
 WIDTH = 360.0  # figure units; a phone shows them about 1:1, a desktop a quarter larger
+CHARACTER = 5.6  # units a character takes at font size 9, on the safe side
 LABEL_LENGTH = 20
 
 STYLE = {
@@ -81,6 +82,63 @@ def page_style() -> Iterator[None]:
 
     with matplotlib.rc_context(STYLE):
         yield
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the page's width while it is drawn; lengths are figure units."""
+
+    canvas: Any
+    height: float
+
+    def axes(self, left: float, right: float, top: float, bottom: float) -> Any:
+        """Axes with so much room on each of their sides."""
+        width, height = WIDTH - left - right, self.height - top - bottom
+        return self.canvas.add_axes((left / WIDTH, bottom / self.height, width / WIDTH, height / self.height))
+
+    def svg(self, name: str, description: str) -> str:
+        """See `inline`."""
+        return inline(self.canvas, name, description)
+
+
+@contextlib.contextmanager
+def drawing(height: float) -> Iterator[Drawing]:
+    """Draw and save one figure inside this."""
+    from matplotlib.figure import Figure as Canvas
+
+    with page_style():
+        yield Drawing(Canvas(figsize=(WIDTH / 72, height / 72)), height)
+
+
+def legend(axes: Any, above: float = 1.02, columns: int = 2, **settings: Any) -> None:
+    """What is what, above the axes: `above` is a multiple of their height."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, above),
+        ncols=columns,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        **settings,
+    )
+
+
+def name_rows(axes: Any, names: Sequence[str]) -> None:
+    """A row for each name, the first on top."""
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(labelsize=9, length=0, axis="y")
+
+
+def scale_logarithmic(axes: Any, axis: str, low: float, high: float) -> None:
+    """The `x` or `y` axis logarithmic, with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axes.set(**{f"{axis}scale": "log", f"{axis}lim": (low, high)})
+    drawn = axes.xaxis if axis == "x" else axes.yaxis
+    drawn.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    drawn.set_major_formatter(StrMethodFormatter("{x:g}"))
+    drawn.set_minor_locator(NullLocator())
 
 
 def inline(figure: Any, name: str, description: str) -> str:

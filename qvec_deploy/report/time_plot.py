@@ -9,10 +9,9 @@ from qvec_deploy.bench.results import Candidate, Report
 from qvec_deploy.bench.roofline.operations import layer_kind
 from qvec_deploy.report import svg
 from qvec_deploy.report.accuracy_section import described
-from qvec_deploy.report.svg import WIDTH, Figure
+from qvec_deploy.report.svg import Figure
 
 ROW, TOP, BOTTOM, RIGHT, GAP = 26.0, 30.0, 40.0, 14.0, 8.0  # units
-CHARACTER = 5.6  # units a character takes at font size 9, on the safe side
 LOG_FROM = 6.0  # ratio of largest to smallest sample from which a logarithmic axis shows more
 TICK = 0.11  # height of a sample's mark, in rows
 
@@ -50,28 +49,22 @@ def _bounds(candidate: Candidate) -> dict[str, float]:
 
 
 def _draw_layers(candidates: Sequence[Candidate], bounds: Sequence[dict[str, float]]) -> str:
-    from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import MaxNLocator
 
     kinds = list(dict.fromkeys(layer_kind(entry.layer) for one in candidates for entry in one.layer_times))
-    height, left = TOP + ROW * len(kinds) + BOTTOM, CHARACTER * max(len(svg.shorten(entry)) for entry in kinds) + 12
-    thick = 0.8 / len(candidates)
-    with svg.page_style():
-        canvas = Canvas(figsize=(WIDTH / 72, height / 72))
-        box = (left / WIDTH, BOTTOM / height, (WIDTH - left - RIGHT) / WIDTH, ROW * len(kinds) / height)
-        axes = canvas.add_axes(box)
+    names, thick = [svg.shorten(kind) for kind in kinds], 0.8 / len(candidates)
+    with svg.drawing(TOP + ROW * len(kinds) + BOTTOM) as drawing:
+        axes = drawing.axes(svg.CHARACTER * max(map(len, names)) + 12, RIGHT, TOP, BOTTOM)
         for index, (candidate, bound) in enumerate(zip(candidates, bounds, strict=True)):
             offset = (index - (len(candidates) - 1) / 2) * thick
             _bars(axes, candidate, bound, kinds, offset, 0.88 * thick)
-        axes.set_ylim(len(kinds) - 0.5, -0.5)
-        axes.set_yticks(range(len(kinds)), [svg.shorten(entry) for entry in kinds])
-        axes.tick_params(labelsize=9, length=0, axis="y")
+        svg.name_rows(axes, names)
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("ms a run, all blocks")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, frameon=False, borderpad=0, borderaxespad=0.2)
+        svg.legend(axes)
         totals = (f"{one.name}: {sum(entry.ms for entry in one.layer_times):.3g} ms" for one in candidates)
-        return svg.inline(canvas, "layer-times", f"all layers: {'; '.join(totals)}")
+        return drawing.svg("layer-times", f"all layers: {'; '.join(totals)}")
 
 
 def _bars(
@@ -115,18 +108,11 @@ def _distribution(report: Report, batch: int) -> Figure:
 
 def _draw_distribution(name: str, report: Report, taken: dict[str, tuple[float, ...]]) -> str:
     import numpy as np
-    from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import MaxNLocator
 
-    row = ROW * 0.85
-    height = GAP + row * len(taken) + BOTTOM
-    labels = svg.labels(list(taken))
-    left = CHARACTER * max(map(len, labels)) + 12
-    words = []
-    with svg.page_style():
-        canvas = Canvas(figsize=(WIDTH / 72, height / 72))
-        box = (left / WIDTH, BOTTOM / height, (WIDTH - left - RIGHT) / WIDTH, row * len(taken) / height)
-        axes = canvas.add_axes(box)
+    labels, words = svg.labels(list(taken)), []
+    with svg.drawing(GAP + 0.85 * ROW * len(taken) + BOTTOM) as drawing:
+        axes = drawing.axes(svg.CHARACTER * max(map(len, labels)) + 12, RIGHT, GAP, BOTTOM)
         for place, (candidate, values) in enumerate(taken.items()):
             color = svg.COLORS[report[candidate].role]
             middle = place + np.linspace(-0.34, 0.34, len(values))
@@ -138,27 +124,19 @@ def _draw_distribution(name: str, report: Report, taken: dict[str, tuple[float, 
             axes.plot([center] * 2, [place - 0.42, place + 0.42], color=svg.COLORS["ink"], linewidth=1.4, zorder=4)
             words.append(f"{candidate}: {min(values):.3g} to {max(values):.3g} ms, median {center:.3g}")
         _scale(axes, [value for values in taken.values() for value in values])
-        axes.set_ylim(len(taken) - 0.5, -0.5)
-        axes.set_yticks(range(len(taken)), labels)
-        axes.tick_params(labelsize=9, length=0, axis="y")
+        svg.name_rows(axes, labels)
         axes.grid(visible=False, axis="y")
         if axes.get_xscale() == "linear":
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         axes.set_xlabel("host latency, ms")
-        return svg.inline(canvas, name, "; ".join(words))
+        return drawing.svg(name, "; ".join(words))
 
 
 def _scale(axes: Any, values: Sequence[float]) -> None:
     """From the fastest sample to the slowest; logarithmic where a slow one would press the rest together."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
     smallest, largest = min(values), max(values)
     if smallest > 0 and largest > LOG_FROM * smallest:
-        axes.set_xscale("log")
-        axes.set_xlim(smallest / 1.1, largest * 1.1)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        svg.scale_logarithmic(axes, "x", smallest / 1.1, largest * 1.1)
     else:
         margin = 0.04 * (largest - smallest) or 0.05 * largest or 1.0
         axes.set_xlim(smallest - margin, largest + margin)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pydantic
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError
 from qvec_deploy.io.files import canonical_json
@@ -92,6 +94,7 @@ def read_header(text: str, path: Path) -> VectorHeader:
         if set(values) != wanted:
             raise IntegrityError(f"{path} has header fields {sorted(values)}", hint=f"expected {sorted(wanted)}")
         header = _from_dict(values)
+        # pydantic converts where it can; a header that was written by this program needs that nowhere.
         if canonical_json(_as_dict(header, version)) != canonical_json(values):
             raise ValueError("a field has another type than this format gives it")
     except QvecError:
@@ -104,53 +107,11 @@ def read_header(text: str, path: Path) -> VectorHeader:
 
 
 def _from_dict(values: dict[str, Any]) -> VectorHeader:
-    later: dict[str, Any] = {}
-    if "parts" in values:
-        later = {
-            "norms": {name: (float(rho), float(weight)) for name, (rho, weight) in values["norms"].items()},
-            "base": values["base"] if values["base"] is None else str(values["base"]),
-            "dtype": str(values["dtype"]),
-            "sketch_seed": values["sketch_seed"] if values["sketch_seed"] is None else int(values["sketch_seed"]),
-            "parts": tuple(Part(**part) for part in values["parts"]),
-            "control": values["control"] if values["control"] is None else str(values["control"]),
-        }
-    return VectorHeader(
-        scheme=Scheme.from_dict(values["scheme"]),
-        skip=tuple(map(str, values["skip"])),
-        task=str(values["task"]),
-        seed=int(values["seed"]),
-        norm=float(values["norm"]),
-        weight_norm=float(values["weight_norm"]),
-        made_by=str(values["made_by"]),
-        **later,
-    )
+    fields = {name: value for name, value in values.items() if name not in ("format", "version")}
+    fields["scheme"] = Scheme.from_dict(values["scheme"])
+    return pydantic.TypeAdapter(VectorHeader).validate_python(fields)
 
 
 def _as_dict(header: VectorHeader, version: str) -> dict[str, Any]:
-    values = {
-        "format": FORMAT,
-        "version": version,
-        "scheme": header.scheme.as_dict(),
-        "skip": list(header.skip),
-        "task": header.task,
-        "seed": header.seed,
-        "norm": float(header.norm),
-        "weight_norm": float(header.weight_norm),
-        "made_by": header.made_by,
-        "norms": {name: [float(rho), float(weight)] for name, (rho, weight) in header.norms.items()},
-        "base": header.base,
-        "dtype": header.dtype,
-        "sketch_seed": header.sketch_seed,
-        "parts": [_part_dict(part) for part in header.parts],
-        "control": header.control,
-    }
+    values = {"format": FORMAT, "version": version, **asdict(header)}
     return {key: value for key, value in values.items() if key in _FIELDS_1_0 or not version.startswith("1.0.")}
-
-
-def _part_dict(part: Part) -> dict[str, Any]:
-    return {
-        "task": str(part.task),
-        "seed": int(part.seed),
-        "weight": float(part.weight),
-        "sha256": str(part.sha256),
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,23 +13,22 @@ from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.sketch import Sketch, make_sketch
-from qvec_deploy.vectors.vector_file import QuantizationVector
+from qvec_deploy.vectors.vector_file import QuantizationVector, VectorHeader
 
 
-class Header(Protocol):
-    """The part of a vector's header that decides whether it fits."""
+@dataclass(frozen=True)
+class PairHeader:
+    """Header of a donor given as two checkpoints: what the recipe states about them."""
 
-    @property
-    def scheme(self) -> Scheme: ...  # noqa: D102
-    @property
-    def skip(self) -> tuple[str, ...]: ...  # noqa: D102
+    scheme: Scheme
+    skip: tuple[str, ...]
 
 
 class Source(Protocol):
     """One quantization vector, whatever it is stored as."""
 
     @property
-    def header(self) -> Header: ...  # noqa: D102
+    def header(self) -> VectorHeader | PairHeader: ...  # noqa: D102
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...  # noqa: D102
     def read(self, name: str) -> Float32:
@@ -45,14 +45,6 @@ class Source(Protocol):
 
     def control(self) -> str | None:
         """What was put in rho's place, in words, for a control; None for a real vector."""
-
-
-class PairHeader:
-    """Header of a donor given as two checkpoints: what the recipe states about them."""
-
-    def __init__(self, scheme: Scheme, skip: tuple[str, ...]) -> None:
-        self.scheme = scheme
-        self.skip = skip
 
 
 class DonorPair:

@@ -16,7 +16,7 @@ from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
 from qvec_deploy.donors.donor_folder import DonorFolder
 from qvec_deploy.donors.finetune import Base, start, weights
 from qvec_deploy.donors.train import Training, draws, parameter_groups
-from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress, TrainOptions
+from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress
 from qvec_deploy.errors import IntegrityError, RecipeError, StorageError
 from qvec_deploy.models import create
 from qvec_deploy.tensors import Scheme
@@ -59,19 +59,19 @@ def same(one: State, other: State) -> bool:
     return all(one[name].tobytes() == other[name].tobytes() for name in one.keys() | other.keys())
 
 
-def begin(base: Base, data: Dataset, scheme: Scheme | None, options: TrainOptions | None = None):
+def begin(base: Base, data: Dataset, scheme: Scheme | None, hyper: TrainConfig = HYPER):
     model = start(base, data.classes, scheme=scheme, skip=("head",), seed=3)
-    return model, Training(model, data, HYPER, head="head", seed=3, options=options)
+    return model, Training(model, data, hyper, head="head", seed=3)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("options", [None, TrainOptions(accumulate=2, decay_all=True)], ids=["plain", "options"])
-def test_a_stopped_training_ends_where_an_uninterrupted_one_does(base, letters, tmp_path: Path, scheme, options):
-    whole = finetune(base, letters, scheme=scheme, hyper=HYPER, seed=3, options=options)
+@pytest.mark.parametrize("hyper", [HYPER, replace(HYPER, accumulate=2, decay_all=True)], ids=["plain", "options"])
+def test_a_stopped_training_ends_where_an_uninterrupted_one_does(base, letters, tmp_path: Path, scheme, hyper):
+    whole = finetune(base, letters, scheme=scheme, hyper=hyper, seed=3)
     folder = DonorFolder.open(tmp_path / "donor")
     losses: dict[int, float] = {}
     for stop in (1, 6, 10, 99):  # killed a step after it was saved: that step is done again
-        model, training = begin(base, letters, scheme, options)
+        model, training = begin(base, letters, scheme, hyper)
         saved = folder.load("qat")
         if saved is not None:
             training.restore(saved)
@@ -131,9 +131,8 @@ def test_a_batch_in_parts_is_the_same_batch(base, letters):
     ends = {}
     for parts in (1, 2, 5):
         values = told.setdefault(parts, [])
-        options = TrainOptions(accumulate=parts)
         ends[parts] = finetune(
-            base, letters, scheme=None, hyper=hyper, seed=0, options=options,
+            base, letters, scheme=None, hyper=replace(hyper, accumulate=parts), seed=0,
             on_step=lambda progress, values=values: values.append(progress.loss),
         )  # fmt: skip
     for parts in (2, 5):
@@ -146,13 +145,13 @@ def test_a_batch_in_parts_is_the_same_batch(base, letters):
 
 def test_everything_decays_where_the_paper_lets_it():
     model = create(PICO_MODEL, 10, PICO_ARGS)
-    groups = parameter_groups(model, TrainConfig(), head="head", decay_all=True)
+    groups = parameter_groups(model, TrainConfig(decay_all=True), head="head")
     assert {group["weight_decay"] for group in groups} == {0.1}
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32(base, letters):
-    model, training = begin(base, letters, SCHEMES[1].values[0], TrainOptions(precision="bf16"))
+    model, training = begin(base, letters, SCHEMES[1].values[0], replace(HYPER, precision="bf16"))
     kinds = []
     model.blocks[0].mlp.fc1.register_forward_hook(lambda *call: kinds.append(call[2].dtype))
     told: list[TrainingProgress] = []

@@ -11,7 +11,7 @@ from report_example import example_report, gpu_report, selecting_report
 from shown import html_of
 
 from qvec_deploy.bench.summary import rows
-from qvec_deploy.report.headline_tiles import tiles
+from qvec_deploy.report.build_report import headline_tiles
 from qvec_deploy.report.render_html import unbroken
 
 SECTIONS = (
@@ -148,7 +148,7 @@ def test_sections_without_data_are_left_out(report):
 
 
 def test_the_tiles_are_the_selected_candidates_numbers(report):
-    shown = {tile.term: tile for tile in tiles(report, rows(report))}
+    shown = {tile.term: tile for tile in headline_tiles(report, rows(report))}
     assert list(shown) == ["Top-1 accuracy", "Stored size", "Latency", "Peak memory"]
     assert (shown["Top-1 accuracy"].value, shown["Top-1 accuracy"].unit) == ("95.3", "%")
     assert shown["Top-1 accuracy"].notes[1] == "+20.9 points to ptq [+19.2, +22.5]"
@@ -162,15 +162,15 @@ def test_a_tile_says_when_a_speed_up_is_unclear(report):
     changed = replace(
         report, candidates=(report["float"], same), selected="mean", warnings=(), selection=None, gates=()
     )
-    latency = tiles(changed, rows(changed))[2]
+    latency = headline_tiles(changed, rows(changed))[2]
     assert latency.notes[1] == "1.00× [1.00, 1.00] over float: no clear difference"
 
 
 def test_a_tile_says_that_the_machine_was_disturbed(report):
-    shown = {tile.term: tile for tile in tiles(report, rows(report))}
+    shown = {tile.term: tile for tile in headline_tiles(report, rows(report))}
     assert "measured on a disturbed machine" not in shown["Latency"].notes
     throttled = replace(report, environment=gpu_report().environment)
-    shown = {tile.term: tile for tile in tiles(throttled, rows(throttled))}
+    shown = {tile.term: tile for tile in headline_tiles(throttled, rows(throttled))}
     assert shown["Latency"].notes[-1] == "measured on a disturbed machine"
 
 

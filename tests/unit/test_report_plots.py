@@ -9,9 +9,9 @@ from report_example import example_report
 from qvec_deploy.bench.results import ConfidenceBin, LayerError, LayerTime, Report
 from qvec_deploy.bench.roofline.operations import layer_kind
 from qvec_deploy.bench.summary import rows
+from qvec_deploy.report.accuracy_section import reliability
 from qvec_deploy.report.layer_plot import layer_errors, panels
 from qvec_deploy.report.plots import Point, front, spread, trade_offs
-from qvec_deploy.report.reliability_plot import reliability
 from qvec_deploy.report.svg import Figure, labels
 from qvec_deploy.report.time_plot import distributions, layer_times
 

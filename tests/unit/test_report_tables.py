@@ -17,8 +17,8 @@ from qvec_deploy.formatting import p_value
 from qvec_deploy.report import accuracy_section as accuracy
 from qvec_deploy.report import prose
 from qvec_deploy.report import timing_section as timing
+from qvec_deploy.report.build_report import environment_facts
 from qvec_deploy.report.csv_text import data_uri, to_csv
-from qvec_deploy.report.environment_facts import environment_facts
 from qvec_deploy.report.render_csv import candidates_csv, samples_csv
 
 

@@ -15,8 +15,8 @@ from qvec_deploy.io.yaml import dump_yaml
 from qvec_deploy.recipe import FLOAT_BITS
 from qvec_deploy.report import candidate_text, prose
 from qvec_deploy.report import report_verdict as verdict
+from qvec_deploy.report.build_report import environment_facts
 from qvec_deploy.report.columns import comparison_table
-from qvec_deploy.report.environment_facts import environment_facts
 from qvec_deploy.report.page import Table
 from qvec_deploy.report.render_markdown import candidate_table, escape, table_text
 

@@ -100,9 +100,7 @@ def fine_tune(recipe: DonorRecipe, run: str, place: TrainingPlace, *, offline: b
     scheme = recipe.scheme.scheme() if run == "qat" else None
     seed = recipe.train.seed
     model = start(base, task.train.classes, scheme=scheme, skip=recipe.skip, seed=seed, device=recipe.train.device)
-    training = Training(
-        model, task.train, hyper, head=head_name(recipe.base.model), seed=seed, options=recipe.options()
-    )
+    training = Training(model, task.train, hyper, head=head_name(recipe.base.model), seed=seed)
     seconds = _run(training, run, place)
     return weights(model), seconds
 
