@@ -97,7 +97,7 @@ def test_hostile_names_of_gates_donors_and_images_stay_text():
     selection = replace(report.selection, donors=donors, images=name)
     text = markdown_of(replace(report, selection=selection, gates=(GateResult(name, name, name, passed=False),)))
     cell = r"&lt;b>\|x\| # y"
-    assert f"| {cell} | {cell} | {cell} | MISSED |" in text
+    assert f"| {cell} | {cell} | {cell} | **MISSED** |" in text
     assert f"| {cell}0 | 0.412 | 0.471 |" in text
     assert f"on 200 images of {cell}, confirmed" in text
     assert f"misses 1 of 1 gate: {cell}." in text
