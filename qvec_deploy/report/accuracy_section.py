@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qvec_deploy import formatting
-from qvec_deploy.bench.results import Candidate, ClassCount, Report
+from qvec_deploy.bench.results import AnswerChange, Candidate, ClassCount, Report
 from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.bench.summary import CandidateRow
 from qvec_deploy.formatting import NONE
@@ -27,29 +27,21 @@ def answers(report: Report, rows: Sequence[CandidateRow]) -> Table | None:
         return None
     count, plain = report.images, report.first("ptq")
     rival = plain.name if plain is not None else report.baseline
-    columns = [("Candidate", [row.candidate.name for row in measured])]
-    columns.append(("Top-1, %", [_share(row.top1, count) for row in measured]))
-    if any(row.top5 for row in measured):
-        columns.append(("Top-5, %", [_share(row.top5, count) for row in measured]))
-    if any(row.calibration_error is not None for row in measured):
-        columns.append(("Calibration error, %", [_calibration(row, count) for row in measured]))
-    columns.append(("Same answer as float, %", [_share(row.agreement, count) for row in measured]))
-    columns.append((f"Gained / lost to {rival}", [_pair(row.candidate, rival) for row in measured]))
-    columns.append(("McNemar's p", [_p(row, rival) for row in measured]))
+    columns: dict[str, Callable[[CandidateRow], str]] = {
+        "Candidate": lambda row: row.candidate.name,
+        "Top-1, %": lambda row: _share(row.top1, count),
+        "Top-5, %": lambda row: _share(row.top5, count),
+        "Calibration error, %": lambda row: _calibration(row, count),
+        "Same answer as float, %": lambda row: _share(row.agreement, count),
+        f"Gained / lost to {rival}": lambda row: _pair(row.candidate, rival),
+        "McNemar's p": lambda row: _p(row, rival),
+    }
+    told = {title: cell for title, cell in columns.items() if any(cell(row) != NONE for row in measured)}
     note = (
         f"n = {count:,} images, the same for all. Brackets are 95 % Wilson intervals. Gained and lost are images that "
         f"only the candidate, or only {rival}, gets right; p is of McNemar's exact test of the two counts."
     )
-    titles, cells = zip(*(column for column in columns if set(column[1]) != {NONE}), strict=True)
-    return Table(
-        "Answers",
-        titles,
-        tuple(zip(*cells, strict=True)),
-        "l" + "r" * (len(titles) - 1),
-        report.selected,
-        note,
-        titled=False,
-    )
+    return Table.of("Answers", measured, told, shipped=report.selected, note=note, titled=False)
 
 
 def by_class(report: Report) -> Table | None:
@@ -63,15 +55,20 @@ def by_class(report: Report) -> Table | None:
     if len(some) == len(entries):
         some.sort(key=lambda entry: entry.label)
     compared = full is not None and full is not shown and bool(before)
-    columns = ["Class", "Images", "Right", f"{shown.name}, %"]
+    columns: dict[str, Callable[[ClassCount], str]] = {
+        "Class": lambda entry: class_name(report, entry.label),
+        "Images": lambda entry: f"{entry.count:,}",
+        "Right": lambda entry: f"{entry.correct:,}",
+        f"{shown.name}, %": _share_right,
+    }
     if full is not None and compared:
-        columns += [f"{full.name}, %", "Change, points"]
-    rows = tuple(_class_row(report, entry, before.get(entry.label) if compared else None, compared) for entry in some)
+        columns[f"{full.name}, %"] = lambda entry: _share_right(before.get(entry.label))
+        columns["Change, points"] = lambda entry: _change(entry, before.get(entry.label))
     rest = ""
     if len(some) < len(entries):
         rest = f", {'the ' * compared}{len(some)}{' that changed most' * compared} of {len(entries)}"
     note = f"Right answers of {shown.name} among the {report.images:,} images, by the class that is right{rest}."
-    return Table(f"By class{rest}", tuple(columns), rows, "l" + "r" * (len(columns) - 1), note=note, folded=True)
+    return Table.of(f"By class{rest}", some, columns, note=note, folded=True)
 
 
 def changes(report: Report) -> Table | None:
@@ -82,16 +79,6 @@ def changes(report: Report) -> Table | None:
     if shown.accuracy is None or not shown.accuracy.changes:
         return None
     entries = shown.accuracy.changes
-    rows = tuple(
-        (
-            f"{class_name(report, entry.was)} → {class_name(report, entry.now)}",
-            f"{entry.count:,}",
-            f"{entry.gained:,}",
-            f"{entry.lost:,}",
-            f"{entry.count - entry.gained - entry.lost:,}",
-        )
-        for entry in entries
-    )
     pair = shown.paired[full.name]
     total = pair.count - pair.agreeing  # the report keeps the most frequent kinds only
     some = sum(entry.count for entry in entries) < total
@@ -101,8 +88,16 @@ def changes(report: Report) -> Table | None:
         f"{report.images:,} images. A change is a gain where only the new answer is right, and a loss where only the "
         "old one was."
     )
-    columns = ("Answer of float → now", "Images", "Gained", "Lost", "Both wrong")
-    return Table("Changed answers", columns, rows, "lrrrr", note=note, folded=True)
+    columns: dict[str, Callable[[AnswerChange], str]] = {
+        "Answer of float → now": lambda entry: " → ".join(
+            class_name(report, label) for label in (entry.was, entry.now)
+        ),
+        "Images": lambda entry: f"{entry.count:,}",
+        "Gained": lambda entry: f"{entry.gained:,}",
+        "Lost": lambda entry: f"{entry.lost:,}",
+        "Both wrong": lambda entry: f"{entry.count - entry.gained - entry.lost:,}",
+    }
+    return Table.of("Changed answers", entries, columns, note=note, folded=True)
 
 
 def described(report: Report) -> Candidate | None:
@@ -138,15 +133,12 @@ def _drop(entry: ClassCount, before: ClassCount | None) -> float:
     return entry.correct / entry.count - (before.correct / before.count) if before is not None else 0.0
 
 
-def _class_row(report: Report, entry: ClassCount, before: ClassCount | None, compared: bool) -> tuple[str, ...]:
-    share = formatting.percent(entry.correct / entry.count, entry.count)
-    cells = (class_name(report, entry.label), f"{entry.count:,}", f"{entry.correct:,}", share)
-    if not compared:
-        return cells
-    if before is None:
-        return (*cells, NONE, NONE)
-    was = formatting.percent(before.correct / before.count, before.count)
-    return (*cells, was, formatting.points(_drop(entry, before), entry.count))
+def _share_right(entry: ClassCount | None) -> str:
+    return NONE if entry is None else formatting.percent(entry.correct / entry.count, entry.count)
+
+
+def _change(entry: ClassCount, before: ClassCount | None) -> str:
+    return NONE if before is None else formatting.points(_drop(entry, before), entry.count)
 
 
 def reliability(report: Report) -> Figure | None:

@@ -133,27 +133,12 @@ def bundles_table(shown: Overview) -> Table:
     """A row per bundle, the best first."""
     images = shown.best.report.images
     same = all(standing.name == standing.row.candidate.name for standing in shown.standings)
-    columns = (
-        "Bundle",
-        f"Top-1, %, n = {images:,}",
-        "Size, MB",
-        "Latency, ms",
-        "Gates",
-        "Speed-up",
-        "Bits, stored / run time",
-        "Patch" if same else "Ships",
-        "Engine",
-    )
-    cells = tuple(_cells(standing, same) for standing in shown.standings)
+    columns: tuple[str, ...] = ("Bundle", f"Top-1, %, n = {images:,}", "Size, MB", "Latency, ms", "Gates", "Speed-up")
+    columns += ("Bits, stored / run time", "Patch" if same else "Ships", "Engine")
+    rows = tuple(_cells(standing, same) for standing in shown.standings)
+    note = caveat(shown)
     return Table(
-        "Bundles, the best first",
-        columns,
-        cells,
-        "lrrrlrrll",
-        shown.best.name,
-        caveat(shown),
-        badge="first",
-        titled=False,
+        "Bundles, the best first", columns, rows, "lrrrlrrll", shown.best.name, note, badge="first", titled=False
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from qvec_deploy.bench.summary import NumberedWarning
 from qvec_deploy.report.svg import Figure
@@ -65,10 +65,9 @@ class Table:
         columns: Mapping[str, Callable[[T], str]],
         *,
         words: int = 1,
-        note: str = "",
-        folded: bool = False,
+        **settings: Any,
     ) -> Table:
-        """A row for each item.
+        """A row for each item; `settings` are the other attributes.
 
         Args:
             columns: What a cell says of an item, by heading.
@@ -76,7 +75,7 @@ class Table:
         """
         rows = tuple(tuple(cell(item) for cell in columns.values()) for item in items)
         alignment = "l" * words + "r" * (len(columns) - words)
-        return cls(title, tuple(columns), rows, alignment, note=note, folded=folded)
+        return cls(title, tuple(columns), rows, alignment, **settings)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qvec_deploy import formatting
 from qvec_deploy.bench.results import GateResult, Report
 from qvec_deploy.bench.selection import Confirmed, Selection
@@ -105,20 +107,16 @@ def finalists(report: Report) -> Table | None:
     if selection is None:
         return None
     what, unit = quantity(selection)
-    rows = []
-    for entry in selection.confirmed:
-        score, error = _texts(selection, entry)
-        method = report[entry.name].method
-        rows.append(
-            (entry.name, method, formatting.short(_lam(report, entry.name)), score, error, _gain(selection, entry))
-        )
-    return Table(
-        f"Finalists, on {selection.confirming:,} images that chose nothing",
-        ("Finalist", "Method", "λ", f"{what.capitalize()}, {unit}", "Standard error", "Better than its λ = 0 by"),
-        tuple(rows),
-        "llrrrr",
-        selection.shipped,
-    )
+    columns: dict[str, Callable[[Confirmed], str]] = {
+        "Finalist": lambda entry: entry.name,
+        "Method": lambda entry: report[entry.name].method,
+        "λ": lambda entry: formatting.short(_lam(report, entry.name)),
+        f"{what.capitalize()}, {unit}": lambda entry: _texts(selection, entry)[0],
+        "Standard error": lambda entry: _texts(selection, entry)[1],
+        "Better than its λ = 0 by": lambda entry: _gain(selection, entry),
+    }
+    title = f"Finalists, on {selection.confirming:,} images that chose nothing"
+    return Table.of(title, selection.confirmed, columns, words=2, shipped=selection.shipped)
 
 
 def donors(report: Report) -> Table | None:
@@ -127,32 +125,20 @@ def donors(report: Report) -> Table | None:
     if selection is None or not selection.donors:
         return None
     what, unit = quantity(selection)
-    return Table(
-        f"Donors, {MIXING[selection.mixing]}",
-        ("Donor", f"Alone at λ = 1: {what}, {unit}", "Weight in the mix"),
-        tuple(
-            (
-                name,
-                formatting.three(factor(selection) * donor.score),
-                f"{formatting.signed_text(f'{donor.weight:.3f}')}",
-            )
-            for name, donor in zip(donor_names(selection), selection.donors, strict=True)
-        ),
-        "lrr",
+    scale, columns = factor(selection), ("Donor", f"Alone at λ = 1: {what}, {unit}", "Weight in the mix")
+    rows = tuple(
+        (name, formatting.three(scale * donor.score), formatting.signed_text(f"{donor.weight:.3f}"))
+        for name, donor in zip(donor_names(selection), selection.donors, strict=True)
     )
+    return Table(f"Donors, {MIXING[selection.mixing]}", columns, rows, "lrr")
 
 
 def gates(report: Report) -> Table | None:
     """Wanted and found; None without gates."""
     if not report.gates:
         return None
-    return Table(
-        "Gates",
-        ("Gate", "Wanted", "Found", "Result"),
-        tuple((gate.name, gate.wanted, gate.found, verdict_of(gate)) for gate in report.gates),
-        "llll",
-        titled=False,
-    )
+    rows = tuple((gate.name, gate.wanted, gate.found, verdict_of(gate)) for gate in report.gates)
+    return Table("Gates", ("Gate", "Wanted", "Found", "Result"), rows, "llll", titled=False)
 
 
 def _place(selection: Selection) -> str:
