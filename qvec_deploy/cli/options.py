@@ -100,11 +100,7 @@ def terminal(width: int = 120) -> Console:
 
 
 def print_table(table: Table, console: Console | None = None, styles: Mapping[str, str] | None = None) -> None:
-    """Print a table of the page model.
-
-    Args:
-        styles: Rich's style of a row, by its first cell.
-    """
+    """Print a table of the page model."""
     from qvec_deploy.report.render_terminal import render_table
 
     (console or terminal()).print(render_table(table, styles))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,8 +78,8 @@ def _opened(directories: tuple[Path, ...], progress: Progress) -> dict[str, Bund
     with progress.stage("verify") as advance:
         for index, directory in enumerate(directories):
             bundle = Bundle.open(directory)
-            _check_classes(bundle, bundles)
             bundles.append(bundle)
+            _check_classes(bundle, bundles[0])
             advance(index + 1, len(directories))
     names = Counter(bundle.manifest.name for bundle in bundles)
     opened: dict[str, Bundle] = {}
@@ -97,14 +97,13 @@ def _refuse_twice(directories: tuple[Path, ...]) -> None:
         seen.add(directory.resolve())
 
 
-def _check_classes(bundle: Bundle, opened: Sequence[Bundle]) -> None:
-    for other in opened:
-        if bundle.manifest.model.classes != other.manifest.model.classes:
-            raise IncompatibleError(
-                f"{bundle.directory} has {bundle.manifest.model.classes} classes, {other.directory} has "
-                f"{other.manifest.model.classes}",
-                hint="report bundles of one task together",
-            )
+def _check_classes(bundle: Bundle, first: Bundle) -> None:
+    if bundle.manifest.model.classes != first.manifest.model.classes:
+        raise IncompatibleError(
+            f"{bundle.directory} has {bundle.manifest.model.classes} classes, {first.directory} has "
+            f"{first.manifest.model.classes}",
+            hint="report bundles of one task together",
+        )
 
 
 def _unlike(name: str, directory: Path, taken: Mapping[str, object]) -> str:

@@ -15,11 +15,7 @@ SHOWN = 2
 
 
 def print_report(report: Report, as_json: bool = False, scenarios: Collection[str] = ()) -> None:
-    """The table, latency by batch size where there are several, what was chosen, the gates and the warnings.
-
-    Args:
-        scenarios: Which of MLPerf's are shown, on the terminal.
-    """
+    """The table, latency by batch size where there are several, what was chosen, the gates and the warnings."""
     from qvec_deploy.report.report_json import to_json
 
     if as_json:

@@ -48,7 +48,6 @@ class OnHub:
 
     Attributes:
         revision: What tells the dataset from its other states: the commit.
-        classes: Number of labels; None where its card does not say.
     """
 
     revision: str

@@ -15,11 +15,7 @@ MIN_IMAGES = 8
 
 
 def half_of(dataset: Dataset, *, confirm: bool) -> tuple[Float32, NDArray[np.int64]]:
-    """Every other image of a dataset, exact copies left out: what confirms must not have chosen.
-
-    Returns:
-        Images (B, C, H, W), normalised, and their labels (B,).
-    """
+    """Every other image of a dataset, exact copies left out: what confirms must not have chosen."""
     images, labels = dataset.take(np.arange(len(dataset)))
     first: dict[str, int] = {}
     for row, image in enumerate(images):

@@ -97,7 +97,6 @@ def top1(state: State, data: Dataset, recipe: DonorRecipe, *, grid: bool) -> flo
     """Share of images that weights get right, in float32.
 
     Args:
-        state: Weights of the recipe's model, with a head as wide as the data has classes.
         grid: Put the Linears on the grid first, as PTQ does.
     """
     model = _model_of(state, data.classes, recipe)

@@ -34,11 +34,7 @@ class DonorFolder:
 
     @classmethod
     def open(cls, path: Path, *, force: bool = False) -> DonorFolder:
-        """A directory to make a donor in, or to go on in.
-
-        Raises:
-            StorageError: It holds a finished donor and `force` is off, or it holds something else.
-        """
+        """A directory to make a donor in, or to go on in."""
         folder = cls(path)
         with storage_errors(path):
             finished = folder._is_finished()
@@ -51,9 +47,6 @@ class DonorFolder:
 
     def claim(self, settings: Mapping[str, Any], *, force: bool = False) -> None:
         """Tie what is saved here to settings: all that decides the weights.
-
-        Args:
-            force: Remove the donor that is here, finished or not.
 
         Raises:
             RecipeError: What is here was made under other settings; the first that differs is named.

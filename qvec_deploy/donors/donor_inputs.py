@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
+from qvec_deploy.datasets.hub_datasets import offline_hub
 from qvec_deploy.datasets.spec import Split
 from qvec_deploy.datasets.timm_factory import TimmDataset
 from qvec_deploy.donors.donor_recipe import DonorRecipe
@@ -117,7 +118,6 @@ def _first_file(data: Dataset) -> str:
 
 def _pretrained(recipe: DonorRecipe, *, offline: bool) -> dict[str, Float32]:
     """The weights that timm has for the model, without the head."""
-    import huggingface_hub.constants
     import timm
 
     base = recipe.base
@@ -132,14 +132,9 @@ def _pretrained(recipe: DonorRecipe, *, offline: bool) -> dict[str, Float32]:
             f"the pretrained weights of {base.model} are not on the Hub, and --offline looks into its cache only",
             hint="leave out --offline, or give base.checkpoint",
         )
-    before = huggingface_hub.constants.HF_HUB_OFFLINE
-    huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
-    try:
-        what = f"the pretrained weights of {base.model} cannot be fetched"
-        hint = "leave out --offline and check the network, or give base.checkpoint"
-        with hub_errors(what, hint=hint), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = timm.create_model(base.model, pretrained=True, num_classes=0, **base.model_args)
-    finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before
+    what = f"the pretrained weights of {base.model} cannot be fetched"
+    hint = "leave out --offline and check the network, or give base.checkpoint"
+    with offline_hub(offline), hub_errors(what, hint=hint), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = timm.create_model(base.model, pretrained=True, num_classes=0, **base.model_args)
     return {name: value.detach().numpy() for name, value in model.state_dict().items()}

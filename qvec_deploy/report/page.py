@@ -23,11 +23,7 @@ VERDICTS = {
 
 @dataclass(frozen=True)
 class Prose:
-    """A paragraph.
-
-    Attributes:
-        link: Anchor and text of a link behind it.
-    """
+    """A paragraph."""
 
     kind: ClassVar[str] = "prose"
     text: str
@@ -91,11 +87,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class CandidateLines:
-    """A candidate in a table, with one line of cells or several.
-
-    Attributes:
-        marks: Numbers of the warnings that concern it.
-    """
+    """A candidate in a table, with one line of cells or several."""
 
     name: str
     role: str
@@ -246,11 +238,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Page:
-    """A page.
-
-    Attributes:
-        kicker: What it is about, in a line above the title.
-    """
+    """A page."""
 
     title: str
     kicker: str

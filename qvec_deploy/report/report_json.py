@@ -70,11 +70,7 @@ def to_json(report: Report) -> bytes:
 
 
 def overview_json(shown: Overview) -> bytes:
-    """Several reports as canonical JSON, the best named first.
-
-    Raises:
-        ValueError: A measurement is NaN or infinite.
-    """
+    """Several reports as canonical JSON, the best named first."""
     reports = {standing.name: _document(standing.report) for standing in shown.standings}
     return canonical_json(asdict(Documents(tuple(reports), reports)))
 

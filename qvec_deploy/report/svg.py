@@ -142,11 +142,7 @@ def scale_logarithmic(axes: Any, axis: str, low: float, high: float) -> None:
 
 
 def inline(figure: Any, name: str, description: str) -> str:
-    """The figure as an `<svg>` element for an HTML page.
-
-    Args:
-        name: Unique in the page; prefixes every id.
-    """
+    """The figure as an `<svg>` element for an HTML page."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

@@ -16,11 +16,7 @@ from qvec_deploy.report.report_json import overview_json, to_json
 
 
 def write_report(shown: Report | Overview, directory: Path) -> tuple[Path, ...]:
-    """Write report.json, report.md and report.html: of one report, as a bundle has them, or of several.
-
-    Returns:
-        Their paths, in this order.
-    """
+    """Write report.json, report.md and report.html: of one report, as a bundle has them, or of several."""
     if isinstance(shown, Report):
         document, page = to_json(shown), report_page(shown)
     else:
@@ -31,11 +27,7 @@ def write_report(shown: Report | Overview, directory: Path) -> tuple[Path, ...]:
 
 
 def write_tables(reports: Mapping[str, Report], directory: Path) -> tuple[Path, ...]:
-    """Write report.csv, a row per candidate and batch size, and samples.csv, a row per latency sample.
-
-    Returns:
-        Their paths, in this order.
-    """
+    """Write report.csv, a row per candidate and batch size, and samples.csv, a row per latency sample."""
     files = {"report.csv": candidates_csv(reports).encode(), "samples.csv": samples_csv(reports).encode()}
     return _write(files, directory)
 

@@ -157,17 +157,17 @@ def _findings(explained: Mapping[str, Explained], donor: Sketch, scheme: Scheme)
 def _require_same_shapes(receiver: Sketch, donor: Sketch) -> None:
     if receiver.seed != donor.seed:
         raise IncompatibleError("two sketches of different seeds do not compare", hint="extract both vectors anew")
-    for name, linear in donor.linears.items():
-        other = receiver.linears.get(name)
-        if other is None or other.rows.shape != linear.rows.shape or other.columns.shape != linear.columns.shape:
-            raise IncompatibleError(
-                f"the receiver has another {name} than the donor", hint="both must be fine-tunes of one model"
-            )
-    for name, gain in donor.gains.items():
-        if name not in receiver.gains or receiver.gains[name].shape != gain.shape:
-            raise IncompatibleError(
-                f"the receiver has another {name} than the donor", hint="both must be fine-tunes of one model"
-            )
+    shapes, wanted = _shapes(receiver), _shapes(donor)
+    odd = next((name for name, shape in wanted.items() if shapes.get(name) != shape), None)
+    if odd is not None:
+        raise IncompatibleError(
+            f"the receiver has another {odd} than the donor", hint="both must be fine-tunes of one model"
+        )
+
+
+def _shapes(sketch: Sketch) -> dict[str, tuple[object, ...]]:
+    linears = {name: (linear.rows.shape, linear.columns.shape) for name, linear in sketch.linears.items()}
+    return {**linears, **{name: gain.shape for name, gain in sketch.gains.items()}}
 
 
 def _require_places(geometry: Geometry, donor: Sketch) -> None:

@@ -93,11 +93,7 @@ def extract_vector(
 
 
 def require_skip(tensors: Mapping[str, Any], skip: tuple[str, ...], head: str) -> None:
-    """Refuse a skip entry that matches no Linear; the head's name may stand for a head that is not there.
-
-    Args:
-        tensors: The donor's tensors by name: anything with `ndim`.
-    """
+    """Refuse a skip entry that matches no Linear; the head's name may stand for a head that is not there."""
     parts = set(head.split("."))
     for name, tensor in tensors.items():
         *modules, kind = name.split(".")

@@ -13,9 +13,6 @@ def short_names(labels: Sequence[str]) -> tuple[str, ...]:
 
     Args:
         labels: Paths or Hub addresses, all different, or donors' `QAT - FP` pairs, which stay as they are.
-
-    Returns:
-        One name a label, all different, without suffixes where that leaves them different.
     """
     plain = [label if _PAIR in label else _without_suffix(label) for label in labels]
     if len(set(plain)) < len(plain):  # files of one name in two formats

@@ -45,7 +45,6 @@ class Sketch:
 
     Attributes:
         seed: Of the projections; only sketches of one seed compare.
-        linears: Module name to sketch, for every Linear.
     """
 
     seed: int

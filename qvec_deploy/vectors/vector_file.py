@@ -26,11 +26,7 @@ SKETCH, MOMENTS = "sketch:", "moments:"
 
 
 class QuantizationVector:
-    """A vector file: its header now, its tensors on demand.
-
-    Attributes:
-        tensors: Names, shapes and dtypes of the tensors rho covers.
-    """
+    """A vector file: its header now, its tensors on demand."""
 
     def __init__(self, checkpoint: Checkpoint, header: VectorHeader) -> None:
         self.checkpoint = checkpoint

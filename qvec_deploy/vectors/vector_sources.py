@@ -105,11 +105,7 @@ class OpenFiles:
 
 
 def open_sources(recipe: Recipe, head: str, files: OpenFiles) -> dict[str, Source]:
-    """Open the vectors of a recipe, headers only; empty without a vector.
-
-    Returns:
-        Label (as in the recipe) to source, in the recipe's order.
-    """
+    """Open the vectors of a recipe, headers only; empty without a vector."""
     if recipe.vector is None:
         return {}
     sources: dict[str, Source] = {}
