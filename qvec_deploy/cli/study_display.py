@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from qvec_deploy.cli.options import print_table, terminal
+from qvec_deploy.cli.terminal_progress import LiveDisplay
+from qvec_deploy.report.page import Table
 from qvec_deploy.research.study.study_node import KINDS, StudyNode
 from qvec_deploy.research.study.study_run import NodeEnd, StudyWatcher
 
@@ -21,28 +22,18 @@ TITLES = {"base": "bases", "fp": "float fine-tunes", "qat": "QAT fine-tunes", "v
 _EVERY_S = 30.0  # between two lines without a terminal
 
 
-class StudyDisplay(StudyWatcher):
+class StudyDisplay(LiveDisplay, StudyWatcher):
     """A bar a kind and one a running node; without a terminal a line now and then, and one for every failure."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        text = TextColumn("{task.description}")
+        super().__init__(console, text, BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
         self._tasks: dict[str, TaskID] = {}
         self._names: dict[str, str] = {}
         self._running: dict[str, TaskID] = {}
         self._counts: dict[str, list[int]] = {}  # by kind: over, all
         self._total, self._over, self._kept, self._failed = 0, 0, 0, 0
-        self._start = self._said = time.monotonic()
-
-    def __enter__(self) -> Self:
-        """Show it."""
-        self._bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Take it away."""
-        self._bars.stop()
+        self._said = self._start
 
     def begun(self, nodes: Sequence[StudyNode]) -> None:
         """A bar for every kind there is."""
@@ -89,19 +80,19 @@ class StudyDisplay(StudyWatcher):
 
 def print_outcome(run: dict[str, Any], out: Path) -> None:
     """How a study ended."""
-    table = Table("Nodes", box=None, pad_edge=False)
-    for title in ("Total", "Made", "Kept", "Failed"):
-        table.add_column(title, justify="right")
-    for kind, count in run["counts"].items():
-        if count["total"]:
-            table.add_row(TITLES[kind], *(str(count.get(key, 0)) for key in ("total", "made", "kept", "failed")))
-    console = Console()
-    console.print(table)
+    keys = ("total", "made", "kept", "failed")
+    rows = tuple(
+        (TITLES[kind], *(str(count.get(key, 0)) for key in keys))
+        for kind, count in run["counts"].items()
+        if count["total"]
+    )
+    console = terminal()
+    print_table(Table("", ("Nodes", *map(str.capitalize, keys)), rows, "lrrrr"), console)
     for failure in run["failures"]:
         if failure["because"] is None:
             text = f"\n{failure['node']}: exit code {failure['exit_code']}: {failure['message']}\n"
             text += f"  hint: {failure['hint']}"
-            console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            console.print(text, style="yellow", soft_wrap=True)
     lost = sum(failure["because"] is not None for failure in run["failures"])
     if lost:
         click.echo(f"\n{lost} more nodes need what failed")
@@ -111,14 +102,12 @@ def print_outcome(run: dict[str, Any], out: Path) -> None:
 
 def print_plan(plan: dict[str, Any]) -> None:
     """What a study is made of."""
-    table = Table("Nodes", box=None, pad_edge=False)
-    for title in ("Total", "Done", "Seconds each"):
-        table.add_column(title, justify="right")
+    rows = []
     for kind, row in plan["kinds"].items():
         if row["total"]:
             mean = "-" if row["mean_seconds"] is None else f"{row['mean_seconds']:.1f}"
-            table.add_row(TITLES[kind], str(row["total"]), str(row["done"]), mean)
-    Console().print(table)
+            rows.append((TITLES[kind], str(row["total"]), str(row["done"]), mean))
+    print_table(Table("", ("Nodes", "Total", "Done", "Seconds each"), tuple(rows), "lrrr"))
     left = plan["seconds_left"]
     jobs = f"{plan['jobs']} at a time"
     known = "not known yet: no node of some kind is done" if left is None else f"about {duration(left)}, {jobs}"

@@ -6,19 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.statistics import wilson
 from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.cli.options import print_table, show, terminal
-from qvec_deploy.cli.terminal_progress import TITLES
+from qvec_deploy.cli.terminal_progress import TITLES, LiveDisplay
 from qvec_deploy.errors import QvecError, RecipeError
 from qvec_deploy.jobs.job import Executor
 from qvec_deploy.jobs.processes import LocalProcesses
@@ -30,26 +29,15 @@ from qvec_deploy.sweep.sweep_summary import SweepRow, SweepSummary
 NONE = "-"
 
 
-class SweepDisplay:
+class SweepDisplay(LiveDisplay):
     """A line for every running build with its stage, and one for all; without a terminal a line for every end."""
 
     def __init__(self, console: Console, count: int) -> None:
-        self._console = console
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        text = TextColumn("{task.description}")
+        super().__init__(console, SpinnerColumn(), text, BarColumn(20), TimeElapsedColumn())
         self._count, self._ended = count, 0
         self._total = self._bars.add_task(f"[bold]{count} builds", total=count)
         self._tasks: dict[str, TaskID] = {}
-        self._start = time.monotonic()
-
-    def __enter__(self) -> Self:
-        """Show it."""
-        self._bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Take it away."""
-        self._bars.stop()
 
     def event(self, name: str, event: Any) -> None:
         """Show what a build does."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from qvec_deploy.progress import Advance, Progress
@@ -31,6 +32,24 @@ TITLES = {
 }
 
 
+class LiveDisplay:
+    """Bars while the `with` lasts, on a terminal; whoever shows something adds and removes them."""
+
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
+        self._console = console
+        self._bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Show it."""
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take it away."""
+        self._bars.stop()
+
+
 class TerminalProgress(Progress):
     """Shows stages on stderr."""
 
@@ -43,13 +62,8 @@ class TerminalProgress(Progress):
         """A bar while the stage runs, a line when it is done and took a while."""
         title = f"{TITLES.get(name, name)}  {detail}".rstrip()
         start = time.monotonic()
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
+        text = TextColumn("{task.description}")
+        columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Bars(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bars:
             task = bars.add_task(title, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
