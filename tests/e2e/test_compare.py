@@ -138,7 +138,7 @@ def test_two_real_bundles(pair: tuple[Path, Path], run: Run, tmp_path: Path) -> 
     assert code == (3 if found["derived"]["outcome"] == "REGRESSION" else 0)
     assert json.loads((tmp_path / "out" / "comparison.json").read_bytes()) == found
     markdown = (tmp_path / "out" / "comparison.md").read_text()
-    assert markdown.startswith(f"## {found['derived']['outcome']}: packed (onnxruntime, packed) against int4")
+    assert markdown.startswith(f"# {found['derived']['outcome']}: packed (onnxruntime, packed) against int4")
 
 
 def test_the_terminal_shows_words_and_evidence(
