@@ -136,7 +136,6 @@ class GateChange:
     """A gate of either bundle.
 
     Attributes:
-        name: As in the recipe's `gates`.
         verdict: See `gate_verdict`.
         old: Whether OLD passed it; None where OLD was not asked or not judged.
         wanted: What NEW's recipe asks for, or OLD's where NEW's does not.

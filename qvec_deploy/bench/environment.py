@@ -34,7 +34,7 @@ class GpuState:
     """The GPU that engines ran on, as NVML sees it; None where it does not say.
 
     Attributes:
-        sm_clock_mhz: Of the multiprocessors, right after measuring.
+        sm_clock_mhz: The multiprocessors' clock right after measuring.
         clocks_locked: Whether somebody fixed the clocks (see `gpu.GpuWatch`).
         throttling: NVML's reasons for lower clocks while measuring.
     """
@@ -57,10 +57,10 @@ class Environment:
     """What can change a number, as far as it can be seen from here.
 
     Attributes:
-        cpu_flags: Of `FLAGS`, those this CPU has.
-        usable_cores: That this process may run on (its affinity).
-        threads: That each session was told to use.
-        load_average: Of the last minute, when the environment was captured.
+        cpu_flags: Those of `FLAGS` that this CPU has.
+        usable_cores: Cores that this process may run on: its affinity.
+        threads: Each session was told to use so many.
+        load_average: The last minute's, when the environment was captured.
         governor: Frequency governor of the first core; None where it cannot be seen, as in virtual machines.
         packages: Version by name, for each of `PACKAGES` that is installed.
         affinity: Cores the process was held to while latency was measured; None where nothing was asked.
@@ -90,7 +90,7 @@ def capture_environment(threads: int, cores: Sequence[int] = ()) -> Environment:
     """The environment now. Capture it before measuring: the load average then shows what others do.
 
     Args:
-        cores: That the process is held to, if it is.
+        cores: Cores that the process is pinned to; none where it is not.
     """
     cpu, flags = _cpu()
     logical_cores = psutil.cpu_count() or 1
@@ -114,8 +114,8 @@ def complete_environment(environment: Environment, gpu: GpuState | None = None) 
     """Add what can only be seen right after measuring.
 
     Args:
-        environment: As `capture_environment` saw it before.
-        gpu: As `gpu.GpuWatch` saw it, where an engine used one.
+        environment: What `capture_environment` saw before.
+        gpu: What GpuWatch saw, where an engine used a GPU.
     """
     load_average = round(psutil.getloadavg()[0], 2)
     return replace(environment, frequency_mhz=_frequency_mhz(), load_average_after=load_average, gpu=gpu)

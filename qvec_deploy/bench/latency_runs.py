@@ -75,7 +75,7 @@ def blocks_asked(batch_size: int, sizes: Sequence[int], measure: Measure) -> tup
 
     Args:
         batch_size: One of `sizes`.
-        sizes: As `timed_sizes` gives them.
+        sizes: What `timed_sizes` gives.
     """
     if not measure.mlperf_rules:
         return measure.blocks, 0.0

@@ -46,7 +46,7 @@ class Layers:
     """What is known of every entry, layer by layer.
 
     Attributes:
-        times: By entry; empty for a runtime without a profiler.
+        times: Times by entry; none for a runtime without a profiler.
         predictions: By entry; empty for one that does not run on the device.
         device: That predictions are for, the baseline's; None where it is not known, or where the model's operations
             cannot be counted.

@@ -13,8 +13,8 @@ def check_cores(cores: Sequence[int], threads: int) -> None:
     """Refuse cores that a measurement cannot be held to.
 
     Args:
-        cores: Of `measure.cores`; none asks for nothing.
-        threads: That the engines to be measured compute with.
+        cores: What `measure.cores` lists; an empty list asks for nothing.
+        threads: Most threads that an engine to be measured computes with.
 
     Raises:
         IncompatibleError: This process may not run on one of them, or this system cannot hold it to cores.
@@ -47,7 +47,7 @@ def pinned_to_cores(cores: Sequence[int], threads: int) -> Iterator[None]:
 
     Args:
         cores: As numbered by the system; with none, nothing is changed.
-        threads: That the engines to be measured compute with.
+        threads: Most threads that an engine to be measured computes with.
 
     Raises:
         IncompatibleError, RecipeError: As `check_cores`.

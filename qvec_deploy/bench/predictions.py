@@ -29,7 +29,7 @@ class Predictions:
 
     Attributes:
         labels: (count,) int32.
-        predicted: By candidate name, (count,) int32 each.
+        predicted: Predicted classes (count,) int32 by candidate name.
         images: What tells these images from all others, hex SHA-256: predictions may be paired where it is equal.
     """
 
@@ -52,11 +52,7 @@ def describe_images(images: OpenedDataset, config: DataConfig) -> dict[str, Any]
 
 
 def predictions_of(accuracies: Mapping[str, Accuracy], images: OpenedDataset, config: DataConfig) -> Predictions:
-    """What the engines of one run said. Files of images are read once more, so that other pixels are other images.
-
-    Args:
-        accuracies: By candidate name, at least one.
-    """
+    """What the engines of one run said. Files of images are read once more, so that other pixels are other images."""
     labels = next(iter(accuracies.values())).labels
     described = describe_images(images, config)
     described |= {"labels": sha256_bytes(labels.astype("<i4").tobytes()), "contents": images.contents()}

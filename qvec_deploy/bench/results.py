@@ -106,7 +106,7 @@ class AnswerChange:
     """Images for which the float receiver says `was` and this engine says `now`.
 
     Attributes:
-        gained: Of these, images whose label is `now`.
+        gained: Those whose label is `now`.
         lost: Images whose label is `was`.
     """
 
@@ -125,7 +125,7 @@ class AnswerCounts:
         correct: Images whose largest logit is their label's.
         top5: Images whose label is among the five largest logits; None with five classes or fewer.
         classes: One entry per class that has images, by label.
-        bins: Of confidence, ascending; the calibration error follows from them.
+        bins: Confidence bins, ascending; the calibration error follows from them.
         changes: Differences to the float receiver, most frequent first; empty for the receiver itself and where it
             was not measured.
         waited: Share of the time that the engine waited for images, 0 to 1.
@@ -153,8 +153,8 @@ class Candidate:
         patch: None where nothing was added.
         runtime: What ran it, such as `onnxruntime-cpu`.
         lowering: What the packed weights became for the runtime.
-        stored_bytes: Of everything a device needs to run it.
-        stored_bits_per_weight: Of a quantized weight in the file, scales included.
+        stored_bytes: Everything that a device needs to run it.
+        stored_bits_per_weight: What a quantized weight takes in the file, scales included.
         runtime_bits_per_weight: Of the same weight in the memory of the runtime.
         accuracy: None where it was not measured.
         paired: By another candidate's name, this accuracy against that one's, image by image.
@@ -205,7 +205,6 @@ class GateResult:
     """One gate of the recipe.
 
     Attributes:
-        name: As in the recipe's `gates`.
         wanted: What it asks for, in words.
     """
 
@@ -221,13 +220,12 @@ class Report:
 
     Attributes:
         images: Number of images; every accuracy is over all of them.
-        candidates: In the order of the tables.
         baseline: The candidate whose latency is 1 in every speed-up.
         selected: The candidate that the bundle ships; None where none was chosen.
         warmup: Blocks run before the latency samples.
         selection: How the shipped candidate was chosen; None where the recipe names it.
         gates: What the recipe asks of it.
-        class_names: By label; empty where the dataset has none.
+        class_names: Names in the order of labels; empty where the dataset has none.
         device: What the roofline was drawn for; None without one.
 
     Raises:

@@ -73,7 +73,6 @@ def measure_engines(
 
     Args:
         entries: The engines, in the order of the table.
-        images: As `open_images` opened them.
 
     Raises:
         QvecError: An engine cannot be opened or gives nonsense.

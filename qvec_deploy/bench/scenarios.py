@@ -35,7 +35,7 @@ class ScenarioResult:
         metric: `p90 latency` or `throughput`.
         unit: `ms` or `images/s`.
         value: None where the samples support none.
-        seconds: That the runs took in all.
+        seconds: All runs together.
     """
 
     scenario: Scenario

@@ -22,7 +22,7 @@ class SelectionCurve:
     """Scores over lambda for one method.
 
     Attributes:
-        points: By ascending lambda.
+        points: Ascending in lambda.
         best: The lambda of the least score; of equals the one nearest to 0.
         at_edge: Whether `best` is an end of the grid, so that a wider one might do better.
     """
@@ -38,7 +38,7 @@ class DonorScore:
     """One donor alone, at lambda 1.
 
     Attributes:
-        score: As in `SelectionPoint`.
+        score: The same score as a SelectionPoint's.
         weight: Its share of the chosen mix.
     """
 
@@ -52,7 +52,7 @@ class Confirmed:
     """A finalist on images that chose nothing.
 
     Attributes:
-        score: As in `SelectionPoint`.
+        score: The same score as a SelectionPoint's.
         error: Standard error of `score`.
         gain: How much better it is than its own method at lambda 0, image by image; None for lambda 0 itself.
         gain_error: Standard error of `gain`.

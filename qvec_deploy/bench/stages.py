@@ -28,7 +28,7 @@ def time_stages(stages: Stages, images: Float32, clock: Callable[[], int]) -> St
     from it.
 
     Args:
-        stages: Of a session, for this number of images.
+        stages: What a session offers for this number of images.
         images: (batch, channels, height, width) float32.
         clock: Nanoseconds, for the host's part.
     """

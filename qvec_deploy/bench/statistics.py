@@ -100,7 +100,7 @@ def speed_up(
 
     Args:
         baseline: Host latencies of the baseline, milliseconds, one per block.
-        confidence: Of the interval, 0 to 1.
+        confidence: The interval's level, 0 to 1.
 
     Returns:
         None below `samples_needed(0.5, confidence)` blocks, where neither median has an interval.
@@ -128,7 +128,7 @@ def unpaired_speed_up(
     Args:
         baseline: Host latencies of the baseline, milliseconds, in the order they were taken.
         candidate: The candidate's, as many or not.
-        confidence: Of the interval, 0 to 1.
+        confidence: The interval's level, 0 to 1.
 
     Returns:
         None below `samples_needed(0.5, confidence)` samples of either.
@@ -189,7 +189,7 @@ def paired_difference(gained: int, lost: int, count: int, *, confidence: float =
     Args:
         gained: Images that only the candidate gets right.
         lost: Images that only the baseline gets right.
-        confidence: Of the interval.
+        confidence: The interval's level, 0 to 1.
 
     Returns:
         A fraction, (gained - lost) / count; the interval is cut to [-1, 1].

@@ -68,7 +68,7 @@ class CandidateRow:
         top5: Likewise; None where it was not counted.
         calibration_error: Expected calibration error, a fraction; None without bins.
         deltas: By another candidate's name, this accuracy minus that one's on the same images, a fraction.
-        p_values: By another candidate's name, McNemar's p-value for these two.
+        p_values: McNemar's p-value against another candidate, by its name.
         agreement: Share of images on which it answers as the float receiver does, with its Wilson interval; None for
             the receiver itself.
         latency: Per batch size, ascending.

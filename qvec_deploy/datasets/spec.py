@@ -98,7 +98,7 @@ class OpenedDataset(Dataset, Protocol):
     """What `open_dataset` gives.
 
     Attributes:
-        class_names: By label; empty where the dataset has none.
+        class_names: Names in the order of labels; empty where the dataset has none.
         parallel: Whether several threads may `take` at once and gain by it.
     """
 

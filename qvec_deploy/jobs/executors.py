@@ -38,7 +38,7 @@ def start_executor(
     Args:
         name: `local` or `ray`.
         workers: Jobs at a time.
-        address: Of a Ray cluster.
+        address: Address of a running Ray cluster; None starts or finds one here.
         preload: Modules that local processes have in memory from the start.
         logs: Folder for what local jobs print; Ray keeps its own.
         on_event: Called with a job's name and what it tells, by local processes.

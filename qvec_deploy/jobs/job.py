@@ -44,7 +44,7 @@ class JobFailure:
 
     Attributes:
         kind: Name of the error's class.
-        exit_code: That of the error's class; 1 for a bug.
+        exit_code: The error class's exit code; 1 for a bug.
         details: The traceback of a bug; else empty.
     """
 

@@ -63,8 +63,8 @@ class Stored:
 
     Attributes:
         dtype: F32, I32 or F16.
-        offset: In bytes from the end of the header.
-        size: In bytes.
+        offset: Bytes from the end of the header.
+        size: Bytes.
     """
 
     dtype: str

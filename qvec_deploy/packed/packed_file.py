@@ -110,7 +110,7 @@ class PackedFile:
     """A packed file, memory-mapped: opening reads its header, the values are read where they are used.
 
     Attributes:
-        version: Of the format it was written in.
+        version: Version of the format it was written in.
         tensors: Every weight by name, sorted.
     """
 

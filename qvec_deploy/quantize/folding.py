@@ -26,7 +26,7 @@ def fold_into_norms(
     the Linear's input is the norm's output and that nothing else uses it.
 
     Args:
-        model: In evaluation mode; not changed.
+        model: A model in evaluation mode; it is not changed.
         factors: (in,) by name of the Linear.
         images: (B, C, H, W), a few, for the proof.
 

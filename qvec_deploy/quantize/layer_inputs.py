@@ -32,7 +32,7 @@ def accumulate_moments(model: nn.Module, images: Sequence[Float32], names: Seque
     """The mean of x x' over the inputs x of Linears.
 
     Args:
-        model: In evaluation mode; not changed.
+        model: A model in evaluation mode; it is not changed.
         images: Batches (B, C, H, W).
 
     Returns:

@@ -23,7 +23,7 @@ class Calibrated:
     """A model's weights on the grid.
 
     Attributes:
-        codes: By state-dict name (`blocks.0.attn.qkv.weight`).
+        codes: Codes by state-dict name, such as `blocks.0.attn.qkv.weight`.
         floats: Other tensors that changed, by state-dict name: norms with AWQ's factors in them.
         input_scales: By Linear name, (in,): what its input must be multiplied by, where no norm does it already.
         notes: What the user must know, one sentence each.
@@ -63,8 +63,8 @@ class Method:
     """A way to put weights on a grid.
 
     Attributes:
-        name: As recipes, reports and manifests say it.
-        label: As tables and plots say it.
+        name: The word of recipes, reports and manifests.
+        label: The words of tables and plots.
         paper: Where it was published; None for what is older than papers about it.
         needs: `nothing` but the weights; `inputs`: what reaches the Linears of the model, from unlabelled images;
             `outputs`: those and what another network, the float one, gives for them.

@@ -37,7 +37,7 @@ def expand(values: Mapping[str, Any], where: str, places: Places) -> Iterator[tu
 
     Args:
         values: Fields under their YAML names, with or without a `matrix`.
-        places: Where in the file a field stands, for errors.
+        places: Line of every field, for errors.
 
     Yields:
         What differs, in words, and the values without matrix, under a name of their own; None and the values

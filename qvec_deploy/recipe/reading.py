@@ -58,7 +58,7 @@ def parse(block: type[Model], values: Any, where: str, places: Places) -> Model:
 
     Args:
         values: Fields under their YAML names.
-        places: Where in a file a field stands, for errors.
+        places: Line of every field, for errors.
 
     Raises:
         RecipeError: With field, line and nearest name.

@@ -277,8 +277,8 @@ def validate(values: dict[str, Any], folder: Path, where: str, places: Places) -
 
     Args:
         values: Fields under their YAML names.
-        folder: Which relative paths start from.
-        places: Where in a file a field stands, for errors.
+        folder: Relative paths start from it.
+        places: Line of every field, for errors.
 
     Raises:
         RecipeError: With field, line and nearest name.

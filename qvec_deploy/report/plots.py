@@ -28,8 +28,8 @@ class Point:
     """A candidate in a plane.
 
     Attributes:
-        x: As plotted, with its interval: low, value, high.
-        y: In percent, likewise.
+        x: The value as plotted, with its interval: low, value, high.
+        y: The value in percent, with its interval: low, value, high.
         ships: Whether it could be shipped; a control cannot, and is no part of the front.
     """
 

@@ -62,7 +62,6 @@ def sweep(
 
     Args:
         recipes: Each with a name of its own.
-        folder: Of the sweep.
         jobs: Builds at a time; by default as many as the cores have room for.
         force: Build again what is there.
         on_event: Called when a build enters a `stage`, or is `done` of `total` with it.
@@ -139,9 +138,8 @@ def build_job(
         send: Takes the stages.
         values: The recipe's fields.
         recipes: The folder which its relative paths start from.
-        folder: Of the sweep.
         force: Build again what is there.
-        threads: Of PyTorch.
+        threads: Threads of PyTorch.
 
     Returns:
         The fields of its SweepRow.

@@ -21,7 +21,7 @@ class ShippedLatency:
     """Of the shipped engine at its smallest batch size.
 
     Attributes:
-        samples: That the median is of.
+        samples: How many samples the median is taken of.
         speed_up: How many times faster than the float engine of the same build; None where the samples support no
             interval, and for the float engine itself.
     """
@@ -44,7 +44,7 @@ class SweepRow:
         bundle: Its directory; None where there is none.
         shipped: The candidate in the bundle.
         correct: Right answers of the shipped engine, of so many images; None where accuracy was not measured.
-        stored_bytes: Of graph and weights.
+        stored_bytes: Graph and weights together.
         latency: None where it was not measured.
         gates: Gates passed, of `gates_asked`.
         details: The traceback of a bug.

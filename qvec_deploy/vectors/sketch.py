@@ -44,7 +44,7 @@ class Sketch:
     """Sketch of a model's backbone.
 
     Attributes:
-        seed: Of the projections; only sketches of one seed compare.
+        seed: Seed of the projections; only sketches of one seed compare.
     """
 
     seed: int

@@ -96,7 +96,7 @@ def write_vector(
 
     Args:
         header: Its metadata; `dtype` and `sketch_seed` are set to what is written.
-        sketch: Of the donor's float weights; written as float16.
+        sketch: Sketch of the donor's float weights; written as float16.
         moments: Module to (in, in) second moments of its inputs; written in the dtype they have.
 
     Raises:

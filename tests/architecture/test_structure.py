@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,19 @@ def test_runtimes_and_methods_are_named_in_their_tables_alone(table: str) -> Non
         if node.value not in NAMED_ELSEWHERE.get(str(path.relative_to(PACKAGE)), set())
     }
     assert not found, f"ask the row of the table instead: {sorted(found)}"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_argument_lines_stand_alone(path: Path) -> None:
+    """`folder: Of the sweep.` says nothing to who reads that line alone."""
+    fragments = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            text = ast.get_docstring(node) or ""
+            fragments += re.findall(
+                r"^    \w+: (?:Of|As|For|By|In|At|To|From|With|That|Which|Where) \S+(?: \S+){0,7}$", text, re.M
+            )
+    assert not fragments
 
 
 def test_a_class_name_means_one_thing() -> None:

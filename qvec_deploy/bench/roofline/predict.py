@@ -38,7 +38,7 @@ def mode_of(runtime: str, lowering: str, weight_bits: float) -> Mode:
     """How a lowering multiplies.
 
     Args:
-        weight_bits: As `runtime_bits_per_weight` says.
+        weight_bits: What `runtime_bits_per_weight` gives.
     """
     return Mode(find_runtime(runtime).floats, weight_bits, find_lowering(runtime, lowering).arithmetic)
 

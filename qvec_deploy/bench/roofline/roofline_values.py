@@ -14,7 +14,7 @@ class Device:
 
     Attributes:
         source: `measured` here, or `listed` in the vendor's data sheet.
-        bandwidth_gb_s: From main memory, 1e9 bytes a second.
+        bandwidth_gb_s: Main memory's bandwidth, 1e9 bytes a second.
         gflops: 1e9 operations a second by arithmetic, such as `fp32`, `fp16`, `int8`; a multiplication and its
             addition are two.
         threads: Of the CPU that were used; None for a GPU.

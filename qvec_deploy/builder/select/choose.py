@@ -58,7 +58,6 @@ def choose(
     """Select lambda, mixing weights and, for `best`, the lambda of every method.
 
     Args:
-        recipe: With a `select` block.
         advance: Told how many methods are done, of how many.
 
     Raises:
@@ -113,7 +112,7 @@ def confirm(
     """Score the finalists on the other half of the images and decide.
 
     Args:
-        choice: As `choose` left it.
+        choice: What `choose` returned.
         float_outputs: What the float engine gives.
     """
     recipe = choice.recipe

@@ -37,7 +37,7 @@ class DonorAnalysis:
     """One donor's vector.
 
     Attributes:
-        alignments: By metric (`METRICS`).
+        alignments: One by each of `METRICS`.
         gradient: The estimate that needs no QAT of the receiver.
         response: What is measured, at the lambdas of `GRID` and at every predicted one.
     """

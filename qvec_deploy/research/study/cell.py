@@ -38,7 +38,7 @@ class TrialLog:
     Attributes:
         mix: Weights of the label-free mix, by donor's task, as far as they are known.
         seconds: What took how long, from the cell's beginning.
-        path: Where they are kept; None keeps nothing.
+        path: File that keeps them; None keeps nothing.
         key: Of what decides the cell: trials of another are of no use.
     """
 

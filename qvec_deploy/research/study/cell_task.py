@@ -21,9 +21,9 @@ class CellTask:
 
     Attributes:
         request: What is tried; its files are found when it is made.
-        vectors: Of the request's donors, in their order.
+        vectors: Vectors of the request's donors, in their order.
         fps: Likewise.
-        images: Of all tasks: prototypes are of the donors' too.
+        images: Images of all tasks: prototypes are computed for donors too.
     """
 
     type: Literal["cell"] = "cell"

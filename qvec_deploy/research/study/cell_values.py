@@ -49,7 +49,7 @@ class CellRequest:
 
     Attributes:
         skip: Modules that stay float.
-        grid: That the donors were trained for.
+        grid: The grid that the donors were trained for.
         fp: The receiver's float fine-tune.
         own_qat: Its own quantization-aware fine-tune; None where there is none.
         base: The shared pretrained weights; None where they are not to be had: no task vectors then.
@@ -112,7 +112,7 @@ class Relation:
     Attributes:
         prototype_cosine: Of the tasks' class prototypes in the shared base: the mean over the receiver's classes of the
             largest cosine with a donor's class.
-        task_vector_cosine: Of fp - base of the two, backbone only.
+        task_vector_cosine: Cosine of the two tasks' fp - base, backbone only.
         vector_cosine: Of the donor's vector and the receiver's own qat - fp.
         predicted_share: Best share of the receiver's headroom that Prop. 1 predicts (cos^2 in the curvature of the
             quantized receiver).
@@ -131,7 +131,7 @@ class Cell:
     """One receiver on one grid with one seed.
 
     Attributes:
-        relations: By donor's task.
+        relations: How donors stand to the receiver, by the donor's task.
         mix: Weights of the label-free mix, by donor's task; empty without one.
         seconds: What took how long: `prepare` (opening and decoding, once), `patch` and `quantize` of candidates by
             weights alone, `forward` of all, `calibrate` of the others and of GPTQ displacements, `mix`, `relations`,

@@ -75,7 +75,7 @@ def checkpoint_pattern(
     heads beside it (`head_epoch_N.pt`) match no pattern and are never fetched.
 
     Args:
-        epochs: In the file's name; any if None.
+        epochs: The number in the file's name; None for any.
         scheme: The grid of a QAT run; None for a float one.
     """
     run = "fp" if scheme is None else "qat"
@@ -89,7 +89,7 @@ def identify(hub: str, pattern: str) -> Any:
     """What tells a released file from others: its address, and for a folder the file's size and date. Reads nothing.
 
     Args:
-        hub: As `pinned` gives it, or a folder.
+        hub: What `pinned` returned, or a folder.
 
     Raises:
         StorageError: There is no such folder.

@@ -106,7 +106,7 @@ def check_images(task: StudyTask, seen: Mapping[str, Any], *, trained: bool) -> 
     """Refuse images that are not the task's, and accuracy of images that were trained on.
 
     Args:
-        seen: As `image_identities` returns it.
+        seen: What `image_identities` returned.
         trained: Whether its `train` is trained on here.
 
     Raises:

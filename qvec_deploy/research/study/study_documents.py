@@ -32,7 +32,7 @@ class Study:
         recipe: The resolved recipe's text.
         run: run.json: versions, counts, seconds, failures.
         fine_tunes: Bases and fine-tunes that were trained here, with their seconds.
-        cells: In the order of their files' names.
+        cells: Ordered by the names of their files.
     """
 
     recipe: str
@@ -57,7 +57,7 @@ def write_documents(
     Args:
         recipe: The text of study.yaml.
         cells: By its name among the documents, every cell's file and what the study calls its model.
-        costs: Of costs.json, an entry a fine-tune.
+        costs: One entry of costs.json for every fine-tune.
         run: run.json; a failure to write the others is added.
     """
     folder, path = store.out / CELLS, store.out / RUN_FILE

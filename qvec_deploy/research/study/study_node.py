@@ -51,7 +51,7 @@ class StudyNode:
 
     Attributes:
         about: `model`, and where they apply `task`, `grid`, `seed`: what it is, for people.
-        versions: Of the packages whose arithmetic its numbers come from.
+        versions: Versions of the packages whose arithmetic its numbers come from.
     """
 
     task: Task

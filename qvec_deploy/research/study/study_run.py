@@ -35,7 +35,7 @@ class NodeEnd:
 
     Attributes:
         state: `made` by this run, `failed`, or `kept`: of another run, or needed by nothing that is missing.
-        seconds: That making it took, whenever that was.
+        seconds: How long making it took, whenever that was.
         because: Name of the node whose failure it shares; None for its own.
     """
 
@@ -82,7 +82,7 @@ def run_study(
     Args:
         out: The study's folder.
         jobs: Nodes at a time, of one thread each; all cores by default.
-        address: Of a Ray cluster.
+        address: Address of a running Ray cluster; None starts or finds one here.
         offline: Use the Hub's local cache only.
 
     Raises:

@@ -53,7 +53,7 @@ class TaskContext:
 
     Attributes:
         folder: Takes its files.
-        work: Where it may keep how far it is.
+        work: Folder in which it may keep how far it is.
         keyed: All that decides its result, as the node's key has it.
         send: Takes `done` of `total` steps.
         offline: Use the Hub's local cache only.
@@ -84,7 +84,7 @@ class BaseTask(_TaskOfModel):
     """The pretrained weights that all fine-tunes start from: timm's, or with `training` trained here.
 
     Attributes:
-        root: Of the images, resolved.
+        root: The images' folder, resolved.
         images: What tells them from others (`study_checks.image_identities`).
     """
 
@@ -209,7 +209,7 @@ class VectorTask(_TaskOfModel):
     """A donor's vector, with second moments where the study calibrates by them.
 
     Attributes:
-        task: As its header names it.
+        task: The task as the vector's header names it.
         moments: Training images behind the moments; 0 for none.
         images: What tells the training images from others; None where they are not looked at.
     """

@@ -33,7 +33,7 @@ class Embedding:
     """Which features of which images.
 
     Attributes:
-        model_args: For timm.create_model, as JSON.
+        model_args: Arguments of timm.create_model, as JSON.
         base: Path or address.
         changed: When its file was changed, ns: a file made anew is another base.
         count: Images, at most.

@@ -43,7 +43,7 @@ def attach_weights(skeleton: onnx.ModelProto, weights: PackedFile, location: str
     """The stored model: `skeleton` with its weights referenced in the packed file.
 
     Args:
-        skeleton: As `export_skeleton` makes it; not changed.
+        skeleton: What `export_skeleton` returned; it is not changed.
         weights: The packed file of the same model. Linears that it holds as floats become MatMul and Add.
         location: The packed file's name, relative to where the model will be saved.
 

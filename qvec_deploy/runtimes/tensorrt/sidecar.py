@@ -33,8 +33,8 @@ class Sidecar:
         allowed_bytes: Most that it stores if its quantized Linears stayed packed; None where they are float16.
         weights_bytes: What TensorRT says it stores; None where it does not say.
         device_bytes: Memory that running it takes beyond its weights.
-        model_sha256: Of the ONNX model it was built from.
-        weights_sha256: Of the packed file it was built from.
+        model_sha256: SHA-256 of the ONNX model that it was built from.
+        weights_sha256: SHA-256 of the packed file that it was built from.
     """
 
     machine: Machine

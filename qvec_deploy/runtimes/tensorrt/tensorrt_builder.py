@@ -266,7 +266,6 @@ def sidecar_of(
 
     Args:
         shape: (C, H, W) of one image.
-        options: As `build_engine` was given.
         hashes: SHA-256 of the sources, `model` and `weights`; empty text where there are no files.
     """
     return Sidecar(

@@ -23,8 +23,8 @@ class CellTrials:
 
     Attributes:
         plain: Plain PTQ on the grid.
-        pairs: By donor and lambda; lambda 0 is plain.
-        mean: Of the mean of donors, by lambda, likewise.
+        pairs: Trials by donor and lambda; lambda 0 is plain.
+        mean: Trials of the mean of donors by lambda; lambda 0 is plain.
 
     Raises:
         IntegrityError: No plain PTQ on the grid, or no float receiver: everything is held against them.

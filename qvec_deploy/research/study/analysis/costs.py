@@ -23,7 +23,7 @@ class FineTune:
     Attributes:
         kind: `base`: the shared pretraining, which is charged to nobody.
         task: None, as the seed, for the base.
-        grid: Of a QAT; None otherwise.
+        grid: The QAT's grid; None for a float fine-tune.
     """
 
     kind: Literal["base", "fp", "qat"]

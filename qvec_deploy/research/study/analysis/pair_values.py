@@ -22,7 +22,7 @@ class PairGain:
         gain: Over the row that gains are over: plain, where nothing else is said.
         seed_error: Standard error over seeds; None with one.
         image_error: Standard error over test images.
-        lambdas: That were used, one per seed.
+        lambdas: The lambdas that were used, one per seed.
     """
 
     donor: str
@@ -64,7 +64,7 @@ class SimilarityTercile:
 
     Attributes:
         interval: The same with its interval over receivers and seeds; None where fewer than two receivers are there.
-        win_share: Of pairs (seeds averaged), 0 to 1.
+        win_share: Share of pairs that win, seeds averaged, 0 to 1.
     """
 
     low: float
@@ -122,10 +122,10 @@ class LosingPair:
     """A pair that loses at lambda 1, seeds averaged, and why (rules: `losing_pairs.cause_of`).
 
     Attributes:
-        gain: At lambda 1, below 0.
+        gain: Its gain at lambda 1, below 0.
         noise: How far chance alone, of seeds and images together, reaches with 95 %: `losing_pairs.noise_of`, points.
         within_noise: Whether the loss is no larger than that.
-        float_top1: Of the receiver.
+        float_top1: The float receiver's top-1.
         own_qat_top1: None without its own QAT.
         best_between: Best of 0 < lambda < 1, in hindsight; None where none was tried.
         best_negative: Best of lambda < 0, in hindsight; None where none was tried.
@@ -168,7 +168,7 @@ class PropositionCheck:
         points: Every pair whose receiver has headroom.
         left_out: Pairs of receivers without headroom: their shares mean nothing.
         mean_error: Mean of predicted - measured, shares.
-        mean_absolute_error: Of its magnitude.
+        mean_absolute_error: Mean absolute error of the predicted share.
     """
 
     mode: Literal["label_free", "labelled"]

@@ -35,7 +35,7 @@ class RowKey:
     """A row of a study's tables.
 
     Attributes:
-        chooser: Where lambda or a donor could be chosen.
+        chooser: What chose lambda or a donor, where that could be chosen.
         method: Of a calibrated row, or of the mean of donors under one.
     """
 

@@ -140,7 +140,7 @@ def image_error(parts: Sequence[Float64], weights: Sequence[float]) -> float:
 
     Args:
         parts: (images,) each, of one receiver, seeds averaged image by image: they share the images.
-        weights: Of the parts' means.
+        weights: Weights of the parts' means.
     """
     return math.sqrt(
         sum(
@@ -253,9 +253,6 @@ def qap(first: Float64, second: Float64, *, within: bool = False) -> Permutation
     Mathematical and Statistical Psychology 29, 1976). Rows and columns are permuted together. All permutations are
     tried where there are at most `PERMUTATIONS`; else that many are drawn, and the table as it is counts as one more.
     A task that is only donor or only receiver cannot be relabelled and is left out.
-
-    Args:
-        first: As `second` and `within`, as in `spearman`.
 
     Returns:
         None unless every pair of at least three tasks has both values, and both vary.

@@ -158,7 +158,7 @@ class PairedTest:
         difference: Mean in points, with the interval of the paired t-test; none with one receiver or without spread.
         t_p: Two-sided p-value of the paired t-test; None below two receivers or without any spread.
         t_adjusted: The same after Holm.
-        wilcoxon_p: Of Wilcoxon's signed-rank test; None below two receivers.
+        wilcoxon_p: p of Wilcoxon's signed-rank test; None below two receivers.
         wilcoxon_adjusted: The same after Holm.
         wilcoxon_least: The smallest p-value that so many receivers can give.
     """
@@ -199,10 +199,10 @@ class ReceiverCost:
     """What a way of having quantized receivers costs (formula: `costs.break_even`).
 
     Attributes:
-        key: Of the table's row that it pays for.
+        key: Key of the table's row that it pays for.
         donors: Whose training is paid, once for all receivers.
-        training_s: Of those donors, float and quantization-aware fine-tunes together.
-        receiver_s: For every receiver.
+        training_s: Seconds of all float and quantization-aware fine-tunes of the donors.
+        receiver_s: Seconds for every receiver.
         own_qat_s: What the receiver's own QAT takes instead.
         break_even: Receivers from which on the vector is cheaper; None where it never is.
         share_of_gap: What it buys, as in the table.
@@ -253,7 +253,6 @@ class StudySetting:
         receivers: Tasks that have cells.
         selecting: Images that choose.
         missing: `receiver, seed N` that have no cell although others of that seed or receiver have one.
-        rows: In the order to be printed.
         matrices: Gains of pairs over every baseline that was tried; none over a row that is plain by another name.
         failures: Pairs that lose at lambda 1, the worst first.
         prediction: Prop. 1; None where nothing was predicted.
@@ -300,7 +299,7 @@ class ComparisonFamily:
     """Comparisons that answer one question together, over all settings.
 
     Attributes:
-        name: As in `PairedTest.family`, or `similarity` for the correlations.
+        name: One of `PairedTest.family`, or `similarity` for the correlations.
         size: Tests that Holm adjusted together: comparisons or correlations with a p-value.
     """
 
@@ -314,7 +313,7 @@ class StudySummary:
     """All that a study answers.
 
     Attributes:
-        resamples: Of the bootstrap over tasks, of correlations.
+        resamples: Resamples of the bootstrap over tasks, for the correlations.
     """
 
     settings: tuple[StudySetting, ...]

@@ -75,7 +75,7 @@ def interval_plot(name: str, title: str, caption: str, bars: Sequence[IntervalBa
     Args:
         name: Unique in the page.
         bars: The rows, from the top.
-        label: Of the axis, with its unit.
+        label: Label of the axis, with its unit.
     """
     names = [_shorten(bar.name) for bar in bars]
     left, tall = CHARACTER * max(map(len, names)) + 10, ROW * len(bars)
@@ -106,7 +106,7 @@ def line_plot(
     Args:
         name: Unique in the page.
         lines: Each with a look of its own.
-        labels: Of the axes, x and y, with units.
+        labels: Labels of x and y, with units.
         signed: Values are differences; without it they start at 0.
     """
     entry = HANDLE + CHARACTER * max(len(line.name) for line in lines)
@@ -150,7 +150,7 @@ def scatter_plot(
 
     Args:
         name: Unique in the page.
-        labels: Of the axes, x and y, with units.
+        labels: Labels of x and y, with units.
         equal: Draw where y equals x: for a prediction and its measurement.
     """
     with svg.page_style():
