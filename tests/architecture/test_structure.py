@@ -99,7 +99,7 @@ def test_argument_lines_stand_alone(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             text = ast.get_docstring(node) or ""
             fragments += re.findall(
-                r"^    \w+: (?:Of|As|For|By|In|At|To|From|With|That|Which|Where) \S+(?: \S+){0,7}$", text, re.M
+                r"^    [a-z_]+: (?:Of|As|For|By|In|At|To|From|With|That|Which|Where) \S+(?: \S+){0,7}$", text, re.M
             )
     assert not fragments
 
