@@ -22,6 +22,7 @@ from qvec_deploy.errors import QvecError, RecipeError
 from qvec_deploy.jobs.job import Executor
 from qvec_deploy.jobs.processes import LocalProcesses
 from qvec_deploy.recipe import Recipe
+from qvec_deploy.report.columns import share_cell
 from qvec_deploy.report.page import Table
 from qvec_deploy.sweep.sweep import SUMMARY, sweep
 from qvec_deploy.sweep.sweep_summary import SweepRow, SweepSummary
@@ -142,9 +143,7 @@ def _verdict(row: SweepRow) -> str:
 def _figures(row: SweepRow) -> list[str]:
     top1 = latency = ratio = NONE
     if row.correct is not None:
-        estimate = wilson(row.correct, row.images)
-        interval = formatting.percent_interval(estimate, row.images)
-        top1 = f"{formatting.percent(estimate.value, row.images)} {interval}, {row.images:,}"
+        top1 = f"{share_cell(wilson(row.correct, row.images), row.images)}, {row.images:,}"
     if row.latency is not None:
         latency = formatting.three(row.latency.median_ms)
         if row.latency.speed_up is not None:

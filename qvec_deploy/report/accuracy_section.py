@@ -7,10 +7,10 @@ from typing import Any
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.results import AnswerChange, Candidate, ClassCount, Report
-from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.bench.summary import CandidateRow
 from qvec_deploy.formatting import NONE
 from qvec_deploy.report import svg
+from qvec_deploy.report.columns import share_cell
 from qvec_deploy.report.page import Table
 from qvec_deploy.report.svg import Figure
 
@@ -29,10 +29,10 @@ def answers(report: Report, rows: Sequence[CandidateRow]) -> Table | None:
     rival = plain.name if plain is not None else report.baseline
     columns: dict[str, Callable[[CandidateRow], str]] = {
         "Candidate": lambda row: row.candidate.name,
-        "Top-1, %": lambda row: _share(row.top1, count),
-        "Top-5, %": lambda row: _share(row.top5, count),
+        "Top-1, %": lambda row: str(share_cell(row.top1, count)),
+        "Top-5, %": lambda row: str(share_cell(row.top5, count)),
         "Calibration error, %": lambda row: _calibration(row, count),
-        "Same answer as float, %": lambda row: _share(row.agreement, count),
+        "Same answer as float, %": lambda row: str(share_cell(row.agreement, count)),
         f"Gained / lost to {rival}": lambda row: _pair(row.candidate, rival),
         "McNemar's p": lambda row: _p(row, rival),
     }
@@ -108,12 +108,6 @@ def described(report: Report) -> Candidate | None:
 def class_name(report: Report, label: int) -> str:
     """The dataset's name of a class, or its number."""
     return report.class_names[label] if label < len(report.class_names) else f"class {label}"
-
-
-def _share(estimate: Estimate | None, count: int) -> str:
-    if estimate is None:
-        return NONE
-    return f"{formatting.percent(estimate.value, count)} {formatting.percent_interval(estimate, count)}"
 
 
 def _calibration(row: CandidateRow, count: int) -> str:

@@ -82,11 +82,11 @@ def _said(text: str) -> Callable[[Report], str]:
     return lambda report: text
 
 
-def _top1(report: Report, row: CandidateRow) -> TableCell:
-    if row.top1 is None:
+def share_cell(share: Estimate | None, count: int) -> TableCell:
+    """A share of `count` images in percent, with its interval."""
+    if share is None:
         return TableCell(NONE)
-    count = report.images
-    return TableCell(formatting.percent(row.top1.value, count), formatting.percent_interval(row.top1, count))
+    return TableCell(formatting.percent(share.value, count), formatting.percent_interval(share, count))
 
 
 def _plain(report: Report) -> str:
@@ -108,10 +108,6 @@ def _latency(cell: Callable[[LatencyRow], TableCell]) -> Callable[[Report, Candi
 def _median_unit(report: Report) -> str:
     sizes = [entry.batch_size for entry in report[report.baseline].latency]
     return f"median ms, batch {sizes[0]}" if sizes else "median ms"
-
-
-def _median(entry: LatencyRow) -> TableCell:
-    return TableCell(formatting.three(entry.median_ms))
 
 
 def _p90(entry: LatencyRow) -> TableCell:
@@ -168,7 +164,7 @@ COLUMNS: tuple[Column, ...] = (
         "top1",
         _said("Top-1"),
         lambda report: f"%, n = {report.images:,}",
-        _top1,
+        lambda report, row: share_cell(row.top1, report.images),
         lambda report, row: estimate_values("top1", row.top1),
         on_terminal=True,
     ),
@@ -179,7 +175,13 @@ COLUMNS: tuple[Column, ...] = (
         _delta,
         lambda report, row: estimate_values("top1_minus_plain", row.deltas.get(_plain(report))),
     ),
-    Column("median", _said("Latency"), _median_unit, _latency(_median), on_terminal=True),
+    Column(
+        "median",
+        _said("Latency"),
+        _median_unit,
+        _latency(lambda entry: TableCell(formatting.three(entry.median_ms))),
+        on_terminal=True,
+    ),
     Column("p90", _said("p90"), _said("ms"), _latency(_p90)),
     Column("throughput", _said("Throughput"), _said("images/s"), _latency(_throughput)),
     Column("speed_up", _said("Speed-up"), lambda report: f"over {report.baseline}", _speed_up, on_terminal=True),

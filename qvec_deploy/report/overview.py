@@ -15,6 +15,7 @@ from qvec_deploy.formatting import NONE
 from qvec_deploy.report import candidate_text, prose
 from qvec_deploy.report import report_verdict as verdict
 from qvec_deploy.report.build_report import comparison, doubts, footer
+from qvec_deploy.report.columns import share_cell
 from qvec_deploy.report.page import Answer, Block, Fold, Page, Pill, Prose, Section, Table
 from qvec_deploy.report.plots import Point, latency_point, scatter, size_point
 from qvec_deploy.report.svg import Figure
@@ -145,12 +146,11 @@ def bundles_table(shown: Overview) -> Table:
 def _cells(standing: RankedBundle, same: bool) -> tuple[str, ...]:
     """Of one bundle; where every bundle ships what it is named after, the name is not repeated."""
     row, report = standing.row, standing.report
-    candidate, entry, top1 = row.candidate, row.first_latency, row.top1
-    interval = f" {formatting.percent_interval(top1, report.images)}" if top1 is not None else ""
+    candidate, entry = row.candidate, row.first_latency
     ratio = entry.speed_up if entry is not None and not row.baseline else None
     return (
         standing.name,
-        formatting.percent(top1.value, report.images) + interval if top1 is not None else NONE,
+        str(share_cell(row.top1, report.images)),
         formatting.megabytes(candidate.stored_bytes),
         f"{formatting.three(entry.median_ms)} (batch {entry.batch_size})" if entry is not None else NONE,
         verdict.standing(report)[0],
