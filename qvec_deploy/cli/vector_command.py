@@ -72,17 +72,15 @@ def extract(
     clip: float,
     method: Any,
     skip: tuple[str, ...],
-    task: str,
-    seed: int,
     model: str | None,
     arguments: tuple[str, ...],
     base: str | None,
     moments: str | None,
-    dtype: str,
     output: Path,
     force: bool,
     offline: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Make a vector of a donor's float and QAT checkpoints."""
     from qvec_deploy.io.checkpoint import Checkpoint
@@ -102,12 +100,10 @@ def extract(
         output,
         scheme=scheme,
         skip=skip or (head.split(".")[0],),
-        task=task,
-        seed=seed,
         architecture=architecture,
-        dtype=dtype,
         base=(_state(opened), opened.fingerprint()) if opened is not None else None,
         moments=_state(Checkpoint.open(moments, offline=offline)) if moments is not None else None,
+        **settings,
     )
     _show_written(output, header, as_json)
 
