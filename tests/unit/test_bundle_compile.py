@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qvec_deploy.builder import pipeline as build
+from qvec_deploy.builder.pipeline import build
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.side_by_side import bench_bundles
 from qvec_deploy.bundle.write import require_engine, require_release
@@ -28,7 +28,7 @@ def made(pico_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.M
     recipe = pico_recipe(
         target={"runtime": "torch-cuda", "lowering": "packed", "threads": 1}, vector=None, **{"lambda": 0.0}
     )
-    build.run(load_recipe(recipe), tmp_path / "pico")
+    build(load_recipe(recipe), tmp_path / "pico")
     return tmp_path / "pico"
 
 
