@@ -1,4 +1,7 @@
-"""One error hierarchy: each class is one exit code, and every error says what to do about it."""
+"""One error hierarchy: each class is one exit code, and every error says what to do about it.
+
+Functions raise the class that fits; their docstrings name errors only where that is not plain from what they do.
+"""
 
 from __future__ import annotations
 

@@ -109,10 +109,6 @@ def measure_accuracies(
         start: Answers to the images before these, from an earlier run that did not get to its end.
         keep: Called with all answers so far every `KEEP_EVERY_S` seconds.
         progress: Called with the images seen so far, after each batch.
-        clock: Nanoseconds, monotonic. Tests script it.
-
-    Returns:
-        Answers by name, in the order of `sessions`.
 
     Raises:
         IncompatibleError: No images, more or fewer logits than labels, a label that is no class, or logits
@@ -199,11 +195,7 @@ def _check(logits: Float32, labels: Labels) -> None:
 
 
 def compare(candidate: Accuracy, baseline: Accuracy) -> PairedAnswers:
-    """Candidate against baseline, image by image.
-
-    Raises:
-        ValueError: They did not see the same images in the same order.
-    """
+    """Candidate against baseline, image by image."""
     if not np.array_equal(candidate.labels, baseline.labels):
         raise ValueError("the two accuracies are not from the same images")
     return pair(candidate.predictions, baseline.predictions, candidate.labels)

@@ -58,12 +58,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Changed:
-    """A field that differs; None where one bundle has no such field.
-
-    Attributes:
-        old: A JSON value.
-        new: A JSON value.
-    """
+    """A field that differs; None where one bundle has no such field."""
 
     group: Group
     field: str
@@ -76,7 +71,6 @@ class AccuracyChange:
     """Top-1 of NEW against OLD on the same images.
 
     Attributes:
-        verdict: See `accuracy_verdict`.
         source: Where the answers are from; None where there are none.
         reason: Why it is UNSURE without a test, or why no test was needed; empty otherwise.
         old_correct: Right answers of OLD; None without answers.
@@ -101,7 +95,6 @@ class LatencyChange:
     """Host latency of NEW against OLD at one batch size.
 
     Attributes:
-        verdict: See `latency_verdict`.
         source: `measured`: here, interleaved. `stored`: where each was built, not paired.
         reason: Why it is UNSURE without a test, or what must be known about the test; empty otherwise.
         batch_size: Images in a run; None where nothing was measured at any.
@@ -136,7 +129,6 @@ class GateChange:
     """A gate of either bundle.
 
     Attributes:
-        verdict: See `gate_verdict`.
         old: Whether OLD passed it; None where OLD was not asked or not judged.
         wanted: What NEW's recipe asks for, or OLD's where NEW's does not.
         found: What was measured on NEW; empty where it was not judged.
@@ -155,8 +147,6 @@ class Comparison:
     """NEW against OLD.
 
     Attributes:
-        tolerances: What does not matter.
-        accuracy: Top-1.
         latency: One entry per batch size, ascending; never empty.
         environment: Where latency was measured for this comparison; None where it was not.
         warnings: Doubts about that measurement; their subjects are OLD, NEW and `machine`.
@@ -234,11 +224,7 @@ def at_batch(entry: LatencyChange) -> str:
 
 
 def comparison_json(comparison: Comparison) -> bytes:
-    """The comparison as canonical JSON, every sample included; `derived` repeats what follows from the rest.
-
-    Raises:
-        ValueError: A number is NaN or infinite.
-    """
+    """The comparison as canonical JSON, every sample included; `derived` repeats what follows from the rest."""
     derived = {
         "outcome": comparison.outcome(),
         "regressions": comparison.regressions(),

@@ -49,16 +49,11 @@ def accuracy_verdict(
     pass: 5,000 images of which 4 % differ prove "worse than 0.5 points" only from a loss of about 1.2 points on.
 
     Args:
-        gained: Images that only NEW gets right.
-        lost: Images that only OLD gets right.
         level: Probability of BETTER or WORSE where there is no difference, at most.
         tolerance: Percentage points that do not matter.
 
     Returns:
         The verdict, the difference as a fraction with its interval, and McNemar's p.
-
-    Raises:
-        ValueError: Counts that cannot be.
     """
     difference = paired_difference(gained, lost, count, confidence=1 - level)
     p = mcnemar(gained, lost)

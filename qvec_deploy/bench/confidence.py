@@ -60,9 +60,6 @@ def calibration_error(bins: Sequence[BinCounts]) -> float:
     """Expected calibration error, 0 to 1: the mean over images of |accuracy - mean confidence| of their bin.
 
     Guo et al., On Calibration of Modern Neural Networks (ICML 2017), equation 3.
-
-    Raises:
-        ValueError: No images.
     """
     count = sum(entry.count for entry in bins)
     if not count:

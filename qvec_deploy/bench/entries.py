@@ -38,14 +38,11 @@ class BenchOptions:
 
     Attributes:
         recipe: Name of the recipe or comparison.
-        model: What the engines take and give.
         evaluate: Labelled images; None leaves accuracy out.
         data_root: The images' folder, resolved.
-        batch_sizes: Batch sizes whose latency is measured.
         selected: The entry that ships, if any.
         baseline: The entry that speed-ups refer to.
         alone: Held while load times and latencies are measured: nothing else of a sweep runs then.
-        profile: Measure load times, memory and times by layer too.
     """
 
     title: str

@@ -87,11 +87,7 @@ class Environment:
 
 
 def capture_environment(threads: int, cores: Sequence[int] = ()) -> Environment:
-    """The environment now. Capture it before measuring: the load average then shows what others do.
-
-    Args:
-        cores: Cores that the process is pinned to; none where it is not.
-    """
+    """The environment now. Capture it before measuring: the load average then shows what others do."""
     cpu, flags = _cpu()
     logical_cores = psutil.cpu_count() or 1
     return Environment(
@@ -111,12 +107,7 @@ def capture_environment(threads: int, cores: Sequence[int] = ()) -> Environment:
 
 
 def complete_environment(environment: Environment, gpu: GpuState | None = None) -> Environment:
-    """Add what can only be seen right after measuring.
-
-    Args:
-        environment: What `capture_environment` saw before.
-        gpu: What GpuWatch saw, where an engine used a GPU.
-    """
+    """Add what can only be seen right after measuring."""
     load_average = round(psutil.getloadavg()[0], 2)
     return replace(environment, frequency_mhz=_frequency_mhz(), load_average_after=load_average, gpu=gpu)
 

@@ -32,9 +32,6 @@ def measure_answers(
 
     Args:
         journal: Where partial answers of an earlier run are, and where they go; None keeps none.
-
-    Raises:
-        QvecError: An image cannot be read, or an engine gives nonsense.
     """
     if images is None:
         return {}

@@ -58,7 +58,6 @@ def probe(
     Args:
         opener: `module:function`; called with `arguments`, it returns a context manager that gives a session.
         arguments: Keyword arguments, as JSON can carry them (paths as strings).
-        input_shape: (channels, height, width) of an image.
         preload: Modules to import before the baseline, such as the runtime's where the opener imports it
             late: a runtime's import is not the engine's load time.
 

@@ -13,11 +13,7 @@ from qvec_deploy.recipe import Gates
 
 
 def judge(gates: Gates, report: Report) -> tuple[GateResult, ...]:
-    """Every gate of a recipe, in a fixed order, for the candidate that the report says is shipped.
-
-    Raises:
-        RecipeError: A gate needs a measurement that was not taken.
-    """
+    """Every gate of a recipe, in a fixed order, for the candidate that the report says is shipped."""
     if report.selected is None:
         raise RecipeError("gates are asked of a shipped candidate, and none is", hint="judge a build, not a comparison")
     return tuple(_judge(gates, report[report.selected], report))

@@ -33,7 +33,6 @@ class GpuWatch:
 
     Args:
         nvml: The module `pynvml`, initialized.
-        clock: Nanoseconds, monotonic.
     """
 
     def __init__(self, nvml: Any, handle: Any, clock: Callable[[], int] = time.monotonic_ns) -> None:

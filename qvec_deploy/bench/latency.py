@@ -105,15 +105,7 @@ def measure_latency(
         max_seconds: Time for all of it, of which warming up may take a quarter; after that the block that runs is
             the last, however many were asked for. At least one is run.
         cold_l2: Empty the GPU's L2 cache before every run, outside the timed stretch.
-        clock: Nanoseconds, monotonic. Tests script it.
         progress: Called with (blocks done, blocks) after each block, outside the timed stretches.
-
-    Returns:
-        Samples by candidate name, in the order of `sessions`.
-
-    Raises:
-        RecipeError: Nothing to measure, or counts that measure nothing.
-        IncompatibleError: A cold L2 cache is asked for, and a session has no way to empty it.
     """
     if not sessions or len(images) == 0:
         raise RecipeError("there is nothing to measure", hint="give at least one candidate and one image")
@@ -237,11 +229,7 @@ class _Measurement:
 
 
 def require_flushable(sessions: Mapping[str, Runnable]) -> dict[str, Callable[[], None]]:
-    """What empties each session's L2 cache, by candidate name.
-
-    Raises:
-        IncompatibleError: A session has no way to.
-    """
+    """What empties each session's L2 cache, by candidate name."""
     flushes = {}
     for name, session in sessions.items():
         if not isinstance(session, Flushable):

@@ -32,9 +32,6 @@ def measure_latencies(
 
     Returns:
         Samples by candidate name, one mapping per batch size, ascending.
-
-    Raises:
-        IncompatibleError: A cold L2 cache is asked for, and a session has no way to empty it.
     """
     (shape,) = {session.input_shape for session in sessions.values()}
     sizes = timed_sizes(batch_sizes, measure)
@@ -71,12 +68,7 @@ def timed_sizes(batch_sizes: Sequence[int], measure: Measure) -> list[int]:
 
 
 def blocks_asked(batch_size: int, sizes: Sequence[int], measure: Measure) -> tuple[int, float]:
-    """Blocks and seconds to measure a batch size for.
-
-    Args:
-        batch_size: One of `sizes`.
-        sizes: What `timed_sizes` gives.
-    """
+    """Blocks and seconds to measure a batch size for."""
     if not measure.mlperf_rules:
         return measure.blocks, 0.0
     taking = {Scenario.SINGLE_STREAM: 1, Scenario.OFFLINE: sizes[-1]}

@@ -70,9 +70,6 @@ def measure_layers(entries: Sequence[BenchEntry], options: BenchOptions, threads
 
     Args:
         entries: The engines. Nothing else may be measured meanwhile.
-
-    Raises:
-        QvecError: An engine cannot be opened.
     """
     sizes = sorted(set(options.batch_sizes))
     times, predictions = {}, {}

@@ -82,11 +82,7 @@ def write_reference(directory: Path, logits: Float32) -> None:
 
 
 def read_reference(directory: Path) -> Float32:
-    """The logits that `write_reference` kept.
-
-    Raises:
-        IntegrityError: The file is damaged.
-    """
+    """The logits that `write_reference` kept."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -98,11 +94,7 @@ def read_reference(directory: Path) -> Float32:
 
 
 def check_parity(session: Session, runtime: str, lowering: str, reference: Float32) -> Parity:
-    """Run the generated images through an engine and hold it to the reference.
-
-    Raises:
-        IncompatibleError: It computes something else.
-    """
+    """Run the generated images through an engine and hold it to the reference."""
     logits = session.run(parity_images(session.input_shape))
     if logits.shape != reference.shape:
         raise IncompatibleError(

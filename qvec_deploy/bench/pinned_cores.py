@@ -15,10 +15,6 @@ def check_cores(cores: Sequence[int], threads: int) -> None:
     Args:
         cores: What `measure.cores` lists; an empty list asks for nothing.
         threads: Most threads that an engine to be measured computes with.
-
-    Raises:
-        IncompatibleError: This process may not run on one of them, or this system cannot hold it to cores.
-        RecipeError: More threads than cores.
     """
     if not cores:
         return
@@ -44,13 +40,6 @@ def pinned_to_cores(cores: Sequence[int], threads: int) -> Iterator[None]:
     """Keep this thread, and every thread and process that it starts within the block, on some cores.
 
     Engines must therefore be loaded within the block: their threads inherit what their maker has.
-
-    Args:
-        cores: As numbered by the system; with none, nothing is changed.
-        threads: Most threads that an engine to be measured computes with.
-
-    Raises:
-        IncompatibleError, RecipeError: As `check_cores`.
     """
     check_cores(cores, threads)
     if not cores:

@@ -84,13 +84,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read what `write_predictions` wrote.
-
-    Raises:
-        StorageError: There is no such file.
-        IntegrityError: It is damaged, or holds something else.
-        IncompatibleError: It was written by a later major version.
-    """
+    """Read what `write_predictions` wrote."""
     from safetensors import SafetensorError, safe_open
 
     require_file(path, what="predictions")

@@ -278,11 +278,7 @@ class Report:
             raise ValueError(f"{self.selected!r} is shipped and {self.selection.shipped!r} selected, of {finalists}")
 
     def __getitem__(self, name: str) -> Candidate:
-        """The candidate called `name`.
-
-        Raises:
-            KeyError: There is none.
-        """
+        """The candidate called `name`."""
         for candidate in self.candidates:
             if candidate.name == name:
                 return candidate

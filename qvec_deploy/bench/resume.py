@@ -92,9 +92,6 @@ def describe_engine(directory: Path, runtime: str, lowering: str, threads: int) 
 
     Args:
         directory: Holds the engine's files, and perhaps a bundle's others, which do not matter.
-
-    Raises:
-        StorageError: A file cannot be read.
     """
     files = sorted(path for path in directory.iterdir() if path.is_file() and is_of_engine(path.name))
     return {

@@ -53,11 +53,7 @@ class BenchResult:
 
 
 def open_images(options: BenchOptions) -> OpenedDataset | None:
-    """The labelled images of a bench; None without any.
-
-    Raises:
-        RecipeError, StorageError, IncompatibleError: As `open_dataset`.
-    """
+    """The labelled images of a bench; None without any."""
     if options.evaluate is None:
         return None
     evaluate = options.evaluate
@@ -69,14 +65,7 @@ def open_images(options: BenchOptions) -> OpenedDataset | None:
 def measure_engines(
     entries: Sequence[BenchEntry], options: BenchOptions, images: OpenedDataset | None, progress: Progress
 ) -> BenchResult:
-    """Measure all entries: each alone in a fresh process for its footprint, then interleaved.
-
-    Args:
-        entries: The engines, in the order of the table.
-
-    Raises:
-        QvecError: An engine cannot be opened or gives nonsense.
-    """
+    """Measure all entries: each alone in a fresh process for its footprint, then interleaved."""
     threads = max(entry.threads for entry in entries)
     on_cpu = [c.threads for c in entries if c.recipe.target.on_cpu]
     with contextlib.ExitStack() as stack:

@@ -33,9 +33,7 @@ class ScenarioResult:
 
     Attributes:
         metric: `p90 latency` or `throughput`.
-        unit: `ms` or `images/s`.
         value: None where the samples support none.
-        seconds: All runs together.
     """
 
     scenario: Scenario
@@ -66,9 +64,6 @@ def scenario_result(scenario: Scenario, latency: Sequence[LatencySamples]) -> Sc
 
     Single stream: one query of one image at a time; p90 of host latency. Offline: everything is there from the
     start and is run in the largest batches; images a second over all runs.
-
-    Args:
-        latency: The candidate's samples, one entry per batch size.
 
     Returns:
         None without samples at a batch size that the scenario takes: 1 for single stream, any for offline.

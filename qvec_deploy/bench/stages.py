@@ -26,11 +26,6 @@ def time_stages(stages: Stages, images: Float32, clock: Callable[[], int]) -> St
 
     A mark costs the GPU a microsecond or two, which is why this is a run of its own and host latency is not taken
     from it.
-
-    Args:
-        stages: What a session offers for this number of images.
-        images: (batch, channels, height, width) float32.
-        clock: Nanoseconds, for the host's part.
     """
     stages.bring(images)
     begin = stages.mark()

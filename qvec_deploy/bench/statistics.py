@@ -100,13 +100,9 @@ def speed_up(
 
     Args:
         baseline: Host latencies of the baseline, milliseconds, one per block.
-        confidence: The interval's level, 0 to 1.
 
     Returns:
         None below `samples_needed(0.5, confidence)` blocks, where neither median has an interval.
-
-    Raises:
-        ValueError: The samples are not from the same blocks.
     """
     if len(baseline) != len(candidate):
         raise ValueError(f"{len(baseline)} and {len(candidate)} samples cannot be paired")
@@ -128,7 +124,6 @@ def unpaired_speed_up(
     Args:
         baseline: Host latencies of the baseline, milliseconds, in the order they were taken.
         candidate: The candidate's, as many or not.
-        confidence: The interval's level, 0 to 1.
 
     Returns:
         None below `samples_needed(0.5, confidence)` samples of either.
@@ -170,11 +165,7 @@ def run_length(count: int) -> int:
 
 
 def wilson(correct: int, count: int) -> Estimate:
-    """A proportion with its Wilson score interval (E. B. Wilson, JASA 22, 1927), no continuity correction.
-
-    Raises:
-        ValueError: Not a count of successes.
-    """
+    """A proportion with its Wilson score interval (E. B. Wilson, JASA 22, 1927), no continuity correction."""
     from scipy import stats
 
     interval = stats.binomtest(correct, count).proportion_ci(CONFIDENCE, method="wilson")
@@ -186,16 +177,8 @@ def paired_difference(gained: int, lost: int, count: int, *, confidence: float =
 
     Bonett & Price, Statistics in Medicine 31 (2012): one observation is added to each kind of disagreement.
 
-    Args:
-        gained: Images that only the candidate gets right.
-        lost: Images that only the baseline gets right.
-        confidence: The interval's level, 0 to 1.
-
     Returns:
         A fraction, (gained - lost) / count; the interval is cut to [-1, 1].
-
-    Raises:
-        ValueError: Counts that cannot be.
     """
     if min(gained, lost) < 0 or gained + lost > count or count < 1:
         raise ValueError(f"{gained} gained and {lost} lost of {count} images")
@@ -214,10 +197,6 @@ def detectable_loss(gained: int, lost: int, count: int, *, confidence: float = C
     From the normal distribution of the difference (Connor, Biometrics 43, 1987). The test is two-sided, and images that
     would be gained nevertheless are taken to be as many as those of the rarer kind of disagreement.
 
-    Args:
-        gained: Images that only the candidate gets right.
-        lost: Images that only the baseline gets right.
-
     Returns:
         A fraction of the images, above 0; 1 at most.
     """
@@ -234,10 +213,6 @@ def mcnemar(gained: int, lost: int) -> float:
 
     McNemar, Psychometrika 12 (1947), with the exact binomial distribution in place of chi-squared. 1.0 where the
     two never disagree.
-
-    Args:
-        gained: Images that only the candidate gets right.
-        lost: Images that only the baseline gets right.
     """
     from scipy import stats
 

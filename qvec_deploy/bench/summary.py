@@ -62,8 +62,6 @@ class CandidateRow:
     """One candidate with what follows from its measurements.
 
     Attributes:
-        selected: Whether it is what the bundle ships.
-        baseline: Whether it is what speed-ups are relative to.
         top1: A fraction, with its Wilson interval.
         top5: Likewise; None where it was not counted.
         calibration_error: Expected calibration error, a fraction; None without bins.

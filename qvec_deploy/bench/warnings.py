@@ -126,7 +126,6 @@ def latency_findings(
     """Doubts about samples that were taken together.
 
     Args:
-        latency: What `measure_latency` returned.
         asked_s: Seconds that they were to add up to.
     """
     findings = []
@@ -161,12 +160,7 @@ def accuracy_findings(name: str, baseline: str, gained: int, lost: int, count: i
 
 
 def headroom_finding(name: str, top1: float, float_top1: float) -> list[Finding]:
-    """Whether plain PTQ loses so little that no vector can matter.
-
-    Args:
-        top1: Its accuracy, a fraction.
-        float_top1: The float receiver's, on the same images.
-    """
+    """Whether plain PTQ loses so little that no vector can matter."""
     if float_top1 - top1 >= HEADROOM:
         return []
     detail = f"Without a vector it is {100 * (float_top1 - top1):.1f} points below the float receiver."

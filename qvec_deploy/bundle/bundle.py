@@ -22,11 +22,7 @@ _NEEDED = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, RECIPE_FILE)
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are what the manifest says.
-
-    Attributes:
-        recipe: The recipe it was built from, defaults filled in.
-    """
+    """A bundle whose files are what the manifest says."""
 
     directory: Path
     manifest: Manifest
@@ -81,11 +77,7 @@ class Bundle:
         return engine.missing if engine.missing is None or row.compiles else row.missing(engine.lowering)
 
     def check_lowering(self, lowering: str | None) -> str:
-        """The lowering to use, the recipe's by default.
-
-        Raises:
-            IncompatibleError: It cannot take these weights.
-        """
+        """The lowering to use, the recipe's by default."""
         chosen = lowering or self.manifest.engine.lowering
         engine, grid = self.manifest.engine, self.recipe.quantize
         try:

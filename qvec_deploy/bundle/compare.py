@@ -45,9 +45,6 @@ def compare_bundles(
     the images of OLD's recipe, or of NEW's where OLD's names none. What cannot be known here is UNSURE, with the
     reason. Bundles of the same engine are the SAME without a test.
 
-    Args:
-        options: How; everything as the recipes say by default.
-
     Raises:
         StorageError: There is no such bundle, or no such folder of images where one was named.
         IntegrityError: A bundle is damaged, or was changed after the build.
@@ -86,11 +83,7 @@ def compare_bundles(
 
 
 def require_no_regression(comparison: Comparison, *, strict: bool = False) -> None:
-    """Refuse a bundle that is worse than the one it would replace.
-
-    Raises:
-        GateError: A regression past the tolerances, or with `strict` a doubt.
-    """
+    """Refuse a bundle that is worse than the one it would replace."""
     regressions, doubts = comparison.regressions(), comparison.doubts()
     if regressions:
         raise GateError(

@@ -24,7 +24,6 @@ class CompareOptions:
     """How two bundles are compared.
 
     Attributes:
-        tolerances: What does not matter.
         stored: Measure nothing: take what the bundles' reports hold.
         threads: Threads of both engines instead of the recipes'.
         batch_sizes: Instead of those that both recipes name.
@@ -84,11 +83,7 @@ def stored_accuracy(pair: BundlePair) -> AccuracyChange:
 
 
 def paired_answers(candidate: Bundle, baseline: Bundle) -> PairedAnswers | None:
-    """What two bundles ship against each other, image by image; None where not both keep answers to the same images.
-
-    Raises:
-        IntegrityError, IncompatibleError: As `bundle_predictions`.
-    """
+    """What two bundles ship against each other, image by image; None where not both keep answers to the same images."""
     one, other = bundle_predictions(candidate), bundle_predictions(baseline)
     if one is None or other is None or one.images != other.images:
         return None
@@ -164,12 +159,7 @@ def stored_latency(pair: BundlePair) -> tuple[LatencyChange, ...]:
 
 
 def bundle_predictions(bundle: Bundle) -> Predictions | None:
-    """What an opened bundle keeps; None where it was not evaluated, or built before predictions were kept.
-
-    Raises:
-        IntegrityError: The file is not what the format says.
-        IncompatibleError: It was written by a later major version.
-    """
+    """What an opened bundle keeps; None where it was not evaluated, or built before predictions were kept."""
     if PREDICTIONS_FILE not in bundle.manifest.files:  # a file that is not listed has no hash
         return None
     return read_predictions(bundle.directory / PREDICTIONS_FILE)

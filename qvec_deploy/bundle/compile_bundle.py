@@ -27,12 +27,7 @@ _SOURCES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, ACTIVATIONS_FILE)
 
 @dataclass(frozen=True)
 class CompiledEngines:
-    """Engines of one lowering that a bundle now has.
-
-    Attributes:
-        parity: Agreement with PyTorch's logits.
-        engines: What each is, as plain values.
-    """
+    """Engines of one lowering that a bundle now has."""
 
     lowering: str
     parity: Parity
@@ -49,12 +44,6 @@ def compile_engines(target: Target, directory: Path, caches: Path, progress: Pro
 
     Args:
         caches: Folder of the measured tactics, which outlasts the build: the one that holds the bundle.
-
-    Returns:
-        Names of the files written.
-
-    Raises:
-        IncompatibleError: TensorRT refuses.
     """
     stage = partial(progress.stage, "compile")
     compiler = find_runtime(target.runtime).load_compiler()
@@ -73,13 +62,9 @@ def compile_bundle(
     They are built and tried in a scratch folder; until they are in place and in the manifest, the bundle is as it was
     or says that it has no engine.
 
-    Returns:
-        What was built, by lowering.
-
     Raises:
         IncompatibleError: The bundle is for another runtime, or lacks what a lowering needs; TensorRT or the GPU is
             missing or refuses; an engine computes something else than PyTorch.
-        IntegrityError: The bundle is damaged.
     """
     bundle, progress = Bundle.open(directory), progress or Progress()
     own = bundle.manifest.engine

@@ -116,13 +116,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read manifest.json; the other files are not touched.
-
-    Raises:
-        StorageError: There is no bundle.
-        IntegrityError: It is damaged.
-        IncompatibleError: It was written by a later major version.
-    """
+    """Read manifest.json; the other files are not touched."""
     path = directory / MANIFEST_FILE
     with storage_errors(path):
         if not path.is_file():
@@ -153,11 +147,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def check_files(directory: Path, manifest: Manifest) -> None:
-    """Compare every file with its size and hash in the manifest.
-
-    Raises:
-        IntegrityError: A file is missing or was changed after the build.
-    """
+    """Compare every file with its size and hash in the manifest."""
     for name, entry in manifest.files.items():
         path = directory / name
         if Path(name).name != name and Path(name).parent != Path(LAMBDA0):

@@ -39,11 +39,7 @@ def bench_bundles(
         blocks: Latency samples instead of the first recipe's.
         data_root: Folder of the images instead of the recipe's.
         evaluate: Measure accuracy, on the images of the first recipe that names some.
-        profile: Measure load times, memory and times by layer too.
         measure: Fields of the recipe's `measure` instead of the first recipe's, validated as there.
-
-    Raises:
-        QvecError: A bundle is damaged, has no engine, or takes other images than the first.
     """
     bundles = [Bundle.open(directory) for directory in directories]
     first = bundles[0]
@@ -79,11 +75,7 @@ def bench_bundles(
 
 
 def require_same_images(first: Bundle, other: Bundle) -> None:
-    """Refuse bundles whose engines take other images or give other classes.
-
-    Raises:
-        IncompatibleError: They do.
-    """
+    """Refuse bundles whose engines take other images or give other classes."""
     same = ("classes", "input_shape", "data_config")
     odd = [f for f in same if getattr(other.manifest.model, f) != getattr(first.manifest.model, f)]
     if odd:

@@ -10,11 +10,7 @@ from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 
 
 def check_weights(directory: Path) -> str:
-    """Every value of the packed file.
-
-    Raises:
-        IntegrityError: It is not as FORMAT.md says.
-    """
+    """Every value of the packed file."""
     weights = PackedFile.open(directory / WEIGHTS_FILE)
     weights.check()
     packed = sum(info.scheme is not None for info in weights.tensors.values())
@@ -22,11 +18,7 @@ def check_weights(directory: Path) -> str:
 
 
 def check_graph(directory: Path) -> str:
-    """The ONNX model, with onnx's full check and shape inference.
-
-    Raises:
-        IntegrityError: onnx refuses it.
-    """
+    """The ONNX model, with onnx's full check and shape inference."""
     import onnx
     from google.protobuf.message import DecodeError
 

@@ -64,7 +64,6 @@ class BundleContents:
         plain: The same without a patch, kept beside a patch that nobody has verified; else None.
         sources: SHA-256 of every file it was made from.
         report: The measurements; None where the engine cannot be opened here.
-        predictions: Every engine's classes for the labelled images; None without any.
         selection: How it was chosen; None where the recipe names it.
     """
 
@@ -158,11 +157,7 @@ def unverified(recipe: Recipe, shipped: Recipe, selection: Selection | None) -> 
 
 
 def require_engine(bundle: Bundle) -> None:
-    """Refuse a bundle without engine, after it was written.
-
-    Raises:
-        IncompatibleError: Its engine could not be opened when it was built, and cannot be opened here.
-    """
+    """Refuse a bundle without engine, after it was written."""
     missing = bundle.engine_missing()
     if missing is not None:
         there = (
@@ -177,11 +172,7 @@ def require_engine(bundle: Bundle) -> None:
 
 
 def require_gates(bundle: Bundle) -> None:
-    """Refuse a bundle whose recipe asks for more than was measured; it stays where it is, and says so.
-
-    Raises:
-        GateError: A gate was missed, or could not be judged.
-    """
+    """Refuse a bundle whose recipe asks for more than was measured; it stays where it is, and says so."""
     missed = [gate for gate in bundle.manifest.gates if not gate.passed]
     if missed:
         lines = "; ".join(f"{gate.name}: wanted {gate.wanted}, found {gate.found}" for gate in missed)
@@ -197,15 +188,7 @@ def require_gates(bundle: Bundle) -> None:
 
 
 def require_release(bundle: Bundle, *, accept_unverified: bool = False) -> None:
-    """Refuse a bundle that should not leave the house.
-
-    Args:
-        accept_unverified: Let a patch pass that was tried on no image of the receiver's task.
-
-    Raises:
-        IncompatibleError: It has no engine.
-        GateError: It misses a gate, or its patch is unverified.
-    """
+    """Refuse a bundle that should not leave the house."""
     require_engine(bundle)
     require_gates(bundle)
     reason = bundle.manifest.unverified

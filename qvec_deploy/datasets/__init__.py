@@ -14,9 +14,6 @@ def open_dataset(spec: DatasetSpec, config: DataConfig, *, expected_classes: int
 
     Args:
         expected_classes: Outputs of the model's head; None leaves the labels unchecked.
-
-    Raises:
-        RecipeError: An unknown bundled task, or labels that the head does not have.
     """
     dataset: OpenedDataset
     if spec.name.startswith(PREFIX):

@@ -72,11 +72,7 @@ def require_datasets(name: str) -> None:
 
 
 def look(name: str, splits: Sequence[Split], folder: Path | None = None) -> list[OnHub]:
-    """What a dataset's card says of its splits; no image is downloaded.
-
-    Raises:
-        StorageError: It has no such split.
-    """
+    """What a dataset's card says of its splits; no image is downloaded."""
     require_datasets(name)
     import datasets  # type: ignore[import-not-found,unused-ignore]
 

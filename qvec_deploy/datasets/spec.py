@@ -38,11 +38,7 @@ class DataConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> DataConfig:
-        """Read timm's dictionary; keys that have no meaning at evaluation are left aside.
-
-        Raises:
-            RecipeError: A key is missing, or input_size has not three numbers.
-        """
+        """Read timm's dictionary; keys that have no meaning at evaluation are left aside."""
         names = tuple(cls.__dataclass_fields__)
         missing = [name for name in names if name not in values]
         if missing:

@@ -81,7 +81,6 @@ class TimmDataset:
 
         Raises:
             StorageError: An image cannot be read. None is skipped: accuracy would be of other images.
-            RecipeError: A label outside the dataset's own classes.
         """
         images, labels = [], []
         for row in self._rows[np.asarray(rows, np.int64)]:
@@ -116,12 +115,7 @@ class TimmDataset:
 
 
 def open_timm(spec: DatasetSpec, config: DataConfig) -> TimmDataset:
-    """Open a dataset through timm's factory, with the evaluation transform that `config` describes.
-
-    Raises:
-        RecipeError: No folder given, an unknown dataset, or one without a list of classes.
-        StorageError: The folder is missing, lacks the split, or holds no images.
-    """
+    """Open a dataset through timm's factory, with the evaluation transform that `config` describes."""
     prefix = spec.name.partition("/")[0].lower() if "/" in spec.name else ""
     if prefix in _STREAMS:
         raise RecipeError(

@@ -46,11 +46,7 @@ class DonorFolder:
         return folder
 
     def claim(self, settings: Mapping[str, Any], *, force: bool = False) -> None:
-        """Tie what is saved here to settings: all that decides the weights.
-
-        Raises:
-            RecipeError: What is here was made under other settings; the first that differs is named.
-        """
+        """Tie what is saved here to settings: all that decides the weights."""
         path = self._state / _SETTINGS
         with storage_errors(self.path):
             if force or not path.is_file():  # without settings it was killed before anything was trained

@@ -40,12 +40,7 @@ class Task:
 
 
 def open_base(recipe: DonorRecipe, *, offline: bool = False) -> Base:
-    """Read the pretrained weights.
-
-    Raises:
-        IncompatibleError: It is another model's.
-        RecipeError: timm does not have the model, or no weights for it.
-    """
+    """Read the pretrained weights."""
     base = recipe.base
     if base.checkpoint is None:
         return Base(base.model, _pretrained(recipe, offline=offline), base.model_args)
@@ -71,12 +66,7 @@ def fingerprint(base: Base) -> str:
 
 
 def open_task(recipe: DonorRecipe) -> Task:
-    """Open the images, preprocessed as the model wants them.
-
-    Raises:
-        RecipeError: An unknown dataset, one without labels, splits of different classes, or
-            augmentation of a bundled task.
-    """
+    """Open the images, preprocessed as the model wants them."""
     task = recipe.task
     config = DataConfig.from_mapping(describe(recipe.base.model, 1, recipe.base.model_args).data_config)
     root = None if task.root is None else Path(recipe.locate(task.root))

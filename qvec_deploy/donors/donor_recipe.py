@@ -142,11 +142,7 @@ class DonorRecipe(Block):
         return values
 
     def hyper(self, images: int) -> TrainConfig:
-        """Schedule and optimizer for a training set of so many images.
-
-        Raises:
-            RecipeError: A warm-up that is not shorter than the training, or too few images for one batch.
-        """
+        """Schedule and optimizer for a training set of so many images."""
         train = self.train
         epoch = images // train.batch_size
         if not epoch:
@@ -177,11 +173,7 @@ class DonorRecipe(Block):
 
 
 def load_donor_recipe(path: Path, overrides: Sequence[str] = ()) -> DonorRecipe:
-    """Read a donor recipe.
-
-    Raises:
-        RecipeError: Not YAML, unknown keys, wrong types, impossible values; with field, line and nearest name.
-    """
+    """Read a donor recipe."""
     values, places = read_values(path, overrides, what="donor recipe")
     recipe = parse(DonorRecipe, values, str(path), places)
     recipe._folder = path.parent

@@ -15,11 +15,7 @@ ExecutorName = Literal["local", "ray"]
 
 
 def check_address(name: ExecutorName, address: str | None) -> None:
-    """Refuse the address of a Ray cluster that would not be used.
-
-    Raises:
-        RecipeError: An address without Ray.
-    """
+    """Refuse the address of a Ray cluster that would not be used."""
     if address is not None and name != "ray":
         raise RecipeError("--address is that of a Ray cluster", hint="add --executor ray, or leave it out")
 
@@ -36,16 +32,7 @@ def start_executor(
     """An executor by name.
 
     Args:
-        name: `local` or `ray`.
-        workers: Jobs at a time.
-        address: Address of a running Ray cluster; None starts or finds one here.
-        preload: Modules that local processes have in memory from the start.
-        logs: Folder for what local jobs print; Ray keeps its own.
         on_event: Called with a job's name and what it tells, by local processes.
-
-    Raises:
-        RecipeError: An address without Ray.
-        IncompatibleError, FetchError: As RayTasks.
     """
     check_address(name, address)
     if name == "ray":

@@ -26,10 +26,6 @@ class RayTasks:
     Args:
         workers: Tasks at a time on this machine; with an address, as many as the cluster has room for.
         address: Of a running cluster, such as `auto` or `ray://head:10001`; Ray is started here without one.
-
-    Raises:
-        IncompatibleError: Ray is not installed, or another version than the cluster's.
-        FetchError: There is no cluster at the address.
     """
 
     def __init__(self, workers: int, *, address: str | None = None) -> None:

@@ -29,13 +29,9 @@ def calibrate_inputs(
     Args:
         model: In evaluation mode; ModelOpt's quantizers are put in, calibrated and left there, disabled but for those.
         factors: (in,) by name of a Linear whose input is multiplied with them first, as AWQ does.
-        images: Batches (B, C, H, W), normalised.
 
     Returns:
         ModelOpt's `amax` by name; 0 for a Linear that no image reaches.
-
-    Raises:
-        IncompatibleError: Activations are not finite.
     """
     inputs = [{"quantizer_name": f"{name}.input_quantizer", "cfg": {"num_bits": 8, "axis": None}} for name in names]
     config = {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *inputs], "algorithm": None}

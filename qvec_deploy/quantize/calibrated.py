@@ -34,10 +34,6 @@ def calibrate(
         skip: Child names whose Linears stay float, matched exactly at any depth.
         teacher: Whose outputs a method aims at that needs some; the model itself where None. For a patched model, the
             receiver as it was.
-
-    Raises:
-        RecipeError: An unknown method, or no finite images for one that needs them.
-        IncompatibleError: The teacher is another model, or activations are not finite.
     """
     row, names = find_method(method), quantized_linears(model, skip)
     if not row.calibrated:
@@ -60,10 +56,6 @@ def calibrate_from_moments(
 
     Args:
         moments: What `collect_moments` gave for a donor of the same base, (in, in) by Linear name.
-
-    Raises:
-        RecipeError: A method that needs more than moments.
-        IncompatibleError: Moments of other Linears or of other widths, or not of finite inputs.
     """
     import torch
 
@@ -85,10 +77,6 @@ def collect_moments(model: nn.Module, images: Sequence[Float32], skip: tuple[str
 
     Returns:
         Mean of x x' over the inputs x, (in, in) float32 by Linear name.
-
-    Raises:
-        RecipeError: No finite images.
-        IncompatibleError: A Linear that the model does not call.
     """
     from qvec_deploy.quantize.layer_inputs import accumulate_moments
 

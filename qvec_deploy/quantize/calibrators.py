@@ -40,9 +40,6 @@ def gptq(
     """GPTQ by ModelOpt: every Linear for the inputs that it has in the float model, none for the others' rounding.
 
     The scales are those of the weights as they are. ModelOpt says nothing on the way; the teacher is not looked at.
-
-    Raises:
-        IncompatibleError: Activations are not finite.
     """
     _register()
     names = quantized_linears(model, skip)
@@ -125,8 +122,6 @@ def output_error(weight: Float32, rounded: Float32, moment: Tensor) -> float:
     """Mean squared error of a Linear's outputs, summed over them: tr(E H E') of E = rounded - weight.
 
     Args:
-        weight: (out, in).
-        rounded: (out, in), what takes its place.
         moment: H (in, in) float64, mean of x x' over its inputs x.
     """
     error = torch.from_numpy(rounded - weight).to(moment.device).double()

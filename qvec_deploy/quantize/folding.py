@@ -27,7 +27,6 @@ def fold_into_norms(
 
     Args:
         model: A model in evaluation mode; it is not changed.
-        factors: (in,) by name of the Linear.
         images: (B, C, H, W), a few, for the proof.
 
     Returns:

@@ -37,10 +37,6 @@ def gptaq(
 
     Args:
         images: All are in flight at once: their activations must fit in memory.
-        teacher: The float network; the model itself where None. For a patched model, the receiver as it was.
-
-    Raises:
-        IncompatibleError: The teacher is another model, or activations are not finite.
     """
     student = copy.deepcopy(model)
     teacher = model if teacher is None else teacher

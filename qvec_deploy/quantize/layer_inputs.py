@@ -31,10 +31,6 @@ def weight_at(model: nn.Module, name: str) -> Float32:
 def accumulate_moments(model: nn.Module, images: Sequence[Float32], names: Sequence[str]) -> dict[str, Tensor]:
     """The mean of x x' over the inputs x of Linears.
 
-    Args:
-        model: A model in evaluation mode; it is not changed.
-        images: Batches (B, C, H, W).
-
     Returns:
         (in, in) float64 by Linear name, in the order the model calls them; Linears it does not call are missing.
     """
@@ -75,9 +71,6 @@ def in_step(passes: Sequence[Pass], names: Sequence[str]) -> Generator[tuple[str
 
     Yields:
         Name of the Linear, and its input in every pass.
-
-    Raises:
-        IncompatibleError: The passes reach different Linears.
     """
     models = list({id(model): model for model, _ in passes}.values())
     threads = [_Stepper(model, batch) for model, batch in passes]

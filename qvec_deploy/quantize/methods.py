@@ -94,20 +94,12 @@ class Method:
         return self.needs != "nothing"
 
     def on_inputs(self) -> OnInputs:
-        """Its function of images.
-
-        Raises:
-            RecipeError: It has none.
-        """
+        """Its function of images."""
         function: OnInputs = self._load(self.function, "inputs")
         return function
 
     def on_moments(self) -> OnMoments:
-        """Its function of second moments.
-
-        Raises:
-            RecipeError: It has none.
-        """
+        """Its function of second moments."""
         function: OnMoments = self._load(self.from_moments, "second moments")
         return function
 
@@ -158,11 +150,7 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: str) -> Method:
-    """The row of a method.
-
-    Raises:
-        RecipeError: There is no such method.
-    """
+    """The row of a method."""
     if name not in METHODS:
         raise RecipeError(f"there is no method `{name}`", hint=f"choose {', '.join(METHODS)}")
     return METHODS[name]

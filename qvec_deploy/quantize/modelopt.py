@@ -63,9 +63,6 @@ def insert_fake_quantizers(model: nn.Module, scheme: Scheme, skip: tuple[str, ..
 
     The weights stay latent floats; gradients pass straight through; the scale is recomputed from the latent
     weights at every forward. With method `mse` the clip ratio is searched now and by `refresh_clip`.
-
-    Args:
-        skip: Child names whose Linears stay float, matched exactly at any depth.
     """
     enabled = [
         {"quantizer_name": f"{name}.weight_quantizer", "cfg": _attributes(scheme)}

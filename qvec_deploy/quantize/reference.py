@@ -19,9 +19,6 @@ CLIP_GRID: Float32 = (np.arange(50, 4, -1) / 50).astype(np.float32)
 def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
     """Put a weight matrix on the grid.
 
-    Args:
-        weight: (out, in) float32, finite.
-
     Returns:
         int8 codes (out, in) and float32 scales (out, groups).
     """

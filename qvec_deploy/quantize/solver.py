@@ -35,9 +35,6 @@ def round_for_inputs(weight: Tensor, moment: Tensor, scheme: Scheme) -> Quantize
 
     Returns:
         int8 codes (out, in) and float32 scales (out, groups).
-
-    Raises:
-        IncompatibleError: The moments are not those of finite inputs.
     """
     grid = quantize(weight.detach().float().cpu().numpy(), scheme)
     scale = torch.from_numpy(grid.scale).to(moment.device)
@@ -56,19 +53,12 @@ def move_toward(weight: Tensor, gap: Tensor, moment: Tensor, ridge: float) -> Te
 
     Returns:
         (out, in) float64.
-
-    Raises:
-        IncompatibleError: The moments are not those of finite inputs.
     """
     return weight.double() + torch.cholesky_solve(gap.double().T, _damped_cholesky(moment, ridge)).T
 
 
 def inverse_factor(moment: Tensor) -> Tensor:
-    """The upper Cholesky factor (in, in) float64 of the damped moments' inverse.
-
-    Raises:
-        IncompatibleError: The moments are not those of finite inputs.
-    """
+    """The upper Cholesky factor (in, in) float64 of the damped moments' inverse."""
     inverse = torch.cholesky_inverse(_damped_cholesky(moment, DAMPING))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor

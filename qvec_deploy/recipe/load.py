@@ -16,7 +16,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe of one build.
 
     Args:
-        path: The YAML file.
         overrides: `a.b=value` strings; values are YAML.
 
     Raises:
@@ -36,12 +35,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_recipes(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, ...]:
     """Read a recipe, or all that its `matrix` makes.
 
-    Args:
-        path: The YAML file.
-        overrides: `a.b=value` strings; values are YAML.
-
     Raises:
-        StorageError: The file is missing or unreadable.
         RecipeError: As `load_recipe`; the message names the combination that cannot be.
     """
     values, places = read_values(path, overrides, what="recipe")

@@ -37,14 +37,10 @@ def expand(values: Mapping[str, Any], where: str, places: Places) -> Iterator[tu
 
     Args:
         values: Fields under their YAML names, with or without a `matrix`.
-        places: Line of every field, for errors.
 
     Yields:
         What differs, in words, and the values without matrix, under a name of their own; None and the values
         themselves where there is no matrix.
-
-    Raises:
-        RecipeError: A matrix of nothing, of what belongs to the whole, of equal values, or too large.
     """
     if values.get("matrix") in (None, {}):
         yield None, {key: value for key, value in values.items() if key != "matrix"}

@@ -21,15 +21,7 @@ _MAX_BYTES = 1 << 20
 
 
 def read_values(path: Path, overrides: Sequence[str], *, what: str) -> tuple[dict[str, Any], Places]:
-    """The values of a YAML file, and where each stands.
-
-    Args:
-        overrides: `a.b=value` strings; values are YAML.
-
-    Raises:
-        StorageError: The file is missing or unreadable.
-        RecipeError: Not YAML, or an override that is none.
-    """
+    """The values of a YAML file, and where each stands."""
     require_file(path, what=what)
     with storage_errors(path), path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
@@ -54,15 +46,7 @@ def read_values(path: Path, overrides: Sequence[str], *, what: str) -> tuple[dic
 
 
 def parse(block: type[Model], values: Any, where: str, places: Places) -> Model:
-    """Plain values as a block.
-
-    Args:
-        values: Fields under their YAML names.
-        places: Line of every field, for errors.
-
-    Raises:
-        RecipeError: With field, line and nearest name.
-    """
+    """Plain values as a block."""
     try:
         return block.model_validate_json(json.dumps(values))
     except ValidationError as error:

@@ -152,11 +152,7 @@ class Recipe(Block):
         return values
 
     def with_overrides(self, overrides: Mapping[str, Any], *, name: str, where: str = "") -> Recipe:
-        """The same recipe with fields changed by dotted name, without variants and gates.
-
-        Raises:
-            RecipeError: An unknown field or an impossible value.
-        """
+        """The same recipe with fields changed by dotted name, without variants and gates."""
         values = self.as_dict() | {"variants": [], "gates": {}, "name": name}
         named = {"vector.files", "vector.folder", "vector.donors"} & set(overrides)
         if named and values["vector"] is not None:
@@ -169,11 +165,7 @@ class Recipe(Block):
 
     @property
     def patch_scale(self) -> float:
-        """Lambda as a number.
-
-        Raises:
-            RecipeError: It is still to be selected.
-        """
+        """Lambda as a number."""
         if self.lam is None:
             raise RecipeError(f"{self.name}: lambda is not selected yet", hint="give `lambda`, or build the recipe")
         return self.lam
@@ -276,12 +268,7 @@ def validate(values: dict[str, Any], folder: Path, where: str, places: Places) -
     """A recipe from plain values.
 
     Args:
-        values: Fields under their YAML names.
         folder: Relative paths start from it.
-        places: Line of every field, for errors.
-
-    Raises:
-        RecipeError: With field, line and nearest name.
     """
     recipe = parse(Recipe, _completed(values, folder, where), where, places)
     recipe._folder = folder

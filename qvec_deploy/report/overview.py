@@ -54,9 +54,6 @@ def overview(
 
     Args:
         paired: Gives the answers of the first bundle against those of the second; None where nobody kept them.
-
-    Raises:
-        IncompatibleError: They are of different images or classes, or one ships nothing.
     """
     first_name, first = next(iter(reports.items()))
     standings = []

@@ -29,7 +29,6 @@ class Point:
 
     Attributes:
         x: The value as plotted, with its interval: low, value, high.
-        y: The value in percent, with its interval: low, value, high.
         ships: Whether it could be shipped; a control cannot, and is no part of the front.
     """
 

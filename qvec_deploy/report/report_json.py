@@ -61,11 +61,7 @@ class Documents:
 
 
 def to_json(report: Report) -> bytes:
-    """The report as canonical JSON. `derived` repeats what the tables show; a reader computes it anew.
-
-    Raises:
-        ValueError: A measurement is NaN or infinite.
-    """
+    """The report as canonical JSON. `derived` repeats what the tables show; a reader computes it anew."""
     return canonical_json(asdict(_document(report)))
 
 
@@ -90,12 +86,7 @@ def report_schema() -> dict[str, Any]:
 
 
 def from_json(data: bytes) -> Report:
-    """Read what `to_json` wrote.
-
-    Raises:
-        IntegrityError: It is not JSON, or not what `to_json` writes.
-        IncompatibleError: It is of another schema version.
-    """
+    """Read what `to_json` wrote."""
     import pydantic
 
     document = _read(data)

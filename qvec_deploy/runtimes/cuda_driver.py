@@ -215,9 +215,6 @@ class Cuda:
 
         Yields:
             A graph that can be launched after the block.
-
-        Raises:
-            IncompatibleError: Something in the block cannot be recorded.
         """
         graph, recorded = Graph(self), c_void_p()
         self._call("cuStreamBeginCapture_v2", stream, _CAPTURE_THIS_THREAD)

@@ -44,9 +44,6 @@ class EngineOptions:
         cuda_graph: Run static engines as CUDA graphs.
         optimization_level: TensorRT's builder optimization level, 0 to 5; None is its default.
         workspace_mib: Memory that tactics may use; None is whatever the GPU has.
-
-    Raises:
-        RecipeError: A value that means nothing.
     """
 
     batch_sizes: tuple[int, ...] = (1,)

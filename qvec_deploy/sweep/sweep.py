@@ -70,7 +70,6 @@ def sweep(
 
     Raises:
         RecipeError: A recipe that cannot be, or two of one name; nothing is built then.
-        StorageError: The folder cannot be written.
     """
     _check_names(recipes)
     rows = {recipe.name: row for recipe in recipes if (row := _refused(recipe, offline)) is not None}
@@ -100,11 +99,7 @@ def _check_names(recipes: Sequence[Recipe]) -> None:
 
 
 def _refused(recipe: Recipe, offline: bool) -> SweepRow | None:
-    """A row for a recipe that its files already refuse.
-
-    Raises:
-        RecipeError: It cannot be, whatever the files.
-    """
+    """A row for a recipe that its files already refuse."""
     try:
         BuildContext(offline).plans(recipe)
     except RecipeError as error:
@@ -135,17 +130,11 @@ def build_job(
     """Build one recipe of a sweep, or keep its bundle.
 
     Args:
-        send: Takes the stages.
         values: The recipe's fields.
         recipes: The folder which its relative paths start from.
-        force: Build again what is there.
-        threads: Threads of PyTorch.
 
     Returns:
         The fields of its SweepRow.
-
-    Raises:
-        QvecError: As `build`.
     """
     import torch
 

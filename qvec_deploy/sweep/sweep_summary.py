@@ -41,11 +41,8 @@ class SweepRow:
         kept: Whether it is a bundle of an earlier run of the sweep.
         exit_code: What `build` alone would have given; None while it is not over.
         reason: Why it is not just `built`; else empty.
-        bundle: Its directory; None where there is none.
-        shipped: The candidate in the bundle.
         correct: Right answers of the shipped engine, of so many images; None where accuracy was not measured.
         stored_bytes: Graph and weights together.
-        latency: None where it was not measured.
         gates: Gates passed, of `gates_asked`.
         details: The traceback of a bug.
     """

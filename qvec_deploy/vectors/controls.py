@@ -33,10 +33,6 @@ def write_control(
         kind: `random` is Gaussian noise, `shuffle` is rho with each row's values in random order, `task` is the
             task vector of the donor, theta_FP - theta_base, scaled tensor by tensor.
         donor: The donor's float fine-tune and its base; for `task` only.
-
-    Raises:
-        RecipeError: An unknown kind, or `task` without a donor.
-        IncompatibleError: The donor's tensors are others than rho's, or did not move where rho did.
     """
     if kind not in KINDS:
         raise RecipeError(f"there is no control `{kind}`", hint=f"choose {', '.join(KINDS)}")

@@ -28,9 +28,7 @@ class Units:
 
     Attributes:
         left: (n, 16) sketches.
-        right: (n, 16) sketches.
         left_norms: (n,) norms of what `left` sketches.
-        right_norms: (n,) likewise.
     """
 
     left: Float32

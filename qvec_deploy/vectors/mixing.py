@@ -32,10 +32,6 @@ def mix_vectors(
 
     Returns:
         The header that was written. Its sketch is the first that a vector has: the donors are fine-tunes of one base.
-
-    Raises:
-        RecipeError: Weights that are too few or too many, or do not add up to 1.
-        IncompatibleError: Vectors of different grids, skip lists, tensors, bases or coordinates, or a control.
     """
     shares = _shares(vectors, weights)
     first = vectors[0]

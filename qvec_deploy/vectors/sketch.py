@@ -83,11 +83,7 @@ def sketch_tensors(sketch: Sketch) -> dict[str, Float32]:
 
 
 def read_sketch(names: Iterable[str], read: Read, seed: int) -> Sketch:
-    """The sketch that `sketch_tensors` named.
-
-    Raises:
-        IntegrityError: Parts are missing, unknown, or of shapes that do not belong together.
-    """
+    """The sketch that `sketch_tensors` named."""
     gains: dict[str, Float32] = {}
     parts: dict[str, dict[str, Float32]] = {}
     for name in names:

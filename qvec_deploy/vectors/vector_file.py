@@ -98,10 +98,6 @@ def write_vector(
         header: Its metadata; `dtype` and `sketch_seed` are set to what is written.
         sketch: Sketch of the donor's float weights; written as float16.
         moments: Module to (in, in) second moments of its inputs; written in the dtype they have.
-
-    Raises:
-        IntegrityError: A value that is not finite, or too large for float16.
-        IncompatibleError: Rho is zero everywhere.
     """
     header = replace(header, dtype=dtype, sketch_seed=sketch.seed if sketch is not None else None)
     with np.errstate(over="ignore"):

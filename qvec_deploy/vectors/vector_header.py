@@ -75,12 +75,7 @@ def header_text(header: VectorHeader) -> str:
 
 
 def read_header(text: str, path: Path) -> VectorHeader:
-    """The header in a file's metadata entry, of format 1.0 or 1.1.
-
-    Raises:
-        IntegrityError: Damaged, or of another kind of file.
-        IncompatibleError: Written by a later major version.
-    """
+    """The header in a file's metadata entry, of format 1.0 or 1.1."""
     try:
         values: dict[str, Any] = json.loads(text)
         if values["format"] != FORMAT:

@@ -68,11 +68,7 @@ LISTED = {
 
 
 def find_listed(name: str) -> Listed:
-    """A GPU by its short name.
-
-    Raises:
-        RecipeError: There is none of that name.
-    """
+    """A GPU by its short name."""
     if name not in LISTED:
         raise RecipeError(f"no device `{name}` is listed", hint=f"use {CPU} (measured here), {', '.join(LISTED)}")
     return LISTED[name]

@@ -35,11 +35,7 @@ class Mode:
 
 
 def mode_of(runtime: str, lowering: str, weight_bits: float) -> Mode:
-    """How a lowering multiplies.
-
-    Args:
-        weight_bits: What `runtime_bits_per_weight` gives.
-    """
+    """How a lowering multiplies."""
     return Mode(find_runtime(runtime).floats, weight_bits, find_lowering(runtime, lowering).arithmetic)
 
 

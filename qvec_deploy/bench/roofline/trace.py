@@ -37,11 +37,7 @@ def trace_operations(
     Elementwise operators and copies are left out: runtimes compute most of them within the layer before or after, so
     that their values never go to memory, and what is counted has to be a lower bound.
 
-    Args:
-        input_shape: (C, H, W) of an image.
-
     Raises:
-        RecipeError: Unknown model, or arguments it does not take.
         IncompatibleError: The model's forward pass needs values, not shapes alone.
     """
     model = structure(name, classes, args).to("meta")

@@ -85,11 +85,7 @@ def release(
 
 
 def require_listed_only(bundle: Bundle) -> None:
-    """Refuse a release with files that its manifest does not list; in other bundles nobody opens them.
-
-    Raises:
-        IntegrityError: There is one.
-    """
+    """Refuse a release with files that its manifest does not list; in other bundles nobody opens them."""
     if not is_release(bundle.manifest):
         return
     directory = bundle.directory

@@ -29,7 +29,6 @@ class Subject:
     """Everything that a model card or a bill of materials may say.
 
     Attributes:
-        manifest: Of the bundle, without the files that a release adds.
         report: Its measurements, with the gates judged anew from them.
     """
 
@@ -135,13 +134,7 @@ def without_own_files(manifest: Manifest) -> Manifest:
 
 
 def read_subject(bundle: Bundle) -> Subject:
-    """The bundle's story, refused where its parts contradict each other.
-
-    Raises:
-        GateError: It was never measured.
-        IntegrityError: Manifest, recipe and report do not belong together.
-        IncompatibleError: The report is of another version.
-    """
+    """The bundle's story, refused where its parts contradict each other."""
     manifest, recipe, where = without_own_files(bundle.manifest), bundle.recipe, bundle.directory
     report = _read_report(where, manifest)
     if _shipped(report) != (manifest.lam, manifest.method, manifest.engine.lowering, manifest.stored_bits_per_weight):

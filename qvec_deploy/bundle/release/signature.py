@@ -37,11 +37,6 @@ def open_signer(key: Path) -> Callable[[Path], None]:
 
     Args:
         key: PEM file of an elliptic-curve private key, not encrypted.
-
-    Raises:
-        IncompatibleError: The library is missing.
-        RecipeError: The file is no key, or none that can sign.
-        StorageError: It cannot be read.
     """
     _require_library()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -73,15 +68,6 @@ def check_signature(directory: Path, key: Path) -> str:
 
     Args:
         key: PEM file of the public key.
-
-    Returns:
-        The result in words.
-
-    Raises:
-        IncompatibleError: The library is missing.
-        IntegrityError: There is no signature, it is another key's, or a file was changed, added or removed.
-        RecipeError: The key is none.
-        StorageError: Something cannot be read.
     """
     _require_library()
     from cryptography.exceptions import InvalidSignature

@@ -71,8 +71,6 @@ class Compiled:
         arguments: Its parameters in order. Pointers, and int32 for `m`, `n`, `k`: rows of x, shape of the weight.
         shared_bytes: Dynamic shared memory of a launch.
         warps: A block has 32 threads for each.
-        registers: Registers of a thread on `sm`.
-        spill_bytes: Bytes of a thread that are spilled on `sm`.
         sm: Architecture it was compiled for; sm_80 code runs on every later one.
         block_rows: Rows of x that a block takes, along the grid's first axis; 0 if the grid does not depend on m.
         grid_fixed: Blocks that depend on the weight alone: along the grid's second axis, or both for `dequantize`.
@@ -119,15 +117,9 @@ def compile_ahead(
     Sizes are run-time arguments: weights whose sizes are alike divisible by 16 share one compilation and one PTX.
 
     Args:
-        kind: `linear` or `dequantize`.
-        layout: Device layout of the words, or its id.
         group_size: Columns that share a scale; 0 for one scale a row.
         dtype: Type of x, bias and the output. Scales are float32.
-        tile: What a block of `linear` computes.
         sm: Compute capability, without the dot.
-
-    Raises:
-        IncompatibleError: A weight or an architecture the kernels do not take, or no Triton or ptxas here.
     """
     layout = layout_named(layout) if isinstance(layout, str) else layout
     if not layout.takes(rows, columns, bits, group_size):
@@ -173,9 +165,6 @@ def assemble(ptx: bytes, sm: int) -> Assembly:
 
     Args:
         ptx: PTX for `sm` or an earlier architecture.
-
-    Raises:
-        IncompatibleError: ptxas refuses it.
     """
     _require_triton()
     exact = re.search(rb"^\.target sm_(\d+a?)", ptx, re.MULTILINE)

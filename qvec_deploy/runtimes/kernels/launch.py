@@ -54,7 +54,6 @@ def linear(
         words: int32 codes in `layout`.
         scale: (rows, groups) float32.
         bias: (rows,) of the type of x, or None.
-        group_size: Columns that share a scale; 0 for one scale a row.
 
     Returns:
         (..., rows) of the type of x.
@@ -86,15 +85,7 @@ def dequantize(
     group_size: int,
     dtype: torch.dtype = torch.float16,
 ) -> Tensor:
-    """The weight (rows, columns) that words stand for, on a GPU: each code times its scale in float32, rounded once.
-
-    Args:
-        scale: (rows, groups) float32.
-        dtype: float16 or bfloat16.
-
-    Raises:
-        IncompatibleError: Arguments that do not belong together, are not on one GPU, or a GPU that is too old.
-    """
+    """The weight (rows, columns) that words stand for, on a GPU: each code times its scale in float32, rounded once."""
     x = words.new_empty((0, columns), dtype=dtype)
     check(x, words, scale, None, layout=layout, bits=bits, columns=columns, group_size=group_size)
     _require_gpu(x, "dequantize")
@@ -115,11 +106,7 @@ def check(
     columns: int,
     group_size: int,
 ) -> None:
-    """Refuse arguments of `linear` that do not belong together, before a kernel reads beyond them.
-
-    Raises:
-        IncompatibleError: Another shape, type, device or memory order than `linear` says.
-    """
+    """Refuse arguments of `linear` that do not belong together, before a kernel reads beyond them."""
     rows = len(scale) if scale.ndim else 0
     if not layout.takes(rows, columns, bits, group_size):
         raise IncompatibleError(

@@ -68,9 +68,6 @@ class DeviceLayout(ABC):
 
         Returns:
             int32 of `words_shape`.
-
-        Raises:
-            ValueError: A code out of range, or a shape or width that the layout does not take.
         """
 
     @abstractmethod
@@ -177,14 +174,7 @@ LAYOUTS: Mapping[str, DeviceLayout] = MappingProxyType({"p32": _P32("p32", 1), "
 
 
 def choose_layout(rows: int, columns: int, bits: int, group_size: int = 0) -> DeviceLayout:
-    """The fastest layout that takes a weight.
-
-    Args:
-        group_size: Columns that share a scale; 0 for one scale a row.
-
-    Raises:
-        IncompatibleError: The kernels cannot take it.
-    """
+    """The fastest layout that takes a weight."""
     for layout in LAYOUTS.values():
         if layout.takes(rows, columns, bits, group_size):
             return layout
@@ -199,9 +189,6 @@ def layout_named(name: str, version: int | None = None) -> DeviceLayout:
 
     Args:
         version: The version that words were written in; None for whatever this version has.
-
-    Raises:
-        IncompatibleError: No such layout, or another version of it.
     """
     layout = LAYOUTS.get(name)
     if layout is None or version not in (None, layout.version):

@@ -24,9 +24,7 @@ def linear(
     """Return x @ dequant(words).T + bias, as `launch.linear`; on the CPU in float32, to say what is meant.
 
     Args:
-        bias: (rows,) of the type of x, or None.
         columns: Of the weight, which the words alone do not say.
-        group_size: Columns that share a scale; 0 for one scale a row.
     """
     layout = layout_named(layout_id)
     check(x, words, scale, bias, layout=layout, bits=bits, columns=columns, group_size=group_size)

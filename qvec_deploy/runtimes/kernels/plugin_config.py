@@ -49,11 +49,7 @@ class PluginConfig:
 
     @classmethod
     def parse(cls, text: str) -> PluginConfig:
-        """Read what `str` wrote; TensorRT's ONNX parser puts a NUL behind strings.
-
-        Raises:
-            IncompatibleError: Other fields or values, a layout of another version, or a weight it cannot hold.
-        """
+        """Read what `str` wrote; TensorRT's ONNX parser puts a NUL behind strings."""
         values: dict[str, Any] = {}
         for part in text.rstrip("\0").split(";"):
             name, _, value = part.partition("=")

@@ -41,9 +41,6 @@ def register_plugins(*, lazy: bool = False) -> None:
 
     Args:
         lazy: Declare them to TensorRT's Python package only. Its ONNX parser would not find them.
-
-    Raises:
-        IncompatibleError: TensorRT is missing, older than 10.9, or did not take them.
     """
     try:
         import tensorrt as trt

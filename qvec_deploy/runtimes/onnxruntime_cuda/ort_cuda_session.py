@@ -65,12 +65,7 @@ class OnnxRuntimeCuda:
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:
-        """Load the engine from model.onnx and the packed weights; threads are the host's, which only launches kernels.
-
-        Raises:
-            IncompatibleError: No GPU that ONNX Runtime can use, no such lowering, or a node that it left to the CPU.
-            IntegrityError: The model or the weight file is damaged.
-        """
+        """Load the engine from model.onnx and the packed weights; the threads only launch kernels."""
         reason = self.missing()
         if reason is not None:
             raise IncompatibleError(reason, hint="`qvec-deploy doctor` says what each runtime needs")
@@ -203,12 +198,7 @@ def session_options(threads: int, batch: int, *, strict: bool) -> Any:
 
 
 def half_model(directory: Path, lowering: str) -> tuple[onnx.ModelProto, Arrays]:
-    """A bundle's model in float16 between float32 ends, and the arrays of all its external initializers by name.
-
-    Raises:
-        IncompatibleError: There is no such lowering, it does not take this model, or a value is beyond float16.
-        IntegrityError: The model or the weight file is damaged.
-    """
+    """A bundle's model in float16 between float32 ends, and the arrays of all its external initializers by name."""
     from qvec_deploy.packed import PackedFile
     from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
     from qvec_deploy.runtimes.graph import DOMAIN

@@ -17,9 +17,6 @@ def int4_block(columns: int, group_size: int) -> int:
 
     Args:
         group_size: Weights that share a scale; 0 for a row.
-
-    Raises:
-        IncompatibleError: Groups that are no whole number of blocks.
     """
     if not group_size:
         return min(INT4_BLOCKS, key=lambda block: (-(-columns // block) * (4 * block + 16), -block))

@@ -24,17 +24,13 @@ class Sidecar:
     """What an engine is.
 
     Attributes:
-        machine: What it was built with and on.
         input_shape: (C, H, W) of an image.
         hardware: GPUs it runs on; one of `HARDWARE`.
         version_compatible: Whether other releases of the same major version run it.
-        cuda_graph: Whether it is run as a CUDA graph.
         packed_bytes: Codes and scales of its quantized Linears, as handed to TensorRT.
         allowed_bytes: Most that it stores if its quantized Linears stayed packed; None where they are float16.
         weights_bytes: What TensorRT says it stores; None where it does not say.
         device_bytes: Memory that running it takes beyond its weights.
-        model_sha256: SHA-256 of the ONNX model that it was built from.
-        weights_sha256: SHA-256 of the packed file that it was built from.
     """
 
     machine: Machine
@@ -81,12 +77,7 @@ def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
 
 
 def read_sidecar(engine: Path) -> Sidecar:
-    """The sidecar of an engine.
-
-    Raises:
-        IncompatibleError: It was written by another version.
-        IntegrityError: It is missing or damaged.
-    """
+    """The sidecar of an engine."""
     path = sidecar_path(engine)
     if not path.is_file():
         raise IntegrityError(f"{path} is missing, and nothing else says what {engine.name} is", hint=REBUILD)
@@ -113,10 +104,6 @@ def check_sidecar(engine: Path, sidecar: Sidecar, here: Machine, sources: Mappin
 
     Returns:
         The engine's bytes.
-
-    Raises:
-        IncompatibleError: It was built for another machine, or from other files.
-        IntegrityError: It was changed after it was built.
     """
     reason = mismatch(sidecar, here)
     if reason is not None:

@@ -33,10 +33,7 @@ class Built:
     """An engine, not yet on disk.
 
     Attributes:
-        plan: Its bytes.
         timings: The tactics measured, with those known before; empty where they are not kept.
-        weights_bytes: What TensorRT says it stores; None where it does not say.
-        device_bytes: Memory that running it takes beyond its weights.
     """
 
     plan: bytes
@@ -60,16 +57,12 @@ def build_engine(
     """Build one engine.
 
     Args:
-        trt: The module `tensorrt`.
         graph: As `tensorrt_graph` makes it, its batch fixed where `batches` is one size.
-        input_shape: (C, H, W) of an image.
         timing_cache: Measured tactics of earlier builds; read if it is there, and not written here.
-        advance: Told how many steps are done, of how many.
         flags: Names of builder flags to set beyond what `options` says, for experiments.
 
     Raises:
         IncompatibleError: TensorRT refuses, takes other layers than it should, or stores more than it was given.
-        OutOfDeviceMemory: The GPU has too little memory.
     """
     start, logger = time.monotonic(), make_logger(trt)
     with _plugins(graph.plugin_layers):
@@ -96,11 +89,7 @@ def build_engine(
 
 
 def check_stored_bytes(built: Built, graph: TensorrtGraph, lowering: str) -> None:
-    """Refuse an engine in which packed weights did not stay packed.
-
-    Raises:
-        IncompatibleError: It stores more than padding explains.
-    """
+    """Refuse an engine in which packed weights did not stay packed."""
     if graph.allowed_bytes is None or built.weights_bytes is None:
         return
     if built.weights_bytes > graph.allowed_bytes:
@@ -265,7 +254,6 @@ def sidecar_of(
     """What is to be known of an engine before TensorRT sees it.
 
     Args:
-        shape: (C, H, W) of one image.
         hashes: SHA-256 of the sources, `model` and `weights`; empty text where there are no files.
     """
     return Sidecar(

@@ -64,7 +64,6 @@ def tensorrt_graph(
     Raises:
         IncompatibleError: No such lowering, a scheme it cannot take, a value beyond float16, an operator that has no
             float16 form, or no `amax` of a Linear that needs one.
-        IntegrityError: The packed file is damaged.
     """
     convert: Convert = find_lowering(TENSORRT.name, lowering).load()
     opset = OPSET

@@ -39,11 +39,7 @@ class Machine:
 
 
 def load_tensorrt() -> Any:
-    """The module `tensorrt`.
-
-    Raises:
-        IncompatibleError: It cannot be imported, or is of a release that cannot be used.
-    """
+    """The module `tensorrt`."""
     try:
         trt = importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:  # the bindings import without their libraries only to fail then
@@ -74,11 +70,7 @@ def release(version: str) -> tuple[int, int]:
 
 
 def open_cuda() -> Cuda:
-    """The GPU.
-
-    Raises:
-        IncompatibleError: There is none.
-    """
+    """The GPU."""
     return Cuda()
 
 
@@ -93,9 +85,6 @@ def require(lowering: str | None, *, building: bool) -> tuple[Any, Cuda]:
     Args:
         lowering: What is to be built or run; None for whatever does not need the plugin.
         building: Engines are built, which takes more than running them.
-
-    Raises:
-        IncompatibleError: Something is missing, too old or too new.
     """
     trt = load_tensorrt()
     if lowering == "packed" and release(trt.__version__) < PLUGIN_SINCE:

@@ -59,12 +59,7 @@ class TensorRT:
         caches: Path,
         stage: Stage | None = None,
     ) -> list[str]:
-        """Build a lowering's engines, and a sidecar for each, from model.onnx and the packed weights in `directory`.
-
-        Raises:
-            IncompatibleError: TensorRT or the GPU is missing or not up to it, or TensorRT refuses the model.
-            IntegrityError: The model, the weights or the calibrated activations are damaged.
-        """
+        """Build a lowering's engines, and a sidecar for each, from model.onnx and the packed weights in `directory`."""
         trt, cuda = require(lowering, building=True)
         here = machine(trt, cuda.gpu)
         cache = timing_cache_path(caches, here)
@@ -92,13 +87,7 @@ class TensorRT:
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[TensorrtSession]:
-        """Load the engines that `compile` left; the model and weights beside them must be those they were built from.
-
-        Raises:
-            IncompatibleError: TensorRT or the GPU is missing; there is no engine; one is for another machine, or from
-                other weights; TensorRT refuses it, or it does not fit.
-            IntegrityError: An engine or a sidecar is damaged.
-        """
+        """Load the engines that `compile` left; they must be built from the model and weights beside them."""
         trt, cuda = require(lowering, building=False)
         engines = find_engines(directory, lowering)
         if not engines:

@@ -21,11 +21,7 @@ _FLUSH = "flush"  # beside the names of input and output
 
 
 class TensorrtSession:
-    """The engines of a bundle, loaded.
-
-    Args:
-        engines: Loaded engines; at least one.
-    """
+    """The engines of a bundle, loaded."""
 
     def __init__(self, engines: Sequence[LoadedEngine]) -> None:
         self._engines = sorted(engines, key=lambda engine: engine.sidecar.batches.largest)
@@ -94,12 +90,7 @@ class LoadedEngine:
         return self._graph is not None
 
     def prepare(self) -> None:
-        """Allocate, run once, and record the run where the engine is static and the sidecar says so.
-
-        Raises:
-            IncompatibleError: TensorRT refuses, or the run cannot be recorded.
-            OutOfDeviceMemory: The GPU has too little memory.
-        """
+        """Allocate, run once, and record the run where the engine is static and the sidecar says so."""
         self._stream = self._cuda.new_stream()
         for name, shape in self._shapes.items():
             self._host[name] = self._cuda.pinned(shape)
@@ -214,11 +205,9 @@ def load_engines(trt: Any, cuda: Cuda, plans: Sequence[tuple[Sidecar, bytes]]) -
     """Load engines that have been checked.
 
     Args:
-        trt: The module `tensorrt`.
         plans: Sidecar and bytes of each; at least one.
 
     Raises:
-        IncompatibleError: TensorRT refuses one, or it has other inputs and outputs than ours have.
         OutOfDeviceMemory: They do not fit; the message says which ones did.
     """
     logger = make_logger(trt)

@@ -77,13 +77,7 @@ class HalfEngine(nn.Module):
 
 
 def load_engine(structure: Structure, weights: PackedFile, lowering: str, device: torch.device) -> HalfEngine:
-    """Put a packed file into its timm model, tensor by tensor; float weights of the Linears never exist for `packed`.
-
-    Raises:
-        IncompatibleError: There is no such lowering, a tensor is missing, or a value is beyond float16.
-        IntegrityError: The packed file is damaged.
-        RecipeError: timm does not know the model.
-    """
+    """Put a packed file into its timm model, tensor by tensor; `packed` never has float weights of Linears."""
     if lowering not in ("float", "packed"):
         raise IncompatibleError(f"runtime `torch-cuda` has no lowering `{lowering}`", hint="it has float, packed")
     model = models.structure(structure.name, structure.classes, structure.args).half()  # scales come later, in float32

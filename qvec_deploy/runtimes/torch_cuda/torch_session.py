@@ -66,12 +66,7 @@ class TorchCuda:
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:
-        """Load the engine from structure.json and the packed weights; threads are not used, for the work is the GPU's.
-
-        Raises:
-            IncompatibleError: No GPU that the kernels run on, no such lowering, or too little GPU memory.
-            IntegrityError: A file is damaged.
-        """
+        """Load the engine from structure.json and the packed weights; threads are not used."""
         import torch
 
         from qvec_deploy.runtimes.torch_cuda.torch_module import load_engine
@@ -133,22 +128,14 @@ class TorchSession:
         )
 
     def stages(self, batch: int) -> _Graph | None:
-        """A run of so many images, part by part (`measure.runnable.Stages`); None on the CPU, which has no parts.
-
-        Raises:
-            IncompatibleError: More images than the GPU's memory takes.
-        """
+        """A run of so many images, part by part (`measure.runnable.Stages`); None on the CPU, which has no parts."""
         if self._device.type != "cuda":
             return None
         self.run(np.zeros((batch, *self._shape), np.float32))  # refuses what does not fit, and says what does
         return self._graphs[batch]
 
     def flush_l2(self) -> None:
-        """Overwrite twice as much memory as the GPU's L2 cache holds, and wait for that.
-
-        Raises:
-            IncompatibleError: The session runs on the CPU.
-        """
+        """Overwrite twice as much memory as the GPU's L2 cache holds, and wait for that."""
         import torch
 
         if self._device.type != "cuda":

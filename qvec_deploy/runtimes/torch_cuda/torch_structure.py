@@ -38,12 +38,7 @@ def write_structure(directory: Path, architecture: Architecture, args: ModelArgs
 
 
 def read_structure(directory: Path) -> Structure:
-    """What `write_structure` kept.
-
-    Raises:
-        StorageError: There is no such file.
-        IntegrityError: It is damaged.
-    """
+    """What `write_structure` kept."""
     path = require_file(directory / STRUCTURE_FILE, what="structure")
     try:
         values = json.loads(path.read_bytes())
