@@ -25,8 +25,7 @@ def report(folder: Path, output: Path, quiet: bool, as_json: bool) -> None:
     """
     from qvec_deploy.io.files import require_report_folder
     from qvec_deploy.research.study.analysis.summarize import summarize
-    from qvec_deploy.research.study.pages.study_page import StudyReport
-    from qvec_deploy.research.study.pages.write_study import write_study
+    from qvec_deploy.research.study.pages.study_page import StudyReport, write_study
     from qvec_deploy.research.study.study_documents import read_study
 
     progress = progress_shown(quiet or as_json)

@@ -4,12 +4,14 @@ import re
 
 import pytest
 
-from qvec_deploy.research.study.pages.heatmap import HeatmapCell, colour_limit, heatmap
+from qvec_deploy.research.study.analysis.pair_values import PairGain
 from qvec_deploy.research.study.pages.study_plots import (
     LOOKS,
     CurveLine,
     IntervalBar,
     PairPoint,
+    colour_limit,
+    heatmap,
     interval_plot,
     line_plot,
     scatter_plot,
@@ -20,7 +22,7 @@ TASKS = ("lower", "upper", "symbols", "digits")
 
 def squares(tasks=TASKS, error=1.25):
     places = [(donor, receiver) for receiver in tasks for donor in tasks if donor != receiver]
-    return [HeatmapCell(donor, receiver, 3.0 * index - 7.0, error) for index, (donor, receiver) in enumerate(places)]
+    return [PairGain(*place, 3.0 * index - 7.0, error, 0.75, (1.0,)) for index, place in enumerate(places)]
 
 
 def texts(svg: str) -> list[str]:
@@ -44,16 +46,18 @@ def test_a_heatmap_says_every_gain_with_its_error():
     assert "upper for lower: −7.0 points" in figure.svg
 
 
-def test_without_errors_a_heatmap_shows_none():
+def test_with_one_seed_a_heatmap_shows_errors_over_images():
     figure = heatmap("h", "Gains", "", squares(error=None), 30.0)
-    assert not [text for text in texts(figure.svg) if text.startswith("±")]
-    assert "Small" not in figure.caption
-
-
-def test_a_heatmap_says_what_its_errors_are_over():
-    figure = heatmap("h", "Gains", "", squares(), 30.0, "test images")
+    assert texts(figure.svg).count("±0.8") == 12
     assert figure.caption.endswith("Small: standard error over test images.")
     assert figure.columns[-1] == "standard error over test images, points"
+
+
+def test_a_pair_of_one_seed_among_others_has_no_error():
+    pairs = [*squares()[:-1], *squares(error=None)[-1:]]
+    figure = heatmap("h", "Gains", "", pairs, 30.0)
+    assert texts(figure.svg).count("±1.2") == 11 and figure.samples[-1][-1] is None
+    assert figure.caption.endswith("Small: standard error over seeds.")
 
 
 def test_many_tasks_have_no_room_for_numbers_but_losses_are_marked():

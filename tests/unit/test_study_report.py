@@ -24,8 +24,7 @@ from qvec_deploy.research.study.analysis.summarize import summarize
 from qvec_deploy.research.study.pages import notation, pair_sections, result_sections, setting_sections
 from qvec_deploy.research.study.pages.conclusions import answers, remarks
 from qvec_deploy.research.study.pages.study_csv import pairs_csv, trials_csv
-from qvec_deploy.research.study.pages.study_page import StudyReport, study_page
-from qvec_deploy.research.study.pages.write_study import REPORT_VERSION, to_json, write_study
+from qvec_deploy.research.study.pages.study_page import REPORT_VERSION, StudyReport, study_page, to_json, write_study
 from qvec_deploy.tensors import Scheme
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "study.md"

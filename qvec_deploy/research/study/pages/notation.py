@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from operator import attrgetter
+from typing import TypeVar
 
 from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.formatting import NONE, p_value, signed_text
@@ -17,6 +17,8 @@ from qvec_deploy.research.study.analysis.study_summary import (
     WinCount,
 )
 from qvec_deploy.tensors import Scheme
+
+T = TypeVar("T")
 
 NEEDS: dict[Needs, str] = {
     "nothing": "nothing",
@@ -39,11 +41,6 @@ def percent(share: float) -> str:
     return signed_text(f"{round(100 * share)} %")
 
 
-def optional(text: Callable[[float], str], value: float | None) -> str:
-    """A number that may not be there."""
-    return NONE if value is None else text(value)
-
-
 def ends(interval: Estimate | None, text: Callable[[float], str] = points) -> str:
     """An interval, to stand behind its value: ` [low, high]`; empty where none could be had: its ends are the value."""
     if interval is None or interval.low == interval.high:
@@ -51,72 +48,40 @@ def ends(interval: Estimate | None, text: Callable[[float], str] = points) -> st
     return f" [{text(interval.low)}, {text(interval.high)}]"
 
 
-def gain(mean: PooledMean | None) -> str:
-    """A mean gain and its interval over receivers and seeds."""
-    return NONE if mean is None else points(mean.value) + ends(mean.receivers)
-
-
-def over_images(mean: PooledMean | None) -> str:
-    """A mean gain's interval over images."""
-    return NONE if mean is None else ends(mean.images).strip() or NONE
-
-
-def over_seeds(mean: PooledMean | None) -> str:
-    """A mean's standard error over seeds."""
-    return error(mean.seed_error if mean is not None else None)
-
-
-def difference(test: PairedTest | None) -> str:
-    """The mean difference of two rows with the t-test's interval."""
-    return NONE if test is None else points(test.difference.value) + ends(test.difference)
-
-
-def bars(shown: Sequence[PooledMean]) -> tuple[Callable[[PooledMean], Estimate | None], str]:
-    """Which interval a figure draws, and what it is over: one for all its rows, images only where there is no other."""
-    if any(one.receivers is not None for one in shown):
-        return attrgetter("receivers"), "receivers and seeds"
-    return attrgetter("images"), "test images of one receiver"
-
-
-def low_and_high(value: float, interval: Estimate | None) -> tuple[float, float]:
-    """The ends to draw; the value itself where there is no interval."""
-    return (interval.low, interval.high) if interval else (value, value)
-
-
-def error(value: float | None) -> str:
-    """A standard error in points."""
-    return NONE if value is None else f"± {value:.1f}"
-
-
-def top1(value: float | None) -> str:
-    """An accuracy in percent."""
-    return NONE if value is None else f"{value:.1f}"
-
-
-def share(estimate: Estimate | None) -> str:
-    """A share and its interval in percent."""
-    if estimate is None:
-        return NONE
-    return percent(estimate.value) + ends(estimate, lambda end: signed_text(str(round(100 * end))))
-
-
-def correlation(estimate: Estimate | None) -> str:
-    """A correlation and its interval over tasks."""
-    return NONE if estimate is None else f"{_signed(estimate.value)}{ends(estimate, _signed)}"
+def optional(text: Callable[[T], str]) -> Callable[[T | None], str]:
+    """The same for what may not be there."""
+    return lambda value: NONE if value is None else text(value)
 
 
 def _signed(value: float) -> str:
     return signed_text(f"{value:+.2f}") if round(abs(value), 2) else "0.00"
 
 
-def won(wins: WinCount) -> str:
-    """The share of wins."""
-    return percent(wins.wins / wins.count) if wins.count else NONE
+top1 = optional("{:.1f}".format)
+error = optional("± {:.1f}".format)
+"""A standard error in points."""
+p_text = optional(p_value)
+gain: Callable[[PooledMean | None], str] = optional(lambda mean: points(mean.value) + ends(mean.receivers))
+"""A mean gain and its interval over receivers and seeds."""
+over_images: Callable[[PooledMean | None], str] = optional(lambda mean: ends(mean.images).strip() or NONE)
+over_seeds: Callable[[PooledMean | None], str] = optional(lambda mean: error(mean.seed_error))
+difference: Callable[[PairedTest | None], str] = optional(
+    lambda test: points(test.difference.value) + ends(test.difference)
+)
+"""The mean difference of two rows with the t-test's interval."""
+share: Callable[[Estimate | None], str] = optional(
+    lambda found: percent(found.value) + ends(found, lambda end: signed_text(str(round(100 * end))))
+)
+won: Callable[[WinCount | None], str] = optional(lambda wins: percent(wins.wins / wins.count))
+"""The share of wins."""
+correlation: Callable[[Estimate | None], str] = optional(lambda found: _signed(found.value) + ends(found, _signed))
 
 
-def p_text(p: float | None) -> str:
-    """A p-value."""
-    return NONE if p is None else p_value(p)
+def bars(shown: Sequence[PooledMean]) -> tuple[Callable[[PooledMean], Estimate], str]:
+    """Which interval a figure draws, and what it is over: one for all its rows, images only where there is no other."""
+    if any(one.receivers is not None for one in shown):
+        return lambda one: one.receivers or Estimate(one.value, one.value, one.value), "receivers and seeds"
+    return lambda one: one.images, "test images of one receiver"
 
 
 def p_equals(p: float | None) -> str:

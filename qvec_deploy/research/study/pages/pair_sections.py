@@ -20,10 +20,16 @@ from qvec_deploy.research.study.analysis.pair_values import (
     TaskSimilarity,
 )
 from qvec_deploy.research.study.analysis.row_key import PLAIN, RowKey
-from qvec_deploy.research.study.analysis.study_summary import LambdaCurve, StudySetting, StudySummary
+from qvec_deploy.research.study.analysis.study_summary import StudySetting, StudySummary
 from qvec_deploy.research.study.pages import notation
-from qvec_deploy.research.study.pages.heatmap import HeatmapCell, colour_limit, heatmap
-from qvec_deploy.research.study.pages.study_plots import CurveLine, PairPoint, line_plot, scatter_plot
+from qvec_deploy.research.study.pages.study_plots import (
+    CurveLine,
+    PairPoint,
+    colour_limit,
+    heatmap,
+    line_plot,
+    scatter_plot,
+)
 
 CAUSES = (
     ("coordinates", "Donor and receiver are not in the same coordinates"),
@@ -51,7 +57,15 @@ def matrices(summary: StudySummary) -> Section:
         over_plain = [one for one in setting.matrices if one.baseline == PLAIN and one.pairs]
         largest = colour_limit([pair.gain for one in over_plain for pair in one.pairs])
         for one in over_plain:
-            drawn.setdefault(one.mode, []).append(_matrix(f"gains-{index}-{one.mode}", name, one, largest))
+            lost = sum(pair.gain < 0 for pair in one.pairs)
+            caption = (
+                f"{name}. A row is a donor, a column a receiver; gain over plain PTQ in points, seeds averaged. "
+                f"{lost} of {notation.many(len(one.pairs), 'pair')} {'loses' if lost == 1 else 'lose'}."
+            )
+            place = one.tasks.index
+            pairs = sorted(one.pairs, key=lambda pair: (place(pair.receiver), place(pair.donor)))
+            title = f"Gains at {notation.words(one.label)}"
+            drawn.setdefault(one.mode, []).append(heatmap(f"gains-{index}-{one.mode}", title, caption, pairs, largest))
             every.append(_every(name, setting, one))
         if setting.pairs():
             helped.append(_helped(name, setting))
@@ -83,28 +97,11 @@ def _helped(name: str, setting: StudySetting) -> Table:
     return Table.of(f"Donors that help a receiver: {name}", setting.receivers, columns, words=2, note=note)
 
 
-def _matrix(anchor: str, name: str, matrix: GainMatrix, largest: float) -> Figure:
-    order = {task: place for place, task in enumerate(matrix.tasks)}
-    chosen = sorted(matrix.pairs, key=lambda pair: (order[pair.receiver], order[pair.donor]))
-    seeds = any(pair.seed_error is not None for pair in chosen)
-    cells = [
-        HeatmapCell(pair.donor, pair.receiver, pair.gain, pair.seed_error if seeds else pair.image_error)
-        for pair in chosen
-    ]
-    lost = sum(pair.gain < 0 for pair in chosen)
-    caption = (
-        f"{name}. A row is a donor, a column a receiver; gain over plain PTQ in points, seeds averaged. "
-        f"{lost} of {notation.many(len(chosen), 'pair')} {'loses' if lost == 1 else 'lose'}."
-    )
-    title = f"Gains at {notation.words(matrix.label)}"
-    return heatmap(anchor, title, caption, cells, largest, "seeds" if seeds else "test images")
-
-
 def _every(name: str, setting: StudySetting, matrix: GainMatrix) -> Table:
     """Every pair at one way of choosing lambda: over plain with its errors, and over other methods."""
 
     def found(gains: dict[tuple[str, str], float], pair: PairGain) -> str:
-        return notation.optional(notation.points, gains.get((pair.donor, pair.receiver)))
+        return notation.optional(notation.points)(gains.get((pair.donor, pair.receiver)))
 
     columns: dict[str, Callable[[PairGain], str]] = {
         "Receiver": lambda pair: pair.receiver,
@@ -126,29 +123,6 @@ def _every(name: str, setting: StudySetting, matrix: GainMatrix) -> Table:
 
 def lambdas(summary: StudySummary) -> Section:
     """Mean gain over lambda with its interval, and the same as tables."""
-    figures, tables = [], []
-    for index, name, setting in notation.numbered(summary):
-        if any(len(curve.points) > 1 for curve in setting.curves):
-            pick, over = notation.bars([point.gain for curve in setting.curves for point in curve.points])
-            caption = f"{name}. Bands are 95 % intervals over {over}; λ = 0 is no patch."
-            lines = [
-                CurveLine(
-                    notation.words(curve.label),
-                    tuple(
-                        (point.lam, point.gain.value, *notation.low_and_high(point.gain.value, pick(point.gain)))
-                        for point in curve.points
-                    ),
-                    0 if curve.key == "pair" else 1,
-                )
-                for curve in setting.curves
-                if curve.points
-            ]
-            figures.append(line_plot(f"lambda-{index}", "Gain over λ", caption, lines, ("λ", "gain, points")))
-            tables.append(_lambdas(name, setting.curves))
-    return Section("lambda", "Gain over λ", (*figures, *tables))
-
-
-def _lambdas(name: str, shown: Iterable[LambdaCurve]) -> Table:
     columns = {
         "Curve": lambda one: notation.words(one[0].label),
         "λ": lambda one: signed_text(f"{one[1].lam:g}"),
@@ -157,8 +131,20 @@ def _lambdas(name: str, shown: Iterable[LambdaCurve]) -> Table:
         "Images": lambda one: notation.over_images(one[1].gain),
         "Wins": lambda one: notation.percent(one[1].win_share),
     }
-    points = [(curve, point) for curve in shown for point in curve.points]
-    return Table.of(f"Curves: {name}", points, columns, note=notation.BRACKETS, folded=True)
+    figures, tables = [], []
+    for index, name, setting in notation.numbered(summary):
+        if any(len(curve.points) > 1 for curve in setting.curves):
+            points = [(curve, point) for curve in setting.curves for point in curve.points]
+            pick, over = notation.bars([point.gain for _, point in points])
+            caption = f"{name}. Bands are 95 % intervals over {over}; λ = 0 is no patch."
+            lines = []
+            for curve in setting.curves:
+                drawn = [(point.lam, point.gain.value, pick(point.gain)) for point in curve.points]
+                band = tuple((lam, value, interval.low, interval.high) for lam, value, interval in drawn)
+                lines.append(CurveLine(notation.words(curve.label), band, 0 if curve.key == "pair" else 1))
+            figures.append(line_plot(f"lambda-{index}", "Gain over λ", caption, lines, ("λ", "gain, points")))
+            tables.append(Table.of(f"Curves: {name}", points, columns, note=notation.BRACKETS, folded=True))
+    return Section("lambda", "Gain over λ", (*figures, *tables))
 
 
 def similarities(summary: StudySummary) -> Section:
@@ -230,21 +216,15 @@ def _correlations(title: str, about: tuple[str, ...], rows: Iterable[tuple[tuple
 
 def failures(summary: StudySummary) -> Section:
     """Every pair that loses, with its cause."""
-    tables, sentences, causes = [], [], set[str]()
-    for _, name, setting in notation.numbered(summary):
-        total = len(setting.pairs())
-        if total:
-            sentences.append(f"{name}: {_counted(setting.failures, total)}")
-        if setting.failures:
-            tables.append(_failures(name, setting.failures))
-            causes |= {one.cause for one in setting.failures}
-    if causes:
-        sentences.append(CHANCE)
+    settings = notation.numbered(summary)
+    counted = [(name, setting.failures, len(setting.pairs())) for _, name, setting in settings]
+    sentences = [f"{name}: {_counted(lost, total)}" for name, lost, total in counted if total]
+    tables = [_failures(name, setting.failures) for _, name, setting in settings if setting.failures]
+    causes = {one.cause for _, _, setting in settings for one in setting.failures}
+    if not causes:
+        return Section("failures", "Pairs that lose", tuple(map(Prose, sentences)))
     facts = tuple((cause.capitalize(), f"{rule}.") for cause, rule in CAUSES if cause in causes)
-    blocks: list[Block] = [*map(Prose, sentences), *tables]
-    if facts:
-        blocks.append(Facts(facts))
-    return Section("failures", "Pairs that lose", tuple(blocks))
+    return Section("failures", "Pairs that lose", (*map(Prose, [*sentences, CHANCE]), *tables, Facts(facts)))
 
 
 def _counted(lost: tuple[LosingPair, ...], total: int) -> str:
@@ -259,6 +239,9 @@ def _counted(lost: tuple[LosingPair, ...], total: int) -> str:
 
 
 def _failures(name: str, lost: tuple[LosingPair, ...]) -> Table:
+    best: Callable[[LambdaGain | None], str] = notation.optional(
+        lambda found: f"{notation.points(found.gain)} at {short(found.lam)}"
+    )
     columns = {
         "Donor": lambda one: one.donor,
         "Receiver": lambda one: one.receiver,
@@ -268,8 +251,8 @@ def _failures(name: str, lost: tuple[LosingPair, ...]) -> Table:
         "Float, %": lambda one: notation.top1(one.float_top1),
         "Own QAT, %": lambda one: notation.top1(one.own_qat_top1),
         "Plain, %": lambda one: notation.top1(one.plain_top1),
-        "Best 0 < λ < 1": lambda one: _best(one.best_between),
-        "Best λ < 0": lambda one: _best(one.best_negative),
+        "Best 0 < λ < 1": lambda one: best(one.best_between),
+        "Best λ < 0": lambda one: best(one.best_negative),
     }
     note = (
         "Noise: how far a gain may be from its mean by chance (95 %), over seeds and images together. The best gains "
@@ -279,30 +262,23 @@ def _failures(name: str, lost: tuple[LosingPair, ...]) -> Table:
     return replace(table, alignment="llrrlrrrrr")
 
 
-def _best(found: LambdaGain | None) -> str:
-    return NONE if found is None else f"{notation.points(found.gain)} at {short(found.lam)}"
-
-
 def predictions(summary: StudySummary) -> Section:
     """Prop. 1's share of the headroom against the measured one."""
+    labels = ("predicted share of the headroom", "measured share of the gap")
     figures, rows, errors = [], [], []
     for index, name, setting in notation.numbered(summary):
         one = setting.prediction
         if one is not None and one.points:
-            figures.append(_predicted(f"prediction-{index}", name, one))
+            points = [PairPoint(point.donor, point.receiver, point.predicted, point.measured) for point in one.points]
+            caption = f"{name}. Dashed: where prediction and measurement are equal. Diamonds lose."
+            title = "Predicted and measured shares"
+            figures.append(scatter_plot(f"prediction-{index}", title, caption, points, labels, equal=True))
             rows += [((name,), each) for each in one.correlations]
             errors.append(_errors(name, one))
     if not errors:
         return Section("prediction", "Proposition 1")
     tables = [_correlations("Correlation of predicted and measured shares", ("Setting",), rows)] if rows else []
     return Section("prediction", "Proposition 1", (*map(Prose, (PROPOSITION, *errors)), *tables, *figures))
-
-
-def _predicted(anchor: str, name: str, one: PropositionCheck) -> Figure:
-    points = [PairPoint(point.donor, point.receiver, point.predicted, point.measured) for point in one.points]
-    caption = f"{name}. Dashed: where prediction and measurement are equal. Diamonds lose."
-    labels = ("predicted share of the headroom", "measured share of the gap")
-    return scatter_plot(anchor, "Predicted and measured shares", caption, points, labels, equal=True)
 
 
 def _errors(name: str, one: PropositionCheck) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
-from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.formatting import NONE, short
 from qvec_deploy.report.page import Block, Prose, Section, Table
 from qvec_deploy.research.study.analysis.row_key import FLOAT, OWN_QAT, PLAIN, Needs, RowKey
@@ -34,7 +34,10 @@ def results(summary: StudySummary) -> Section:
         shown = [(row, row.gain) for row in setting.rows if row.gain is not None and row.key != FLOAT]
         if shown:
             pick, over = notation.bars([gain for _, gain in shown])
-            bars = [_bar(row, gain.value, pick(gain)) for row, gain in shown]
+            bars = [
+                IntervalBar(row.key.short, pick(gain).low, gain.value, pick(gain).high, _look(row.key))
+                for row, gain in shown
+            ]
             caption = (
                 f"{name}. Circles have a vector, diamonds have none, squares are references and controls. Bars are "
                 f"95 % intervals over {over}."
@@ -48,17 +51,27 @@ def _is_reference(key: RowKey) -> bool:
     return key in (FLOAT, OWN_QAT) or key.kind == "control"
 
 
+def _look(key: RowKey) -> int:
+    return VECTOR_LOOK if key.vector else REFERENCE_LOOK if _is_reference(key) else OTHER_LOOK
+
+
 def _highest(summary: StudySummary) -> list[Table]:
     """Which row has the highest mean, by what it takes, with a vector and without; no pair of rows twice in a row."""
+    mean: Callable[[StudyRow | None], str] = notation.optional(
+        lambda row: f"{row.key.short}: {notation.top1(row.top1.value)} %"
+    )
     rows = []
     for _, name, setting in notation.numbered(summary):
-        before: tuple[StudyRow | None, StudyRow | None] = None, None
+        before: list[StudyRow | None] = [None, None]
         for where, needs in TAKING:
             able = [row for row in setting.rows if row.needs in needs and not _is_reference(row.key)]
-            best = _best([row for row in able if row.key.vector]), _best([row for row in able if not row.key.vector])
+            best = [
+                max((row for row in able if row.key.vector == vector), key=lambda row: row.top1.value, default=None)
+                for vector in (True, False)
+            ]
             if best != before:
-                test = setting.test(best[0].key, best[1].key) if best[0] and best[1] else None
-                rows.append((name, where, *map(_mean, best), notation.difference(test)))
+                test = setting.test(*(row.key for row in best if row)) if all(best) else None
+                rows.append((name, where, *map(mean, best), notation.difference(test)))
             before = best
     note = (
         "Picked from the tables below because they are highest, and so a little flattered. Difference: of the two "
@@ -69,34 +82,14 @@ def _highest(summary: StudySummary) -> list[Table]:
     return [Table("Highest means", columns, tuple(rows), "llllr", note=note)] if rows else []
 
 
-def _best(rows: Sequence[StudyRow]) -> StudyRow | None:
-    return max(rows, key=lambda row: row.top1.value, default=None)
-
-
-def _mean(row: StudyRow | None) -> str:
-    return NONE if row is None else f"{row.key.short}: {notation.top1(row.top1.value)} %"
-
-
-def _bar(row: StudyRow, value: float, interval: Estimate | None) -> IntervalBar:
-    low, high = notation.low_and_high(value, interval)
-    look = VECTOR_LOOK if row.key.vector else REFERENCE_LOOK if _is_reference(row.key) else OTHER_LOOK
-    return IntervalBar(row.key.short, low, value, high, look)
-
-
 def candidates(summary: StudySummary) -> Section:
     """The main table of every setting, and what there was to win."""
     settings = notation.numbered(summary)
-    tables = [_table(name, setting) for _, name, setting in settings]
-    return Section(
-        "candidates", "All candidates", (*tables, *(_headroom(name, setting) for _, name, setting in settings))
-    )
+    tables = [table(name, setting) for table in (_table, _headroom) for _, name, setting in settings]
+    return Section("candidates", "All candidates", tuple(tables))
 
 
 def _table(name: str, setting: StudySetting) -> Table:
-    def wins(row: StudyRow) -> str:
-        against = row.wins_over(PLAIN)
-        return notation.won(against) if against else NONE
-
     def chance(row: StudyRow) -> str:
         test = setting.test(row.key, PLAIN)
         return notation.p_text(test.t_adjusted) if test else NONE
@@ -115,7 +108,7 @@ def _table(name: str, setting: StudySetting) -> Table:
         "Seeds": lambda row: notation.over_seeds(row.gain or row.top1),
         "Images": lambda row: notation.over_images(row.gain),
         "Share of QAT gap": lambda row: notation.share(row.share_of_gap),
-        "Wins over plain": wins,
+        "Wins over plain": lambda row: notation.won(row.wins_over(PLAIN)),
         "p (t, Holm)": chance,
     }
     return Table.of(name, setting.rows, columns, words=2, note=f"{note} {BARS}")
@@ -123,14 +116,14 @@ def _table(name: str, setting: StudySetting) -> Table:
 
 def compact(summary: StudySummary) -> tuple[Table, ...]:
     """A table per setting that fits a terminal."""
-    kept = ("Candidate", "Top-1, %", "Gain over plain, points", "Share of QAT gap", "Wins over plain", "p (t, Holm)")
+    left_out = ("What it takes", "Seeds", "Images")
     found = []
     for _, name, setting in notation.numbered(summary):
         table = _table(name, setting)
-        places = [table.columns.index(column) for column in kept]
+        places = [place for place, column in enumerate(table.columns) if column not in left_out]
         rows = tuple(tuple(row[place] for place in places) for row in table.rows)
-        columns = tuple(column.removesuffix(" over plain") for column in kept)
-        found.append(Table(table.title, columns, rows, "lrrrrr"))
+        columns = tuple(table.columns[place].removesuffix(" over plain") for place in places)
+        found.append(Table(name, columns, rows, "lrrrrr"))
     return tuple(found)
 
 
@@ -138,7 +131,7 @@ def _headroom(name: str, setting: StudySetting) -> Table:
     columns = {
         "Receiver": lambda one: one.receiver,
         "Test images": lambda one: f"{one.images:,}",
-        "Images that choose": lambda one: NONE if one.selecting is None else f"{one.selecting:,}",
+        "Images that choose": lambda one: notation.optional("{:,}".format)(one.selecting),
         "Float, %": lambda one: notation.top1(one.float_top1),
         "Own QAT, %": lambda one: notation.top1(one.own_qat_top1),
         "Plain PTQ, %": lambda one: notation.top1(one.plain_top1),
@@ -155,27 +148,27 @@ def _headroom(name: str, setting: StudySetting) -> Table:
 
 def wins(summary: StudySummary) -> Section:
     """How often each row with a vector, or a control, beats each baseline."""
+
+    def over(baseline: RowKey, row: StudyRow) -> str:
+        found = row.wins_over(baseline)
+        if found is None:
+            return NONE
+        share = notation.won(found) if found.share is None else notation.share(found.share)
+        return f"{share} ({found.wins} of {found.count})"
+
+    note = (
+        "Share of pairs (of receivers for rows that are not one donor's), each seed by itself, with a gain above 0; a "
+        f"tie is no win. {notation.BRACKETS}"
+    )
     tables = []
     for _, name, setting in notation.numbered(summary):
         baselines = dict.fromkeys(one.baseline for row in setting.rows for one in row.wins)
         able = [row for row in setting.rows if row.wins and (row.key.vector or row.key.kind == "control")]
+        columns: dict[str, Callable[[StudyRow], str]] = {"Candidate": lambda row: notation.words(row.label)}
+        columns |= {f"over {key.short}": partial(over, key) for key in baselines}
         if able:
-            columns = ("Candidate", *(f"over {key.short}" for key in baselines))
-            rows = tuple((notation.words(row.label), *(_wins(row, key) for key in baselines)) for row in able)
-            note = (
-                "Share of pairs (of receivers for rows that are not one donor's), each seed by itself, with a gain "
-                f"above 0; a tie is no win. {notation.BRACKETS}"
-            )
-            tables.append(Table(name, columns, rows, "l" + "r" * len(baselines), note=note))
+            tables.append(Table.of(name, able, columns, note=note))
     return Section("wins", "Win rates", tuple(tables))
-
-
-def _wins(row: StudyRow, baseline: RowKey) -> str:
-    found = row.wins_over(baseline)
-    if found is None:
-        return NONE
-    share = notation.won(found) if found.share is None else notation.share(found.share)
-    return f"{share} ({found.wins} of {found.count})"
 
 
 def tests(summary: StudySummary) -> Section:
@@ -228,10 +221,7 @@ def controls(summary: StudySummary) -> Section:
         if not chosen:
             continue
         tables.append(_tests(name, chosen))
-        bars = [
-            IntervalBar(one.worse.short, one.difference.low, one.difference.value, one.difference.high)
-            for one in chosen
-        ]
+        bars = [IntervalBar(one.worse.short, d.low, d.value, d.high) for one in chosen for d in (one.difference,)]
         caption = f"{name}. What one donor's vector gains over each control, on average over receivers."
         if any(bar.low < bar.high for bar in bars):
             caption += " Bars are the paired t-test's 95 % intervals, uncorrected."
@@ -251,10 +241,10 @@ def selection(summary: StudySummary) -> Section:
         "Chosen on": lambda one: one.chosen_on,
         "Gain over plain, points": lambda one: notation.gain(one.gain),
         "Seeds": lambda one: notation.over_seeds(one.gain),
-        "Short of hindsight": lambda one: notation.optional("{:.1f}".format, one.short_of_hindsight),
-        "Median λ": lambda one: notation.optional(short, one.median_lambda),
-        "At λ = 0": lambda one: notation.optional(notation.percent, one.at_zero),
-        "At the grid's end": lambda one: notation.optional(notation.percent, one.at_edge),
+        "Short of hindsight": lambda one: notation.top1(one.short_of_hindsight),
+        "Median λ": lambda one: notation.optional(short)(one.median_lambda),
+        "At λ = 0": lambda one: notation.optional(notation.percent)(one.at_zero),
+        "At the grid's end": lambda one: notation.optional(notation.percent)(one.at_edge),
     }
     tables = []
     for _, name, setting in notation.numbered(summary):

@@ -1,16 +1,25 @@
-"""A study's summary and its run -> the page: its head, its terms, and its sections in order."""
+"""A study's summary and its run -> the page and its files: HTML, Markdown, JSON, CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from qvec_deploy.io.files import canonical_json, write_bytes
 from qvec_deploy.report.page import Facts, Page, Prose, Section
-from qvec_deploy.research.study.analysis.study_summary import StudySummary
+from qvec_deploy.report.render_html import render_html
+from qvec_deploy.report.render_markdown import render_markdown
+from qvec_deploy.research.study.analysis.study_summary import StudySummary, plain_values
+from qvec_deploy.research.study.cell_values import Cell
 from qvec_deploy.research.study.pages import notation, pair_sections, result_sections, setting_sections
 from qvec_deploy.research.study.pages.conclusions import answers, remarks
+from qvec_deploy.research.study.pages.study_csv import pairs_csv, trials_csv
+
+REPORT_VERSION = 1
+"""Of study.json around the summary, which has a version of its own."""
 
 QUESTION = (
     "A donor's quantization vector is what quantization-aware training (QAT) changed in its weights. Another task's "
@@ -131,3 +140,31 @@ def _kicker(summary: StudySummary) -> str:
     pairs = max((notation.pair_count(setting) for setting in summary.settings), default=0)
     counts = {"task": len(tasks), "pair": pairs, "seed": len(seeds), "setting": len(summary.settings)}
     return f"{notation.listed(list(models))} · {', '.join(notation.many(n, noun) for noun, n in counts.items())}"
+
+
+def to_json(report: StudyReport) -> bytes:
+    """Everything that the page shows, as canonical JSON; a ValueError for NaN or an infinite number."""
+    return canonical_json(
+        {
+            "schema_version": REPORT_VERSION,
+            "name": report.name,
+            "summary": plain_values(report.summary),
+            "recipe": report.recipe,
+            "run": dict(report.run),
+        }
+    )
+
+
+def write_study(report: StudyReport, cells: Sequence[Cell], directory: Path) -> tuple[Path, ...]:
+    """Write study.json, study.md, study.html, trials.csv and pairs.csv; their paths, in this order."""
+    page = study_page(report)
+    files = {
+        "study.json": to_json(report),
+        "study.md": render_markdown(page, "study.html").encode(),
+        "study.html": render_html(page).encode(),
+        "trials.csv": trials_csv(cells).encode(),
+        "pairs.csv": pairs_csv(report.summary).encode(),
+    }
+    for name, data in files.items():
+        write_bytes(directory / name, data)
+    return tuple(directory / name for name in files)
