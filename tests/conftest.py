@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
-from shared import make_once
+from shared import export_once, make_once, measure_once, probe_once, share_in
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # read when PyTorch or numpy is imported: there is a worker on every core
@@ -36,6 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Give every worker a user's cache of its own: whoever measures waits for all builds that share one."""
+    share_in(tmp_path_factory)
     usual = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     os.environ.setdefault("MPLCONFIGDIR", str(usual / "matplotlib"))  # finding the fonts anew takes seconds
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
@@ -85,7 +87,7 @@ def pico_states() -> dict[str, dict[str, np.ndarray]]:
 
 
 @pytest.fixture(scope="session")
-def pico_folder(tmp_path_factory: pytest.TempPathFactory, pico_states: dict[str, dict[str, np.ndarray]]) -> Path:
+def pico_folder(pico_states: dict[str, dict[str, np.ndarray]]) -> Path:
     """A folder with receiver, fp, qat and vector.safetensors; do not write to it."""
 
     def make(folder: Path) -> None:
@@ -107,7 +109,25 @@ def pico_folder(tmp_path_factory: pytest.TempPathFactory, pico_states: dict[str,
             seed=0,
         )
 
-    return make_once(tmp_path_factory, "pico", make)
+    return make_once("pico", make)
+
+
+@pytest.fixture
+def nothing_shared() -> None:
+    """Every build of the test exports its model and measures the machine itself."""
+
+
+@pytest.fixture
+def shared_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds share what takes most of their time: a model's export, the speed of this CPU, a lowering's footprint."""
+    if "nothing_shared" in request.fixturenames:
+        return
+    from qvec_deploy.bench import layers, run
+    from qvec_deploy.runtimes.graph import export
+
+    monkeypatch.setattr(export, "export_skeleton", functools.partial(export_once, export.export_skeleton))
+    monkeypatch.setattr(layers, "measure_device", measure_once)
+    monkeypatch.setattr(run, "probe", functools.partial(probe_once, run.probe))
 
 
 @pytest.fixture

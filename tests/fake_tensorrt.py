@@ -483,10 +483,13 @@ def write_sources(folder: Path, state: dict[str, np.ndarray], scheme: Any, width
 @functools.cache
 def _skeleton(width: int) -> onnx.ModelProto:
     from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
+    from shared import export_once
 
     from qvec_deploy.runtimes.graph.export import export_skeleton
 
-    return export_skeleton(PICO_MODEL, PICO_CLASSES, PICO_ARGS | {"embed_dim": width}, ("head",), (3, 32, 32))
+    return export_once(
+        export_skeleton, PICO_MODEL, PICO_CLASSES, PICO_ARGS | {"embed_dim": width}, ("head",), (3, 32, 32)
+    )
 
 
 def _with_floats(model: Any, weights: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
+from shared import export_once
 
 from qvec_deploy.bench.parity import parity_images, reference_logits
 from qvec_deploy.models import create, describe, is_skipped
@@ -64,7 +65,7 @@ def write_engine(
     write_structure(directory, architecture, args)
     weights = PackedFile.open(directory / WEIGHTS_FILE)
     if graph:
-        skeleton = export_skeleton(PICO_MODEL, PICO_CLASSES, args, SKIP, architecture.input_shape)
+        skeleton = export_once(export_skeleton, PICO_MODEL, PICO_CLASSES, args, SKIP, architecture.input_shape)
         model = attach_weights(skeleton, weights, WEIGHTS_FILE)
         (directory / MODEL_FILE).write_bytes(model.SerializeToString())
     images = parity_images(architecture.input_shape)

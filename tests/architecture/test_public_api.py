@@ -35,6 +35,7 @@ def test_importing_it_takes_no_time() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_work")
 def test_the_example(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
     assert text.count("\n") <= 60

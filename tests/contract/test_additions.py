@@ -20,6 +20,8 @@ from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.runtimes.registry import RUNTIMES
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_work")]
+
 TESTS = Path(__file__).parents[1]
 NO_FOOTPRINT = Footprint(load_s=0.1, baseline_rss_bytes=1, rss_bytes=2, peak_rss_bytes=None)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import command_server
 import pytest
-from shared import exported_once, make_once
+from shared import make_once
 
 from qvec_deploy.cli.commands import main
 
@@ -53,19 +53,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-@pytest.fixture
-def fresh_exports() -> None:
-    """Every build of the test exports its model itself."""
-
-
 @pytest.fixture(autouse=True)
-def _exports(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    if "fresh_exports" not in request.fixturenames:
-        from qvec_deploy.runtimes.graph import export
-
-        monkeypatch.setattr(export, "export_skeleton", exported_once(tmp_path_factory, export.export_skeleton))
+def _shared_work(shared_work: None) -> None:
+    """All of these build."""
 
 
 @pytest.fixture(scope="session")
@@ -97,9 +87,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def build_once(
-    tmp_path_factory: pytest.TempPathFactory, pico_recipe: Callable[..., Path], run: Run
-) -> Callable[..., Path]:
+def build_once(pico_recipe: Callable[..., Path], run: Run) -> Callable[..., Path]:
     """Build a changed pico recipe once a run, in a folder that is this recipe's; do not write to the bundle."""
 
     def build(folder: str, **changes: object) -> Path:
@@ -107,7 +95,7 @@ def build_once(
             code, _, log = run("build", "--recipe", pico_recipe(**changes), "-o", path, "--quiet")
             assert code == 0, log
 
-        return make_once(tmp_path_factory, f"bundles/{folder}", make)
+        return make_once(f"bundles/{folder}", make)
 
     return build
 

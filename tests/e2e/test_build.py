@@ -46,7 +46,7 @@ def _images(folder: Path, classes: int) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("fresh_exports")
+@pytest.mark.usefixtures("nothing_shared")
 def test_the_main_job(
     tmp_path: Path, pico_recipe: Callable[..., Path], pico_states: dict[str, Any], run: Callable[..., Any]
 ) -> None:
@@ -97,7 +97,7 @@ def test_the_main_job(
     assert [c["name"] for c in json.loads(text)["candidates"]] == ["pico int4", "pico int8"]
 
 
-@pytest.mark.usefixtures("fresh_exports")
+@pytest.mark.usefixtures("nothing_shared")
 def test_the_same_inputs_give_the_same_bytes(
     tmp_path: Path, pico_recipe: Callable[..., Path], run: Callable[..., Any]
 ) -> None:

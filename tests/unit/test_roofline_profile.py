@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
+from shared import export_once
 from small_engines import SCHEME, write_engine
 
 from qvec_deploy.bench.parity import parity_images
@@ -26,7 +27,7 @@ SHAPE = (3, 32, 32)
 
 @pytest.fixture(scope="module")
 def skeleton() -> onnx.ModelProto:
-    return export_skeleton(PICO_MODEL, PICO_CLASSES, PICO_ARGS, ("head",), SHAPE)
+    return export_once(export_skeleton, PICO_MODEL, PICO_CLASSES, PICO_ARGS, ("head",), SHAPE)
 
 
 def _engine(directory: Path, skeleton: onnx.ModelProto, lowering: str, *, factors: bool = False) -> None:
