@@ -64,8 +64,8 @@ _footprints: dict[str, Footprint] = {}
 def probe_once(
     probe: Callable[..., Footprint], opener: str, arguments: Mapping[str, Any], **settings: Any
 ) -> Footprint:
-    """A footprint, whose process is started once a worker for engines that are alike but for their weights."""
-    key = json.dumps([opener, {**arguments, "directory": ""}, settings], sort_keys=True)
+    """A footprint, whose process is started once a worker for engines of one runtime and model."""
+    key = json.dumps([opener, {**arguments, "directory": "", "lowering": ""}, settings], sort_keys=True)
     if key not in _footprints:
         _footprints[key] = probe(opener, arguments, **settings)
     return _footprints[key]

@@ -8,11 +8,9 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import modelopt.torch.quantization as mtq
 import numpy as np
 import pytest
 import torch
-from modelopt.torch.quantization.nn import TensorQuantizer, register_quant_backend
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from torch import Tensor, nn
 
@@ -86,6 +84,8 @@ def nearest(model: nn.Module, scheme: Scheme) -> dict[str, QuantizedTensor]:
 
 
 def run_modelopt(model: nn.Module, algorithm: str) -> None:
+    import modelopt.torch.quantization as mtq
+
     def forward_loop(network: nn.Module) -> None:
         for batch in images():
             network(torch.from_numpy(batch))
@@ -119,9 +119,12 @@ def test_nearest_is_the_reference(model: nn.Module, scheme: Scheme) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_gptq_is_modelopts(model: nn.Module, scheme: Scheme) -> None:
     """Against ModelOpt with nothing of ours but the grid: its inverse, its loop, its float32."""
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.quantization.nn import register_quant_backend
+
     grids = {name: tensor.scale for name, tensor in nearest(model, scheme).items()}
 
-    def frozen(rows: Tensor, quantizer: TensorQuantizer) -> Tensor:
+    def frozen(rows: Tensor, quantizer: Any) -> Tensor:
         scale = torch.from_numpy(grids[quantizer.backend_extra_args["name"]])
         groups = rows.reshape(*scale.shape, -1)
         codes = torch.clamp(torch.round(groups / scale[..., None]), scheme.qmin, scheme.qmax)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from shared import export_once
 
 from qvec_deploy.bench.parity import check_parity, parity_images, reference_logits
 from qvec_deploy.models import create, describe, is_skipped
@@ -45,8 +46,8 @@ MODELS = {
 def _skeleton(family: str) -> onnx.ModelProto:
     """Exported once: it takes longer than all that is done with it."""
     name, args = MODELS[family]
-    shape = describe(name, 7, args).input_shape  # type: ignore[arg-type]
-    return export_skeleton(name, 7, args, ("head",), shape)  # type: ignore[arg-type]
+    shape = describe(name, 10, args).input_shape  # type: ignore[arg-type]
+    return export_once(export_skeleton, name, 10, args, ("head",), shape)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bits", [None, 3])
@@ -56,13 +57,13 @@ def test_parity_with_pytorch(tmp_path: Path, family: str, bits: int | None) -> N
 
     name, args = MODELS[family]
     torch.manual_seed(0)
-    model = create(name, 7, args)  # type: ignore[arg-type]
+    model = create(name, 10, args)  # type: ignore[arg-type]
     generator = np.random.default_rng(0)
     state = {}
     for key, value in model.state_dict().items():
         noise = generator.normal(0, 0.1, value.shape)  # no tensor may stay zero, or a lost one would not show
         state[key] = (value.numpy() + noise).astype(np.float32)
-    architecture = describe(name, 7, args)  # type: ignore[arg-type]
+    architecture = describe(name, 10, args)  # type: ignore[arg-type]
     scheme = Scheme(bits, "channel") if bits else None
     quantized = {f"{linear}.weight" for linear in architecture.linears if not is_skipped(linear, ("head",))}
     schemes = {key: scheme if key in quantized else None for key in architecture.shapes}
@@ -73,10 +74,10 @@ def test_parity_with_pytorch(tmp_path: Path, family: str, bits: int | None) -> N
     stored = attach_weights(_skeleton(family), weights, WEIGHTS_FILE)
     (tmp_path / MODEL_FILE).write_bytes(stored.SerializeToString())
     assert b"site-packages" not in (tmp_path / MODEL_FILE).read_bytes()
-    reference = reference_logits(weights, name, 7, args, parity_images(architecture.input_shape))  # type: ignore[arg-type]
+    reference = reference_logits(weights, name, 10, args, parity_images(architecture.input_shape))  # type: ignore[arg-type]
     for lowering in ("float",) if bits is None else ("packed", "int4", "int8"):
         with find_runtime("onnxruntime").load().open(tmp_path, lowering, 1) as session:
             parity = check_parity(session, "onnxruntime", lowering, reference)
             assert parity.relative_error < (0.1 if lowering == "int8" else 1e-5), lowering
             one = session.run(parity_images(session.input_shape)[:1])  # the batch is dynamic
-            assert one.shape == (1, 7)
+            assert one.shape == (1, 10)

@@ -7,7 +7,6 @@ from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
-import modelopt.torch.quantization.nn as modelopt_nn
 import numpy as np
 import pytest
 import torch
@@ -99,9 +98,13 @@ def test_read_only_weights_are_left_alone() -> None:
     np.testing.assert_array_equal(weight, before)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_work")
 def test_build_quantizes_through_modelopt(
     tmp_path: Path, pico_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import modelopt.torch.quantization.nn as modelopt_nn
+
     calls = []
     forward = modelopt_nn.TensorQuantizer.forward
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,9 +13,13 @@ from torch.func import functional_call, grad, jvp
 
 State = Mapping[str, Tensor]
 
-with warnings.catch_warnings():  # the first forward-mode pass uses torch.jit.script, which torch 2.15 deprecates
-    warnings.simplefilter("ignore")
-    jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
+
+@cache
+def _prepare_forward_mode() -> None:
+    """Take two seconds for what the first forward-mode pass does: torch.jit.script, which torch 2.15 deprecates."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
 
 
 class Network:
@@ -27,6 +32,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
+        _prepare_forward_mode()
         self._model = model.eval().requires_grad_(False)
         self._batches = batches
         modules: Iterable[Any] = model.modules()
