@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "qvec_deploy"
 HEAVY = ("torch", "timm", "onnx", "onnxruntime", "modelopt", "scipy", "matplotlib", "sklearn", "pydantic", "numpy")
+
+
+@cache
+def modules() -> dict[Path, ast.Module]:
+    """Every file of the package, parsed."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def _modules_after(code: str) -> set[str]:
@@ -49,12 +56,12 @@ def test_running_an_engine_needs_no_torch() -> None:
     assert not _modules_after(code) & {"torch", "timm", "modelopt"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_modules_are_small_named_and_documented(path: Path) -> None:
-    assert path.stem not in {"utils", "helpers", "common", "misc"}
-    source = path.read_text(encoding="utf-8")
-    assert source.count("\n") <= 400, "is it one thing?"
-    assert ast.get_docstring(ast.parse(source)), "what is this module? (ruff looks at functions and classes)"
+def test_modules_are_small_named_and_documented() -> None:
+    assert not {path.stem for path in modules()} & {"utils", "helpers", "common", "misc"}
+    long = [str(path) for path in modules() if path.read_text(encoding="utf-8").count("\n") > 400]
+    assert not long, "is it one thing?"
+    bare = [str(path) for path, tree in modules().items() if not ast.get_docstring(tree)]
+    assert not bare, "what is this module? (ruff looks at functions and classes)"
 
 
 NAMED_ELSEWHERE = {
@@ -82,49 +89,51 @@ def test_runtimes_and_methods_are_named_in_their_tables_alone(table: str) -> Non
     names = set(RUNTIMES) if table == "runtimes" else set(METHODS)
     found = {
         f"{path.relative_to(PACKAGE)}:{node.lineno} names {node.value}"
-        for path in PACKAGE.rglob("*.py")
+        for path, tree in modules().items()
         if path.relative_to(PACKAGE).parts[0] != table
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
         if node.value not in NAMED_ELSEWHERE.get(str(path.relative_to(PACKAGE)), set())
     }
     assert not found, f"ask the row of the table instead: {sorted(found)}"
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_argument_lines_stand_alone(path: Path) -> None:
+FRAGMENT = re.compile(r"^    [a-z_]+: (?:Of|As|For|By|In|At|To|From|With|That|Which|Where) \S+(?: \S+){0,7}$", re.M)
+
+
+def test_argument_lines_stand_alone() -> None:
     """`folder: Of the sweep.` says nothing to who reads that line alone."""
-    fragments = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            text = ast.get_docstring(node) or ""
-            fragments += re.findall(
-                r"^    [a-z_]+: (?:Of|As|For|By|In|At|To|From|With|That|Which|Where) \S+(?: \S+){0,7}$", text, re.M
-            )
+    fragments = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {fragment.strip()}"
+        for path, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        for fragment in FRAGMENT.findall(ast.get_docstring(node) or "")
+    ]
     assert not fragments
 
 
 def test_a_class_name_means_one_thing() -> None:
     places: dict[str, list[str]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, tree in modules().items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
 def test_a_file_name_is_used_once() -> None:
-    names = [path.name for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+    names = [path.name for path in modules() if path.name not in ("__init__.py", "__main__.py")]
     assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """Imports inside functions and those for type checkers count too."""
     imports: dict[str, set[str]] = {}
-    modules = {_module(path) for path in PACKAGE.rglob("*.py")}
-    for path in PACKAGE.rglob("*.py"):
+    names = {_module(path) for path in modules()}
+    for path in modules():
         if path.name != "__init__.py":  # a package's face hands names on
-            imports[_module(path)] = _imports(path) & modules - {_module(path)}
+            imports[_module(path)] = _imports(path) & names - {_module(path)}
     left = dict(imports)
     while free := [name for name, needs in left.items() if not needs & left.keys()]:
         for name in free:
@@ -139,7 +148,7 @@ def _module(path: Path) -> str:
 
 def _imports(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(modules()[path]):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
