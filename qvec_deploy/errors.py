@@ -5,7 +5,8 @@ Functions raise the class that fits; their docstrings name errors only where tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 
@@ -74,3 +75,12 @@ def first_line(error: BaseException) -> str:
     """The first line of what an error of others says, or its kind where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def errors_about(what: str) -> Iterator[None]:
+    """Name what errors of the block are about."""
+    try:
+        yield
+    except QvecError as error:
+        raise type(error)(f"{what}: {error.message}", hint=error.hint) from error

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from qvec_deploy.research.study.analysis.costs import FineTune
+from qvec_deploy.research.study.analysis.row_key import RowKey
 from qvec_deploy.research.study.cell_values import (
     Cell,
     CellRequest,
@@ -50,6 +51,19 @@ PLAIN = (
 
 ON_GRID = {"rtn": -15.0, "mse": 4.0, "awq": 3.0, "gptq": 9.0, "gptaq": 12.0}
 """Points over plain of other methods, as far as the gap allows."""
+
+
+def row_key(text: str) -> RowKey:
+    """The row that a record spells so: `gptq/images`, `pair/lambda_1`, `mean+gptq/images/lambda_1`."""
+    first, *rest = text.split("/")
+    kind, _, method = first.partition("+")
+    if method:
+        return RowKey(kind, rest[1], method, rest[0])  # type: ignore[arg-type]
+    if kind in METHODS:
+        return RowKey("calibrated", None, kind, rest[0])
+    if kind == "control":
+        return RowKey(kind, control=rest[0])  # type: ignore[arg-type]
+    return RowKey(kind, *rest)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

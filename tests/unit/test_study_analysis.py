@@ -24,6 +24,7 @@ from study_cells import (
     make_cells,
     make_fine_tunes,
     mean_truth,
+    row_key,
     truth,
 )
 
@@ -44,8 +45,6 @@ from qvec_deploy.research.study.cell_values import Cell, DonorFiles, Relation, T
 from qvec_deploy.research.study.presets import PAPER_TASKS
 from qvec_deploy.tensors import Scheme
 
-KEY = RowKey.parse
-
 
 @cache
 def whole() -> StudySummary:
@@ -53,7 +52,7 @@ def whole() -> StudySummary:
 
 
 def row(setting: StudySetting, key: str) -> StudyRow:
-    found = setting.row(KEY(key))
+    found = setting.row(row_key(key))
     assert found is not None, key
     return found
 
@@ -76,7 +75,7 @@ def without(cell: Cell, *kinds: str) -> Cell:
 def test_keys_are_spelled_and_read_back() -> None:
     for setting in whole().settings:
         for key in (*(one.key for one in setting.rows), *(one.key for one in setting.selection)):
-            assert RowKey.parse(str(key)) == key
+            assert row_key(str(key)) == key
     assert str(RowKey("mean", "lambda_1", "gptq", "images")) == "mean+gptq/images/lambda_1"
 
 
@@ -169,8 +168,8 @@ def test_plain_gains_nothing_and_its_own_qat_closes_the_gap() -> None:
 
 def test_plain_by_another_name_is_no_row_and_no_baseline() -> None:
     on_mse, clipped = whole().settings
-    assert on_mse.row(KEY("mse")) is None
-    assert clipped.row(KEY("mse")) is not None
+    assert on_mse.row(row_key("mse")) is None
+    assert clipped.row(row_key("mse")) is not None
     assert "mse" not in {str(wins.baseline) for entry in on_mse.rows for wins in entry.wins}
     assert row(on_mse, "plain").label == "plain PTQ: MSE clipping"
     assert row(clipped, "plain").label == "plain PTQ: clip 0.65"
@@ -183,8 +182,8 @@ def test_plain_by_another_name_is_no_row_and_no_baseline() -> None:
         for cell in make_cells((1,), TASKS[:2])
     ]
     setting = summarize(absmax).settings[0]
-    assert setting.row(KEY("rtn")) is None
-    assert setting.row(KEY("mse")) is not None
+    assert setting.row(row_key("rtn")) is None
+    assert setting.row(row_key("mse")) is not None
     assert row(setting, "plain").label == "plain PTQ: absmax"
 
 
@@ -220,7 +219,7 @@ def test_headroom_of_every_receiver() -> None:
     untrained = summarize([without(cell, "own_qat") for cell in cells]).settings[0]
     assert untrained.headroom[0].own_qat_top1 is None
     assert untrained.headroom[0].gap == pytest.approx(entry.float_top1 - entry.plain_top1)
-    assert untrained.row(KEY("own_qat")) is None
+    assert untrained.row(row_key("own_qat")) is None
     assert row(untrained, "pair/lambda_1").share_of_gap is None
 
 
@@ -257,7 +256,9 @@ def test_gains_of_pairs_over_other_methods() -> None:
     assert [(m.mode, str(m.baseline)) for m in first.matrices] == [  # MSE is what plain is on its grid
         (mode, key) for key in baselines if key != "mse" for mode in modes
     ]
-    pair = next(p for p in second.pairs("lambda_1", KEY("gptq/images")) if (p.donor, p.receiver) == ("upper", "lower"))
+    pair = next(
+        p for p in second.pairs("lambda_1", row_key("gptq/images")) if (p.donor, p.receiver) == ("upper", "lower")
+    )
     cells = make_cells((1,), ("lower",))
     tried = [right(cell, kind="pair", donor="upper", lam=1.0).astype(float) for cell in cells]
     points = 100 * (np.array(tried) - [right(c, kind="plain", method="gptq", inputs="images") for c in cells])
@@ -265,8 +266,8 @@ def test_gains_of_pairs_over_other_methods() -> None:
     assert pair.seed_error == pytest.approx(points.mean(axis=1).std(ddof=1) / np.sqrt(3))
     assert pair.image_error == pytest.approx(points.mean(axis=0).std(ddof=1) / np.sqrt(400))
     over_plain = {(p.donor, p.receiver): p.gain for p in second.pairs()}
-    assert second.pairs("lambda_1", KEY("rtn")) == ()
-    for entry in second.pairs("lambda_1", KEY("gptq/images")):
+    assert second.pairs("lambda_1", row_key("rtn")) == ()
+    for entry in second.pairs("lambda_1", row_key("gptq/images")):
         cells = make_cells((1,), (entry.receiver,))
         gptq = np.mean([top1(c, kind="plain", method="gptq", inputs="images") for c in cells])
         plain = np.mean([top1(c, kind="plain", method="grid") for c in cells])
@@ -315,7 +316,7 @@ def test_a_choice_between_equals_falls_on_the_least_patch() -> None:
     chosen = next(s for s in setting.selection if str(s.key) == "pair/label_free")
     assert (chosen.median_lambda, chosen.at_zero, chosen.at_edge) == (0.0, 1.0, 0.0)
     assert row(setting, "mean/label_free").top1 == row(setting, "plain").top1  # a finding, but nothing to test
-    assert not [c for c in setting.comparisons if KEY("mean/label_free") in (c.better, c.worse)]
+    assert not [c for c in setting.comparisons if row_key("mean/label_free") in (c.better, c.worse)]
 
 
 def test_what_was_not_looked_at_is_not_chosen() -> None:
@@ -346,7 +347,9 @@ def test_hindsight_is_never_beaten_and_says_its_name() -> None:
 def test_comparisons_average_seeds_and_then_test_receivers() -> None:
     cells = make_cells((1,))
     setting = whole().settings[1]
-    found = next(c for c in setting.comparisons if (c.better, c.worse) == (KEY("mean/lambda_1"), KEY("gptq/images")))
+    found = next(
+        c for c in setting.comparisons if (c.better, c.worse) == (row_key("mean/lambda_1"), row_key("gptq/images"))
+    )
     first = [top1(cell, kind="mean", lam=1.0, inputs=None) for cell in cells]
     second = [top1(cell, kind="plain", method="gptq", inputs="images") for cell in cells]
     by_receiver = np.array([first, second]).reshape(2, len(SEEDS), len(TASKS)).mean(axis=1)
@@ -362,7 +365,7 @@ def test_a_vector_is_tested_against_methods_on_images_and_on_generated_ones_alik
     calibrated = [f"{method}/{inputs}" for method in ("awq", "gptq", "gptaq") for inputs in ("images", "generated")]
     for setting, methods in ((on_mse, calibrated), (clipped, ["mse", *calibrated])):
         for vector in ("pair/lambda_1", "mean/lambda_1", "mix"):
-            asked = [str(c.worse) for c in setting.comparisons if c.family == "methods" and c.better == KEY(vector)]
+            asked = [str(c.worse) for c in setting.comparisons if c.family == "methods" and c.better == row_key(vector)]
             assert asked == methods
     by_name = {family.name: family.size for family in whole().families}
     assert by_name["methods"] == 3 * (6 + 7)
@@ -409,7 +412,7 @@ def test_every_row_is_tested_against_plain_and_a_vector_against_every_control() 
         controls = {f"control/{name}" for name in ("random", "shuffle", "task_vector", "gptq_displacement")}
         assert {worse for better, worse in asked if better == "pair/lambda_1"} >= controls
         assert ("mean+gptaq/generated/lambda_1", "gptaq/generated") in asked
-    shuffled = next(c for c in whole().settings[1].comparisons if c.worse == KEY("control/shuffle"))
+    shuffled = next(c for c in whole().settings[1].comparisons if c.worse == row_key("control/shuffle"))
     assert shuffled.t_adjusted is not None
     assert shuffled.t_adjusted < 0.05
     assert shuffled.difference.low > 0
@@ -540,7 +543,7 @@ def test_what_a_candidate_takes() -> None:
     assert found["donor/label_free"] == pytest.approx(5 * (make + look))
     assert found["donor_lambda/label_free"] == pytest.approx(13 * (make + look))  # 5 at lambda 1, 8 others of one
     assert found["mix"] == pytest.approx(5 * (make + look) + 5.0 + make)
-    mix = next(cost for cost in setting.costs if cost.key == KEY("mix"))
+    mix = next(cost for cost in setting.costs if cost.key == row_key("mix"))
     assert (mix.donors, mix.training_s, mix.own_qat_s) == (5, 230.0, 26.0)
     assert mix.share_of_gap == row(setting, "mix").share_of_gap
     only_fp = [FineTune("fp", MODEL, "lower", None, 0, 20.0)]

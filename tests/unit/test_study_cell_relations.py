@@ -23,7 +23,7 @@ from qvec_deploy.research.study.cell import compute_cell
 from qvec_deploy.research.study.cell_network import with_norms
 from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData
 from qvec_deploy.research.study.task_images import choosing_images, generated_images, judging_images
-from qvec_deploy.research.study.transferability import Embedding, class_prototypes, cosine, prototype_cosine
+from qvec_deploy.research.study.transferability import class_prototypes, cosine, prototype_cosine
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector
 
@@ -156,7 +156,7 @@ def test_prototypes_are_means_of_features_of_norm_1(request_: CellRequest, pico_
     unit = features / np.linalg.norm(features, axis=1)[:, None]
     by_hand = [unit[images.labels == label].mean(axis=0) for label in sorted(set(images.labels.tolist()))]
     args = b'{"depth":2,"embed_dim":32,"global_pool":"avg","img_size":32,"num_heads":2,"patch_size":8}'
-    found = class_prototypes(Embedding(PICO_MODEL, args, str(request_.base), 0, CONFIG, DIGITS, 16))
+    found = class_prototypes(PICO_MODEL, args, str(request_.base), 0, CONFIG, DIGITS, 16)
     np.testing.assert_allclose(found, by_hand, rtol=1e-4, atol=1e-6)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from study_cells import row_key
 
-from qvec_deploy.research.study.analysis.row_key import RowKey
 from qvec_deploy.research.study.study_recipe import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def _printed(row: dict[str, Any]) -> list[str]:
 def test_the_readme_prints_the_record(row: list[str], key: str) -> None:
     two_bit, three_bit = (next(one for one in setting["rows"] if one["row"] == key) for setting in RECORD["settings"])
     assert row[1:] == _printed(two_bit) + _printed(three_bit)
-    expected = "plain PTQ: MSE clipping" if key == "plain" else RowKey.parse(key).label
+    expected = "plain PTQ: MSE clipping" if key == "plain" else row_key(key).label
     assert two_bit["label"] == three_bit["label"] == expected
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from study_cells import LAMBDAS, TASKS, make_cells, make_fine_tunes
+from study_cells import LAMBDAS, TASKS, make_cells, make_fine_tunes, row_key
 
 from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.errors import StorageError
@@ -18,7 +18,7 @@ from qvec_deploy.report.page import Facts, Prose, Table
 from qvec_deploy.report.render_html import render_html
 from qvec_deploy.report.render_markdown import render_markdown
 from qvec_deploy.report.svg import Figure
-from qvec_deploy.research.study.analysis.row_key import MEAN, MIX, MSE, PAIR, PLAIN, RowKey
+from qvec_deploy.research.study.analysis.row_key import MEAN, MIX, MSE, PAIR, PLAIN
 from qvec_deploy.research.study.analysis.study_summary import SUMMARY_VERSION, PublishedFigure
 from qvec_deploy.research.study.analysis.summarize import summarize
 from qvec_deploy.research.study.pages import notation, pair_sections, result_sections, setting_sections
@@ -355,7 +355,7 @@ def test_highest_means_are_not_said_twice_and_have_their_paired_difference():
         rows = tuple(replace(row, top1=replace(row.top1, value=high.get(str(row.key), 50.0))) for row in setting.rows)
         return section(replace(shown, settings=(replace(setting, rows=rows),)), "results").listings[0].rows
 
-    tested = setting.test(MEAN, RowKey.parse("gptaq/generated"))
+    tested = setting.test(MEAN, row_key("gptaq/generated"))
     rows = highest(("mean/lambda_1", "gptaq/generated"))
     assert [row[1] for row in rows] == ["nothing of the receiver"]
     assert rows[0][2:] == (
@@ -428,7 +428,7 @@ def test_a_receiver_is_told_how_many_donors_beat_which_method():
     table = section(summary(), "gains").listings[1]
     methods = ("plain PTQ", "MSE clipping", "AWQ", "GPTQ", "asymmetric GPTQ")
     assert table.columns == ("Receiver", "Best donor", *(f"over {method}" for method in methods))
-    mine = [pair for pair in setting.pairs(baseline=RowKey.parse("gptq/images")) if pair.receiver == "lower"]
+    mine = [pair for pair in setting.pairs(baseline=row_key("gptq/images")) if pair.receiver == "lower"]
     best = max(mine, key=lambda pair: pair.gain)
     row = next(row for row in table.rows if row[0] == "lower")
     assert row[1] == best.donor
@@ -546,5 +546,5 @@ def test_numbers_have_signs_and_no_negative_zero():
     assert notation.share(Estimate(1.0, 1.0, 1.0)) == "100 %"
     assert notation.correlation(Estimate(0.75, -0.001, 1.0)) == "+0.75 [0.00, +1.00]"
     assert notation.correlation(Estimate(1.0, 1.0, 1.0)) == "+1.00"
-    assert RowKey.parse("gptq/generated").short == "GPTQ (generated)"
-    assert RowKey.parse("mean+awq/images/label_free").short == "mean at chosen λ + AWQ"
+    assert row_key("gptq/generated").short == "GPTQ (generated)"
+    assert row_key("mean+awq/images/label_free").short == "mean at chosen λ + AWQ"

@@ -20,8 +20,8 @@ from qvec_deploy.io.files import canonical_json
 from qvec_deploy.io.partial_results import read_partial, write_partial
 from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.progress import Progress
-from qvec_deploy.research.study.cell_files import CellFiles, open_request
-from qvec_deploy.research.study.cell_network import CellNetwork, State, TrialOutputs, read_all, weighted, with_norms
+from qvec_deploy.research.study.cell_files import open_request
+from qvec_deploy.research.study.cell_network import CellNetwork, State, read_all, weighted, with_norms
 from qvec_deploy.research.study.cell_values import Cell, CellRequest, Trial
 from qvec_deploy.research.study.task_images import choosing_images, generated_images, judging_images
 from qvec_deploy.research.study.transferability import relate
@@ -82,30 +82,23 @@ def compute_cell(request: CellRequest, *, send: SendEvent = lambda value: None, 
     """
     progress, log = Progress(), log or TrialLog()
     progress.timings_s.update(log.seconds)
+    start = time.monotonic() - log.seconds.get("all", 0.0)
     with progress.stage("all"):
         with progress.stage("prepare"):
             files = open_request(request)
             classes = files.plan.architecture.classes
             testing = judging_images(request.receiver, files.config, classes, request.testing)
             selecting = choosing_images(request.receiver, files.config, classes, request.selecting, testing)
-            network = CellNetwork(files.plan, files.receiver, files.sources, selecting, testing, progress)
-        _try_all(request, files, network, log, send)
+            network = CellNetwork(files, selecting, testing, progress)
+        tries, planned = _Tries(network, log.mix), list(planned_trials(request))
+        for trial in planned[len(log.trials) :]:
+            send({"done": len(log.trials), "total": len(planned)})
+            answered = tries.answer(trial)
+            log.add(answered, {**progress.timings_s, "all": time.monotonic() - start})
         with progress.stage("relations"):
-            relations = relate(request, files, network)
+            relations = relate(network)
     seconds = {stage: round(seconds, 3) for stage, seconds in progress.timings_s.items()}
     return Cell(request, len(testing), tuple(log.trials), relations, log.mix, seconds, selecting=len(selecting))
-
-
-def _try_all(request: CellRequest, files: CellFiles, network: CellNetwork, log: TrialLog, send: SendEvent) -> None:
-    """Every trial that the log has not, in order."""
-    timings = network.progress.timings_s
-    start = time.monotonic() - timings.get("all", 0.0)
-    tries = _Tries(request, files, network, log.mix)
-    planned = list(planned_trials(request))
-    for trial in planned[len(log.trials) :]:
-        send({"done": len(log.trials), "total": len(planned)})
-        answered = tries.answer(trial)
-        log.add(answered, {**timings, "all": time.monotonic() - start})
 
 
 class _Tries:
@@ -115,8 +108,9 @@ class _Tries:
         mix: Takes the weights of the label-free mix.
     """
 
-    def __init__(self, request: CellRequest, files: CellFiles, network: CellNetwork, mix: dict[str, float]) -> None:
-        self._request, self._files, self._network, self._mix = request, files, network, mix
+    def __init__(self, network: CellNetwork, mix: dict[str, float]) -> None:
+        self._network, self._mix = network, mix
+        self._files, self._request = files, request = network.files, network.files.request
         self._grids = grids_by_weights(request.grid)
         self._vectors = list(files.vectors.values())
         self._logits: dict[str | None, Float32] = {}  # on the selecting images, at lambda 1; of plain PTQ under None
@@ -131,13 +125,13 @@ class _Tries:
             return self._control(trial)
         if trial.inputs is not None:
             return self._calibrated(trial, trial.inputs)
-        outputs = self._by_weights(trial)
+        answered, logits = self._by_weights(trial)
         mixed = trial.lam == 1.0 if trial.kind == "pair" else self._grids.get(trial.method) == self._request.grid
-        if trial.kind in ("pair", "plain") and mixed and outputs.logits is not None:
-            self._logits[trial.donor] = outputs.logits
-        return outputs.fill(trial)
+        if trial.kind in ("pair", "plain") and mixed and logits is not None:
+            self._logits[trial.donor] = logits
+        return answered
 
-    def _by_weights(self, trial: Trial) -> TrialOutputs:
+    def _by_weights(self, trial: Trial) -> tuple[Trial, Float32 | None]:
         """Of a candidate that is rounded to nearest on a grid, or float."""
         network = self._network
         weights: State = {}
@@ -150,7 +144,7 @@ class _Tries:
         elif trial.kind == "mix":
             weights = network.patched(weighted(self._vectors, self._mixing_weights()), trial.lam)
         network.show(weights, self._grids.get(trial.method))
-        return network.run(choosing=trial.kind != "own_qat")
+        return network.run(trial, choosing=trial.kind != "own_qat")
 
     def _mixing_weights(self) -> Sequence[float]:
         """The donors' weights that bring the logits nearest to the float receiver's, without labels, at lambda 1."""
@@ -162,7 +156,7 @@ class _Tries:
         with network.progress.stage("mix"):
             plain, patched = self._logits[None], [self._logits[donor] for donor in donors]
             start = ridge_weights(network.float_logits, plain, patched)
-            model = TrialModel(network.plan, network.receiver, network.sources, network.selecting.batches)
+            model = TrialModel(network.plan, self._files.receiver, self._files.sources, network.selecting.batches)
             weights = descend(model, network.float_logits, start)
         self._mix.update(zip(donors, weights, strict=True))
         return weights
@@ -173,16 +167,11 @@ class _Tries:
         if self._calibrated_as != (inputs, trial.method):
             self._model, self._calibrated_as = None, (inputs, trial.method)  # memory holds one
             with network.progress.stage("calibrate"):
-                self._model = network.calibrated(trial.method, inputs == "moments", self._calibration(inputs))
+                self._model = network.calibrated(trial.method, inputs)
         assert self._model is not None  # noqa: S101 - made above
         with network.progress.stage("calibrate"):
             self._model.load(trial.lam)
-        return network.run(self._model).fill(trial)
-
-    def _calibration(self, inputs: str) -> list[Float32]:
-        if inputs == "generated":
-            return generated_images(self._files.config, self._request.selecting)
-        return self._network.selecting.batches if inputs == "images" else []
+        return network.run(trial, self._model)[0]
 
     def _control(self, trial: Trial) -> Trial:
         """What takes a vector's place with its norm in every tensor that it moves."""
@@ -200,7 +189,7 @@ class _Tries:
             moved, inputs = self._gptq_displacement(task)
             instead, trial = with_norms(moved, rho), replace(trial, inputs=inputs)
         self._network.show(self._network.patched(instead, trial.lam), self._request.grid)
-        return self._network.run(choosing=False).fill(trial)
+        return self._network.run(trial, choosing=False)[0]
 
     def _gptq_displacement(self, task: str) -> tuple[State, str]:
         """What GPTQ moves in the donor's Linears on this grid, and what it looked at; all else stands still.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qvec_deploy.datasets import DataConfig
-from qvec_deploy.errors import IncompatibleError, QvecError
+from qvec_deploy.errors import IncompatibleError, errors_about
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.planner import Plan, check_tensors, make_plan
 from qvec_deploy.recipe import Recipe
@@ -27,6 +26,7 @@ class CellFiles:
         fps: The donors' float fine-tunes, by task.
     """
 
+    request: CellRequest
     plan: Plan
     receiver: Checkpoint
     own_qat: Checkpoint | None
@@ -61,11 +61,12 @@ def open_request(request: CellRequest) -> CellFiles:
     receiver = Checkpoint.open(request.fp)
     vectors, fps = {}, {}
     for donor in request.donors:
-        with of_donor(donor.task):
+        with errors_about(f"donor {donor.task}"):
             vectors[donor.task] = QuantizationVector.open(donor.vector)
             fps[donor.task] = Checkpoint.open(donor.fp)
     plan = make_plan(_recipe(request), receiver, _labelled(vectors))
     files = CellFiles(
+        request=request,
         plan=plan,
         receiver=receiver,
         own_qat=None if request.own_qat is None else Checkpoint.open(request.own_qat),
@@ -80,15 +81,6 @@ def open_request(request: CellRequest) -> CellFiles:
     for task, fp in files.fps.items():
         require_backbone(f"donor {task}", fp, files.backbone)
     return files
-
-
-@contextlib.contextmanager
-def of_donor(task: str) -> Iterator[None]:
-    """Name the donor in the errors of the block."""
-    try:
-        yield
-    except QvecError as error:
-        raise type(error)(f"donor {task}: {error.message}", hint=error.hint) from error
 
 
 def require_backbone(what: str, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -117,21 +109,13 @@ def _labelled(vectors: Mapping[str, QuantizationVector]) -> dict[str, Quantizati
 def _recipe(request: CellRequest) -> Recipe:
     """The recipe whose builds are the cell's candidates; its runtime runs here, whatever the bits."""
     grid = request.grid
-    quantize = {
-        "bits": grid.bits,
-        "granularity": grid.granularity,
-        "group_size": grid.group_size,
-        "method": grid.method,
-        "clip": grid.clip,
-        "skip": list(request.skip),
-    }
     values = {
         "version": 1,
         "name": "cell",
         "receiver": {"checkpoint": request.fp, "model": request.model, "model_args": request.model_args},
         "vector": {"files": [donor.vector for donor in request.donors]} if request.donors else None,
         "lambda": 1.0 if request.donors else 0.0,
-        "quantize": quantize,
+        "quantize": {**asdict(grid), "skip": list(request.skip)},
         "target": {"lowering": "packed"},
     }
     return validate(values, folder=Path(), where=f"receiver {request.receiver.name}", places={})

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from qvec_deploy.builder.select.score import divergences
 from qvec_deploy.builder.select.trial_model import TrialModel
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.planner import Plan
 from qvec_deploy.progress import Progress
+from qvec_deploy.research.study.cell_files import CellFiles
 from qvec_deploy.research.study.cell_values import Trial, pack_right
-from qvec_deploy.research.study.task_images import TaskImages
+from qvec_deploy.research.study.task_images import TaskImages, generated_images
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.extract import l2_norm
 from qvec_deploy.vectors.patch import add_scaled, mix
@@ -22,56 +22,23 @@ from qvec_deploy.vectors.vector_sources import Source
 State = Mapping[str, Float32]
 
 
-@dataclass(frozen=True, eq=False)
-class TrialOutputs:
-    """What a candidate says.
-
-    Attributes:
-        right: Test images that it gets right, as `pack_right` packs them.
-        logits: (images, classes) on the selecting images; None, as what follows, where they were not run.
-        divergence: Mean over them from the float receiver, nats.
-    """
-
-    right: str
-    logits: Float32 | None = None
-    divergence: float | None = None
-    selecting_right: int | None = None
-
-    def fill(self, trial: Trial) -> Trial:
-        """The trial with these answers."""
-        return replace(trial, divergence=self.divergence, selecting_right=self.selecting_right, right=self.right)
-
-
 class CellNetwork:
     """One network, built once, with one candidate's weights at a time.
 
     A candidate by weights alone takes the receiver's place in a `TrialModel` whose receiver is a dictionary: what it
     does to these weights at lambda 0 is what a build does to a candidate's.
 
-    Args:
-        plan: The receiver's plan on the grid.
-        sources: The donors' vectors by label, as in the plan.
+    Attributes:
+        weights: The receiver's.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        receiver: Checkpoint,
-        sources: Mapping[str, Source],
-        selecting: TaskImages,
-        testing: TaskImages,
-        progress: Progress,
-    ) -> None:
-        self.plan = plan
-        self.receiver = receiver
-        self.sources = sources
-        self.selecting = selecting
-        self.testing = testing
-        self.progress = progress
-        self.weights: State = {tensor.name: receiver.read(tensor.name) for tensor in plan.tensors}
+    def __init__(self, files: CellFiles, selecting: TaskImages, testing: TaskImages, progress: Progress) -> None:
+        self.files, self.selecting, self.testing, self.progress = files, selecting, testing, progress
+        self.plan, receiver = files.plan, files.receiver
+        self.weights: State = {tensor.name: receiver.read(tensor.name) for tensor in self.plan.tensors}
         self._shown = dict(self.weights)
         place = Checkpoint(receiver.path, receiver.source, receiver.tensors, self._shown.__getitem__, {})
-        self.model = TrialModel(plan, place, {}, selecting.batches)
+        self.model = TrialModel(self.plan, place, {}, selecting.batches)
         self.show(self.weights, None)
         with progress.stage("forward"):
             self.float_logits = self.model.run()
@@ -89,12 +56,17 @@ class CellNetwork:
         with self.progress.stage("patch"):
             return {name: add_scaled(self.weights[name], value, lam) for name, value in rho.items()}
 
-    def run(self, other: TrialModel | None = None, *, choosing: bool = True) -> TrialOutputs:
-        """What the candidate that is shown says.
+    def run(
+        self, trial: Trial, other: TrialModel | None = None, *, choosing: bool = True
+    ) -> tuple[Trial, Float32 | None]:
+        """A trial with the answers of the candidate that is shown.
 
         Args:
             other: Another network than its own.
             choosing: Whether the selecting images are run too.
+
+        Returns:
+            The trial, and logits (images, classes) on the selecting images.
         """
         model = other or self.model
         with self.progress.stage("forward"):
@@ -102,24 +74,20 @@ class CellNetwork:
             judged = model.run(self.testing.batches)
         right = pack_right(judged.argmax(axis=1) == self.testing.labels)
         if logits is None:
-            return TrialOutputs(right)
+            return replace(trial, right=right), None
         divergence = float(divergences(self.float_logits, logits).mean())
-        return TrialOutputs(right, logits, divergence, int((logits.argmax(axis=1) == self.selecting.labels).sum()))
+        selecting_right = int((logits.argmax(axis=1) == self.selecting.labels).sum())
+        return replace(trial, right=right, divergence=divergence, selecting_right=selecting_right), logits
 
-    def calibrated(self, method: str, moments: bool, calibration: Sequence[Float32]) -> TrialModel:
-        """The receiver under a calibrated method on the same grid, with all donors' vectors as the patch.
-
-        Args:
-            method: `awq`, `gptq` or `gptaq`.
-            moments: Whether it looks at the vectors' second moments, and not at the batches of `calibration`.
-
-        Raises:
-            RecipeError: The method does not take moments.
-        """
-        looks_at = {"on": "moments"} if moments else {}
+    def calibrated(self, method: str, inputs: str) -> TrialModel:
+        """The receiver under a calibrated method on the same grid, with all donors' vectors as the patch."""
+        looks_at = {"on": "moments"} if inputs == "moments" else {}
         changes = self.plan.recipe.with_method(method) | {"quantize.calibration": looks_at}
         plan = replace(self.plan, recipe=self.plan.recipe.with_overrides(changes, name=method))
-        return TrialModel(plan, self.receiver, self.sources, self.selecting.batches, calibration)
+        calibration = self.selecting.batches if inputs == "images" else []
+        if inputs == "generated":
+            calibration = generated_images(self.files.config, self.files.request.selecting)
+        return TrialModel(plan, self.files.receiver, self.files.sources, self.selecting.batches, calibration)
 
 
 def read_all(source: Source) -> State:

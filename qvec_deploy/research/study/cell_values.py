@@ -78,6 +78,11 @@ class CellRequest:
     testing: int
     name: str = ""
 
+    @property
+    def label(self) -> str:
+        """What the study calls the model."""
+        return self.name or self.model
+
 
 @dataclass(frozen=True)
 class Trial:

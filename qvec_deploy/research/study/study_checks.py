@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ import numpy as np
 from qvec_deploy.datasets import DataConfig, DatasetSpec, Split, open_dataset
 from qvec_deploy.datasets.hub_datasets import is_on_hub, look
 from qvec_deploy.donors.donor_recipe import DonorGrid
-from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError
+from qvec_deploy.errors import IncompatibleError, RecipeError, errors_about
 from qvec_deploy.io.files import sha256_bytes
 from qvec_deploy.models import Architecture, is_skipped
 from qvec_deploy.research.study.study_recipe import StudyModel, StudyTask
@@ -62,15 +61,6 @@ def image_identities(
             digest = sha256_bytes(images.tobytes() + labels.tobytes())
             found |= {"classes": opened.classes, split: [opened.identity, len(opened), digest]}
     return found
-
-
-@contextlib.contextmanager
-def errors_about(what: str) -> Iterator[None]:
-    """Name what errors of the block are about."""
-    try:
-        yield
-    except QvecError as error:
-        raise type(error)(f"{what}: {error.message}", hint=error.hint) from error
 
 
 def check_model(model: StudyModel, architecture: Architecture, grids: Sequence[DonorGrid]) -> None:

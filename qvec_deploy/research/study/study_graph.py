@@ -10,12 +10,13 @@ from typing import Any, Literal
 from qvec_deploy.datasets import SPLITS, DataConfig
 from qvec_deploy.datasets.hub_datasets import offline_hub
 from qvec_deploy.donors.donor_recipe import DonorBase, DonorGrid, DonorRecipe, DonorTask, DonorTrain
+from qvec_deploy.errors import errors_about
 from qvec_deploy.io.files import require_file, sha256_file
 from qvec_deploy.io.hub import is_remote
 from qvec_deploy.research.study.cell_task import CellTask
 from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData
 from qvec_deploy.research.study.released import checkpoint_pattern, identify, pinned
-from qvec_deploy.research.study.study_checks import check_images, check_model, errors_about, image_identities
+from qvec_deploy.research.study.study_checks import check_images, check_model, image_identities
 from qvec_deploy.research.study.study_node import StudyNode, Task
 from qvec_deploy.research.study.study_recipe import StudyModel, StudyRecipe, StudyTask, grid_name
 from qvec_deploy.research.study.study_tasks import BaseTask, FineTuneTask, ReleasedTask, VectorTask, WeightsRef

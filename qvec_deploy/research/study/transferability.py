@@ -6,19 +6,18 @@ import copy
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qvec_deploy.datasets import DataConfig
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, errors_about
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import canonical_json
 from qvec_deploy.models import create
-from qvec_deploy.research.study.cell_files import CellFiles, of_donor, require_backbone
+from qvec_deploy.research.study.cell_files import CellFiles, require_backbone
 from qvec_deploy.research.study.cell_network import CellNetwork, State, read_all
-from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, Relation, TaskData
+from qvec_deploy.research.study.cell_values import DonorFiles, Relation, TaskData
 from qvec_deploy.research.study.task_images import choosing_images
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.coordinates import require_same_coordinates
@@ -28,45 +27,31 @@ from qvec_deploy.vectors.vector_sources import Source
 Prototypes = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """Which features of which images.
-
-    Attributes:
-        model_args: Arguments of timm.create_model, as JSON.
-        base: Path or address.
-        changed: When its file was changed, ns: a file made anew is another base.
-        count: Images, at most.
-    """
-
-    model: str
-    model_args: bytes
-    base: str
-    changed: int
-    config: DataConfig
-    task: TaskData
-    count: int
-
-
 @functools.lru_cache(maxsize=64)
-def class_prototypes(embedding: Embedding) -> Prototypes:
+def class_prototypes(
+    model: str, model_args: bytes, base: str, changed: int, config: DataConfig, task: TaskData, count: int
+) -> Prototypes:
     """The mean feature of every class that has an image: (classes, width) float64.
 
     Features are what reaches the head, scaled to norm 1, so that no image counts for more than another. Kept for the
     other cells of the process: they are the same for every receiver, grid and seed.
+
+    Args:
+        model_args: Arguments of timm.create_model, as JSON.
+        changed: When the base's file was changed, ns: a file made anew is another base.
+        count: Images, at most.
 
     Raises:
         IncompatibleError: A base of another architecture.
     """
     import torch
 
-    model = create(embedding.model, 0, json.loads(embedding.model_args))
-    base = Checkpoint.open(embedding.base)
-    require_backbone("the base", base, {name: tuple(value.shape) for name, value in model.state_dict().items()})
-    model.load_state_dict({name: torch.from_numpy(base.read(name)) for name in model.state_dict()})
-    images = choosing_images(embedding.task, embedding.config, None, embedding.count, None)
+    network, weights = create(model, 0, json.loads(model_args)), Checkpoint.open(base)
+    require_backbone("the base", weights, {name: tuple(value.shape) for name, value in network.state_dict().items()})
+    network.load_state_dict({name: torch.from_numpy(weights.read(name)) for name in network.state_dict()})
+    images = choosing_images(task, config, None, count, None)
     with torch.inference_mode():
-        features = torch.cat([model(torch.from_numpy(batch)).double() for batch in images.batches]).numpy()
+        features = torch.cat([network(torch.from_numpy(batch)).double() for batch in images.batches]).numpy()
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     return np.stack([features[images.labels == label].mean(axis=0) for label in np.unique(images.labels)])
 
@@ -77,15 +62,9 @@ def prototype_cosine(receiver: Prototypes, donor: Prototypes) -> float:
     return float((first @ second.T).max(axis=1).mean())
 
 
-def relate(request: CellRequest, files: CellFiles, network: CellNetwork) -> dict[str, Relation]:
-    """How every donor stands to the receiver.
-
-    Args:
-        network: What it shows is changed.
-
-    Returns:
-        By donor's task.
-    """
+def relate(network: CellNetwork) -> dict[str, Relation]:
+    """How every donor stands to the receiver, by the donor's task; what the network shows is changed."""
+    files, request = network.files, network.files.request
     names, qat, base = list(files.backbone), files.own_qat, files.base
     own = None if qat is None else {name: qat.read(name) - network.weights[name] for name in names}
     task = None if base is None else {name: network.weights[name] - base.read(name) for name in names}
@@ -98,7 +77,7 @@ def relate(request: CellRequest, files: CellFiles, network: CellNetwork) -> dict
             fp = files.fps[donor.task]
             of_task = cosine({name: fp.read(name) - base.read(name) for name in names}, task)
         found[donor.task] = Relation(
-            prototype_cosine=_prototype_cosine(request, files, donor),
+            prototype_cosine=_prototype_cosine(files, donor),
             task_vector_cosine=of_task,
             vector_cosine=None if own is None else cosine(read_all(files.vectors[donor.task]), own),
             predicted_share=shares.get(donor.task),
@@ -119,22 +98,17 @@ def _apart(network: CellNetwork, vector: Source, geometry: Geometry, grid: Schem
     return None
 
 
-def _prototype_cosine(request: CellRequest, files: CellFiles, donor: DonorFiles) -> float | None:
-    base = files.base
+def _prototype_cosine(files: CellFiles, donor: DonorFiles) -> float | None:
+    base, request = files.base, files.request
     if base is None or donor.data is None:
         return None
-    wanted = Embedding(
-        model=request.model,
-        model_args=canonical_json(request.model_args),
-        base=str(base.path),
-        changed=base.path.stat().st_mtime_ns,
-        config=files.config,
-        task=request.receiver,
-        count=request.selecting,
+    place = str(base.path), base.path.stat().st_mtime_ns
+    prototypes = functools.partial(
+        class_prototypes, request.model, canonical_json(request.model_args), *place, files.config
     )
-    own = class_prototypes(wanted)
-    with of_donor(donor.task):
-        return prototype_cosine(own, class_prototypes(replace(wanted, task=donor.data)))
+    own = prototypes(request.receiver, request.selecting)
+    with errors_about(f"donor {donor.task}"):
+        return prototype_cosine(own, prototypes(donor.data, request.selecting))
 
 
 def cosine(first: State, second: State) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvec_deploy.errors import IntegrityError
-from qvec_deploy.research.study.analysis.row_key import CONTROLS, Chooser, RowKey
+from qvec_deploy.research.study.analysis.row_key import ROWS, Chooser, RowKey
 from qvec_deploy.research.study.cell_values import Cell, Trial, unpack_right
 from qvec_deploy.research.study.trial_table import grid_method
 
@@ -25,6 +25,7 @@ class CellTrials:
         plain: Plain PTQ on the grid.
         pairs: Trials by donor and lambda; lambda 0 is plain.
         mean: Trials of the mean of donors by lambda; lambda 0 is plain.
+        calibrated: Trials of calibrated methods by method, inputs and lambda, the mean of donors under them.
 
     Raises:
         IntegrityError: No plain PTQ on the grid, or no float receiver: everything is held against them.
@@ -32,29 +33,29 @@ class CellTrials:
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
-        self.plain = self._plain()
+        request, plain = cell.request, self._by_weights(grid_method(cell.request.grid))
+        if not plain or not self._of_kind("float"):
+            raise IntegrityError(
+                f"the cell of {request.receiver.name}, seed {request.seed}, {request.grid}, has no "
+                + ("float receiver" if plain else "plain PTQ"),
+                hint="compute the cell again",
+            )
+        (self.plain,) = plain
         self.pairs: dict[str, dict[float, Trial]] = {}
         self.mean: dict[float, Trial] = {}
+        self.calibrated: dict[tuple[str, str], dict[float, Trial]] = {}
         for trial in cell.trials:
             if trial.kind == "pair" and trial.donor is not None:
                 self.pairs.setdefault(trial.donor, {0.0: self.plain})[trial.lam] = trial
-            elif trial.kind == "mean" and trial.inputs is None:
+            elif trial.kind in ("plain", "mean") and trial.inputs is not None:
+                self.calibrated.setdefault((trial.method, trial.inputs), {})[trial.lam] = trial
+            elif trial.kind == "mean":
                 self.mean[trial.lam] = trial
         if self.mean:
             self.mean[0.0] = self.plain
         self.right = cache(self._right)
         self.of_pairs = cache(self._of_pairs)
-
-    def _plain(self) -> Trial:
-        request = self.cell.request
-        plain = self._by_weights(grid_method(request.grid))
-        if not plain or not self._of_kind("float"):
-            raise IntegrityError(
-                f"the cell of {request.receiver.name}, seed {request.seed}, {request.grid}, has no "
-                + ("plain PTQ" if not plain else "float receiver"),
-                hint="compute the cell again",
-            )
-        return plain[0]
+        self.of_row = cache(self._of_row)
 
     def _of_kind(self, kind: str) -> Trials:
         return tuple(trial for trial in self.cell.trials if trial.kind == kind)
@@ -77,12 +78,9 @@ class CellTrials:
 
     def points(self, trials: Sequence[Trial], minus: Sequence[Trial] = ()) -> NDArray[np.float64]:
         """(images,) 100 for right, 0 for wrong, averaged over trials; less the same of `minus`."""
-        return self._shares(trials) - self._shares(minus) if minus else self._shares(trials)
-
-    def _shares(self, trials: Sequence[Trial]) -> NDArray[np.float64]:
         right = np.array([self.right(trial) for trial in trials], np.float64)
         shares: NDArray[np.float64] = 100 * right.mean(axis=0)
-        return shares
+        return shares - self.points(minus) if minus else shares
 
     def choose(self, chooser: Chooser, candidates: Mapping[Key, Trial]) -> Key | None:
         """The candidate that a chooser likes best; of equals the one nearest to lambda 0, then the first.
@@ -110,7 +108,7 @@ class CellTrials:
         found = {donor: self.at(chooser, curve) for donor, curve in self.pairs.items()}
         return {donor: trials[0] for donor, trials in found.items() if trials}
 
-    def of_donor(self, chooser: Chooser, *, free: bool = False) -> Trials:
+    def _of_donor(self, chooser: Chooser, *, free: bool = False) -> Trials:
         """The donor chosen at lambda 1, and if `free` at the lambda then chosen for it, as `select` does.
 
         In hindsight a free one is the best of all; the median donor is in the middle of the test gains, and of an even
@@ -124,40 +122,31 @@ class CellTrials:
         donor = self.choose(chooser, shown if free and chooser == "hindsight" else at_one)
         return (shown[donor],) if donor is not None and donor in shown else ()
 
+    def _of_row(self, key: RowKey) -> Trials:
+        """The trials that a row averages; empty where it was not tried."""
+        kind, chooser = key.kind, key.chooser or "lambda_1"
+        curve = self.calibrated.get((key.method or "", key.inputs or ""), {})
+        found: dict[str, Callable[[], Trials]] = {
+            "rtn": lambda: self._by_weights(kind),
+            "mse": lambda: self._by_weights(kind),
+            "plain": lambda: (self.plain,),
+            "pair": lambda: tuple(self.of_pairs(chooser).values()),
+            "donor": lambda: self._of_donor(chooser),
+            "donor_lambda": lambda: self._of_donor(chooser, free=True),
+            "mean": lambda: self.at(chooser, curve if key.method else self.mean),
+            "control": lambda: tuple(t for t in self._of_kind(kind) if (t.control, t.lam) == (key.control, 1.0)),
+            "calibrated": lambda: tuple(trial for trial in curve.values() if trial.kind == "plain"),
+        }
+        return found[kind]() if kind in found else self._of_kind(kind)
+
     @cached_property
-    def rows(self) -> dict[RowKey, Trials]:
-        """The trials that each row averages; only rows with trials."""
-        return {key: trials for key, trials in self._rows() if trials}
+    def rows(self) -> tuple[RowKey, ...]:
+        """The rows of the table that were tried."""
+        return tuple(key for key in (*ROWS, *self._calibrated()) if self.of_row(key))
 
-    def _rows(self) -> Iterable[tuple[RowKey, Trials]]:
-        yield RowKey("float"), self._of_kind("float")
-        yield RowKey("own_qat"), self._of_kind("own_qat")
-        yield RowKey("rtn"), self._by_weights("rtn")
-        yield RowKey("mse"), self._by_weights("mse")
-        yield RowKey("plain"), (self.plain,)
-        chosen: tuple[Chooser, ...] = ("label_free", "labelled")
-        fixed: tuple[Chooser, ...] = ("lambda_1",)
-        for chooser in fixed + chosen:
-            yield RowKey("pair", chooser), tuple(self.of_pairs(chooser).values())
-        for chooser in chosen:
-            yield RowKey("donor", chooser), self.of_donor(chooser)
-            yield RowKey("donor_lambda", chooser), self.of_donor(chooser, free=True)
-        for chooser in fixed + chosen[:1]:
-            yield RowKey("mean", chooser), self.at(chooser, self.mean)
-        yield RowKey("mix"), self._of_kind("mix")
-        for control in CONTROLS:
-            trials = tuple(t for t in self._of_kind("control") if t.control == control and t.lam == 1.0)
-            yield RowKey("control", control=control), trials
-        for (method, inputs), curve in self._calibrated().items():
-            yield RowKey("calibrated", None, method, inputs), tuple(t for t in curve.values() if t.kind == "plain")
-            yield RowKey("mean", "lambda_1", method, inputs), self.at("lambda_1", curve)
+    def _calibrated(self) -> Iterator[RowKey]:
+        for place, curve in self.calibrated.items():
+            yield RowKey("calibrated", None, *place)
+            yield RowKey("mean", "lambda_1", *place)
             if len(set(curve) - {0.0}) > 1:
-                yield RowKey("mean", "label_free", method, inputs), self.at("label_free", curve)
-
-    def _calibrated(self) -> dict[tuple[str, str], dict[float, Trial]]:
-        """Trials of calibrated methods by lambda, the mean of donors under them."""
-        found: dict[tuple[str, str], dict[float, Trial]] = {}
-        for trial in self.cell.trials:
-            if trial.kind in ("plain", "mean") and trial.inputs is not None:
-                found.setdefault((trial.method, trial.inputs), {})[trial.lam] = trial
-        return found
+                yield RowKey("mean", "label_free", *place)

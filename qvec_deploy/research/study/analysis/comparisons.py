@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -46,25 +46,15 @@ CHOICES = (
 )
 
 
-@dataclass(frozen=True)
-class Question:
-    """Two rows to be compared, in a family."""
-
-    family: str
-    better: RowKey
-    worse: RowKey
-
-
-def questions(rows: Iterable[RowKey]) -> tuple[Question, ...]:
-    """Every comparison between rows that were tried, each once."""
+def questions(rows: Iterable[RowKey]) -> list[tuple[str, RowKey, RowKey]]:
+    """Every comparison between rows that were tried, each once: its family, what may be better, and than what."""
     keys = tuple(rows)
-    there = set(keys)
-    asked = [Question(_against_plain(key), key, PLAIN) for key in keys if key not in REFERENCES]
-    asked += [Question("controls", PAIR, RowKey("control", control=control)) for control in CONTROLS]
-    asked += [Question("methods", vector, method) for vector in VECTORS for method in methods_of(keys)]
-    asked += [Question("on top", key, key.without_vector) for key in keys if key.kind == "mean" and key.method]
-    asked += [Question("choices", *pair) for pair in CHOICES]
-    return tuple(question for question in asked if {question.better, question.worse} <= there)
+    asked = [(_against_plain(key), key, PLAIN) for key in keys if key not in REFERENCES]
+    asked += [("controls", PAIR, RowKey("control", control=control)) for control in CONTROLS]
+    asked += [("methods", vector, method) for vector in VECTORS for method in methods_of(keys)]
+    asked += [("on top", key, key.without_vector) for key in keys if key.kind == "mean" and key.method]
+    asked += [("choices", *pair) for pair in CHOICES]
+    return [(family, better, worse) for family, better, worse in asked if {better, worse} <= set(keys)]
 
 
 def _against_plain(key: RowKey) -> str:
@@ -82,19 +72,19 @@ def compare(cells: SettingCells, rows: Iterable[RowKey]) -> tuple[PairedTest, ..
     """
     top1 = {key: cells.top1(row_of(key)) for key in rows if key == PLAIN or not is_plain(cells, key)}
     found = []
-    for question in questions(top1):
-        difference = top1[question.better] - top1[question.worse]
+    for family, better, worse in questions(top1):
+        difference = top1[better] - top1[worse]
         by_receiver = [float(np.nanmean(row)) for row in difference if np.isfinite(row).any()]
         if by_receiver:
-            label = f"{question.better.label} against {question.worse.label}"
-            about = {**vars(question), "label": label, "receivers": len(by_receiver)}
-            found.append(PairedTest(**about, **vars(paired(by_receiver)), t_adjusted=None, wilcoxon_adjusted=None))
+            label = f"{better.label} against {worse.label}"
+            tested = paired(by_receiver)
+            found.append(PairedTest(**vars(tested), family=family, better=better, worse=worse, label=label))
     return tuple(found)
 
 
 def is_plain(cells: SettingCells, key: RowKey) -> bool:
     """Whether a row is the very trials of plain PTQ."""
-    return all(cell.rows.get(key) == cell.rows[PLAIN] for cell in cells.by_place.values())
+    return all(cell.of_row(key) == (cell.plain,) for cell in cells.by_place.values())
 
 
 def adjust(settings: Sequence[StudySetting]) -> tuple[tuple[StudySetting, ...], tuple[ComparisonFamily, ...]]:

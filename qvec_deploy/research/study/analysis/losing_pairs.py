@@ -61,23 +61,16 @@ def losing_pairs_of(
     cells: SettingCells, at_one: Sequence[PairGain], headroom: Sequence[Headroom]
 ) -> tuple[LosingPair, ...]:
     """Every pair with a gain below 0 at lambda 1, seeds averaged; the worst first."""
-    apart = {
-        (donor, trials.cell.request.receiver.name)
-        for trials in cells.by_place.values()
-        for donor, relation in trials.cell.relations.items()
-        if relation.apart is not None  # in one seed is enough: the mean over seeds has it in it
-    }
     by_receiver = {entry.receiver: entry for entry in headroom}
-    losing = [pair for pair in at_one if pair.gain < 0]
-    return tuple(
-        _losing_pair(cells, pair, by_receiver[pair.receiver], (pair.donor, pair.receiver) in apart)
-        for pair in sorted(losing, key=lambda pair: pair.gain)
-    )
+    losing = sorted((pair for pair in at_one if pair.gain < 0), key=lambda pair: pair.gain)
+    return tuple(_losing_pair(cells, pair, by_receiver[pair.receiver]) for pair in losing)
 
 
-def _losing_pair(cells: SettingCells, pair: PairGain, receiver: Headroom, apart: bool) -> LosingPair:
+def _losing_pair(cells: SettingCells, pair: PairGain, receiver: Headroom) -> LosingPair:
     curve = mean_curve(cells, pair.donor, pair.receiver)
     between, negative = _best(curve, 0.0, 1.0), _best(curve, -math.inf, 0.0)
+    relations = [trials.cell.relations.get(pair.donor) for trials in cells.of_receiver(pair.receiver)]
+    apart = any(known and known.apart is not None for known in relations)  # one seed is enough: the mean has it in it
     noise = noise_of(pair)
     return LosingPair(
         donor=pair.donor,

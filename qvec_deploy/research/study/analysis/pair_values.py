@@ -76,7 +76,21 @@ class SimilarityTercile:
 
 
 @dataclass(frozen=True)
-class RankCorrelation:
+class PermutationTest:
+    """A two-sided test of a correlation in which task labels are permuted, of tasks that are both donor and receiver.
+
+    Attributes:
+        qap_p: None where a pair of them is missing, or there are fewer than three.
+        permutations: How many; all of them where `exact`.
+    """
+
+    qap_p: float | None
+    permutations: int
+    exact: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCorrelation(PermutationTest):
     """Spearman's rank correlation of two quantities over pairs of tasks.
 
     Attributes:
@@ -84,18 +98,12 @@ class RankCorrelation:
             correlations averaged, which is what choosing a donor needs.
         spearman: With a 95 % interval over tasks (vertex bootstrap); None where one of them does not vary. The ends are
             the value itself, no interval, where too few tasks were there to draw from.
-        qap_p: Two-sided p-value when task labels are permuted, of tasks that are both donor and receiver; None where a
-            pair of them is missing, or there are fewer than three.
-        qap_adjusted: The same after Holm over all correlations of similarity in the study; None for Prop. 1.
-        permutations: How many; all of them where `exact`.
+        qap_adjusted: The p-value after Holm over all correlations of similarity in the study; None for Prop. 1.
     """
 
     over: Literal["pairs", "within receivers"]
     spearman: Estimate | None
-    qap_p: float | None
-    qap_adjusted: float | None
-    permutations: int
-    exact: bool
+    qap_adjusted: float | None = None
 
 
 @dataclass(frozen=True)

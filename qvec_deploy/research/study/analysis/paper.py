@@ -16,7 +16,7 @@ import numpy as np
 
 from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.research.study.analysis.row_key import OWN_QAT, PAIR, PLAIN, RowKey
-from qvec_deploy.research.study.analysis.study_summary import PublishedFigure, StudySetting
+from qvec_deploy.research.study.analysis.study_summary import PublishedFigure, StudyRow, StudySetting
 from qvec_deploy.research.study.presets import BACKBONES, PAPER_TASKS
 from qvec_deploy.tensors import Scheme
 
@@ -79,7 +79,6 @@ def _beside(figure: PaperFigure, settings: Sequence[StudySetting], trained: bool
         reason = f"not comparable: {reason or 'the study did not try it'}"
     else:
         reason = "; ".join([SAME, *([TRAINED] if trained else []), *([figure.differs] if figure.differs else [])])
-    found = value.value if isinstance(value, Estimate) else value
     interval = value if isinstance(value, Estimate) and value.low < value.high else None
     return PublishedFigure(
         source=figure.source,
@@ -87,7 +86,7 @@ def _beside(figure: PaperFigure, settings: Sequence[StudySetting], trained: bool
         unit=figure.unit,
         setting=f"{figure.model}, {figure.grid}, {figure.split} split",
         published=figure.value,
-        study=found,
+        study=value.value if isinstance(value, Estimate) else value,
         low=interval.low if interval else None,
         high=interval.high if interval else None,
         reason=reason,
@@ -114,26 +113,28 @@ def _other_tasks(figure: PaperFigure, setting: StudySetting) -> str:
         return "" if plain_name(figure.task) in there else f"{figure.task} is not among the study's receivers"
     if there != papers or set(map(plain_name, setting.tasks)) != papers:
         return f"published over {len(papers)} tasks; the study has {len(there & papers)} of them as receivers"
-    pairs = len(setting.pairs())
-    every = len(papers) * (len(papers) - 1)
+    pairs, every = len(setting.pairs()), len(papers) * (len(papers) - 1)
     return "" if pairs == every else f"published over {every} pairs; the study has {pairs} of them"
 
 
+def _of_row(key: RowKey, read: Callable[[StudyRow], Estimate | None]) -> Read:
+    return lambda setting: read(row) if (row := setting.row(key)) else None
+
+
 def _top1(key: RowKey) -> Read:
-    return lambda setting: row.top1.receivers if (row := setting.row(key)) else None
+    return _of_row(key, lambda row: row.top1.receivers)
 
 
 def _gain(key: RowKey) -> Read:
-    return lambda setting: row.gain.receivers if (row := setting.row(key)) and row.gain else None
+    return _of_row(key, lambda row: row.gain.receivers if row.gain else None)
 
 
 def _wins(key: RowKey, baseline: RowKey) -> Read:
-    def read(setting: StudySetting) -> Estimate | None:
-        row = setting.row(key)
-        wins = row.wins_over(baseline) if row else None
-        return _percent(wins.share) if wins else None
+    return _of_row(key, lambda row: _percent(wins.share) if (wins := row.wins_over(baseline)) else None)
 
-    return read
+
+def _percent(share: Estimate | None) -> Estimate | None:
+    return share and Estimate(100 * share.value, 100 * share.low, 100 * share.high)
 
 
 def _difference(better: RowKey, worse: RowKey) -> Read:
@@ -145,37 +146,22 @@ def _median_gain(setting: StudySetting) -> float | None:
     return float(np.median(gains)) if gains else None
 
 
-def _share_of_gap(setting: StudySetting) -> Estimate | None:
-    row = setting.row(PAIR)
-    return _percent(row.share_of_gap) if row else None
-
-
-def _percent(share: Estimate | None) -> Estimate | None:
-    return share and Estimate(100 * share.value, 100 * share.low, 100 * share.high)
-
-
-def _correlation(over: str) -> Read:
-    def read(setting: StudySetting) -> Estimate | None:
-        cosines = [s for s in setting.similarities if s.measure == "vector_cosine"]
-        return next((c.spearman for s in cosines for c in s.correlations if c.over == over), None)
-
-    return read
+def _cosine_correlation(setting: StudySetting) -> Estimate | None:
+    found = [c for s in setting.similarities if s.measure == "vector_cosine" for c in s.correlations]
+    return next((c.spearman for c in found if c.over == "pairs"), None)
 
 
 def _receiver(key: Literal["float_top1", "plain_top1", "own_qat_top1"], task: str) -> Read:
-    def read(setting: StudySetting) -> float | None:
-        entry = next((h for h in setting.headroom if plain_name(h.receiver) == plain_name(task)), None)
-        return getattr(entry, key, None)
-
-    return read
+    name = plain_name(task)
+    return lambda setting: next((getattr(h, key) for h in setting.headroom if plain_name(h.receiver) == name), None)
 
 
-def _pair(donor: str, receiver: str) -> Read:
-    def read(setting: StudySetting) -> float | None:
-        names = plain_name(donor), plain_name(receiver)
-        return next((p.gain for p in setting.pairs() if (plain_name(p.donor), plain_name(p.receiver)) == names), None)
-
-    return read
+def _pair(*names: str) -> Read:
+    """Of a donor and a receiver."""
+    wanted = [plain_name(name) for name in names]
+    return lambda setting: next(
+        (pair.gain for pair in setting.pairs() if [plain_name(pair.donor), plain_name(pair.receiver)] == wanted), None
+    )
 
 
 def _of_receiver(task: str, source: str = JOURNAL, **percent: float) -> tuple[PaperFigure, ...]:
@@ -187,12 +173,13 @@ def _of_receiver(task: str, source: str = JOURNAL, **percent: float) -> tuple[Pa
     )
 
 
+SHARE_OF_GAP = _of_row(PAIR, lambda row: _percent(row.share_of_gap))
 FIGURES: tuple[PaperFigure, ...] = (
     PaperFigure(JOURNAL, "gap: own QAT over round to nearest", "points", 45.26, _gain(OWN_QAT)),
     PaperFigure(JOURNAL, "pairs that gain at lambda 1", "%", 76.6, _wins(PAIR, PLAIN)),
     PaperFigure(JOURNAL, "mean gain of a pair at lambda 1", "points", 9.7, _gain(PAIR)),
     PaperFigure(JOURNAL, "median gain of a pair at lambda 1", "points", 5.4, _median_gain),
-    PaperFigure(JOURNAL, "share of the gap at lambda 1 (ratio of the means above)", "%", 21.4, _share_of_gap),
+    PaperFigure(JOURNAL, "share of the gap at lambda 1 (ratio of the means above)", "%", 21.4, SHARE_OF_GAP),
     PaperFigure(JOURNAL, "GPTQ over round to nearest", "points", 57.2, _gain(GPTQ)),
     PaperFigure(JOURNAL, "GPTQ", "%", 79.1, _top1(GPTQ)),
     PaperFigure(JOURNAL, "AWQ over round to nearest", "points", 53.0, _gain(AWQ)),
@@ -208,7 +195,7 @@ FIGURES: tuple[PaperFigure, ...] = (
         "Spearman of vector cosine and gain at lambda 1, all pairs",
         "correlation",
         0.015,
-        _correlation("pairs"),
+        _cosine_correlation,
         differs="the published cosine is of the quantized Linears alone, the study's of the whole backbone",
     ),
     PaperFigure(NOTE, "gain from STL10 at lambda 1", "points", 24.3, _pair("STL10", "CIFAR10"), task="CIFAR10"),

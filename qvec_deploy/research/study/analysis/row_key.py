@@ -52,26 +52,12 @@ class RowKey:
         kind = self.kind if self.method is None else f"{self.kind}+{self.method}/{self.inputs}"
         return "/".join(filter(None, (kind, self.control or self.chooser)))
 
-    @classmethod
-    def parse(cls, text: str) -> RowKey:
-        """What `str` spelled."""
-        first, *rest = text.split("/")
-        if first.startswith("mean+"):
-            inputs, chooser = rest
-            return cls("mean", chooser, first.removeprefix("mean+"), inputs)  # type: ignore[arg-type]
-        if first == "control":
-            return cls("control", control=rest[0])  # type: ignore[arg-type]
-        if first not in get_args(RowKind):
-            return cls("calibrated", None, first, rest[0])
-        return cls(first, rest[0] if rest else None)  # type: ignore[arg-type]
-
     @property
     def label(self) -> str:
         """In words."""
         if self.method is None:
             return ROWS[self].label
-        method, inputs = METHODS.get(self.method, self.method), self.inputs or ""
-        words = f"{method}, {INPUTS.get(inputs, inputs)}"
+        words = f"{METHODS.get(self.method, self.method)}, {INPUTS.get(self.inputs or '', self.inputs)}"
         if self.kind == "calibrated":
             return words
         chosen = "lambda 1" if self.chooser == "lambda_1" else "label-free lambda"
@@ -148,14 +134,16 @@ under them follows the mix."""
 
 
 def in_order(keys: Iterable[RowKey]) -> list[RowKey]:
-    """Keys in the order of the table."""
-    known, methods, inputs = list(ROWS), [*METHODS], [*INPUTS]
+    """Keys in the order of the table; methods and inputs that it does not know come last."""
+    orders: tuple[list[object], ...] = [*ROWS], [*METHODS], [*INPUTS]
 
-    def place(key: RowKey) -> tuple[float, int, int]:
-        if key in ROWS:
-            return known.index(key), 0, 0
-        after = PLAIN if key.kind == "calibrated" else MIX
-        return known.index(after) + 0.5, _index(methods, key.method), _index(inputs, key.inputs)
+    def place(key: RowKey) -> list[float]:
+        after = key if key in ROWS else PLAIN if key.kind == "calibrated" else MIX
+        places = [
+            order.index(value) if value in order else len(order)
+            for order, value in zip(orders, (after, key.method, key.inputs), strict=True)
+        ]
+        return [places[0] + (key not in ROWS) / 2, *places[1:]]
 
     return sorted(keys, key=place)
 
@@ -180,8 +168,3 @@ def clip_name(grid: Scheme) -> str:
     if grid.searched:
         return "MSE clipping"
     return "absmax" if grid.clip == 1 else f"clip {grid.clip:g}"
-
-
-def _index(order: list[str], name: str | None) -> int:
-    """Place of a name; the end for unknown ones."""
-    return order.index(name) if name in order else len(order)

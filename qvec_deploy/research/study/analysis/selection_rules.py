@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
-from qvec_deploy.research.study.analysis.cell_trials import CellTrials, Trials
 from qvec_deploy.research.study.analysis.row_key import Chooser, RowKey
-from qvec_deploy.research.study.analysis.setting_cells import Pick, SettingCells
+from qvec_deploy.research.study.analysis.setting_cells import SettingCells, row_of
 from qvec_deploy.research.study.analysis.study_summary import SelectionOutcome
 
 ChosenOn = Literal["nothing", "selecting images", "selecting labels", "hindsight"]
@@ -22,65 +20,39 @@ CHOOSERS: tuple[tuple[Chooser, str, ChosenOn], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class SelectionRule:
-    """A way of choosing, and the trials that it ends with; a `free` one chooses lambda."""
-
-    key: RowKey
-    label: str
-    chosen_on: ChosenOn
-    pick: Pick
-    free: bool = False
-
-
-def selection_rules() -> tuple[SelectionRule, ...]:
+def selection_rules() -> Iterator[tuple[RowKey, str, ChosenOn]]:
     """Every way of choosing lambda, the donor, or both."""
-    lambdas, donors, both = [], [], []
+    yield RowKey("pair", "lambda_1"), "lambda 1, mean over donors", "nothing"
     for chooser, words, chosen_on in CHOOSERS:
-        label = f"{words.format('lambda')}, mean over donors"
-        lambdas.append(SelectionRule(RowKey("pair", chooser), label, chosen_on, partial(_pairs, chooser), True))
-        label = f"{words.format('donor')}, lambda 1"
-        donors.append(SelectionRule(RowKey("donor", chooser), label, chosen_on, partial(_donor, chooser)))
-        pick = partial(_donor, chooser, free=True)
-        key = RowKey("donor_lambda", chooser)
-        both.append(SelectionRule(key, words.format("donor and lambda"), chosen_on, pick, True))
-    at_one = SelectionRule(
-        RowKey("pair", "lambda_1"), "lambda 1, mean over donors", "nothing", partial(_pairs, "lambda_1")
-    )
-    label, pick = "median donor on test images, lambda 1", partial(_donor, "median")
-    return (at_one, *lambdas, SelectionRule(RowKey("donor", "median"), label, "hindsight", pick), *donors, *both)
-
-
-def _pairs(chooser: Chooser, cell: CellTrials) -> Trials:
-    return tuple(cell.of_pairs(chooser).values())
-
-
-def _donor(chooser: Chooser, cell: CellTrials, *, free: bool = False) -> Trials:
-    return cell.of_donor(chooser, free=free)
+        yield RowKey("pair", chooser), f"{words.format('lambda')}, mean over donors", chosen_on
+    yield RowKey("donor", "median"), "median donor on test images, lambda 1", "hindsight"
+    for chooser, words, chosen_on in CHOOSERS:
+        yield RowKey("donor", chooser), f"{words.format('donor')}, lambda 1", chosen_on
+    for chooser, words, chosen_on in CHOOSERS:
+        yield RowKey("donor_lambda", chooser), words.format("donor and lambda"), chosen_on
 
 
 def selection_of(cells: SettingCells) -> tuple[SelectionOutcome, ...]:
     """Every way of choosing that was possible, with its gain over plain on test images."""
-    rules = selection_rules()
-    gains = {rule.key: cells.gain(rule.pick) for rule in rules}
+    rules = list(selection_rules())
+    gains = {key: cells.gain(row_of(key)) for key, _, _ in rules}
     found = []
-    for rule in rules:
-        gain, best = gains[rule.key], gains[RowKey(rule.key.kind, "hindsight")]
-        if gain is None:
-            continue
-        short = None if best is None or rule.key.chooser == "hindsight" else best.value - gain.value
-        lambdas = _lambdas(cells, rule.pick) if rule.free else (None, None, None)
-        found.append(SelectionOutcome(rule.key, rule.label, rule.chosen_on, gain, short, *lambdas))
+    for key, label, chosen_on in rules:
+        gain, best = gains[key], gains[RowKey(key.kind, "hindsight")]
+        if gain is not None:
+            short = None if best is None or key.chooser == "hindsight" else best.value - gain.value
+            found.append(SelectionOutcome(key, label, chosen_on, gain, short, *_lambdas(cells, key)))
     return tuple(found)
 
 
-def _lambdas(cells: SettingCells, pick: Pick) -> tuple[float, float, float]:
-    """Of all lambdas that were picked: the median, the share that are 0, and at an end of the grid."""
-    chosen: list[float] = []
-    edges: list[bool] = []
+def _lambdas(cells: SettingCells, key: RowKey) -> tuple[float | None, float | None, float | None]:
+    """Of all lambdas that were chosen: the median, the share that are 0, and at an end of the grid."""
+    if key.kind == "donor" or key.chooser == "lambda_1":
+        return None, None, None
+    chosen, edges = [], []
     for cell in cells.by_place.values():
         grid = {0.0, *(lam for curve in cell.pairs.values() for lam in curve)}
-        lambdas = [trial.lam for trial in pick(cell)]
+        lambdas = [trial.lam for trial in cell.of_row(key)]
         chosen += lambdas
         edges += [lam in (min(grid), max(grid)) for lam in lambdas]
     return float(np.median(chosen)), float(np.mean([lam == 0 for lam in chosen])), float(np.mean(edges))

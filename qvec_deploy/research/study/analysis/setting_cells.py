@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qvec_deploy.errors import IntegrityError
 from qvec_deploy.research.study.analysis.cell_trials import CellTrials, Trials
-from qvec_deploy.research.study.analysis.pair_values import PairGain
+from qvec_deploy.research.study.analysis.pair_values import Mode, PairGain
 from qvec_deploy.research.study.analysis.row_key import PLAIN, RowKey
 from qvec_deploy.research.study.analysis.study_statistics import image_error, pooled
 from qvec_deploy.research.study.analysis.study_summary import PooledMean
@@ -23,7 +23,7 @@ Pick = Callable[[CellTrials], Trials]
 
 def row_of(key: RowKey) -> Pick:
     """Picks the trials of a row of the table."""
-    return lambda cell: cell.rows.get(key, ())
+    return lambda cell: cell.of_row(key)
 
 
 class SettingCells:
@@ -31,6 +31,7 @@ class SettingCells:
 
     Attributes:
         tasks: Every receiver and donor: receivers first, in the order of the cells.
+        shape: How many receivers and seeds.
         by_place: The cells by (receiver, seed) index.
 
     Raises:
@@ -43,6 +44,7 @@ class SettingCells:
         donors = (donor.task for cell in cells for donor in cell.request.donors)
         self.tasks = tuple(dict.fromkeys([*self.receivers, *donors]))
         self.seeds = tuple(sorted({cell.request.seed for cell in cells}))
+        self.shape = len(self.receivers), len(self.seeds)
         self.by_place: dict[tuple[int, int], CellTrials] = {}
         images: dict[int, int] = {}
         for cell in cells:
@@ -56,11 +58,6 @@ class SettingCells:
                     hint="compute all seeds with the same `testing`",
                 )
             self.by_place[place] = CellTrials(cell)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Receivers and seeds."""
-        return len(self.receivers), len(self.seeds)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -95,12 +92,12 @@ class SettingCells:
         """Of what is picked, over plain; None where nothing is."""
         return self.mean(pick, row_of(PLAIN)) if any(map(pick, self.by_place.values())) else None
 
-    def pairs(self, pick: Callable[[CellTrials], dict[str, Trial]], over: RowKey = PLAIN) -> tuple[PairGain, ...]:
-        """Gain of every pair over a row, seeds averaged; pairs for which no trial is picked are left out."""
+    def pairs(self, mode: Mode, over: RowKey = PLAIN) -> tuple[PairGain, ...]:
+        """Gain of every pair over a row, seeds averaged; pairs that no lambda could be had for are left out."""
         found = []
         for row, receiver in enumerate(self.receivers):
             seeds = [self.by_place.get((row, column)) for column in range(len(self.seeds))]
-            mine = [(cell, pick(cell)) for cell in seeds if cell is not None and over in cell.rows]
+            mine = [(cell, cell.of_pairs(mode)) for cell in seeds if cell is not None and cell.of_row(over)]
             for donor in self.tasks:
                 tried = [(cell, trials[donor]) for cell, trials in mine if donor in trials]
                 if tried:
@@ -116,7 +113,7 @@ class SettingCells:
 
 
 def _pair(donor: str, receiver: str, tried: Sequence[tuple[CellTrials, Trial]], over: RowKey) -> PairGain:
-    points = [cell.points((trial,), cell.rows[over]) for cell, trial in tried]
+    points = [cell.points((trial,), cell.of_row(over)) for cell, trial in tried]
     gains = np.array([part.mean() for part in points])
     return PairGain(
         donor=donor,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,22 +72,14 @@ def correlate(first: Float64, second: Float64) -> tuple[RankCorrelation, ...]:
     Args:
         first: (tasks, tasks), as `second`, donors by receivers; its tasks are relabelled.
     """
-    found = []
-    ways: tuple[Literal["pairs", "within receivers"], ...] = ("pairs", "within receivers")
-    for over in ways:
-        within = over == "within receivers"
-        test = qap(first, second, within=within)
-        found.append(
-            RankCorrelation(
-                over=over,
-                spearman=spearman(first, second, within=within),
-                qap_p=test.p if test else None,
-                qap_adjusted=None,
-                permutations=test.permutations if test else 0,
-                exact=test.exact if test else False,
-            )
+    return tuple(
+        RankCorrelation(
+            over="within receivers" if within else "pairs",
+            spearman=spearman(first, second, within=within),
+            **vars(qap(first, second, within=within)),
         )
-    return tuple(found)
+        for within in (False, True)
+    )
 
 
 def terciles_of(cells: SettingCells, points: Sequence[SimilarPair]) -> tuple[SimilarityTercile, ...]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qvec_deploy.bench.statistics import CONFIDENCE, Estimate
-from qvec_deploy.research.study.analysis.study_summary import PooledMean
+from qvec_deploy.research.study.analysis.pair_values import PermutationTest
+from qvec_deploy.research.study.analysis.study_summary import PairedStatistics, PooledMean
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -24,33 +24,6 @@ PERMUTATIONS = 10_000
 SEED = 0  # a summary computed twice from the same cells is the same summary
 AT_ONCE = 1 << 20  # values of one step of a bootstrap or a permutation test: bounds their memory
 TINY = 1e-12
-
-
-@dataclass(frozen=True)
-class PairedStatistics:
-    """A paired test over receivers.
-
-    Attributes:
-        difference: Mean, with the interval of the paired t-test; the ends are the value itself, no interval, with one
-            receiver or without any spread.
-        t_p: Two-sided; None below two receivers or without any spread.
-        wilcoxon_p: Two-sided; None below two receivers.
-        wilcoxon_least: The smallest p-value that so many receivers can give.
-    """
-
-    difference: Estimate
-    t_p: float | None
-    wilcoxon_p: float | None
-    wilcoxon_least: float
-
-
-@dataclass(frozen=True)
-class PermutationTest:
-    """A permutation test: its two-sided p-value, how many permutations were tried, and whether that was all of them."""
-
-    p: float
-    permutations: int
-    exact: bool
 
 
 def ratio(numerator: Float64, denominator: Float64) -> Estimate | None:
@@ -183,14 +156,14 @@ def paired(differences: Sequence[float]) -> PairedStatistics:
     count, middle = len(values), float(np.mean(values))
     least = min(1.0, 2.0 ** (1 - count))
     if count < 2:
-        return PairedStatistics(Estimate(middle, middle, middle), None, None, least)
+        return PairedStatistics(count, Estimate(middle, middle, middle), None, None, least)
     wilcoxon = float(stats.wilcoxon(values).pvalue) if np.any(values) else 1.0
     error = float(values.std(ddof=1)) / math.sqrt(count)
     if error <= TINY * max(1.0, abs(middle)):
-        return PairedStatistics(Estimate(middle, middle, middle), None, wilcoxon, least)
+        return PairedStatistics(count, Estimate(middle, middle, middle), None, wilcoxon, least)
     reach = t_quantile(count - 1) * error
     t_p = float(2 * stats.t.sf(abs(middle) / error, count - 1))
-    return PairedStatistics(Estimate(middle, middle - reach, middle + reach), t_p, wilcoxon, least)
+    return PairedStatistics(count, Estimate(middle, middle - reach, middle + reach), t_p, wilcoxon, least)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -246,7 +219,7 @@ def spearman(first: Float64, second: Float64, *, within: bool = False) -> Estima
     return Estimate(value, min(low, value), max(high, value))
 
 
-def qap(first: Float64, second: Float64, *, within: bool = False) -> PermutationTest | None:
+def qap(first: Float64, second: Float64, *, within: bool = False) -> PermutationTest:
     """Two-sided p-value of `spearman` when the tasks of `first` are relabelled (quadratic assignment procedure).
 
     Pairs share tasks, so they are not exchangeable one by one; tasks are (Hubert & Schultz, British Journal of
@@ -255,7 +228,7 @@ def qap(first: Float64, second: Float64, *, within: bool = False) -> Permutation
     A task that is only donor or only receiver cannot be relabelled and is left out.
 
     Returns:
-        None unless every pair of at least three tasks has both values, and both vary.
+        Without a p-value unless every pair of at least three tasks has both values, and both vary.
     """
     there = np.isfinite(first) & np.isfinite(second) & ~np.eye(len(first), dtype=np.bool_)
     both = there.any(axis=0) & there.any(axis=1)
@@ -264,10 +237,10 @@ def qap(first: Float64, second: Float64, *, within: bool = False) -> Permutation
     tasks = len(first)
     off = ~np.eye(tasks, dtype=np.bool_)
     if tasks < 3 or not np.array_equal(there, off):
-        return None
+        return PermutationTest(None, 0, False)
     x, y = _standard(_ranks(first, off, within), off, within), _standard(_ranks(second, off, within), off, within)
     if not (x.any() and y.any()):
-        return None
+        return PermutationTest(None, 0, False)
     observed = abs(float((x * y).sum()))
     exact = math.factorial(tasks) <= PERMUTATIONS
     as_large, tried = 0, 0

@@ -146,34 +146,41 @@ class SelectionOutcome:
 
 
 @dataclass(frozen=True)
-class PairedTest:
-    """A paired test of two rows over receivers, seeds averaged first.
+class PairedStatistics:
+    """A paired test over receivers.
+
+    Attributes:
+        receivers: Paired differences tested.
+        difference: Mean in points, with the interval of the paired t-test; none with one receiver or without spread.
+        t_p: Two-sided p-value of the paired t-test; None below two receivers or without any spread.
+        wilcoxon_p: Likewise of Wilcoxon's signed-rank test; None below two receivers.
+        wilcoxon_least: The smallest p-value that so many receivers can give.
+    """
+
+    receivers: int
+    difference: Estimate
+    t_p: float | None
+    wilcoxon_p: float | None
+    wilcoxon_least: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedTest(PairedStatistics):
+    """A paired test of two rows, seeds averaged first.
 
     Receivers share donors, so they are not quite independent; the interval and p-values take them to be.
 
     Attributes:
-        family: Of comparisons that answer one question; p-values are adjusted over it, all settings together.
+        family: Comparisons that answer one question; p-values are adjusted over it (Holm), all settings together.
         better: The row that is expected to be better.
-        receivers: Paired differences tested.
-        difference: Mean in points, with the interval of the paired t-test; none with one receiver or without spread.
-        t_p: Two-sided p-value of the paired t-test; None below two receivers or without any spread.
-        t_adjusted: The same after Holm.
-        wilcoxon_p: p of Wilcoxon's signed-rank test; None below two receivers.
-        wilcoxon_adjusted: The same after Holm.
-        wilcoxon_least: The smallest p-value that so many receivers can give.
     """
 
     family: str
     better: RowKey
     worse: RowKey
     label: str
-    receivers: int
-    difference: Estimate
-    t_p: float | None
-    t_adjusted: float | None
-    wilcoxon_p: float | None
-    wilcoxon_adjusted: float | None
-    wilcoxon_least: float
+    t_adjusted: float | None = None
+    wilcoxon_adjusted: float | None = None
 
 
 @dataclass(frozen=True)

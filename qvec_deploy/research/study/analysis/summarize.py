@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import partial
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,8 +66,7 @@ def summarize(cells: Sequence[Cell], fine_tunes: Iterable[FineTune] = ()) -> Stu
     groups: dict[bytes, list[Cell]] = {}
     for cell in cells:
         request = cell.request
-        name, model = request.name or request.model, request.model
-        key = [name, model, request.model_args, sorted(request.skip), request.grid.as_dict()]
+        key = [request.label, request.model, request.model_args, sorted(request.skip), request.grid.as_dict()]
         groups.setdefault(canonical_json(key), []).append(cell)
     trained = tuple(fine_tunes)
     settings, families = adjust([setting_of(group, trained) for group in groups.values()])
@@ -85,10 +82,15 @@ def setting_of(cells: Sequence[Cell], fine_tunes: Sequence[FineTune]) -> StudySe
     keys = in_order(key for key in tried if key not in copies)
     rows = tuple(_row(table, key, keys) for key in keys)
     headroom = tuple(_headroom(table, receiver) for receiver in table.receivers)
-    matrices = _matrices(table, keys)
-    at_one = table.pairs(partial(_pairs_at, "lambda_1"))
+    matrices = tuple(
+        GainMatrix(mode, label, key, table.tasks, pairs)
+        for key in baselines(keys)
+        for mode, label in MODES
+        if (pairs := table.pairs(mode, key))
+    )
+    at_one = table.pairs("lambda_1")
     return StudySetting(
-        name=request.name or request.model,
+        name=request.label,
         model=request.model,
         model_args=request.model_args,
         skip=request.skip,
@@ -139,7 +141,7 @@ def _share_of_gap(table: SettingCells, pick: Pick) -> Estimate | None:
 def _wins(table: SettingCells, pick: Pick, baseline: RowKey) -> WinCount | None:
     won, count, ties = np.zeros(table.shape), np.zeros(table.shape), 0
     for place, cell in table.by_place.items():
-        against = cell.rows.get(baseline)
+        against = cell.of_row(baseline)
         if against:
             other = int(cell.right(against[0]).sum())
             scores = [int(cell.right(trial).sum()) - other for trial in pick(cell)]
@@ -169,30 +171,16 @@ def _headroom(table: SettingCells, receiver: str) -> Headroom:
     )
 
 
-def _matrices(table: SettingCells, keys: Sequence[RowKey]) -> tuple[GainMatrix, ...]:
-    found = []
-    for key in baselines(keys):
-        for mode, label in MODES:
-            pairs = table.pairs(partial(_pairs_at, mode), key)
-            found.append(GainMatrix(mode, label, key, table.tasks, pairs))
-    return tuple(matrix for matrix in found if matrix.pairs)
-
-
-def _pairs_at(mode: Mode, cell: CellTrials) -> dict[str, Trial]:
-    return cell.of_pairs(mode)
-
-
 def _curves(table: SettingCells) -> tuple[LambdaCurve, ...]:
-    kinds: tuple[tuple[Literal["pair", "mean"], str], ...] = (("pair", "one donor"), ("mean", "mean of donors"))
-    found = [LambdaCurve(kind, label, _points(table, kind)) for kind, label in kinds]
+    found = (
+        LambdaCurve("pair", "one donor", _points(table, lambda cell: [*cell.pairs.values()])),
+        LambdaCurve("mean", "mean of donors", _points(table, lambda cell: [cell.mean])),
+    )
     return tuple(curve for curve in found if curve.points)
 
 
-def _points(table: SettingCells, kind: Literal["pair", "mean"]) -> tuple[LambdaPoint, ...]:
+def _points(table: SettingCells, curves: Callable[[CellTrials], list[dict[float, Trial]]]) -> tuple[LambdaPoint, ...]:
     """Mean gain at every lambda that was tried, 0 among them."""
-
-    def curves(cell: CellTrials) -> list[dict[float, Trial]]:
-        return list(cell.pairs.values()) if kind == "pair" else [cell.mean]
 
     def at(lam: float) -> Pick:
         return lambda cell: tuple(curve[lam] for curve in curves(cell) if lam in curve)

@@ -32,7 +32,7 @@ TRIAL_COLUMNS: dict[str, Callable[[Cell, Trial], Value]] = {
 def trials_csv(cells: Iterable[Cell]) -> str:
     """Every trial of every cell, numbers in full; what was not measured is an empty cell."""
     lines = [
-        _setting(cell.request.name or cell.request.model, cell.request.model, cell.request.grid)
+        _setting(cell.request.label, cell.request.model, cell.request.grid)
         | {name: value(cell, trial) for name, value in TRIAL_COLUMNS.items()}
         for cell in cells
         for trial in cell.trials
