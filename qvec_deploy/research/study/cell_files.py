@@ -88,9 +88,6 @@ def require_backbone(what: str, checkpoint: Checkpoint, shapes: Mapping[str, tup
 
     Args:
         what: The checkpoint's part, for the message.
-
-    Raises:
-        IncompatibleError: A tensor is missing or has another shape.
     """
     for name, shape in shapes.items():
         found = checkpoint.tensors.get(name)

@@ -26,10 +26,6 @@ def pinned(address: str, *, offline: bool = False) -> str:
     Args:
         address: `hf://org/repo@revision`, with or without a path behind it; anything else comes back as it is.
         offline: Take the commit that the Hub's local cache knows. So it is where the Hub does not answer.
-
-    Raises:
-        RecipeError: The address is malformed.
-        FetchError: The commit is not to be had.
     """
     if not is_remote(address):
         return address
@@ -90,9 +86,6 @@ def identify(hub: str, pattern: str) -> Any:
 
     Args:
         hub: What `pinned` returned, or a folder.
-
-    Raises:
-        StorageError: There is no such folder.
     """
     if is_remote(hub):
         return f"{hub}/{pattern}"
@@ -107,9 +100,6 @@ def find(hub: str, pattern: str, *, offline: bool = False) -> Path:
 
     Args:
         hub: `hf://org/repo@revision`, or a folder with the same tree.
-
-    Raises:
-        FetchError: There is none, or there are several.
     """
     if is_remote(hub):
         return fetch(f"{hub}/{pattern}", offline=offline)
@@ -123,12 +113,7 @@ def find(hub: str, pattern: str, *, offline: bool = False) -> Path:
 
 
 def require_model(path: Path, model: str, model_args: ModelArgs, classes: int) -> None:
-    """Refuse a checkpoint of another model, or with a head for other classes.
-
-    Raises:
-        IncompatibleError: It is one.
-        IntegrityError: It is no whole checkpoint, or pickled code.
-    """
+    """Refuse a checkpoint of another model, or with a head for other classes."""
     checkpoint = Checkpoint.open(path)
     shapes = describe(model, classes, model_args).shapes
     found = {name: info.shape for name, info in checkpoint.tensors.items()}

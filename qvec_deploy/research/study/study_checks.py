@@ -37,10 +37,6 @@ def image_identities(
     Returns:
         `classes` (None where a card does not say), and by split what identifies its images: a list whose second value
         is their number, None where a card does not say.
-
-    Raises:
-        RecipeError, StorageError, IncompatibleError, FetchError: As `open_dataset`, `augmented` and the Hub; the
-            message names whose images they are.
     """
     found: dict[str, Any] = {}
     folder = None if root is None else Path(root)
@@ -64,12 +60,7 @@ def image_identities(
 
 
 def check_model(model: StudyModel, architecture: Architecture, grids: Sequence[DonorGrid]) -> None:
-    """Refuse a model that cannot be put on the grids.
-
-    Raises:
-        RecipeError: A skip entry that matches nothing, or groups that do not divide a row.
-        IncompatibleError: It has BatchNorm, or no Linear to quantize.
-    """
+    """Refuse a model that cannot be put on the grids."""
     for entry in model.skip:
         if not any(is_skipped(linear, (entry,)) for linear in architecture.linears):
             raise RecipeError(
@@ -98,9 +89,6 @@ def check_images(task: StudyTask, seen: Mapping[str, Any], *, trained: bool) -> 
     Args:
         seen: What `image_identities` returned.
         trained: Whether its `train` is trained on here.
-
-    Raises:
-        RecipeError: Another number of classes than the task says, or fewer than two; test images that are trained on.
     """
     classes = seen["classes"] or 0
     if classes < 2:

@@ -89,12 +89,7 @@ def cell_json(cell: Cell) -> bytes:
 
 
 def read_cell(path: Path) -> Cell:
-    """A cell from its file.
-
-    Raises:
-        IncompatibleError: It is of another version.
-        IntegrityError: It is no cell.
-    """
+    """A cell from its file."""
     from pydantic import ValidationError
 
     values = _parsed(path)

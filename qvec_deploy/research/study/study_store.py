@@ -73,33 +73,19 @@ class StudyStore:
 
     @classmethod
     def open(cls, out: Path) -> StudyStore:
-        """A study's folder, made if need be.
-
-        Raises:
-            StorageError: It holds something else, or cannot be written.
-            IncompatibleError: Another version's.
-        """
+        """A study's folder, made if need be."""
         if not cls.begun(out):
             write_bytes(out / "store" / _VERSION_FILE, canonical_json({"qvec-study-store": STORE_VERSION}))
         return cls.existing(out)
 
     @classmethod
     def at(cls, out: Path) -> StudyStore:
-        """A study's folder, or one that may become one; nothing is written.
-
-        Raises:
-            StorageError: It holds something else.
-            IncompatibleError: Another version's.
-        """
+        """A study's folder, or one that may become one; nothing is written."""
         return cls.existing(out) if cls.begun(out) else cls(out)
 
     @classmethod
     def begun(cls, out: Path) -> bool:
-        """Whether a folder is a study's; if not, it may become one.
-
-        Raises:
-            StorageError: It holds something else.
-        """
+        """Whether a folder is a study's; if not, it may become one."""
         with storage_errors(out):
             free = _is_free(out)  # before the version is looked for: another run may be writing it
         begun = (out / "store" / _VERSION_FILE).is_file()
@@ -109,11 +95,7 @@ class StudyStore:
 
     @classmethod
     def existing(cls, out: Path) -> StudyStore:
-        """A study's folder that is there.
-
-        Raises:
-            IncompatibleError: Another version's.
-        """
+        """A study's folder that is there."""
         path = out / "store" / _VERSION_FILE
         if not path.is_file():
             raise StorageError(f"{out} is not a study's folder", hint="name the -o of `qvec-deploy study run`")
@@ -177,11 +159,7 @@ class StudyStore:
         return True
 
     def weights(self, node: str, key: str) -> Path:
-        """The weights of a finished node: its own file, or the one it found elsewhere, with the bytes it had then.
-
-        Raises:
-            IntegrityError: They are not whole, or of other bytes.
-        """
+        """The weights of a finished node: its own file, or the one it found elsewhere, with the bytes it had then."""
         files = self._files(node, key)
         if files is None:
             raise IntegrityError(f"{self.folder(node)} is not whole", hint="run the study again")
@@ -198,9 +176,6 @@ class StudyStore:
 
         Returns:
             What `make` returned, and whether it was `made` now.
-
-        Raises:
-            IntegrityError: A file that it found elsewhere is another one now.
         """
         folder, made = self.folder(node.id), False
         with file_lock(self._cache.folder / "locks" / f"{node.id}.node"):

@@ -46,9 +46,6 @@ def judging_images(task: TaskData, config: DataConfig, classes: int, count: int)
 
     Args:
         classes: Outputs of the model's head.
-
-    Raises:
-        RecipeError: Labels that are not the head's, or fewer images than MIN_IMAGES.
     """
     spec = DatasetSpec(task.dataset, task.testing_split, _root(task), count)
     images, labels = _read(spec, config, classes)
@@ -65,9 +62,6 @@ def choosing_images(
         classes: Outputs of the model's head; None leaves the labels unchecked.
         count: Images before copies are left out.
         judges: TaskImages that nothing may be chosen on; None where nothing is chosen.
-
-    Raises:
-        RecipeError: Labels that are not the head's, or fewer images than MIN_IMAGES.
     """
     spec = DatasetSpec(task.dataset, task.selecting_split, _root(task), count)
     images, labels = _read(spec, config, classes)

@@ -40,9 +40,6 @@ def class_prototypes(
         model_args: Arguments of timm.create_model, as JSON.
         changed: When the base's file was changed, ns: a file made anew is another base.
         count: Images, at most.
-
-    Raises:
-        IncompatibleError: A base of another architecture.
     """
     import torch
 

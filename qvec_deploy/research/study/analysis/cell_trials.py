@@ -26,9 +26,6 @@ class CellTrials:
         pairs: Trials by donor and lambda; lambda 0 is plain.
         mean: Trials of the mean of donors by lambda; lambda 0 is plain.
         calibrated: Trials of calibrated methods by method, inputs and lambda, the mean of donors under them.
-
-    Raises:
-        IntegrityError: No plain PTQ on the grid, or no float receiver: everything is held against them.
     """
 
     def __init__(self, cell: Cell) -> None:

@@ -33,9 +33,6 @@ class SettingCells:
         tasks: Every receiver and donor: receivers first, in the order of the cells.
         shape: How many receivers and seeds.
         by_place: The cells by (receiver, seed) index.
-
-    Raises:
-        IntegrityError: Two cells of one receiver and seed, or seeds with other test images.
     """
 
     def __init__(self, cells: Sequence[Cell]) -> None:
