@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +14,22 @@ from qvec_deploy.donors.donor_recipe import DonorBase, DonorGrid, DonorRecipe, D
 from qvec_deploy.errors import errors_about
 from qvec_deploy.io.files import require_file, sha256_file
 from qvec_deploy.io.hub import is_remote
-from qvec_deploy.research.study.cell_task import CellTask
 from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData
 from qvec_deploy.research.study.released import checkpoint_pattern, identify, pinned
 from qvec_deploy.research.study.study_checks import check_images, check_model, image_identities
 from qvec_deploy.research.study.study_node import StudyNode, Task
-from qvec_deploy.research.study.study_recipe import StudyModel, StudyRecipe, StudyTask, grid_name
-from qvec_deploy.research.study.study_tasks import BaseTask, FineTuneTask, ReleasedTask, VectorTask, WeightsRef
+from qvec_deploy.research.study.study_recipe import BaseTraining, StudyModel, StudyRecipe, StudyTask, grid_name
+from qvec_deploy.research.study.study_tasks import (
+    BaseTask,
+    CellTask,
+    FineTuneTask,
+    ReleasedTask,
+    VectorTask,
+    WeightsRef,
+)
 
-Nodes = Mapping[str, StudyNode]
-"""By task."""
+Nodes = Mapping[str, dict[str, WeightsRef]]
+"""What nodes made, by kind and task."""
 
 
 def build_graph(recipe: StudyRecipe, *, offline: bool = False) -> list[list[StudyNode]]:
@@ -60,21 +67,22 @@ class _ModelNodes:
         self._config = DataConfig.from_mapping(architecture.data_config)
         check_model(model, architecture, recipe.grids)
         self._what: dict[str, Any] = {"model": model.timm, "model_args": dict(model.model_args)}
+        self._start, self._first = self._base()
 
     def nodes(self) -> Iterator[StudyNode]:
         """All of them, each after those that it needs."""
-        base, made = self._base()
-        yield from made
+        yield from self._first
         for seed in self._recipe.seeds:
-            fps = {task.name: self._weights(task, seed, None, base) for task in self._tasks}
-            yield from fps.values()
+            made: dict[str, dict[str, WeightsRef]] = {"fp": {}, "qat": {}, "vector": {}}
+            for task in self._tasks:
+                yield _noted(made, task, self._weights(task, seed, None))
             for grid in self._recipe.grids:
-                qats = {task.name: self._weights(task, seed, grid, base) for task in self._tasks}
-                yield from qats.values()
-                vectors = {task.name: self._vector(task, seed, grid, fps, qats, base) for task in self._tasks}
-                yield from vectors.values()
                 for task in self._tasks:
-                    yield self._cell(task, seed, grid, fps, qats, vectors, base)
+                    yield _noted(made, task, self._weights(task, seed, grid))
+                for task in self._tasks:
+                    yield _noted(made, task, self._vector(task, seed, grid, made))
+                for task in self._tasks:
+                    yield self._cell(task, seed, grid, made)
 
     def _node(
         self, made: Task, task: StudyTask | None = None, grid: DonorGrid | None = None, seed: int | None = None
@@ -101,8 +109,8 @@ class _ModelNodes:
         check_images(task, seen, trained=trains)
         return seen
 
-    def _root(self, task: StudyTask) -> str | None:
-        return None if task.root is None else self._recipe.locate(task.root)
+    def _root(self, images: StudyTask | BaseTraining) -> str | None:
+        return None if images.root is None else self._recipe.locate(images.root)
 
     def _base(self) -> tuple[WeightsRef | None, list[StudyNode]]:
         """Where all fine-tunes start, and the node that makes it, if any."""
@@ -115,10 +123,9 @@ class _ModelNodes:
             return WeightsRef(key, path=path), []
         task = BaseTask(**self._what, skip=self._model.skip)
         if base.train is not None:
-            root = None if base.train.root is None else self._recipe.locate(base.train.root)
-            task = BaseTask(
-                **self._what,
-                skip=self._model.skip,
+            root = self._root(base.train)
+            task = replace(
+                task,
                 training=base.train,
                 root=root,
                 images=self._look(f"base of {self._model.name}", base.train.dataset, root, ("train",), self._config),
@@ -126,12 +133,12 @@ class _ModelNodes:
                 save_every=self._recipe.train.save_every,
             )
         node = self._node(task)
-        return _weights_of(node), [node]
+        return WeightsRef(node.key, node.id), [node]
 
-    def _weights(self, task: StudyTask, seed: int, grid: DonorGrid | None, base: WeightsRef | None) -> StudyNode:
+    def _weights(self, task: StudyTask, seed: int, grid: DonorGrid | None) -> StudyNode:
         """A fine-tune, in float or on a grid: trained here, or released."""
         kind: Literal["fp", "qat"] = "fp" if grid is None else "qat"
-        seen = self._images[task.name]
+        seen, base = self._images[task.name], self._start
         if base is None or self._recipe.checkpoints is not None:  # only released fine-tunes have no base
             scheme = None if grid is None else grid.scheme()
             pattern = checkpoint_pattern(self._model.timm, task.name, task.epochs, seed, scheme, self._model.skip)
@@ -151,7 +158,9 @@ class _ModelNodes:
         if identity[1] is not None:  # else nobody knows yet how many there are
             with errors_about(f"task {task.name}"):
                 recipe.hyper(identity[1])
-        tuned = FineTuneTask(kind=kind, recipe=recipe, base=base, images=identity, classes=seen["classes"])
+        tuned = FineTuneTask(
+            **self._what, kind=kind, recipe=recipe, base=base, images=identity, classes=seen["classes"]
+        )
         return self._node(tuned, task, grid, seed)
 
     @cached_property
@@ -161,9 +170,7 @@ class _ModelNodes:
         assert published is not None  # noqa: S101 - asked before
         return pinned(self._recipe.locate(published.hub), offline=self._offline)
 
-    def _vector(
-        self, task: StudyTask, seed: int, grid: DonorGrid, fps: Nodes, qats: Nodes, base: WeightsRef | None
-    ) -> StudyNode:
+    def _vector(self, task: StudyTask, seed: int, grid: DonorGrid, made: Nodes) -> StudyNode:
         moments = self._recipe.moments if "moments" in self._recipe.inputs else 0
         vector = VectorTask(
             **self._what,
@@ -173,25 +180,16 @@ class _ModelNodes:
             classes=self._images[task.name]["classes"],
             seed=seed,
             moments=moments,
-            fp=_weights_of(fps[task.name]),
-            qat=_weights_of(qats[task.name]),
-            base=base,
+            fp=made["fp"][task.name],
+            qat=made["qat"][task.name],
+            base=self._start,
             images=self._images[task.name]["train"] if moments else None,
             dataset=task.dataset,
             root=self._root(task),
         )
         return self._node(vector, task, grid, seed)
 
-    def _cell(
-        self,
-        task: StudyTask,
-        seed: int,
-        grid: DonorGrid,
-        fps: Nodes,
-        qats: Nodes,
-        vectors: Nodes,
-        base: WeightsRef | None,
-    ) -> StudyNode:
+    def _cell(self, task: StudyTask, seed: int, grid: DonorGrid, made: Nodes) -> StudyNode:
         recipe = self._recipe
         others = [other for other in self._tasks if other.name != task.name]
         request = CellRequest(
@@ -202,7 +200,7 @@ class _ModelNodes:
             receiver=self._data(task),
             fp="",
             own_qat="",
-            base=None if base is None else "",
+            base=None if self._start is None else "",
             donors=tuple(DonorFiles(other.name, "", "", self._data(other)) for other in others),
             methods=recipe.methods,
             inputs=recipe.inputs,
@@ -212,12 +210,13 @@ class _ModelNodes:
             testing=recipe.testing,
         )
         cell = CellTask(
+            **self._what,
             request=request,
-            fp=_weights_of(fps[task.name]),
-            qat=_weights_of(qats[task.name]),
-            base=base,
-            vectors=tuple(_weights_of(vectors[other.name]) for other in others),
-            fps=tuple(_weights_of(fps[other.name]) for other in others),
+            fp=made["fp"][task.name],
+            fps=tuple(made["fp"][other.name] for other in others),
+            qat=made["qat"][task.name],
+            vectors=tuple(made["vector"][other.name] for other in others),
+            base=self._start,
             images=self._images,
         )
         return self._node(cell, task, grid, seed)
@@ -226,5 +225,6 @@ class _ModelNodes:
         return TaskData(task.name, task.dataset, self._root(task), task.selecting_split, task.testing_split)
 
 
-def _weights_of(node: StudyNode) -> WeightsRef:
-    return WeightsRef(node.key, node.id)
+def _noted(made: Nodes, task: StudyTask, node: StudyNode) -> StudyNode:
+    made[node.kind][task.name] = WeightsRef(node.key, node.id)
+    return node

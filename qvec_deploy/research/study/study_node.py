@@ -16,10 +16,10 @@ from pydantic import Field, TypeAdapter
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import canonical_json, sha256_bytes
 from qvec_deploy.jobs.job import Job, SendEvent
-from qvec_deploy.research.study.cell_task import CellTask
 from qvec_deploy.research.study.study_store import StudyStore
 from qvec_deploy.research.study.study_tasks import (
     BaseTask,
+    CellTask,
     FineTuneTask,
     NodeKind,
     ReleasedTask,

@@ -1,16 +1,17 @@
-"""The tasks that make weights and vectors: what decides the result of each, what it needs, and how it is made."""
+"""The tasks of a study's nodes: what decides the result of each, what it needs, and how it is made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qvec_deploy.donors.donor_recipe import DonorRecipe
-from qvec_deploy.io.files import canonical_json, sha256_file
+from qvec_deploy.io.files import canonical_json, sha256_bytes, sha256_file, write_bytes
 from qvec_deploy.io.safetensors_file import write_safetensors
 from qvec_deploy.jobs.job import SendEvent
+from qvec_deploy.research.study.cell_values import CELL_VERSION, CellRequest
 from qvec_deploy.research.study.study_recipe import BaseTraining
 from qvec_deploy.tensors import Scheme
 
@@ -36,11 +37,6 @@ class WeightsRef:
     key: str
     node: str | None = None
     path: str | None = None
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """The node, if it is one."""
-        return () if self.node is None else (self.node,)
 
     def locate(self, store: StudyStore) -> str:
         """The path of the weights; a node's are held against what they were when it was made."""
@@ -75,6 +71,13 @@ class _TaskOfModel:
     model: str
     model_args: dict[str, Any]
 
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Ids of the nodes that it needs."""
+        values = vars(self).values()
+        refs = [ref for value in values for ref in (value if isinstance(value, tuple) else (value,))]
+        return tuple(ref.node for ref in refs if isinstance(ref, WeightsRef) and ref.node is not None)
+
     def _decided_by_model(self) -> dict[str, Any]:
         return {"model": self.model, "model_args": self.model_args}
 
@@ -97,7 +100,6 @@ class BaseTask(_TaskOfModel):
     save_every: int = 1
 
     kind: NodeKind = "base"
-    parents: tuple[str, ...] = ()
 
     def decides(self) -> dict[str, Any]:
         """All that decides its result, as JSON values; so in the other tasks."""
@@ -129,7 +131,7 @@ class BaseTask(_TaskOfModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneTask:
+class FineTuneTask(_TaskOfModel):
     """A fine-tune that is trained here, in float or on the recipe's grid.
 
     Attributes:
@@ -144,23 +146,12 @@ class FineTuneTask:
     images: Any
     classes: int
 
-    @property
-    def model(self) -> str:
-        """The model's timm name."""
-        return self.recipe.base.model
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """Ids of the nodes that it needs; so in the other tasks."""
-        return self.base.parents
-
     def decides(self) -> dict[str, Any]:
         """As BaseTask's."""
         recipe = self.recipe
         train = {name: value for name, value in recipe.train.model_dump().items() if name not in _FREE}
-        decides: dict[str, Any] = {"model": self.model, "model_args": recipe.base.model_args, "run": self.kind}
-        decides |= {"base": self.base.key, "skip": list(recipe.skip), "train": train}
-        decides |= {"images": self.images, "classes": self.classes}
+        decides = {**self._decided_by_model(), "run": self.kind, "base": self.base.key, "skip": list(recipe.skip)}
+        decides |= {"train": train, "images": self.images, "classes": self.classes}
         return decides if self.kind == "fp" else {**decides, "grid": recipe.scheme.model_dump()}
 
     def make(self, at: TaskContext) -> dict[str, Any]:
@@ -189,7 +180,6 @@ class ReleasedTask(_TaskOfModel):
     pattern: str
     released: Any
     classes: int
-    parents: tuple[str, ...] = ()
 
     def decides(self) -> dict[str, Any]:
         """As BaseTask's."""
@@ -228,11 +218,6 @@ class VectorTask(_TaskOfModel):
     dataset: str
     root: str | None
     kind: NodeKind = "vector"
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """As FineTuneTask's."""
-        return (*self.fp.parents, *self.qat.parents, *(self.base.parents if self.base else ()))
 
     def decides(self) -> dict[str, Any]:
         """As BaseTask's."""
@@ -289,6 +274,74 @@ class VectorTask(_TaskOfModel):
         network = create(self.model, self.classes, self.model_args)
         network.load_state_dict({name: torch.from_numpy(value) for name, value in fp.items()})
         return collect_moments(network, [images for images, _ in batches(data, _BATCH)], self.skip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellTask(_TaskOfModel):
+    """Everything that is tried on one receiver.
+
+    Attributes:
+        request: What is tried; its files are found when it is made.
+        fps: Float fine-tunes of the request's donors, in their order.
+        vectors: Likewise.
+        images: Images of all tasks: prototypes are computed for donors too.
+    """
+
+    type: Literal["cell"] = "cell"
+    request: CellRequest
+    fp: WeightsRef
+    fps: tuple[WeightsRef, ...]
+    qat: WeightsRef
+    vectors: tuple[WeightsRef, ...]
+    base: WeightsRef | None
+    images: Any
+    kind: NodeKind = "cell"
+
+    def decides(self) -> dict[str, Any]:
+        """As BaseTask's."""
+        request, receiver = self.request, self.request.receiver
+        lists = ("skip", "methods", "inputs", "lambdas", "controls")
+        splits = [donor.data.selecting_split if donor.data else "" for donor in request.donors]
+        return {
+            **self._decided_by_model(),
+            **{name: getattr(request, name) for name in ("seed", "selecting", "testing")},
+            **{name: list(getattr(request, name)) for name in lists},
+            "grid": request.grid.as_dict(),
+            "receiver": [receiver.name, receiver.dataset, receiver.selecting_split, receiver.testing_split],
+            "version": CELL_VERSION,
+            "images": self.images,
+            "fp": self.fp.key,
+            "qat": self.qat.key,
+            "base": self.base.key if self.base else None,
+            "donors": [
+                [donor.task, split, vector.key, fp.key]
+                for donor, split, vector, fp in zip(request.donors, splits, self.vectors, self.fps, strict=True)
+            ],
+        }
+
+    def make(self, at: TaskContext) -> dict[str, Any]:
+        """As BaseTask's; the paths of its request are kept relative to the study's folder, which may be moved."""
+        from qvec_deploy.research.study import cell as cells
+        from qvec_deploy.research.study.study_documents import cell_json
+
+        log = cells.TrialLog.open(at.work / "trials", at.key)
+        cell = cells.compute_cell(self._request(lambda ref: ref.locate(at.store)), send=at.send, log=log)
+        below = f"{at.store.out}/"
+        cell = replace(cell, request=self._request(lambda ref: ref.locate(at.store).removeprefix(below)))
+        write_bytes(at.folder / "cell.json", cell_json(cell))
+        digest = sha256_bytes(canonical_json([asdict(trial) for trial in cell.trials]))
+        return {"seconds": cell.seconds["all"], "sha256": digest}
+
+    def _request(self, path: Callable[[WeightsRef], str]) -> CellRequest:
+        """The request with the paths of its files."""
+        files = zip(self.request.donors, self.vectors, self.fps, strict=True)
+        return replace(
+            self.request,
+            fp=path(self.fp),
+            own_qat=path(self.qat),
+            base=path(self.base) if self.base else None,
+            donors=tuple(replace(donor, vector=path(vector), fp=path(fp)) for donor, vector, fp in files),
+        )
 
 
 def _read_weights(source: Any) -> dict[str, Any]:
