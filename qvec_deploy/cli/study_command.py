@@ -67,10 +67,11 @@ def run(
         click.echo("the same command goes on with what is missing", err=True)
         raise
     if as_json:
-        echo_json(done.document)
+        echo_json(done)
     else:
-        print_outcome(done.document, output)
-    return done.exit_code
+        print_outcome(done, output)
+    exit_code: int = done["exit_code"]
+    return exit_code
 
 
 @study.command()

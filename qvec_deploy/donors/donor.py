@@ -14,13 +14,11 @@ from torch import nn
 
 from qvec_deploy.datasets import Dataset
 from qvec_deploy.donors.donor_folder import LOG, RUNS, VECTOR, DonorFolder, Entry, require_space
-from qvec_deploy.donors.donor_inputs import Task, fingerprint, open_base, open_task
+from qvec_deploy.donors.donor_inputs import Task, begin, fingerprint, open_base, open_task, require_device
 from qvec_deploy.donors.donor_recipe import DonorRecipe
 from qvec_deploy.donors.feed import feed
 from qvec_deploy.donors.finetune import Base, start, weights
-from qvec_deploy.donors.train import Training
 from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress
-from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import sha256_file
 from qvec_deploy.io.safetensors_file import write_safetensors
@@ -78,8 +76,7 @@ def train_donor(
         RecipeError: The recipe, or a loss that left the numbers; what is there was made under other settings.
         IncompatibleError: The base is another model's, or there is no such device.
     """
-    if recipe.train.device == "cuda" and not torch.cuda.is_available():
-        raise IncompatibleError("there is no CUDA device here", hint="set train.device to cpu")
+    require_device(recipe.train.device)
     folder = DonorFolder.open(directory, force=force)
     base = open_base(recipe, offline=offline)
     task = open_task(recipe)
@@ -141,10 +138,7 @@ def _settings(job: _Job, base_sha256: str) -> dict[str, Any]:
 def _train(job: _Job, run: str) -> None:
     """One fine-tune, from its last saved state where there is one, to its file."""
     recipe, folder, hyper = job.recipe, job.folder, job.hyper
-    scheme = job.scheme if run == "qat" else None
-    seed = recipe.train.seed
-    model = start(job.base, job.task.train.classes, scheme=scheme, skip=recipe.skip, seed=seed, device=job.device)
-    training = Training(model, job.task.train, hyper, head=head_name(recipe.base.model), seed=seed)
+    model, training = begin(recipe, job.base, job.task.train, run)
     saved = folder.load(run)
     if saved is not None:
         training.restore(saved)

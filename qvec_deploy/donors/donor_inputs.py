@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
 from qvec_deploy.datasets.hub_datasets import offline_hub
@@ -15,7 +17,8 @@ from qvec_deploy.datasets.spec import Split
 from qvec_deploy.datasets.timm_factory import TimmDataset
 from qvec_deploy.donors.donor_recipe import DonorRecipe
 from qvec_deploy.donors.feed import augmented
-from qvec_deploy.donors.finetune import Base
+from qvec_deploy.donors.finetune import Base, start
+from qvec_deploy.donors.train import Training
 from qvec_deploy.errors import FetchError, IncompatibleError, RecipeError, StorageError
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import canonical_json, sha256_bytes
@@ -99,6 +102,20 @@ def open_task(recipe: DonorRecipe) -> Task:
         train = augmented(train, spec(task.train, task.limit), config, recipe.train.seed)
     name = recipe.name if task.dataset == "folder" else task.dataset
     return Task(name, train, val, why, seen)
+
+
+def begin(recipe: DonorRecipe, base: Base, data: Dataset, run: str) -> tuple[nn.Module, Training]:
+    """The model of a run, `fp` in float or `qat` on the recipe's grid, before its first step, and its training."""
+    train, scheme = recipe.train, recipe.scheme.scheme() if run == "qat" else None
+    model = start(base, data.classes, scheme=scheme, skip=recipe.skip, seed=train.seed, device=train.device)
+    head = head_name(recipe.base.model)
+    return model, Training(model, data, recipe.hyper(len(data)), head=head, seed=train.seed)
+
+
+def require_device(device: str) -> None:
+    """Refuse CUDA where there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise IncompatibleError("there is no CUDA device here", hint="set train.device to cpu")
 
 
 def _first_file(data: Dataset) -> str:

@@ -81,7 +81,7 @@ def test_documents_that_were_not_written_to_their_end_are_none(
             run_study(recipes[1], out)
     with pytest.raises(StorageError, match="not the folder of a finished study"):
         read_study(out)
-    assert run_study(recipes[1], out).document["counts"]["cell"] == {"total": 2, "kept": 2}
+    assert run_study(recipes[1], out)["counts"]["cell"] == {"total": 2, "kept": 2}
     assert _testing(out) == {40}
 
 
@@ -141,12 +141,12 @@ def test_a_full_disk_is_told_in_the_document_that_fits(
     with monkeypatch.context() as patch:
         patch.setattr(documents, "write_bytes", full)
         outcome = run_study(recipes[1], out)
-    assert outcome.exit_code == 6 and outcome.document == json.loads((out / "run.json").read_bytes())
-    (failure,) = outcome.document["failures"]
+    assert outcome["exit_code"] == 6 and outcome == json.loads((out / "run.json").read_bytes())
+    (failure,) = outcome["failures"]
     assert (failure["node"], failure["because"], failure["exit_code"]) == ("documents", None, 6)
     assert "No space left" in failure["message"]
     assert _testing(out) == {40} and len(read_study(out).cells) == 1  # none of the recipe before
-    assert run_study(recipes[1], out).exit_code == 0 and len(read_study(out).cells) == 2
+    assert run_study(recipes[1], out)["exit_code"] == 0 and len(read_study(out).cells) == 2
 
 
 def test_a_cell_that_is_damaged_once_it_was_found_is_told_and_costs_no_other(
@@ -158,8 +158,8 @@ def test_a_cell_that_is_damaged_once_it_was_found_is_told_and_costs_no_other(
     path.write_bytes(b"{" * path.stat().st_size)
     monkeypatch.setattr(StudyStore, "find", StudyStore.knows)  # it was whole then
     outcome = run_study(recipes[0], out)
-    (failure,) = outcome.document["failures"]
-    assert (failure["node"], outcome.exit_code) == ("documents", 5) and "cell.json is damaged" in failure["message"]
+    (failure,) = outcome["failures"]
+    assert (failure["node"], outcome["exit_code"]) == ("documents", 5) and "cell.json is damaged" in failure["message"]
     assert len(read_study(out).cells) == 1
 
 
@@ -175,13 +175,13 @@ def test_a_disk_too_full_for_a_training_is_refused_before_it(
     here.before = training
     monkeypatch.setattr(state.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, free))
     outcome = run_study(recipes[0], out)
-    assert outcome.exit_code == 6
-    first = outcome.document["failures"][0]
+    assert outcome["exit_code"] == 6
+    first = outcome["failures"][0]
     assert first["node"] == "fp pico lower 1" and "MB free" in first["message"]
     assert "nothing was trained yet" in first["hint"]
     here.before = lambda job: None
     free = 10**12
-    assert run_study(recipes[0], out).exit_code == 0
+    assert run_study(recipes[0], out)["exit_code"] == 0
 
 
 def test_what_a_killed_worker_could_not_forget_is_forgotten(

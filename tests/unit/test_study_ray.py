@@ -62,7 +62,7 @@ def test_a_study_on_ray_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     recipe = load_study(write_study(tmp_path))
     for executor in ("local", "ray"):
         outcome = run_study(recipe, tmp_path / executor, executor=executor, jobs=2)
-        assert outcome.exit_code == 0, outcome.document["failures"]
+        assert outcome["exit_code"] == 0, outcome["failures"]
     local, ray = (_results(tmp_path / executor) for executor in ("local", "ray"))
     assert len(local) == 7 + 2
     assert local == ray

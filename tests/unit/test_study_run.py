@@ -48,8 +48,8 @@ def test_what_is_missing_is_made_and_nothing_else(tmp_path: Path, here: Here) ->
     recipe, out = load_study(write_study(tmp_path)), tmp_path / "out"
     assert plan_study(recipe, out)["kinds"]["fp"] == {"total": 2, "done": 0, "mean_seconds": None}
     first = run_study(recipe, out)
-    assert first.exit_code == 0 and len(here.did) == 1 + 2 + 2 + 2 + 2
-    assert first.document["counts"]["cell"] == {"total": 2, "made": 2}
+    assert first["exit_code"] == 0 and len(here.did) == 1 + 2 + 2 + 2 + 2
+    assert first["counts"]["cell"] == {"total": 2, "made": 2}
     planned = plan_study(recipe, out)
     assert planned["seconds_left"] == 0 and planned["pairs"] == 2
     assert sorted(path.name for path in (out / "cells").iterdir()) == [
@@ -59,8 +59,8 @@ def test_what_is_missing_is_made_and_nothing_else(tmp_path: Path, here: Here) ->
     assert not list((out / "work").iterdir())
 
     again = run_study(recipe, out)
-    assert len(here.did) == 9 and again.document["counts"]["qat"] == {"total": 2, "kept": 2}
-    assert again.document["summed_seconds"] == first.document["summed_seconds"]
+    assert len(here.did) == 9 and again["counts"]["qat"] == {"total": 2, "kept": 2}
+    assert again["summed_seconds"] == first["summed_seconds"]
 
     # A change costs what it touches; documents are those of the recipe that ran last.
     changed = load_study(write_study(tmp_path, seeds=[2]))
@@ -77,9 +77,9 @@ def test_what_is_missing_is_made_and_nothing_else(tmp_path: Path, here: Here) ->
     weights.write_bytes(data[:-1])  # a hard link: the shelf's copy is damaged too
     (vector,) = out.glob("files/vector-pico-realdigits-*-seed1-*")
     shutil.rmtree(vector)
-    run = run_study(recipe, out).document
+    run = run_study(recipe, out)
     assert len(here.did) == 17 and run["counts"]["fp"] == {"total": 2, "kept": 2}
-    assert run["summed_seconds"] == pytest.approx(first.document["summed_seconds"], abs=0.2)  # but for the vector's
+    assert run["summed_seconds"] == pytest.approx(first["summed_seconds"], abs=0.2)  # but for the vector's
     assert plan_study(recipe, out)["kinds"]["fp"]["done"] == 2
     (cell,) = out.glob("files/cell-pico-lower-*-seed1-*")
     shutil.rmtree(cell)
@@ -87,7 +87,7 @@ def test_what_is_missing_is_made_and_nothing_else(tmp_path: Path, here: Here) ->
     (shelved,) = (path for path in out.glob("store/cell-*") if cell.name[-12:] in path.name)
     shutil.rmtree(shelved)
     assert plan_study(recipe, out)["kinds"]["fp"]["done"] == 1
-    run = run_study(recipe, out).document
+    run = run_study(recipe, out)
     assert sorted(here.did[17:]) == [cell.name, weights.parent.name] and weights.read_bytes() == data
     assert run["counts"]["vector"] == {"total": 2, "kept": 2} and vector.is_dir()  # it was on the shelf
     assert run["counts"]["fp"] == {"total": 2, "kept": 1, "made": 1}
@@ -103,7 +103,7 @@ def test_weights_that_were_damaged_are_made_anew_before_they_are_worked_with(tmp
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     run_study(recipe, out)
     assert len(here.did) == 9  # nobody needs them
-    run = run_study(load_study(write_study(tmp_path, testing=40)), out).document
+    run = run_study(load_study(write_study(tmp_path, testing=40)), out)
     assert run["counts"]["fp"] == {"total": 2, "kept": 1, "made": 1} and not run["failures"]
     assert len(here.did) == 9 + 1 + 2 and _weights(out) == whole
 
@@ -114,7 +114,7 @@ def test_a_cell_that_was_damaged_is_computed_anew(tmp_path: Path) -> None:
     (path,) = out.glob("files/cell-pico-lower-*/cell.json")
     data = path.read_bytes()
     path.write_bytes(data.replace(b"0.5", b"0.6"))
-    assert run_study(recipe, out).document["counts"]["cell"] == {"total": 2, "kept": 1, "made": 1}
+    assert run_study(recipe, out)["counts"]["cell"] == {"total": 2, "kept": 1, "made": 1}
     assert path.read_bytes() == data
 
 
@@ -127,7 +127,7 @@ def test_a_model_under_another_name_costs_nothing(tmp_path: Path, here: Here) ->
     planned = plan_study(other, out)
     assert all(kind["done"] == kind["total"] for kind in planned["kinds"].values()) and planned["seconds_left"] == 0
     assert not list(out.glob("files/*-other-*"))
-    run = run_study(other, out).document
+    run = run_study(other, out)
     assert len(here.did) == 9 and all(count["total"] == count["kept"] for count in run["counts"].values())
     after = read_study(out)
     assert {cell.request.name for cell in after.cells} == {"other"} and after.fine_tunes == before.fine_tunes
@@ -152,7 +152,7 @@ def test_another_study_in_the_folder_is_refused_before_anything_is_made(tmp_path
         assert caught.value.hint == "choose another directory, or keep the name"
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
     (out / "run.json").write_text("{")  # of nobody any more
-    assert run_study(other, out).document["name"] == "other"
+    assert run_study(other, out)["name"] == "other"
 
 
 def test_what_a_run_leaves_reads_back(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_node_that_fails_costs_itself_and_what_is_made_from_it(
 
     monkeypatch.setattr(training, "fine_tune", short_of_memory)
     outcome = run_study(recipe, out, watcher=ends)
-    assert outcome.exit_code == 4
+    assert outcome["exit_code"] == 4
     failed = {end.node.name: end.because for end in ends.all if end.state == "failed"}
     origin = "qat pico lower 3bit_tensor_mse 2"
     assert failed == {
@@ -260,13 +260,13 @@ def test_a_node_that_fails_costs_itself_and_what_is_made_from_it(
         "cell pico lower 3bit_tensor_mse 2": origin,
         "cell pico realdigits 3bit_tensor_mse 2": origin,
     }
-    assert outcome.document["counts"]["cell"] == {"total": 4, "made": 2, "failed": 2}
-    (first, *_) = outcome.document["failures"]
+    assert outcome["counts"]["cell"] == {"total": 4, "made": 2, "failed": 2}
+    (first, *_) = outcome["failures"]
     assert (first["message"], first["hint"]) == ("out of memory", "run fewer jobs at a time")
     assert len(read_study(out).cells) == 2  # nothing else is lost
     monkeypatch.setattr(training, "fine_tune", real)
     before = len(here.did)
-    assert run_study(recipe, out).exit_code == 0
+    assert run_study(recipe, out)["exit_code"] == 0
     assert len(here.did) == before + 4
 
 
@@ -275,7 +275,7 @@ def test_the_exit_code_is_that_of_the_worst(tmp_path: Path, monkeypatch: pytest.
         raise StorageError("full", hint="") if recipe.name == "lower" else FetchError("gone", hint="")
 
     monkeypatch.setattr(training, "fine_tune", fail)
-    assert run_study(load_study(write_study(tmp_path)), tmp_path / "out").exit_code == 6
+    assert run_study(load_study(write_study(tmp_path)), tmp_path / "out")["exit_code"] == 6
 
 
 def test_a_study_of_released_fine_tunes(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_study_of_released_fine_tunes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     recipe = load_study(hub_study(tmp_path, hub))
     outcome = run_study(recipe, out)
-    assert outcome.exit_code == 0, outcome.document["failures"]
+    assert outcome["exit_code"] == 0, outcome["failures"]
     study = read_study(out)
     assert study.fine_tunes == () and len(study.cells) == 2
     assert Path(study.cells[0].request.fp).name == "classifier_epoch_7.pt"
@@ -291,14 +291,14 @@ def test_a_study_of_released_fine_tunes(tmp_path: Path) -> None:
     (gone,) = hub.glob("checkpoints/*/*/qat/*/lower/*/*/*/classifier_epoch_7.pt")
     gone.unlink()
     outcome = run_study(recipe, out)
-    assert outcome.exit_code == 7 and outcome.document["failures"][0]["message"].endswith("classifier_epoch_*.pt")
+    assert outcome["exit_code"] == 7 and outcome["failures"][0]["message"].endswith("classifier_epoch_*.pt")
 
 
 def test_a_released_head_for_other_classes(tmp_path: Path) -> None:
     hub = write_hub(tmp_path / "hub", {"lower": 25, "realdigits": 10})
     outcome = run_study(load_study(hub_study(tmp_path, hub)), tmp_path / "out")
-    assert outcome.exit_code == 4
-    assert "a head for 25 classes, and the task has 26" in outcome.document["failures"][0]["message"]
+    assert outcome["exit_code"] == 4
+    assert "a head for 25 classes, and the task has 26" in outcome["failures"][0]["message"]
 
 
 def test_a_worker_with_other_packages_is_refused(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_a_damaged_state_costs_its_training_alone(
             run_study(recipe, out)
     (damaged,) = out.glob(f"work/qat-*/.state/{name}")
     damaged.write_bytes(damaged.read_bytes()[:-9])
-    assert run_study(recipe, out).exit_code == 0
+    assert run_study(recipe, out)["exit_code"] == 0
     assert f"{name} is damaged" in (said := capsys.readouterr().err) and "begins again" in said
     run_study(recipe, tmp_path / "whole")
     assert _weights(out) == _weights(tmp_path / "whole")

@@ -59,14 +59,6 @@ class StudyWatcher:
         """A node is over."""
 
 
-@dataclass(frozen=True)
-class StudyRun:
-    """A study's run as run.json has it, and the exit code of its worst failure; 0 without one."""
-
-    document: dict[str, Any]
-    exit_code: int
-
-
 def run_study(
     recipe: StudyRecipe,
     out: Path,
@@ -76,7 +68,7 @@ def run_study(
     address: str | None = None,
     offline: bool = False,
     watcher: StudyWatcher | None = None,
-) -> StudyRun:
+) -> dict[str, Any]:
     """Do a study, or what is missing of it. A node that fails costs itself and what is made from it.
 
     Args:
@@ -84,6 +76,9 @@ def run_study(
         jobs: Nodes at a time, of one thread each; all cores by default.
         address: Address of a running Ray cluster; None starts or finds one here.
         offline: Use the Hub's local cache only.
+
+    Returns:
+        run.json; its `exit_code` is that of the worst failure.
 
     Raises:
         RecipeError, StorageError, IncompatibleError: A model, a task or a folder that cannot be; nothing is begun then.
@@ -111,7 +106,7 @@ def run_study(
     cells = [end.node for end in ends if end.node.kind == "cell" and end.state != "failed"]
     files = {cell_file(node): (store.folder(node.id) / "cell.json", str(node.about["model"])) for node in cells}
     write_documents(store, recipe=_yaml(recipe), cells=files, costs=_costs(ends), run=document)
-    return StudyRun(document, document["exit_code"])
+    return document
 
 
 def _require_same(recipe: StudyRecipe, store: StudyStore) -> None:

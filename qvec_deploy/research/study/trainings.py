@@ -14,12 +14,12 @@ from torch import nn
 
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.donors.donor_folder import DonorFolder, require_space
-from qvec_deploy.donors.donor_inputs import open_base, open_task
+from qvec_deploy.donors.donor_inputs import begin, open_base, open_task, require_device
 from qvec_deploy.donors.donor_recipe import DonorRecipe
-from qvec_deploy.donors.finetune import start, weights
+from qvec_deploy.donors.finetune import weights
 from qvec_deploy.donors.train import Training, TrainState
 from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress
-from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.errors import IntegrityError
 from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.models import create, describe, head_name, is_skipped
 from qvec_deploy.research.study.study_recipe import BaseTraining
@@ -80,7 +80,8 @@ def train_base(
         weight_decay=wanted.weight_decay,
         roll=wanted.roll,
     )
-    training = Training(_on(network, device), data, hyper, head=head_name(model), seed=wanted.seed)
+    require_device(device)
+    training = Training(network.to(device), data, hyper, head=head_name(model), seed=wanted.seed)
     seconds = _run(training, "base", place)
     return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}, seconds
 
@@ -94,13 +95,8 @@ def fine_tune(recipe: DonorRecipe, run: str, place: TrainingPlace, *, offline: b
     Returns:
         Its weights, latent ones of a QAT run, and the seconds that the steps took.
     """
-    _require_device(recipe.train.device)
-    base, task = open_base(recipe, offline=offline), open_task(recipe)
-    hyper = recipe.hyper(len(task.train))
-    scheme = recipe.scheme.scheme() if run == "qat" else None
-    seed = recipe.train.seed
-    model = start(base, task.train.classes, scheme=scheme, skip=recipe.skip, seed=seed, device=recipe.train.device)
-    training = Training(model, task.train, hyper, head=head_name(recipe.base.model), seed=seed)
+    require_device(recipe.train.device)
+    model, training = begin(recipe, open_base(recipe, offline=offline), open_task(recipe).train, run)
     seconds = _run(training, run, place)
     return weights(model), seconds
 
@@ -137,13 +133,3 @@ def _claimed(folder: DonorFolder, run: str, settings: Mapping[str, Any]) -> Trai
         sys.stderr.write(f"{error.message}; this training begins again\n")  # the node's log
         folder.claim(settings, force=True)
         return None
-
-
-def _on(model: nn.Module, device: str) -> nn.Module:
-    _require_device(device)
-    return model.to(device)
-
-
-def _require_device(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise IncompatibleError("there is no CUDA device here", hint="set train.device to cpu")
