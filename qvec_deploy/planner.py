@@ -91,7 +91,9 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
         IncompatibleError: Names, shapes or dtypes that do not match; a vector for another grid; a lowering that
             cannot take these bits.
     """
-    architecture = describe(recipe.receiver.model, count_classes(recipe, receiver), recipe.receiver.model_args)
+    architecture = describe(
+        recipe.receiver.model, count_classes(recipe.receiver.model, receiver), recipe.receiver.model_args
+    )
     check_tensors(receiver, architecture)
     grid, target = recipe.quantize, recipe.target
     check_lowering(target.runtime, target.lowering, grid.bits, grid.granularity, grid.group_size)
@@ -122,19 +124,19 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
     return Plan(recipe, architecture, tensors, tuple(zip(used, mixing, strict=True)) if used else ())
 
 
-def count_classes(recipe: Recipe, receiver: Checkpoint) -> int:
+def count_classes(model: str, receiver: Checkpoint) -> int:
     """Number of classes, from the receiver's head.
 
     Raises:
         IncompatibleError: The checkpoint has no head.
     """
-    head = head_name(recipe.receiver.model)
+    head = head_name(model)
     weight = receiver.tensors.get(f"{head}.weight")
     if weight is None or len(weight.shape) < 2 or weight.shape[0] < 1:
         near = difflib.get_close_matches(f"{head}.weight", receiver.tensors, n=1)
         raise IncompatibleError(
             f"{receiver.path} has no classes: `{head}.weight` is missing" + (f" (nearest: {near[0]})" if near else ""),
-            hint=f"use the fine-tuned checkpoint with its head; `{recipe.receiver.model}` keeps it in `{head}`",
+            hint=f"use the fine-tuned checkpoint with its head; `{model}` keeps it in `{head}`",
         )
     return weight.shape[0]
 

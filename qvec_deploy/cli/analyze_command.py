@@ -13,6 +13,7 @@ from qvec_deploy.cli.options import (
     model_arg_option,
     model_arguments,
     offline_option,
+    print_table,
     progress_shown,
     quiet_option,
     terminal,
@@ -65,9 +66,9 @@ def analyze(
 ) -> None:
     """Compare donors' vectors with the receiver's own QAT: predicted and measured gain, and the best lambda."""
     from qvec_deploy.datasets import DatasetSpec
+    from qvec_deploy.research.analyze.analysis import analysis_document
     from qvec_deploy.research.analyze.analysis import analyze as run
     from qvec_deploy.research.analyze.analysis_inputs import AnalysisRequest
-    from qvec_deploy.research.analyze.analysis_json import analysis_document
 
     data = DatasetSpec(dataset, split, root, images)  # type: ignore[arg-type]  # click has checked the split
     request = AnalysisRequest(data=data, model_args=model_arguments(arguments), **settings)
@@ -80,62 +81,57 @@ def analyze(
 
 
 def _print_analysis(analysis: Analysis) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
+    from qvec_deploy.report.page import Table
     from qvec_deploy.research.analyze.response import GRID
     from qvec_deploy.vectors.short_names import short_names
 
-    console = terminal()
-    names = short_names([donor.vector for donor in analysis.donors])
-    predictions, curves = Table(box=None, pad_edge=False), Table(box=None, pad_edge=False)
-    for table in (predictions, curves):
-        table.add_column("Vector", no_wrap=True)
-    predictions.add_column("Metric", no_wrap=True)
-    for title in ("lambda*", "Predicted", "Measured", "Predicted at 1", "Measured at 1", "Best lambda", "Measured"):
-        predictions.add_column(title, justify="right")
-    for donor, name in zip(analysis.donors, names, strict=True):
-        for row in _prediction_rows(donor, merged=analysis.one_curvature):
-            predictions.add_row(Text(name), *row)
-            name = ""
-    console.print("Share of the gain of the receiver's own QAT, in the loss\n", style="bold")
-    console.print(predictions)
-    curves.add_column("In")
-    for lam in GRID:
-        curves.add_column(f"{lam:g}", justify="right")
-    for donor, name in zip(analysis.donors, names, strict=True):
-        curves.add_row(Text(name), "nats", *(f"{donor.response.curve[lam].loss:.3f}" for lam in GRID))
+    predictions: list[tuple[str, ...]] = []
+    curves: list[tuple[str, ...]] = []
+    for donor, name in zip(analysis.donors, short_names([donor.vector for donor in analysis.donors]), strict=True):
+        measured = [donor.response.curve[lam] for lam in GRID]
+        lines = [("nats", *(f"{one.loss:.3f}" for one in measured))]
         if analysis.labelled:
-            curves.add_row("", "top-1 %", *(_percent(donor.response.curve[lam].top1) for lam in GRID))
+            lines.append(("top-1 %", *(_percent(one.top1) for one in measured)))
+        for table, rows in ((predictions, _prediction_rows(donor, merged=analysis.one_curvature)), (curves, lines)):
+            table += [("" if place else name, *row) for place, row in enumerate(rows)]
+    console = terminal()
+    console.print("Share of the gain of the receiver's own QAT, in the loss\n", style="bold")
+    columns: tuple[str, ...] = (
+        "lambda*",
+        "Predicted",
+        "Measured",
+        "Predicted at 1",
+        "Measured at 1",
+        "Best lambda",
+        "Measured",
+    )
+    print_table(Table("", ("Vector", "Metric", *columns), tuple(predictions), "ll" + "r" * len(columns)), console)
     console.print("\nMeasured by lambda\n", style="bold")
-    console.print(curves)
+    columns = tuple(f"{lam:g}" for lam in GRID)
+    print_table(Table("", ("Vector", "In", *columns), tuple(curves), "ll" + "r" * len(columns)), console)
     console.print(f"\n{_setting(analysis)}", style="dim")
 
 
 def _prediction_rows(donor: DonorAnalysis, *, merged: bool) -> list[tuple[str, ...]]:
     """One row a metric, and one for the gradient's estimate; what is the same for all stands in the first."""
     response, gradient = donor.response, donor.gradient
-    once = (_share(response.share(1.0)), f"{response.best:.2f}", _share(response.share(response.best)))
-    rows: list[tuple[str, ...]] = []
+
+    def measured(lam: float | None) -> str:
+        return "-" if lam is None else _percent(response.share(lam), " %")
+
+    rows = []
     for metric, title in _METRICS.items():
         if merged and metric == "hessian":
             continue  # equal to the row above
         alignment = donor.alignments[metric]
         star = alignment.lambda_star
-        rows.append(
-            (
-                f"{title} = Hessian" if merged and metric == "gauss_newton" else title,
-                _number(star),
-                _share(alignment.cos_squared),
-                "-" if star is None else _share(response.share(star)),
-                _share(alignment.share_at(1.0)),
-                *(once if not rows else ("",) * len(once)),
-            )
-        )
+        title += " = Hessian" if merged and metric == "gauss_newton" else ""
+        predicted = _percent(alignment.cos_squared, " %"), measured(star), _percent(alignment.share_at(1.0), " %")
+        rows.append((title, _number(star), *predicted))
     hat = gradient.lambda_hat
-    measured = "-" if hat is None else _share(response.share(hat))
-    rows.append((f"gradient: {gradient.sign}", _number(hat), "", measured, "", *("",) * len(once)))
-    return rows
+    rows.append((f"gradient: {gradient.sign}", _number(hat), "", measured(hat), ""))
+    once = (measured(1.0), f"{response.best:.2f}", measured(response.best))
+    return [(*row, *("" if place else text for text in once)) for place, row in enumerate(rows)]
 
 
 def _setting(analysis: Analysis) -> str:
@@ -158,9 +154,5 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def _percent(value: float | None, unit: str = "") -> str:
+    return "-" if value is None else f"{100 * value:.1f}{unit}"

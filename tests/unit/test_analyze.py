@@ -21,9 +21,8 @@ from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, RecipeError, StorageError
 from qvec_deploy.models import create
 from qvec_deploy.quantize.reference import quantize
-from qvec_deploy.research.analyze.analysis import METRICS, Analysis, analyze
+from qvec_deploy.research.analyze.analysis import METRICS, Analysis, analysis_document, analyze
 from qvec_deploy.research.analyze.analysis_inputs import AnalysisRequest
-from qvec_deploy.research.analyze.analysis_json import analysis_document
 from qvec_deploy.research.analyze.response import GRID
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector

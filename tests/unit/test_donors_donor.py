@@ -244,7 +244,7 @@ def test_images_without_labels(recipe: Write, images: Path, tmp_path: Path):
 
 
 def test_a_skip_entry_is_refused_before_the_training(recipe: Write, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(donors, "Training", None)
+    monkeypatch.setattr(donors, "begin", None)
     with pytest.raises(RecipeError, match="`nosuch` matches no Linear of the donor"):
         train_donor(recipe(skip="[head, nosuch]"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -345,7 +345,7 @@ def test_no_cuda_device(recipe: Write, tmp_path: Path, monkeypatch):
 
 def test_a_disk_that_is_too_full_is_seen_before_the_training(recipe: Write, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    monkeypatch.setattr(donors, "Training", None)
+    monkeypatch.setattr(donors, "begin", None)
     with pytest.raises(StorageError, match="the disk has 0 MB free"):
         train_donor(recipe(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,9 @@ missed it by 0.52, and its lambda* was 0.06 where the best lambda was 0.75 (medi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,12 +36,9 @@ Advance = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class DonorAnalysis:
-    """One donor's vector.
+    """One donor's vector: what each of `METRICS` says, the estimate that needs no QAT, and what is measured.
 
-    Attributes:
-        alignments: One by each of `METRICS`.
-        gradient: The estimate that needs no QAT of the receiver.
-        response: What is measured, at the lambdas of `GRID` and at every predicted one.
+    It is measured at the lambdas of `GRID` and at every predicted one.
     """
 
     vector: str
@@ -54,11 +53,9 @@ class Analysis:
     """Everything an analysis found.
 
     Attributes:
-        classes: Width of the receiver's head.
         scheme: The grid of the vectors and of the receiver's QAT.
         images: How many images everything is a mean over.
         labelled: Whether their labels are the receiver's.
-        float_receiver: The receiver before it is quantized.
     """
 
     request: AnalysisRequest
@@ -73,7 +70,7 @@ class Analysis:
     @property
     def one_curvature(self) -> bool:
         """Whether Hessian and Gauss-Newton matrix are the same, so that only one was computed."""
-        return _one_curvature(self.request)
+        return self.request.one_curvature
 
 
 def analyze(request: AnalysisRequest, advance: Advance = lambda done, total: None) -> Analysis:
@@ -102,11 +99,6 @@ def analyze(request: AnalysisRequest, advance: Advance = lambda done, total: Non
     )
 
 
-def _one_curvature(request: AnalysisRequest) -> bool:
-    """At the float weights the teacher's Hessian equals the Gauss-Newton matrix: it is not computed twice."""
-    return request.at == "fp" and request.loss == "teacher"
-
-
 class _DonorComparison:
     """A network, its images, and all that is the same for every donor."""
 
@@ -125,7 +117,7 @@ class _DonorComparison:
         self._point = {"ptq": self._plain, "fp": floats, "qat": own_qat}[request.at]
         self._own = {name: torch.from_numpy(value) for name, value in inputs.own.items()}
         self._logits, self._own_change = self._network.along(self._point, self._own)
-        self._one_curvature = _one_curvature(request)
+        self._one_curvature = request.one_curvature
         self._own_product: State = {}
         if not self._one_curvature:
             self._own_product = self._network.hessian_product(self._point, self._own, self._reference.targets)
@@ -176,3 +168,68 @@ class _DonorComparison:
 
     def _measure(self, state: State) -> QuantizedLoss:
         return self._reference.measure(self._network.logits(state))
+
+
+def analysis_document(analysis: Analysis) -> dict[str, Any]:
+    """An analysis as plain values for JSON; losses and forms in nats, shares and accuracies as fractions."""
+    request = analysis.request
+    response = analysis.donors[0].response  # plain and own are the same for all
+    return {
+        "made_by": f"qvec-deploy {version('qvec-deploy')}",
+        "receiver": request.receiver,
+        "receiver_qat": request.receiver_qat,
+        "model": request.model,
+        "model_args": dict(request.model_args),
+        "classes": analysis.classes,
+        "scheme": analysis.scheme.as_dict(),
+        "skip": list(analysis.skip),
+        "dataset": request.data.name,
+        "split": request.data.split,
+        "images": analysis.images,
+        "labelled": analysis.labelled,
+        "batch_size": request.batch_size,
+        "loss": request.loss,
+        "curvature_at": request.at,
+        "measured": {
+            "float": asdict(analysis.float_receiver),
+            "plain": asdict(response.plain),
+            "own_qat": asdict(response.own),
+        },
+        "vectors": [_donor_document(donor) for donor in analysis.donors],
+    }
+
+
+def _donor_document(donor: DonorAnalysis) -> dict[str, Any]:
+    response, gradient = donor.response, donor.gradient
+
+    def measured(lam: float | None) -> float | None:
+        return None if lam is None else response.share(lam)
+
+    geometry = {
+        metric: {
+            **asdict(alignment),
+            "lambda_star": alignment.lambda_star,
+            "cos_squared": alignment.cos_squared,
+            "measured_share": measured(alignment.lambda_star),
+            "predicted_share_at_1": alignment.share_at(1.0),
+            "measured_share_at_1": measured(1.0),
+        }
+        for metric, alignment in donor.alignments.items()
+    }
+    return {
+        "vector": donor.vector,
+        "task": donor.task,
+        "best_lambda": response.best,
+        "best_share": measured(response.best),
+        "geometry": geometry,
+        "gradient": {
+            **asdict(gradient),
+            "lambda_hat": gradient.lambda_hat,
+            "sign": gradient.sign,
+            "measured_share": measured(gradient.lambda_hat),
+        },
+        "curve": [
+            {"lambda": lam, **asdict(loss), "share": response.share(lam), "share_top1": response.share_top1(lam)}
+            for lam, loss in response.curve.items()
+        ],
+    }

@@ -11,8 +11,8 @@ import numpy as np
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.models import Architecture, ModelArgs, describe, head_name, is_skipped
-from qvec_deploy.planner import check_tensors
+from qvec_deploy.models import Architecture, ModelArgs, describe, is_skipped
+from qvec_deploy.planner import check_tensors, count_classes
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.extract import on_grid
 from qvec_deploy.vectors.vector_file import QuantizationVector
@@ -44,6 +44,11 @@ class AnalysisRequest:
     at: Point = "ptq"
     batch_size: int = 20
     offline: bool = False
+
+    @property
+    def one_curvature(self) -> bool:
+        """At the float weights the teacher's Hessian equals the Gauss-Newton matrix: it is not computed twice."""
+        return self.at == "fp" and self.loss == "teacher"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +88,7 @@ def open_inputs(request: AnalysisRequest) -> AnalysisInputs:
     """
     receiver = Checkpoint.open(request.receiver, offline=request.offline)
     qat = Checkpoint.open(request.receiver_qat, offline=request.offline)
-    architecture = describe(request.model, _classes(receiver, request.model), request.model_args)
+    architecture = describe(request.model, count_classes(request.model, receiver), request.model_args)
     check_tensors(receiver, architecture)
     check_tensors(qat, architecture)
     vectors = {source: QuantizationVector.open(source, offline=request.offline) for source in request.vectors}
@@ -98,17 +103,6 @@ def open_inputs(request: AnalysisRequest) -> AnalysisInputs:
     inputs = AnalysisInputs(architecture, scheme, skip, weights, own, vectors, dataset, labelled)
     _check_own(inputs, qat)
     return inputs
-
-
-def _classes(receiver: Checkpoint, model: str) -> int:
-    head = head_name(model)
-    weight = receiver.tensors.get(f"{head}.weight")
-    if weight is None or len(weight.shape) != 2:
-        raise IncompatibleError(
-            f"{receiver.path} has no classes: `{head}.weight` is missing",
-            hint=f"use the fine-tuned checkpoint with its head; `{model}` keeps it in `{head}`",
-        )
-    return weight.shape[0]
 
 
 def _check_own(inputs: AnalysisInputs, qat: Checkpoint) -> None:
