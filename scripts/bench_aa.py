@@ -21,14 +21,14 @@ from typing import Any
 
 from qvec_deploy.bench.environment import capture_environment, complete_environment
 from qvec_deploy.bench.latency import LatencySamples, measure_latency
-from qvec_deploy.bench.latency_verdict import LEVEL, TOLERANCE, Verdict, latency_verdict
 from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.bench.statistics import coefficient_of_variation, median
+from qvec_deploy.bench.verdicts import LEVEL, TOLERANCE, latency_verdict
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.errors import QvecError
 from qvec_deploy.runtimes.registry import find_runtime
 
-FALSE_ALARMS = (Verdict.FASTER, Verdict.SLOWER)
+FALSE_ALARMS = ("FASTER", "SLOWER")
 MISSED = 3
 
 

@@ -249,7 +249,7 @@ def end_to_end(rounds: int) -> dict[str, Any]:
             images = np.zeros((1, *architecture.input_shape), np.float32)
             sessions = {"float": half, "packed": packed}
             samples = measure_latency(sessions, images, blocks=10 * rounds, warmup=20, seed=0)
-            sizes = {name: session.weight_bytes for name, session in sessions.items()}  # type: ignore[attr-defined]
+            sizes = {name: session.engine.weight_bytes for name, session in sessions.items()}  # type: ignore[attr-defined]
     return {
         "model": END_TO_END,
         "host_latency_ms": {name: median(taken.samples_ms) for name, taken in samples.items()},

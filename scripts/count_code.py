@@ -1,7 +1,7 @@
 """Counts that say how large the code is and how much a change touches: `python scripts/count_code.py [--json]`.
 
 A change touches every file of the package that would have to name the new thing. That is counted on things that exist:
-for a runtime `torch-cuda`, for a method `gptaq`, for a lowering `w8a8`, for a column of the report `throughput`.
+for a runtime `torch-cuda`, for a method `gptaq`, for a lowering `w8a8`, for a column of the report `Throughput`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "qvec_deploy"
-EXAMPLES = {"runtime": "torch-cuda", "method": "gptaq", "lowering": "w8a8", "column": "throughput"}
+EXAMPLES = {"runtime": "torch-cuda", "method": "gptaq", "lowering": "w8a8", "column": "Throughput"}
 
 
 def sources(folder: Path = PACKAGE) -> list[Path]:

@@ -40,13 +40,14 @@ def make_candidates(size: tuple[int, int, int], copies: dict[str, int]) -> tuple
     scales = torch.from_numpy(scale).to(device)
     bias = torch.zeros(n, dtype=torch.float16, device=device)
     x = torch.from_numpy(generator.normal(size=(m, k)).astype(np.float16)).to(device)
-    how = {"layout": layout, "bits": BITS, "columns": k, "group_size": 0}
 
     def native(i: int) -> Any:
         return torch.ops.qvec.linear(x, words[i], scales, bias, layout.id, BITS, k, 0)
 
     def dequantized(i: int) -> Any:
-        return dense(x, launch.dequantize(words[i], scales, dtype=torch.float16, **how), bias)
+        return dense(
+            x, launch.dequantize(launch.DeviceWeight(words[i], scales, layout, BITS, k, 0), torch.float16), bias
+        )
 
     tile, ahead = fastest_tile(layout, size, x, words, scales, bias)
     candidates: Candidates = {
@@ -70,13 +71,14 @@ def fastest_tile(
     """The tile that TensorRT would choose of those that engines carry: it times them, and so does this."""
     import torch
 
-    from qvec_deploy.runtimes.kernels.ahead import SHARED_LIMIT, TILES, compile_ahead
+    from qvec_deploy.runtimes.kernels.ahead import SHARED_LIMIT, compile_ahead
+    from qvec_deploy.runtimes.kernels.tiles import TILES
 
     m, n, k = size
     y = torch.empty((m, n), dtype=torch.float16, device=x.device)
     timed: list[tuple[float, str, Callable[[int], Any]]] = []
     for tile in TILES:
-        compiled = compile_ahead("linear", layout=layout, bits=BITS, rows=n, columns=k, tile=tile)
+        compiled = compile_ahead(layout=layout, bits=BITS, rows=n, columns=k, tile=tile)
         if compiled.shared_bytes > SHARED_LIMIT:  # an engine could not launch it
             continue
         kernel = DriverKernel(compiled)
@@ -107,9 +109,11 @@ class DriverKernel:
         """Launch on torch's current stream; tensors are passed as pointers, sizes as int32."""
         import torch
 
+        from qvec_deploy.runtimes.kernels.ahead import ARGUMENTS
+
         arguments = [
             ctypes.c_int32(value) if isinstance(value, int) else ctypes.c_void_p(value.data_ptr())
-            for value in (values[name] for name in self._compiled.arguments)
+            for value in (values[name] for name in ARGUMENTS)
         ]
         pointers = (ctypes.c_void_p * len(arguments))(*[ctypes.addressof(argument) for argument in arguments])
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)

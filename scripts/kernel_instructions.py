@@ -65,8 +65,9 @@ def static_table() -> list[dict[str, Any]]:
     Raises:
         IncompatibleError: Triton or its assembler is missing.
     """
-    from qvec_deploy.runtimes.kernels.ahead import ARCHITECTURES, TILES, assemble, compile_ahead
+    from qvec_deploy.runtimes.kernels.ahead import ARCHITECTURES, assemble, compile_ahead
     from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
+    from qvec_deploy.runtimes.kernels.tiles import TILES
 
     table = []
     for layout in ("fp16", *LAYOUTS):
@@ -74,7 +75,7 @@ def static_table() -> list[dict[str, Any]]:
             if layout == "fp16":
                 ptx, shared_bytes = dense_ptx(tile)
             else:
-                compiled = compile_ahead("linear", layout=layout, bits=BITS, rows=768, columns=768, tile=tile)
+                compiled = compile_ahead(layout=layout, bits=BITS, rows=768, columns=768, tile=tile)
                 ptx, shared_bytes = compiled.ptx, compiled.shared_bytes
             for sm in ARCHITECTURES:
                 assembly = assemble(ptx, sm)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from plugin_function import device_function
 
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.graph import DOMAIN, INPUT, OUTPUT
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
-from qvec_deploy.runtimes.kernels.plugin_config import CONFIG, DEQUANTIZE, NAMESPACE, VERSION, PluginConfig
 from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph, allowed_bytes
-from qvec_deploy.runtimes.tensorrt.tensorrt_linear import device_function, to_packed
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import to_packed
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 ROWS = COLUMNS = 768
@@ -88,28 +88,6 @@ def layer_graph(
         for node in nodes:
             node.overload = functions[0].overload
     return _graph(nodes, tensors, batch, f"x{layers}", packed, functions)
-
-
-def dequantize_graph(*, constant: bool) -> TensorrtGraph:
-    """QvecDequantize and a product; its first input is the activation, or with `constant` a constant."""
-    quantized, _ = _weight()
-    layout = choose_layout(ROWS, COLUMNS, BITS)
-    config = PluginConfig(layout.id, layout.version, BITS, ROWS, COLUMNS)
-    tensors = [
-        numpy_helper.from_array(layout.pack(quantized.codes, BITS), "words"),
-        numpy_helper.from_array(quantized.scale, "scale"),
-    ]
-    packed_bytes = sum(len(tensor.raw_data) for tensor in tensors)
-    if constant:
-        tensors.append(numpy_helper.from_array(np.zeros((1, COLUMNS), np.float16), "nothing"))
-    attributes = {"plugin_namespace": NAMESPACE, "plugin_version": VERSION, "aot": 1, CONFIG: str(config)}
-    x = "nothing" if constant else "x0"
-    nodes = [
-        helper.make_node(DEQUANTIZE, [x, "words", "scale"], ["dense"], name="dequantize", domain=DOMAIN, **attributes),
-        helper.make_node("Transpose", ["dense"], ["turned"], perm=[1, 0]),
-        helper.make_node("MatMul", ["x0", "turned"], ["x1"]),
-    ]
-    return _graph(nodes, tensors, BATCH, "x1", [packed_bytes], [])
 
 
 def _graph(

@@ -45,9 +45,6 @@ class Backend(Protocol):
     def fresh_process(self) -> dict[str, Any]:
         """Run a packed engine in a process that never loads our plugins: `error`, `plugins_loaded`."""
 
-    def dequantize(self, constant: bool) -> dict[str, Any]:
-        """Build QvecDequantize; all its inputs constant or not: `weights_bytes`, `packed_bytes`, `dense_bytes`."""
-
     def precedence(self, namespace: bool) -> dict[str, Any]:
         """Parse a node that also has a function body, with `plugin_namespace` or without.
 
@@ -160,22 +157,6 @@ def _judge_stored(data: Mapping[str, Any]) -> Outcome:
     return Outcome("pass" if stored <= high else "fail", detail, dict(data))
 
 
-def _dequantize(backend: Backend) -> Outcome:
-    data = backend.dequantize(constant=False)
-    folded = data["weights_bytes"] is not None and data["weights_bytes"] >= data["dense_bytes"]
-    if data["weights_bytes"] is None:
-        raise Skip("this TensorRT does not say what it stores")
-    return Outcome("fail" if folded else "pass", "folded" if folded else "not folded: weights stay packed", data)
-
-
-def _constant(backend: Backend) -> Outcome:
-    data = backend.dequantize(constant=True)
-    if data["weights_bytes"] is None:
-        raise Skip("this TensorRT does not say what it stores")
-    folded = data["weights_bytes"] >= data["dense_bytes"]
-    return Outcome("noted", "folded into dense weights" if folded else "not folded", data)
-
-
 def _precedence(namespace: bool) -> Callable[[Backend], Outcome]:
     def check(backend: Backend) -> Outcome:
         data = backend.precedence(namespace)
@@ -259,8 +240,6 @@ ITEMS: tuple[Item, ...] = (
     Item("1 trtexec", "the engine without Python", _trtexec),
     Item("1 fresh process", "the engine without our plugins", _fresh),
     Item("2 stored", "3-bit weights stay 3-bit", _stored),
-    Item("2 dequantize", "QvecDequantize with an activation", _dequantize),
-    Item("2 constant", "QvecDequantize with constants only", _constant),
     Item("3 shared memory", "more than 48 KiB", _works("shared")),
     Item("4 cubin", "machine code in place of PTX", _works("cubin")),
     Item("4 native", "PTX for this very architecture", _works("native")),

@@ -16,9 +16,7 @@ import numpy as np
 from tensorrt_graphs import (
     BATCH,
     COLUMNS,
-    DENSE_BYTES,
     ROWS,
-    dequantize_graph,
     expected_logits,
     layer_graph,
     layer_images,
@@ -125,16 +123,6 @@ class Machine:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return answer
 
-    def dequantize(self, constant: bool) -> dict[str, Any]:
-        """See `tensorrt_items.Backend.dequantize`."""
-        graph = dequantize_graph(constant=constant)
-        built = self._build(graph)
-        return {
-            "weights_bytes": built.weights_bytes,
-            "packed_bytes": graph.packed_bytes,
-            "dense_bytes": DENSE_BYTES,
-        }
-
     def precedence(self, namespace: bool) -> dict[str, Any]:
         """See `tensorrt_items.Backend.precedence`."""
         trt, _ = self._ready()
@@ -175,7 +163,7 @@ class Machine:
 
         one, many = layer_graph(), layer_graph(layers=8)
         sizes = [len(self._build(graph).plan) - graph.weight_bytes for graph in (one, many)]
-        kernel = compile_ahead("linear", layout=choose_layout(ROWS, COLUMNS, 3), bits=3, rows=ROWS, columns=COLUMNS)
+        kernel = compile_ahead(layout=choose_layout(ROWS, COLUMNS, 3), bits=3, rows=ROWS, columns=COLUMNS)
         return {"overhead_bytes": (sizes[1] - sizes[0]) // 7, "ptx_bytes": len(kernel.ptx)}
 
     def switches(self, count: int) -> dict[str, Any]:

@@ -23,11 +23,11 @@ import onnx
 import onnxruntime
 import pytest
 from google.protobuf.message import DecodeError
+from plugin_function import device_function
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import Gpu, OutOfDeviceMemory
 from qvec_deploy.runtimes.graph import DOMAIN
-from qvec_deploy.runtimes.tensorrt.tensorrt_linear import device_function
 
 GPU = Gpu("NVIDIA Test", 89, "13.0")
 
@@ -448,7 +448,7 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str = "10.16.1.11", gpu: G
     plugins.register_plugins, plugins.plugin_errors = register_plugins, plugin_errors
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setitem(sys.modules, "qvec_deploy.runtimes.kernels.plugins", plugins)
-    monkeypatch.setattr(tensorrt_library, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(tensorrt_library, "Cuda", lambda: cuda)
     return Setup(trt, cuda, faults)
 
 

@@ -92,6 +92,13 @@ def tensors(case: Case, device: str) -> dict[str, Any]:
     }
 
 
+def device_weight(case: Case, values: dict[str, Any]) -> Any:
+    """The weight as the kernels take it."""
+    from qvec_deploy.runtimes.kernels.launch import DeviceWeight
+
+    return DeviceWeight(values["words"], values["scale"], case.device_layout, case.bits, case.k, case.group)
+
+
 def weight(case: Case, values: dict[str, Any], kind: type = np.float32) -> np.ndarray:
     """The weight that the codes stand for: one multiplication."""
     scale = values["scale"].cpu().numpy().astype(kind)
@@ -137,11 +144,10 @@ def interpret() -> dict[str, dict[str, Any]]:
     results = {}
     for case in CASES:
         values = tensors(case, "cpu")
-        given = {"layout": case.device_layout, "bits": case.bits, "group_size": case.group}
-        inputs = [values[name] for name in ("x", "words", "scale", "bias")]
-        y = launch.run(*inputs, case.tile, **given, asm=False)
-        w = launch.run_dequantize(*inputs[1:3], **given, columns=case.k, dtype=inputs[0].dtype)
-        fallback = launch.run(*inputs, None, **given)
+        inputs = (values["x"], device_weight(case, values), values["bias"])
+        y = launch.run(*inputs, case.tile, asm=False)
+        w = launch.dequantize(inputs[1], inputs[0].dtype)
+        fallback = launch.run(*inputs, None)
         results[str(case)] = {
             "excess": excess(case, values, y, emulated=True),
             "fallback": excess(case, values, fallback, emulated=True, rounded_weights=True),

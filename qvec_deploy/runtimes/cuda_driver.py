@@ -92,37 +92,27 @@ class Cuda:
     def __init__(self) -> None:
         self._library = _load()
         self._call("cuInit", 0)
-        count, device = c_int(0), c_int(0)
-        self._call("cuDeviceGetCount", ctypes.byref(count))
-        if count.value == 0:
+        if not self._get(c_int, "cuDeviceGetCount"):
             raise IncompatibleError("the NVIDIA driver finds no GPU", hint="check nvidia-smi and CUDA_VISIBLE_DEVICES")
-        self._call("cuDeviceGet", ctypes.byref(device), 0)
-        self._device = device.value
+        self._device = self._get(c_int, "cuDeviceGet", 0)
         self._context = c_void_p()
         self.gpu = self._describe()
 
     def _describe(self) -> Gpu:
-        name, version = ctypes.create_string_buffer(_NAME_BYTES), c_int(0)
-        self._call("cuDeviceGetName", name, _NAME_BYTES, self._device)
-        self._call("cuDriverGetVersion", ctypes.byref(version))
+        version = self._get(c_int, "cuDriverGetVersion")
         major, minor = (self._attribute(code) for code in (_SM_MAJOR, _SM_MINOR))
-        driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
-        return Gpu(name.value.decode("utf-8", "replace"), 10 * major + minor, driver)
+        return Gpu(self._text("cuDeviceGetName"), 10 * major + minor, f"{version // 1000}.{version % 1000 // 10}")
 
     def bus_id(self) -> str:
         """Its place on the PCI bus, by which NVML finds it too."""
-        text = ctypes.create_string_buffer(_NAME_BYTES)
-        self._call("cuDeviceGetPCIBusId", text, _NAME_BYTES, self._device)
-        return text.value.decode("ascii", "replace")
+        return self._text("cuDeviceGetPCIBusId")
 
     def l2_bytes(self) -> int:
         """Size of its L2 cache."""
         return self._attribute(_L2_BYTES)
 
     def _attribute(self, code: int) -> int:
-        value = c_int(0)
-        self._call("cuDeviceGetAttribute", ctypes.byref(value), code, self._device)
-        return value.value
+        return int(self._get(c_int, "cuDeviceGetAttribute", code, self._device))
 
     def enter(self) -> None:
         """Make the GPU's context current in this thread."""
@@ -142,9 +132,7 @@ class Cuda:
         Raises:
             OutOfDeviceMemory: There are not as many.
         """
-        address = c_uint64(0)
-        self._call("cuMemAlloc_v2", ctypes.byref(address), size)
-        return address.value
+        return int(self._get(c_uint64, "cuMemAlloc_v2", size))
 
     def free(self, address: int) -> None:
         """Give back what `allocate` gave."""
@@ -152,10 +140,8 @@ class Cuda:
 
     def pinned(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """A float32 array in host memory that the GPU reads and writes directly; `free_pinned` gives it back."""
-        address = c_void_p()
-        size = 4 * int(np.prod(shape))
-        self._call("cuMemAllocHost_v2", ctypes.byref(address), size)
-        buffer = (ctypes.c_float * (size // 4)).from_address(address.value or 0)
+        count = int(np.prod(shape))
+        buffer = (c_float * count).from_address(self._get(c_void_p, "cuMemAllocHost_v2", 4 * count))
         array: NDArray[np.float32] = np.ctypeslib.as_array(buffer).reshape(shape)
         return array
 
@@ -177,9 +163,7 @@ class Cuda:
 
     def new_event(self) -> int:
         """Handle of an event that notes the GPU's time."""
-        event = c_void_p()
-        self._call("cuEventCreate", ctypes.byref(event), 0)
-        return event.value or 0
+        return int(self._get(c_void_p, "cuEventCreate", 0))
 
     def record(self, event: int, stream: int) -> None:
         """Have an event note the time when the stream comes to it."""
@@ -187,9 +171,7 @@ class Cuda:
 
     def elapsed_ms(self, start: int, end: int) -> float:
         """Milliseconds between two events that have come to pass; half a microsecond is the driver's resolution."""
-        elapsed = c_float(0)
-        self._call("cuEventElapsedTime", ctypes.byref(elapsed), start, end)
-        return elapsed.value
+        return float(self._get(c_float, "cuEventElapsedTime", start, end))
 
     def end_event(self, event: int) -> None:
         """Destroy an event."""
@@ -197,9 +179,7 @@ class Cuda:
 
     def new_stream(self) -> int:
         """Handle of a stream of its own."""
-        stream = c_void_p()
-        self._call("cuStreamCreate", ctypes.byref(stream), _NON_BLOCKING)
-        return stream.value or 0
+        return int(self._get(c_void_p, "cuStreamCreate", _NON_BLOCKING))
 
     def end_stream(self, stream: int) -> None:
         """Destroy a stream."""
@@ -228,6 +208,17 @@ class Cuda:
             self._call("cuGraphInstantiateWithFlags", ctypes.byref(graph.handle), recorded, 0)
         finally:
             self._call("cuGraphDestroy", recorded)
+
+    def _get(self, kind: Any, name: str, *arguments: Any) -> Any:
+        """What a function writes to its first argument, 0 for a null pointer."""
+        value = kind()
+        self._call(name, ctypes.byref(value), *arguments)
+        return value.value or 0
+
+    def _text(self, name: str) -> str:
+        text = ctypes.create_string_buffer(_NAME_BYTES)
+        self._call(name, text, _NAME_BYTES, self._device)
+        return text.value.decode("utf-8", "replace")
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from qvec_deploy.errors import RecipeError
 
-HARDWARE = ("this", "same_compute_capability", "ampere_plus")
+Hardware = Literal["this", "same_compute_capability", "ampere_plus"]
 """GPUs an engine runs on: this model, all of its compute capability, all from 8.0 on."""
 
 
@@ -39,7 +40,7 @@ class EngineOptions:
     Attributes:
         dynamic: One engine instead, from the smallest to the largest. It runs without a CUDA graph, and up to
             TensorRT 11.2 at least, engines with our plugin leak a little GPU memory whenever the size changes.
-        hardware: One of `HARDWARE`. More GPUs, slower engines.
+        hardware: More GPUs, slower engines.
         version_compatible: Run on other releases of the same major version too.
         cuda_graph: Run static engines as CUDA graphs.
         optimization_level: TensorRT's builder optimization level, 0 to 5; None is its default.
@@ -48,7 +49,7 @@ class EngineOptions:
 
     batch_sizes: tuple[int, ...] = (1,)
     dynamic: bool = False
-    hardware: str = "this"
+    hardware: Hardware = "this"
     version_compatible: bool = False
     cuda_graph: bool = True
     optimization_level: int | None = None
@@ -57,8 +58,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise RecipeError(f"batch sizes {list(self.batch_sizes)}", hint="name at least one, of at least 1")
-        if self.hardware not in HARDWARE:
-            raise RecipeError(f"hardware `{self.hardware}`", hint=f"use {', '.join(HARDWARE)}")
+        if self.hardware not in get_args(Hardware):
+            raise RecipeError(f"hardware `{self.hardware}`", hint=f"use {', '.join(get_args(Hardware))}")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise RecipeError(f"optimization level {self.optimization_level}", hint="TensorRT has 0 to 5")
 

@@ -86,6 +86,14 @@ class Profiler(Backend, Protocol):
         """
 
 
+def largest_batch(failed: int, runs: Callable[[int], bool]) -> int:
+    """The first half, quarter, ... of a batch that runs; 0 if none does."""
+    batch = failed // 2
+    while batch and not runs(batch):
+        batch //= 2
+    return batch
+
+
 def require_images(images: Float32, shape: tuple[int, int, int]) -> None:
     """Refuse what is no batch of an engine's images, of which one has `shape` (C, H, W).
 

@@ -29,7 +29,7 @@ from qvec_deploy.runtimes.kernels.ahead import (
     assemble,
     compile_ahead,
 )
-from qvec_deploy.runtimes.kernels.layouts import LAYOUTS, choose_layout
+from qvec_deploy.runtimes.kernels.layouts import LAYOUTS, DeviceLayout, choose_layout
 from qvec_deploy.runtimes.kernels.tiles import DEEP_TILES, TILES, Tile
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ def test_the_fallback_rounds_weights_and_is_judged_so(interpreted: dict[str, dic
 
 def test_the_fallback_adds_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     settings, seen = torch.backends.cuda.matmul, []
-    monkeypatch.setattr(launch, "run_dequantize", lambda *_, **__: torch.zeros(2, 32, dtype=torch.float16))
+    monkeypatch.setattr(launch, "dequantize", lambda *_: torch.zeros(2, 32, dtype=torch.float16))
 
     def dense(*_: Any) -> None:
         seen.append([getattr(settings, name) for name in launch._REDUCED])
@@ -75,7 +75,7 @@ def test_the_fallback_adds_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     before = [getattr(settings, name) for name in launch._REDUCED]
     with pytest.raises(ZeroDivisionError):
         x, words, scale = torch.zeros(1, 32), torch.zeros(3, 2, dtype=torch.int32), torch.ones(2, 1)
-        launch.run(x, words, scale, None, None, layout=LAYOUTS["rows"], bits=3, group_size=0)
+        launch.run(x, launch.DeviceWeight(words, scale, LAYOUTS["rows"], 3, 32, 0), None, None)
     assert seen == [[False, False, False]]
     assert [getattr(settings, name) for name in launch._REDUCED] == before
     assert any(before), "PyTorch's defaults allow less precision: nothing was shown otherwise"
@@ -168,7 +168,7 @@ def _fma(a: np.ndarray, b: np.ndarray, c: np.ndarray, dtype: str) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_inline_assembly_gives_the_codes(bits: int, dtype: ahead.Float) -> None:
-    compiled = compile_ahead("linear", layout="p32", bits=bits, rows=64, columns=256, dtype=dtype, tile=TILES[0])
+    compiled = compile_ahead(layout="p32", bits=bits, rows=64, columns=256, dtype=dtype, tile=TILES[0])
     blocks = {re.sub(r"%\w+", "%", text): text for text in _BLOCK.findall(compiled.ptx.decode())}
     fields = (10 if dtype == "float16" else 7) // bits
     assert len(blocks) == min(fields, 16 // bits)  # one for every place in a mantissa
@@ -200,37 +200,28 @@ def _ptx_version(ptx: bytes) -> tuple[int, int]:
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("layout", list(WEIGHTS))
 def test_kernels_of_engines_keep_to_the_limits(layout: str, tile: Tile) -> None:
-    compiled = compile_ahead("linear", **_weight(layout), tile=tile)
+    compiled = compile_ahead(**_weight(layout), tile=tile)
     assert compiled.shared_bytes <= SHARED_LIMIT
-    assert compiled.spill_bytes <= FEW_SPILLS
+    assert compiled.assembly.spill_bytes <= FEW_SPILLS
     assert b"\n.target sm_80\n" in compiled.ptx
     assert _ptx_version(compiled.ptx) <= NEWEST_PTX
 
 
 @pytest.mark.parametrize(
-    ("kind", "sm", "change"),
-    [
-        ("linear", 80, {}),
-        *[("linear", 80, change) for change in ({"bits": 2}, {"bits": 4}, {"group_size": 64}, {"asm": False})],
-        ("linear", 80, {"dtype": "bfloat16"}),
-        ("dequantize", 75, {}),
-        ("dequantize", 80, {}),
-    ],
+    "change", [{}, {"bits": 2}, {"bits": 4}, {"group_size": 64}, {"asm": False}, {"dtype": "bfloat16"}]
 )
 @pytest.mark.parametrize("layout", list(WEIGHTS))
-def test_code_for_the_oldest_gpus_is_assembled_for_every_later_one(
-    layout: str, kind: ahead.Kind, sm: int, change: dict[str, Any]
-) -> None:
-    compiled = compile_ahead(kind, **{**_weight(layout), **change}, tile=launch.usual_way(197), sm=sm)
+def test_code_for_the_oldest_gpus_is_assembled_for_every_later_one(layout: str, change: dict[str, Any]) -> None:
+    compiled = compile_ahead(**{**_weight(layout), **change}, tile=launch.usual_way(197))
     assert compiled.shared_bytes <= SHARED_LIMIT
     assert _ptx_version(compiled.ptx) <= NEWEST_PTX
-    later = [each for each in ARCHITECTURES if each >= sm]
-    assert all(assemble(compiled.ptx, each).spill_bytes <= FEW_SPILLS for each in (later if not change else later[:1]))
+    later = ARCHITECTURES if not change else ARCHITECTURES[:1]
+    assert all(assemble(compiled.ptx, each).spill_bytes <= FEW_SPILLS for each in later)
 
 
 @pytest.mark.parametrize(("layout", "sm"), [("rows", 80), ("rows", 90), ("rows", 120), ("p32", 80)])
 def test_ptx_declares_the_oldest_version_that_has_what_it_says(layout: str, sm: int) -> None:
-    ptx = compile_ahead("linear", **_weight(layout), tile=TILES[3], sm=sm).ptx
+    ptx = compile_ahead(**_weight(layout), tile=TILES[3], sm=sm).ptx
     major, minor = _ptx_version(ptx)
     assemble(ptx, sm)
     if (major, minor) > (7, 0):
@@ -248,17 +239,15 @@ def test_the_version_follows_the_instructions(needed: bytes) -> None:
 
 
 def test_ptx_has_the_arguments_and_the_oldest_target() -> None:
-    compiled = compile_ahead("linear", layout="p32", bits=3, rows=768, columns=768, tile=TILES[3])
+    compiled = compile_ahead(layout="p32", bits=3, rows=768, columns=768, tile=TILES[3])
     text = compiled.ptx.decode()
     head = re.search(rf"\.visible \.entry {compiled.name}\((.*?)\)", text, re.DOTALL)
     assert head
     kinds = re.findall(r"\.param \.(\w+)", head[1])
-    assert compiled.arguments == ("x", "words", "scale", "bias", "m", "n", "k", "y")
     assert kinds == ["u64", "u64", "u64", "u64", "u32", "u32", "u32", "u64"]
     assert re.match(r"\.version \d\.\d\n\.target sm_80\n", text)
     assert f".reqntid {compiled.threads}" in text
     assert compiled.grid(197) == (4, 12, 1)
-    assert compile_ahead("dequantize", layout="p32", bits=3, rows=768, columns=512).grid(197) == (12, 2, 1)
 
 
 def test_what_is_compiled_only_for_the_gpu_at_hand_compiles() -> None:
@@ -287,14 +276,14 @@ def test_what_is_compiled_only_for_the_gpu_at_hand_compiles() -> None:
 @pytest.mark.parametrize("layout", list(WEIGHTS))
 def test_large_tiles_reach_the_tensor_cores_of_their_own_gpu(layout: str, sm: int, instruction: str) -> None:
     """What is taken for many rows of x where nothing was timed; a Hopper or Blackwell would compile this."""
-    compiled = compile_ahead("linear", **_weight(layout), tile=launch.usual_way(197), sm=sm)
+    compiled = compile_ahead(**_weight(layout), tile=launch.usual_way(197), sm=sm)
     assert instruction in compiled.ptx.decode()
-    assert compiled.spill_bytes == 0
+    assert compiled.assembly.spill_bytes == 0
 
 
 def test_weights_of_all_sizes_share_their_ptx() -> None:
-    first = compile_ahead("linear", layout="p32", bits=3, rows=768, columns=768, tile=TILES[3])
-    assert compile_ahead("linear", layout="p32", bits=3, rows=3072, columns=768, tile=TILES[3]).ptx == first.ptx
+    first = compile_ahead(layout="p32", bits=3, rows=768, columns=768, tile=TILES[3])
+    assert compile_ahead(layout="p32", bits=3, rows=3072, columns=768, tile=TILES[3]).ptx == first.ptx
 
 
 def _ptx_with(body: str, parameters: int) -> str:
@@ -334,12 +323,7 @@ WEIGHT: dict[str, Any] = {"layout": "p32", "bits": 3, "rows": 64, "columns": 256
 )
 def test_what_cannot_be_compiled_is_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(IncompatibleError, match=says):
-        compile_ahead("linear", **{**WEIGHT, **change})
-
-
-def test_bfloat16_on_turing_is_refused() -> None:
-    with pytest.raises(IncompatibleError, match="bfloat16 is not compiled for sm_75"):
-        compile_ahead("dequantize", **WEIGHT, dtype="bfloat16", sm=75)
+        compile_ahead(**{**WEIGHT, **change})
 
 
 def test_ptx_that_ptxas_refuses_is_an_error() -> None:
@@ -350,13 +334,13 @@ def test_ptx_that_ptxas_refuses_is_an_error() -> None:
 def test_without_triton_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton.backends.nvidia", None)
     with pytest.raises(IncompatibleError, match="kernels cannot be compiled"):
-        compile_ahead("linear", **WEIGHT, tile=Tile(32, 32, 1, 1))
+        compile_ahead(**WEIGHT, tile=Tile(32, 32, 1, 1))
 
 
 def test_interpreted_kernels_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(IncompatibleError, match="interpreted here"):
-        compile_ahead("linear", **WEIGHT, tile=Tile(32, 32, 1, 1))
+        compile_ahead(**WEIGHT, tile=Tile(32, 32, 1, 1))
 
 
 # --- the operator for PyTorch, on a CPU
@@ -377,6 +361,12 @@ def _arguments(n: int, k: int, bits: int = 3, group: int = 0, dtype: torch.dtype
         "columns": k,
         "group_size": group,
     }
+
+
+def _device(arguments: dict[str, Any], layout: DeviceLayout) -> tuple[Any, ...]:
+    """x, the weight and the bias."""
+    weight = {name: arguments[name] for name in ("words", "scale", "bits", "columns", "group_size")}
+    return arguments["x"], launch.DeviceWeight(**weight, layout=layout), arguments["bias"]
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -426,19 +416,14 @@ def test_arguments_that_do_not_belong_together_are_refused(change: dict[str, Any
         with pytest.raises(IncompatibleError, match=says):
             torch.ops.qvec.linear(**{**_arguments(64, 256), **change})
         return
-    arguments.pop("columns")
     with pytest.raises(IncompatibleError, match=says):
-        launch.check(**arguments, layout=layout, columns=256)
+        launch.check(*_device(arguments, layout))
 
 
 def test_tensors_on_a_cpu_are_refused_by_the_kernels() -> None:
     arguments = _arguments(64, 256)
-    layout = LAYOUTS[arguments.pop("layout_id")]
     with pytest.raises(IncompatibleError, match="the tensors are on cpu"):
-        launch.linear(**arguments, layout=layout)
-    weight = {name: arguments[name] for name in ("words", "scale", "bits", "columns", "group_size")}
-    with pytest.raises(IncompatibleError, match="the tensors are on cpu"):
-        launch.dequantize(**weight, layout=layout)
+        launch.linear(*_device(arguments, LAYOUTS[arguments.pop("layout_id")]))
 
 
 @pytest.fixture

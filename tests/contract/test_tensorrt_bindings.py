@@ -33,7 +33,7 @@ from tensorrt_stub.scratch import NO_REGISTRY, scratch
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.kernels.ahead import SHARED_LIMIT
 from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
-from qvec_deploy.runtimes.kernels.plugin_config import DEQUANTIZE, LINEAR, NAMESPACE, VERSION, PluginConfig
+from qvec_deploy.runtimes.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
 from qvec_deploy.runtimes.kernels.plugins import plugin_errors, register_plugins, tactics
 from qvec_deploy.runtimes.kernels.tiles import TILES, Tile
 from qvec_deploy.runtimes.tensorrt.tensorrt_linear import to_packed
@@ -52,8 +52,6 @@ TYPES = {TensorProto.INT32: "int32", TensorProto.FLOAT: "float32", TensorProto.F
 LINEAR_P32 = PluginConfig("p32", 1, 3, 768, 768)
 LINEAR_ROWS = PluginConfig("rows", 1, 3, 576, 192)
 LINEAR_GROUPS = PluginConfig("p32", 1, 4, 64, 256, group_size=128)
-DEQUANTIZE_P32 = PluginConfig("p32", 1, 3, 768, 768)
-DEQUANTIZE_TURING = PluginConfig("rows", 1, 3, 576, 192, sm=75)
 
 
 def linear(config: PluginConfig, x: list[int | str], kind: str = "float16") -> list[Any]:
@@ -62,23 +60,18 @@ def linear(config: PluginConfig, x: list[int | str], kind: str = "float16") -> l
     return [[kind, x], ["int32", config.words_shape], ["float32", config.scale_shape], bias]
 
 
-def case(
-    name: str, op: str, config: PluginConfig | str, inputs: list[Any], tactic: int = 0, sm: tuple[int, ...] = ()
-) -> dict[str, Any]:
+def case(name: str, op: str, config: PluginConfig | str, inputs: list[Any], tactic: int = 0) -> dict[str, Any]:
     """A node for the child.
 
     Sizes such as `b=2` are not constant; `tactic` counts those that are offered; `sm` is what its PTX is assembled for.
     """
-    sm = sm or (80, 90, 120)
-    return {"id": name, "op": op, "cfg": str(config), "inputs": inputs, "tactic": tactic, "sm": sm}
+    return {"id": name, "op": op, "cfg": str(config), "inputs": inputs, "tactic": tactic, "sm": (80, 90, 120)}
 
 
 CASES = [
     case("p32", LINEAR, LINEAR_P32, linear(LINEAR_P32, ["b=2", 197, 768]), 2),
     case("rows", LINEAR, LINEAR_ROWS, linear(LINEAR_ROWS, [1, 197, 192], "bfloat16"), 0),
     case("groups", LINEAR, LINEAR_GROUPS, linear(LINEAR_GROUPS, [5, 256]), -1),
-    case("dequantize", DEQUANTIZE, DEQUANTIZE_P32, linear(DEQUANTIZE_P32, ["b=2", 197, 768])[:3]),
-    case("turing", DEQUANTIZE, DEQUANTIZE_TURING, linear(DEQUANTIZE_TURING, [1, 197, 192])[:3], sm=(75, 89)),
     case("float x", LINEAR, LINEAR_P32, linear(LINEAR_P32, [2, 197, 768], "float32")),
     case(
         "half scale", LINEAR, LINEAR_P32, [*linear(LINEAR_P32, [2, 768])[:2], ["float16", [768, 1]], ["float16", [768]]]
@@ -177,18 +170,16 @@ def test_plugins_register_lazily(names: dict[str, Any]) -> None:
     """Without a registry, as here, only lazy registration is possible; the ONNX parser needs the other, see below."""
     assert (names["registry"], names["creators"]) == ("None", [])
     common = {"attributes": {"cfg": "str"}, "jit": False, "outputs": 1, "callable": True}
-    for name, inputs in ((LINEAR, ["x", "qweight", "scale", "bias"]), (DEQUANTIZE, ["x", "qweight", "scale"])):
-        plugin = names["plugins"][f"{NAMESPACE}::{name}"]
-        assert plugin["inputs"] == inputs
-        assert {key: plugin[key] for key in common} == common
+    plugin = names["plugins"][f"{NAMESPACE}::{LINEAR}"]
+    assert plugin["inputs"] == ["x", "qweight", "scale", "bias"]
+    assert {key: plugin[key] for key in common} == common
 
 
 def test_all_attributes_rule(names: dict[str, Any]) -> None:
     """An implementation that leaves an attribute out passes validation and fails in the build; ours have them all."""
     assert "takes 4 positional arguments but 5 were given" in names["subset"]
-    for name in (LINEAR, DEQUANTIZE):
-        plugin = names["plugins"][f"{NAMESPACE}::{name}"]
-        assert plugin["aot"] == plugin["autotune"] == list(plugin["attributes"])
+    plugin = names["plugins"][f"{NAMESPACE}::{LINEAR}"]
+    assert plugin["aot"] == plugin["autotune"] == list(plugin["attributes"])
 
 
 def test_number_attributes_and_numpy(names: dict[str, Any]) -> None:
@@ -198,8 +189,7 @@ def test_number_attributes_and_numpy(names: dict[str, Any]) -> None:
         assert names["number"] == "TypeError: only 0-dimensional arrays can be converted to Python scalars"
     else:
         assert names["number"] == 7
-    for name in (LINEAR, DEQUANTIZE):
-        assert set(names["plugins"][f"{NAMESPACE}::{name}"]["attributes"].values()) == {"str"}
+    assert set(names["plugins"][f"{NAMESPACE}::{LINEAR}"]["attributes"].values()) == {"str"}
 
 
 def test_trailing_nul(protocol: dict[str, Any]) -> None:
@@ -210,7 +200,7 @@ def test_trailing_nul(protocol: dict[str, Any]) -> None:
 
 def test_creators_are_what_nodes_ask_for(protocol: dict[str, Any]) -> None:
     """Op type, version and namespace are how the parser finds a plugin, its field names what it passes on."""
-    assert protocol["creators"] == [[name, VERSION, NAMESPACE, ["cfg"]] for name in (LINEAR, DEQUANTIZE)]
+    assert protocol["creators"] == [[LINEAR, VERSION, NAMESPACE, ["cfg"]]]
     node, _ = lowered_case()
     attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     assert [node.op_type, attributes["plugin_version"].decode(), attributes["plugin_namespace"].decode()] == [
@@ -227,8 +217,6 @@ def test_creators_are_what_nodes_ask_for(protocol: dict[str, Any]) -> None:
         ("p32", "HALF", ["(b + 0)", "197", "768"]),
         ("rows", "BF16", ["1", "197", "576"]),
         ("groups", "HALF", ["5", "64"]),
-        ("dequantize", "HALF", ["768", "768"]),
-        ("turing", "HALF", ["576", "192"]),
         ("lowered", "HALF", ["(b + 0)", "16", "128"]),
     ],
 )
@@ -236,8 +224,7 @@ def test_types_and_shapes(protocol: dict[str, Any], name: str, kind: str, shape:
     """The output's type and shape, and the one combination of types and formats that is offered."""
     observed = protocol["cases"][name]
     assert observed["output"] == [kind, shape]
-    inputs = [kind, "INT32", "FLOAT", kind][: 3 if name in ("dequantize", "turing") else 4]
-    assert observed["formats"] == [f"{each} LINEAR" for each in [*inputs, kind]]
+    assert observed["formats"] == [f"{each} LINEAR" for each in (kind, "INT32", "FLOAT", kind, kind)]
 
 
 def test_tactics_are_the_tiles(protocol: dict[str, Any]) -> None:
@@ -245,9 +232,7 @@ def test_tactics_are_the_tiles(protocol: dict[str, Any]) -> None:
     for name, config in (("p32", LINEAR_P32), ("rows", LINEAR_ROWS), ("groups", LINEAR_GROUPS)):
         assert cases[name]["tactics"] == list(tactics(config))
         assert list(tactics(config).values()) == list(TILES)
-    for name in ("dequantize", "turing"):
-        assert len(cases[name]["tactics"]) == 1
-    numbers = [number for name in ("p32", "rows", "groups", "turing") for number in cases[name]["tactics"]]
+    numbers = [number for name in ("p32", "rows", "groups") for number in cases[name]["tactics"]]
     assert len(numbers) == len(set(numbers))  # the timing cache must not take one for another
     assert all(0 < number < 2**31 for number in numbers)
 
@@ -275,19 +260,7 @@ def test_launch_of_linear(
     assert kernel["arguments"][0][0] == m[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "weight", "block"), [("dequantize", (768, 768), (64, 256)), ("turing", (576, 192), (64, 64))]
-)
-def test_launch_of_dequantize(
-    protocol: dict[str, Any], name: str, weight: tuple[int, int], block: tuple[int, int]
-) -> None:
-    kernel = protocol["cases"][name]["kernel"]
-    grid = [-(-size // step) for size, step in zip(weight, block, strict=True)]
-    assert [kernel["launch"][key][1] for key in ("grid_x", "grid_y")] == grid
-    assert [value for _, value in kernel["arguments"]] == list(weight)
-
-
-@pytest.mark.parametrize("name", ["p32", "rows", "groups", "dequantize", "turing", "lowered"])
+@pytest.mark.parametrize("name", ["p32", "rows", "groups", "lowered"])
 def test_launch_fits_the_kernel(protocol: dict[str, Any], name: str) -> None:
     """Threads are what the PTX declares, and shared memory is what any launch may have."""
     kernel = protocol["cases"][name]["kernel"]
@@ -300,13 +273,13 @@ def test_launch_fits_the_kernel(protocol: dict[str, Any], name: str) -> None:
     assert launch["block_x"][1] == int(declared)
 
 
-@pytest.mark.parametrize("name", ["p32", "rows", "groups", "dequantize", "turing", "lowered"])
+@pytest.mark.parametrize("name", ["p32", "rows", "groups", "lowered"])
 def test_ptx_is_accepted(protocol: dict[str, Any], name: str) -> None:
     """ptxas takes it for its own architecture and for later ones, and it has no parameter that nobody passes."""
     observed = protocol["cases"][name]
     kernel = observed["kernel"]
     ptx: str = kernel["ptx"]
-    assert observed["registers"].keys() == ({"75", "89"} if name == "turing" else {"80", "90", "120"})
+    assert observed["registers"].keys() == {"80", "90", "120"}
     assert all(0 < registers <= 255 for registers in observed["registers"].values())
     (parameters,) = re.findall(rf"\.entry {kernel['name']}\(([^)]*)\)", ptx)
     kinds = re.findall(r"\.param \.(u64|u32)", parameters)

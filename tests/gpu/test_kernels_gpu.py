@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import CASES, Case, dequantized, excess, tensors
+from kernel_cases import CASES, Case, dequantized, device_weight, excess, tensors
 
 import qvec_deploy.runtimes.kernels.op  # noqa: F401 - registers the operator
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.kernels import launch
-from qvec_deploy.runtimes.kernels.ahead import Compiled, compile_ahead
+from qvec_deploy.runtimes.kernels.ahead import ARGUMENTS, Compiled, compile_ahead
 from qvec_deploy.runtimes.kernels.tiles import DEEP_TILES, TILES, Tile
 
 pytestmark = pytest.mark.gpu
@@ -28,9 +28,7 @@ SHAPES = [  # ViT-B's MLP, ViT-S's qkv, SO400M's MLP, and a large language model
 
 
 def _run(case: Case, values: dict[str, Any], way: launch.Way, asm: bool = True) -> torch.Tensor:
-    inputs = [values[name] for name in ("x", "words", "scale", "bias")]
-    given = {"layout": case.device_layout, "bits": case.bits, "group_size": case.group}
-    return launch.run(*inputs, way, **given, asm=asm)
+    return launch.run(values["x"], device_weight(case, values), values["bias"], way, asm=asm)
 
 
 @pytest.mark.parametrize("asm", [True, False])
@@ -49,8 +47,7 @@ def test_assembly_gives_the_same_bits(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_dequantized_weights_are_exact(case: Case) -> None:
     values = tensors(case, "cuda")
-    given = {"layout": case.device_layout, "bits": case.bits, "columns": case.k, "group_size": case.group}
-    found = launch.dequantize(values["words"], values["scale"], **given, dtype=getattr(torch, case.dtype))
+    found = launch.dequantize(device_weight(case, values), getattr(torch, case.dtype))
     assert torch.equal(found.cpu(), dequantized(case, values))
 
 
@@ -114,28 +111,18 @@ def test_no_rows_are_no_work() -> None:
 def test_words_left_on_the_cpu_are_refused() -> None:
     values = tensors(CASES[0], "cuda")
     values["words"] = values["words"].cpu()
-    given = {"layout": CASES[0].device_layout, "bits": CASES[0].bits, "columns": CASES[0].k, "group_size": 0}
     with pytest.raises(IncompatibleError, match="x is on cuda:0 and words on cpu"):
-        launch.linear(*(values[name] for name in ("x", "words", "scale", "bias")), **given)
+        launch.linear(values["x"], device_weight(CASES[0], values), values["bias"])
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("case", SHAPES, ids=str)
 def test_compiled_ptx_runs_without_triton(case: Case, tile: Tile) -> None:
     values = tensors(case, "cuda")
-    compiled = compile_ahead("linear", **_weight(case), tile=tile)
+    compiled = compile_ahead(**_weight(case), tile=tile)
     y = torch.full((case.m, case.n), torch.nan, dtype=values["x"].dtype, device="cuda")
     _launch(compiled, {**values, "m": case.m, "n": case.n, "k": case.k, "y": y}, case.m)
     assert excess(case, values, y) <= 1.0
-
-
-@pytest.mark.parametrize("case", SHAPES, ids=str)
-def test_compiled_dequantization_runs_without_triton(case: Case) -> None:
-    values = tensors(case, "cuda")
-    y = torch.full((case.n, case.k), torch.nan, dtype=values["x"].dtype, device="cuda")
-    compiled = compile_ahead("dequantize", **_weight(case))
-    _launch(compiled, {**values, "n": case.n, "k": case.k, "y": y}, case.m)
-    assert torch.equal(y.cpu(), dequantized(case, values))
 
 
 def _weight(case: Case) -> dict[str, Any]:
@@ -152,7 +139,7 @@ def _launch(compiled: Compiled, values: dict[str, Any], m: int) -> None:
     assert driver.cuModuleGetFunction(ctypes.byref(function), module, compiled.name.encode()) == 0
     arguments = [
         ctypes.c_int32(value) if isinstance(value, int) else ctypes.c_void_p(value.data_ptr())
-        for value in (values[name] for name in compiled.arguments)
+        for value in (values[name] for name in ARGUMENTS)
     ]
     pointers = (ctypes.c_void_p * len(arguments))(*[ctypes.addressof(argument) for argument in arguments])
     blocks = (*compiled.grid(m), compiled.threads, 1, 1)

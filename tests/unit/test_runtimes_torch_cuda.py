@@ -56,7 +56,7 @@ def test_packed_weights_stay_packed_in_memory(tmp_path: Path) -> None:
     for lowering in ("packed", "float"):
         with TorchCuda("cpu").open(tmp_path, lowering, 1) as session:
             assert isinstance(session, TorchSession)
-            held[lowering] = session.weight_bytes
+            held[lowering] = session.engine.weight_bytes
     weights = PackedFile.open(tmp_path / WEIGHTS_FILE)
     linears = sum(info.shape[0] * info.shape[1] for info in weights.tensors.values() if info.scheme)
     rows = sum(info.shape[0] for info in weights.tensors.values() if info.scheme)

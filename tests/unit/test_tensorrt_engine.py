@@ -546,7 +546,7 @@ def test_no_gpu(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise IncompatibleError("the NVIDIA driver finds no GPU", hint="none")
 
-    monkeypatch.setattr(tensorrt_library, "open_cuda", refuse)
+    monkeypatch.setattr(tensorrt_library, "Cuda", refuse)
     assert TARGET.missing() == "the NVIDIA driver finds no GPU"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from fake_tensorrt import run_on_cpu, write_sources
+from fake_tensorrt import run_on_cpu, runnable, write_sources
 from onnx import TensorProto, helper, numpy_helper
 
 from qvec_deploy.bench.parity import parity_images
@@ -53,9 +53,10 @@ def test_it_computes_what_pytorch_computes(
 ) -> None:
     folder, reference = stored
     model, weights = _read(folder)
-    graph = tensorrt_graph(model, weights, lowering, batch_size=batch_size, amax=read_amax(folder), portable=True)
-    onnx.checker.check_model(graph.model, full_check=True)
-    logits = run_on_cpu(graph.model, IMAGES)
+    graph = tensorrt_graph(model, weights, lowering, batch_size=batch_size, amax=read_amax(folder))
+    model = runnable(graph.model)
+    onnx.checker.check_model(model, full_check=True)
+    logits = run_on_cpu(model, IMAGES)
     assert logits.dtype == np.float32
     error = np.linalg.norm(logits - reference) / np.linalg.norm(reference)
     assert error < tolerance
@@ -112,9 +113,10 @@ def test_both_layouts_in_one_graph(tmp_path: Path) -> None:
     }
     for bits in (2, 3, 4):
         reference = write_sources(tmp_path, state, Scheme(bits, "channel"), width=64)
-        graph = tensorrt_graph(*_read(tmp_path), "packed", portable=True)
-        assert {f.overload for f in graph.model.functions} == {f"p32_{bits}", f"rows_{bits}"}
-        logits = run_on_cpu(graph.model, IMAGES)
+        graph = tensorrt_graph(*_read(tmp_path), "packed")
+        model = runnable(graph.model)
+        assert {f.overload for f in model.functions} == {f"p32_{bits}", f"rows_{bits}"}
+        logits = run_on_cpu(model, IMAGES)
         assert np.linalg.norm(logits - reference) / np.linalg.norm(reference) < 4e-3
 
 
@@ -214,9 +216,9 @@ def test_groups_and_w8a8(tmp_path: Path, pico_states: dict[str, State]) -> None:
     model, weights = _read(tmp_path)
     with pytest.raises(IncompatibleError, match=r"one scale a row, blocks\.0\.attn\.qkv has groups of 16"):
         tensorrt_graph(model, weights, "w8a8", amax=read_amax(tmp_path))
-    graph = tensorrt_graph(model, weights, "packed", portable=True)
+    graph = tensorrt_graph(model, weights, "packed")
     reference = run_on_cpu(tensorrt_graph(model, weights, "float").model, IMAGES)
-    np.testing.assert_allclose(run_on_cpu(graph.model, IMAGES), reference, rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(run_on_cpu(runnable(graph.model), IMAGES), reference, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -17,36 +17,21 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.kernels.layouts import DeviceLayout, layout_named
 from qvec_deploy.runtimes.kernels.tiles import TILES, Tile
 
-__all__ = [
-    "ARCHITECTURES",
-    "BASELINE_SM",
-    "SHARED_LIMIT",
-    "TILES",
-    "Assembly",
-    "Compiled",
-    "Tile",
-    "assemble",
-    "compile_ahead",
-]
-
-Kind = Literal["linear", "dequantize"]
 Float = Literal["float16", "bfloat16"]
 
 BASELINE_SM = 80
 """PTX for this architecture is assembled, by ptxas or by a driver, for every later one."""
 
 ARCHITECTURES = (80, 86, 87, 89, 90, 100, 120)
-"""What `linear` is compiled for; `dequantize` is compiled for sm_75, too, where it leaves the product to others."""
+"""What `linear` is compiled for."""
 
 SHARED_LIMIT = 48 * 1024
 """Bytes of shared memory that a launch may have without asking the driver for more, which TensorRT does not."""
 
 _PTX_VERSIONS = tuple((major, minor) for major in (7, 8, 9) for minor in range(9 if major < 9 else 100))
 _POINTER = {"float16": "*fp16", "bfloat16": "*bf16"}
-_ARGUMENTS = {
-    "linear": ("x", "words", "scale", "bias", "m", "n", "k", "y"),
-    "dequantize": ("x", "words", "scale", "n", "k", "y"),
-}
+ARGUMENTS = ("x", "words", "scale", "bias", "m", "n", "k", "y")
+"""Parameters of a compiled kernel, in order: pointers, and int32 for rows of x and the shape of the weight."""
 
 
 @dataclass(frozen=True)
@@ -67,40 +52,31 @@ class Compiled:
     """A kernel as PTX, and how to launch it.
 
     Attributes:
-        ptx: The text, without parameters other than `arguments`.
-        arguments: Its parameters in order. Pointers, and int32 for `m`, `n`, `k`: rows of x, shape of the weight.
+        ptx: The text, without parameters other than `ARGUMENTS`.
         shared_bytes: Dynamic shared memory of a launch.
-        warps: A block has 32 threads for each.
-        sm: Architecture it was compiled for; sm_80 code runs on every later one.
-        block_rows: Rows of x that a block takes, along the grid's first axis; 0 if the grid does not depend on m.
-        grid_fixed: Blocks that depend on the weight alone: along the grid's second axis, or both for `dequantize`.
+        assembly: What ptxas says of it on the architecture it was compiled for; sm_80 code runs on every later one.
+        tile: What a block computes; a block takes its rows of x, along the grid's first axis.
+        column_blocks: Blocks along the grid's second axis.
     """
 
     ptx: bytes
     name: str
-    arguments: tuple[str, ...]
     shared_bytes: int
-    warps: int
-    registers: int
-    spill_bytes: int
-    sm: int
-    block_rows: int
-    grid_fixed: tuple[int, ...]
+    assembly: Assembly
+    tile: Tile
+    column_blocks: int
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 32 * self.warps
+        return 32 * self.tile.warps
 
     def grid(self, m: int) -> tuple[int, int, int]:
         """Blocks of a launch on m rows of x."""
-        first = (-(-m // self.block_rows),) if self.block_rows else ()
-        x, y = first + self.grid_fixed
-        return x, y, 1
+        return -(-m // self.tile.rows), self.column_blocks, 1
 
 
 def compile_ahead(
-    kind: Kind,
     *,
     layout: DeviceLayout | str,
     bits: int,
@@ -112,7 +88,7 @@ def compile_ahead(
     sm: int = BASELINE_SM,
     asm: bool = True,
 ) -> Compiled:
-    """Compile a kernel for a weight.
+    """Compile `linear` for a weight.
 
     Sizes are run-time arguments: weights whose sizes are alike divisible by 16 share one compilation and one PTX.
 
@@ -122,41 +98,16 @@ def compile_ahead(
         sm: Compute capability, without the dot.
     """
     layout = layout_named(layout) if isinstance(layout, str) else layout
-    if not layout.takes(rows, columns, bits, group_size):
+    layout.require(rows, columns, bits, group_size)
+    if sm not in ARCHITECTURES:
+        known = ", ".join(f"sm_{each}" for each in ARCHITECTURES)
         raise IncompatibleError(
-            f"layout {layout.id} does not take a weight of shape ({rows}, {columns}) at {bits} bits in groups of "
-            f"{group_size}",
-            hint="kernels.layouts.choose_layout says which layout does",
+            f"linear in {dtype} is not compiled for sm_{sm}",
+            hint=f"it is for {known}; the lowering `int4` needs no kernel of ours",
         )
-    known = ARCHITECTURES if kind == "linear" else (75, *ARCHITECTURES)
-    if sm not in known or (sm < BASELINE_SM and dtype == "bfloat16"):
-        raise IncompatibleError(
-            f"{kind} in {dtype} is not compiled for sm_{sm}",
-            hint=f"it is for {', '.join(f'sm_{each}' for each in known)}; the lowering `int4` needs no kernel of ours",
-        )
-    constants: dict[str, Any] = {"BITS": bits, "GROUP": group_size}
-    block_rows, warps, stages = 0, 4, 1
-    if kind == "linear":
-        constants |= {"ASM": asm, "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "SPLIT": 1}
-        block_rows, warps, stages = tile.rows, tile.warps, tile.stages
-        grid_fixed: tuple[int, ...] = (-(-rows // tile.columns),)
-    else:
-        grid_fixed = _dequantize_grid(layout.id, rows, columns)
     aligned = tuple(name for name, size in (("n", rows), ("k", columns)) if size % 16 == 0)
-    ptx, name, shared = _ptx(kind, layout.id, dtype, tuple(constants.items()), aligned, warps, stages, sm)
-    assembly = assemble(ptx, sm)
-    return Compiled(
-        ptx,
-        name,
-        _ARGUMENTS[kind],
-        shared,
-        warps,
-        assembly.registers,
-        assembly.spill_bytes,
-        sm,
-        block_rows,
-        grid_fixed,
-    )
+    ptx, name, shared = _ptx(layout.id, dtype, bits, group_size, aligned, tile, asm, sm)
+    return Compiled(ptx, name, shared, assemble(ptx, sm), tile, -(-rows // tile.columns))
 
 
 @functools.cache
@@ -188,13 +139,13 @@ def assemble(ptx: bytes, sm: int) -> Assembly:
 
 @functools.cache
 def _ptx(
-    kind: Kind,
     layout: str,
     dtype: Float,
-    constants: tuple[tuple[str, Any], ...],
+    bits: int,
+    group_size: int,
     aligned: tuple[str, ...],
-    warps: int,
-    stages: int,
+    tile: Tile,
+    asm: bool,
     sm: int,
 ) -> tuple[bytes, str, int]:
     """PTX, the kernel's name, and bytes of shared memory; pointers and the sizes `aligned` are multiples of 16."""
@@ -205,24 +156,26 @@ def _ptx(
 
     from qvec_deploy.runtimes.kernels import triton_kernels
 
-    kernel = (triton_kernels.LINEAR if kind == "linear" else triton_kernels.DEQUANTIZE)[layout]
+    kernel = triton_kernels.LINEAR[layout]
+    constants: dict[str, Any] = {"BITS": bits, "GROUP": group_size, "ASM": asm}
+    constants |= {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "SPLIT": 1}
     types = dict.fromkeys(("x", "bias", "y"), _POINTER[dtype]) | {"words": "*i32", "scale": "*fp32"}
-    types |= dict.fromkeys(("m", "n", "k"), "i32") | {name: "constexpr" for name, _ in constants}
+    types |= dict.fromkeys(("m", "n", "k"), "i32") | dict.fromkeys(constants, "constexpr")
     signature = {name: types[name] for name in kernel.arg_names}
     attributes = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(signature)
         if signature[name].startswith("*") or name in aligned
     }
-    source = ASTSource(kernel, signature, dict(constants), attributes)
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.disable_line_info = True
         built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     data = built.metadata
     if data.global_scratch_size or data.profile_scratch_size:
         raise IncompatibleError("the compiled kernel asks for scratch memory", hint="use another version of triton")
-    text = _strip(built.asm["ptx"], data.name, len(_ARGUMENTS[kind]))
+    text = _strip(built.asm["ptx"], data.name, len(ARGUMENTS))
     return _with_least_version(text, sm).encode("ascii"), data.name, data.shared
 
 
@@ -263,13 +216,6 @@ def _strip(ptx: str, name: str, arguments: int) -> str:
             hint="use the version of triton that this version was tested with",
         )
     return ptx[: head.start(1)] + "\n" + ",\n".join(declared[:arguments]) + "\n" + ptx[head.end(1) :]
-
-
-def _dequantize_grid(layout: str, rows: int, columns: int) -> tuple[int, int]:
-    from qvec_deploy.runtimes.kernels.triton_kernels import DEQUANTIZE_BLOCK
-
-    block = DEQUANTIZE_BLOCK[layout]
-    return -(-rows // block[0]), -(-columns // block[1])
 
 
 def _ptxas(sm: int) -> str:

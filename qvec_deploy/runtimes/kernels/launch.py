@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
 from qvec_deploy.runtimes.kernels.layouts import DeviceLayout
 from qvec_deploy.runtimes.kernels.tiles import DEEP_TILES, TILES, Tile
-
-OLDEST_SM = {"linear": BASELINE_SM, "dequantize": 75}
-"""Compute capability, without the dot, from which a GPU runs a kernel."""
 
 _TYPES = (torch.float16, torch.bfloat16)
 _COMBINE_BLOCK = 256
@@ -33,26 +30,31 @@ Way = Tile | None
 _ways: dict[tuple[Any, ...], Way] = {}
 
 
-def linear(
-    x: Tensor,
-    words: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    *,
-    layout: DeviceLayout,
-    bits: int,
-    columns: int,
-    group_size: int,
-) -> Tensor:
-    """Return x @ dequant(words).T + bias, calculated on a GPU.
+class DeviceWeight(NamedTuple):
+    """A weight as the kernels read it.
+
+    Attributes:
+        words: int32 codes in `layout`.
+        scale: (rows, groups) float32.
+        group_size: Columns that share a scale; 0 for one scale a row.
+    """
+
+    words: Tensor
+    scale: Tensor
+    layout: DeviceLayout
+    bits: int
+    columns: int
+    group_size: int
+
+
+def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None) -> Tensor:
+    """Return x @ dequant(weight).T + bias, calculated on a GPU.
 
     The first call for a shape times every way to do it and keeps the fastest; under CUDA graph capture, where nothing
     can be timed, a shape not yet seen takes a way chosen by its size. Sizes up to the same power of two are one shape.
 
     Args:
         x: (..., columns) float16 or bfloat16, contiguous.
-        words: int32 codes in `layout`.
-        scale: (rows, groups) float32.
         bias: (rows,) of the type of x, or None.
 
     Returns:
@@ -61,59 +63,24 @@ def linear(
     Raises:
         IncompatibleError: Arguments that do not belong together, are not on one GPU, or a GPU that is too old.
     """
-    check(x, words, scale, bias, layout=layout, bits=bits, columns=columns, group_size=group_size)
-    _require_gpu(x, "linear")
-    rows, m = len(scale), x.numel() // columns
+    check(x, weight, bias)
+    _require_gpu(x)
+    rows, m = len(weight.scale), x.numel() // weight.columns
     if not m:
         return x.new_empty((*x.shape[:-1], rows))
 
-    def how(way: Way) -> Tensor:
-        return run(x, words, scale, bias, way, layout=layout, bits=bits, group_size=group_size)
-
     with torch.cuda.device(x.device):
-        key = (x.device, x.dtype, layout.id, bits, group_size, rows, columns, (m - 1).bit_length())
+        shape = (weight.layout.id, weight.bits, weight.group_size, rows, weight.columns)
+        key = (x.device, x.dtype, *shape, (m - 1).bit_length())
+        how = functools.partial(run, x, weight, bias)
         return how(_way_for(key, how, m))
 
 
-def dequantize(
-    words: Tensor,
-    scale: Tensor,
-    *,
-    layout: DeviceLayout,
-    bits: int,
-    columns: int,
-    group_size: int,
-    dtype: torch.dtype = torch.float16,
-) -> Tensor:
-    """The weight (rows, columns) that words stand for, on a GPU: each code times its scale in float32, rounded once."""
-    x = words.new_empty((0, columns), dtype=dtype)
-    check(x, words, scale, None, layout=layout, bits=bits, columns=columns, group_size=group_size)
-    _require_gpu(x, "dequantize")
-    with torch.cuda.device(words.device):
-        return run_dequantize(
-            words, scale, layout=layout, bits=bits, columns=columns, group_size=group_size, dtype=dtype
-        )
-
-
-def check(
-    x: Tensor,
-    words: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    *,
-    layout: DeviceLayout,
-    bits: int,
-    columns: int,
-    group_size: int,
-) -> None:
+def check(x: Tensor, weight: DeviceWeight, bias: Tensor | None) -> None:
     """Refuse arguments of `linear` that do not belong together, before a kernel reads beyond them."""
+    words, scale, layout, bits, columns, group_size = weight
     rows = len(scale) if scale.ndim else 0
-    if not layout.takes(rows, columns, bits, group_size):
-        raise IncompatibleError(
-            f"layout {layout.id} does not take a weight of shape ({rows}, {columns}) at {bits} bits in groups of "
-            f"{group_size}",
-            hint="kernels.layouts.choose_layout says which layout does",
-        )
+    layout.require(rows, columns, bits, group_size)
     if x.dtype not in _TYPES:
         raise IncompatibleError(f"x is {x.dtype}", hint="convert it to torch.float16 or torch.bfloat16")
     if not x.ndim or x.shape[-1] != columns:
@@ -155,61 +122,40 @@ def ways(m: int) -> list[Way]:
     return [*fitting, None]
 
 
-def run(
-    x: Tensor,
-    words: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    way: Way,
-    *,
-    layout: DeviceLayout,
-    bits: int,
-    group_size: int,
-    asm: bool = True,
-) -> Tensor:
+def run(x: Tensor, weight: DeviceWeight, bias: Tensor | None, way: Way, *, asm: bool = True) -> Tensor:
     """`linear` in a given way, its arguments taken as checked."""
     from qvec_deploy.runtimes.kernels import triton_kernels
 
-    n, k = len(scale), x.shape[-1]
-    m = x.numel() // k
+    words, scale, layout, bits, k, group = weight
+    n, m = len(scale), x.numel() // k
     if way is None:
-        weight = run_dequantize(words, scale, layout=layout, bits=bits, columns=k, group_size=group_size, dtype=x.dtype)
         with _sums_in_float32():
-            return torch.nn.functional.linear(x, weight, bias)
+            return torch.nn.functional.linear(x, dequantize(weight, x.dtype), bias)
     y = x.new_empty((*x.shape[:-1], n))
     parts = y if way.split == 1 else x.new_empty((way.split, m, n), dtype=torch.float32)
     triton_kernels.LINEAR[layout.id][(-(-m // way.rows), -(-n // way.columns), way.split)](
         x, words, scale, bias, m, n, k, parts,
-        BITS=bits, GROUP=group_size, ASM=asm, BLOCK_M=way.rows, BLOCK_N=way.columns, SPLIT=way.split,
+        BITS=bits, GROUP=group, ASM=asm, BLOCK_M=way.rows, BLOCK_N=way.columns, SPLIT=way.split,
         num_warps=way.warps, num_stages=way.stages, **_FUSED,
     )  # fmt: skip
     if way.split > 1:
         triton_kernels.combine[(m, -(-n // _COMBINE_BLOCK))](
-            parts, scale, bias, m, n, y, GROUP=group_size, SPLIT=way.split, BLOCK=_COMBINE_BLOCK, **_FUSED
+            parts, scale, bias, m, n, y, GROUP=group, SPLIT=way.split, BLOCK=_COMBINE_BLOCK, **_FUSED
         )
     return y
 
 
-def run_dequantize(
-    words: Tensor,
-    scale: Tensor,
-    *,
-    layout: DeviceLayout,
-    bits: int,
-    columns: int,
-    group_size: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """`dequantize`, its arguments taken as checked."""
+def dequantize(weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
+    """The weight (rows, columns), taken as checked: each code times its scale in float32, rounded once to `dtype`."""
     from qvec_deploy.runtimes.kernels import triton_kernels
 
-    n = len(scale)
-    weight = torch.empty((n, columns), dtype=dtype, device=words.device)
-    block = triton_kernels.DEQUANTIZE_BLOCK[layout.id]
-    triton_kernels.DEQUANTIZE[layout.id][(-(-n // block[0]), -(-columns // block[1]))](
-        None, words, scale, n, columns, weight, BITS=bits, GROUP=group_size, **_FUSED
+    words, scale, layout, bits, k, group = weight
+    n, block = len(scale), triton_kernels.DEQUANTIZE_BLOCK[layout.id]
+    dense = torch.empty((n, k), dtype=dtype, device=words.device)
+    triton_kernels.DEQUANTIZE[layout.id][(-(-n // block[0]), -(-k // block[1]))](
+        words, scale, n, k, dense, BITS=bits, GROUP=group, **_FUSED
     )
-    return weight
+    return dense
 
 
 def _way_for(key: tuple[Any, ...], how: Callable[[Way], Tensor], m: int) -> Way:
@@ -250,12 +196,12 @@ def _sums_in_float32() -> Iterator[None]:
             setattr(settings, name, True)
 
 
-def _require_gpu(x: Tensor, kind: str) -> None:
+def _require_gpu(x: Tensor) -> None:
     if not x.is_cuda:
         raise IncompatibleError(f"the kernels run on an NVIDIA GPU and the tensors are on {x.device}", hint="move them")
     major, minor = torch.cuda.get_device_capability(x.device)
-    if 10 * major + minor < OLDEST_SM[kind]:
+    if 10 * major + minor < BASELINE_SM:
         raise IncompatibleError(
-            f"{kind} needs compute capability {OLDEST_SM[kind] / 10:.1f} and {x.device} has {major}.{minor}",
+            f"linear needs compute capability {BASELINE_SM / 10:.1f} and {x.device} has {major}.{minor}",
             hint="use the lowering `float` or `int4` on this GPU",
         )

@@ -55,6 +55,15 @@ class DeviceLayout(ABC):
     def takes(self, rows: int, columns: int, bits: int, group_size: int = 0) -> bool:
         """Whether the kernels take a weight of this shape, width and group size (0: one scale a row)."""
 
+    def require(self, rows: int, columns: int, bits: int, group_size: int) -> None:
+        """Refuse a weight that the kernels do not take."""
+        if not self.takes(rows, columns, bits, group_size):
+            raise IncompatibleError(
+                f"layout {self.id} does not take a weight of shape ({rows}, {columns}) at {bits} bits in groups of "
+                f"{group_size}",
+                hint="kernels.layouts.choose_layout says which layout does",
+            )
+
     @abstractmethod
     def words_shape(self, rows: int, columns: int, bits: int) -> tuple[int, int]:
         """Shape of the words of a (rows, columns) weight."""

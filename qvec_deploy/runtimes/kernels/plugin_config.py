@@ -1,4 +1,4 @@
-"""What a graph and the TensorRT plugins agree on: names, and the attribute that says how a weight is stored."""
+"""What a graph and the TensorRT plugin agree on: names, and the attribute that says how a weight is stored."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from qvec_deploy.runtimes.kernels.layouts import DeviceLayout, layout_named
 NAMESPACE, VERSION = "qvec", "1"
 """Node attributes `plugin_namespace` and `plugin_version`; TensorRT knows quickly deployable plugins as version 1."""
 
-LINEAR, DEQUANTIZE = "QvecLinear", "QvecDequantize"
-"""The plugins, and the operators of their nodes: inputs (x, qweight, scale, bias), and (x, qweight, scale).
+LINEAR = "QvecLinear"
+"""The plugin, and the operator of its nodes: inputs (x, qweight, scale, bias).
 
 x is float16 or bfloat16; qweight int32, the words of a device layout; scale (rows, groups) float32; bias (rows,) of
-x's type. The outputs are y (..., rows) and the weight (rows, columns), of x's type.
+x's type. The output is y (..., rows), of x's type.
 """
 
 CONFIG = "cfg"
-"""Their one attribute: the text of a `PluginConfig`."""
+"""Its one attribute: the text of a `PluginConfig`."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class PluginConfig:
                 hint="lower the bundle again with this version",
             )
         config = cls(**values)
-        layout = layout_named(config.layout, config.layout_version)
-        if not layout.takes(config.rows, config.columns, config.bits, config.group_size):
+        if not config.device_layout.takes(config.rows, config.columns, config.bits, config.group_size):
             raise IncompatibleError(
                 f"layout {config.layout} takes no weight as in `{config}`",
                 hint="lower the bundle again with this version",

@@ -1,4 +1,4 @@
-"""The operator as TensorRT plugins. Their compiled kernels go into the engine, which then needs neither Python nor us.
+"""The operator as a TensorRT plugin. Its compiled kernels go into the engine, which then needs neither Python nor us.
 
 TensorRT reads the annotations of the functions below when they are registered: they must be objects, not strings.
 """
@@ -6,17 +6,16 @@ TensorRT reads the annotations of the functions below when they are registered: 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.runtimes.kernels.ahead import Compiled, compile_ahead
+from qvec_deploy.runtimes.kernels.ahead import compile_ahead
 from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
-from qvec_deploy.runtimes.kernels.plugin_config import DEQUANTIZE, LINEAR, NAMESPACE, VERSION, PluginConfig
+from qvec_deploy.runtimes.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
 from qvec_deploy.runtimes.kernels.tiles import TILES, Tile
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _raised: list[Exception] = []
-_registered: set[str] = set()
+_registered: list[str] = []
 
 
 @contextlib.contextmanager
@@ -37,10 +36,10 @@ def plugin_errors() -> Iterator[None]:
 
 
 def register_plugins(*, lazy: bool = False) -> None:
-    """Make both plugins known to TensorRT; calling it again does nothing.
+    """Make the plugin known to TensorRT; calling it again does nothing.
 
     Args:
-        lazy: Declare them to TensorRT's Python package only. Its ONNX parser would not find them.
+        lazy: Declare it to TensorRT's Python package only. Its ONNX parser would not find it.
     """
     try:
         import tensorrt as trt
@@ -54,15 +53,14 @@ def register_plugins(*, lazy: bool = False) -> None:
             f"TensorRT {trt.__version__} takes no compiled plugins",
             hint="install TensorRT 10.9 or later, or use the lowering `int4`",
         )
-    for name, declare in ((LINEAR, _declare_linear), (DEQUANTIZE, _declare_dequantize)):
-        if name in _registered:
-            continue
-        declare(f"{NAMESPACE}::{name}", trt, trtp, lazy)
-        if not lazy and trt.get_plugin_registry().get_creator(name, VERSION, NAMESPACE) is None:
-            raise IncompatibleError(
-                f"TensorRT {trt.__version__} did not register the plugin {name}", hint="use the lowering `int4`"
-            )
-        _registered.add(name)
+    if _registered:
+        return
+    _declare(trt, trtp, lazy)
+    if not lazy and trt.get_plugin_registry().get_creator(LINEAR, VERSION, NAMESPACE) is None:
+        raise IncompatibleError(
+            f"TensorRT {trt.__version__} did not register the plugin {LINEAR}", hint="use the lowering `int4`"
+        )
+    _registered.append(LINEAR)
 
 
 def tactics(config: PluginConfig) -> dict[int, Tile]:
@@ -75,7 +73,7 @@ def tactics(config: PluginConfig) -> dict[int, Tile]:
     return {(kind * 10 + config.bits) * 100 + number: tile for number, tile in enumerate(TILES, start=1)}
 
 
-def _remembered(function: _Function) -> _Function:
+def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, whose exceptions are kept for `plugin_errors`."""
 
     @functools.wraps(function)
@@ -86,23 +84,20 @@ def _remembered(function: _Function) -> _Function:
             _raised.append(error)
             raise
 
-    return call  # type: ignore[return-value]
+    return call
 
 
-def _declare(
-    plugin: str, trtp: Any, lazy: bool, describe: Callable[..., Any], tune: Callable[..., Any], make: Callable[..., Any]
-) -> None:
-    trtp.register(plugin, lazy_register=lazy)(_remembered(describe))
-    trtp.autotune(plugin)(_remembered(tune))
-    trtp.aot_impl(plugin)(_remembered(make))
-
-
-def _declare_linear(plugin: str, trt: Any, trtp: Any, lazy: bool) -> None:
+def _declare(trt: Any, trtp: Any, lazy: bool) -> None:
     def describe(
         x: trtp.TensorDesc, qweight: trtp.TensorDesc, scale: trtp.TensorDesc, bias: trtp.TensorDesc, cfg: str
     ) -> trtp.TensorDesc:
         config = PluginConfig.parse(cfg)
-        _check_weight(trt, config, x, qweight, scale)
+        _half(trt, x)
+        if x.ndim < 2:
+            raise IncompatibleError(f"x has {x.ndim} axes; the kernels take 2 or more", hint="lower the bundle again")
+        _check("x", x, x.dtype, (None,) * (x.ndim - 1) + (config.columns,))
+        _check("qweight", qweight, trt.int32, config.words_shape)
+        _check("scale", scale, trt.float32, config.scale_shape)
         _check("bias", bias, x.dtype, (config.rows,))
         y = x.like()
         y.shape_expr[x.ndim - 1] = config.rows
@@ -129,39 +124,15 @@ def _declare_linear(plugin: str, trt: Any, trtp: Any, lazy: bool) -> None:
         outputs: tuple[trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-        return _kernel(trt, trtp, "linear", x, cfg, tactic)
+        return _kernel(trt, trtp, x, cfg, tactic)
 
-    _declare(plugin, trtp, lazy, describe, tune, make)
-
-
-def _declare_dequantize(plugin: str, trt: Any, trtp: Any, lazy: bool) -> None:
-    def describe(x: trtp.TensorDesc, qweight: trtp.TensorDesc, scale: trtp.TensorDesc, cfg: str) -> trtp.TensorDesc:
-        config = PluginConfig.parse(cfg)
-        _check_weight(trt, config, x, qweight, scale)
-        return trtp.from_shape_expr((config.rows, config.columns), x.dtype)
-
-    def tune(
-        x: trtp.TensorDesc, qweight: trtp.TensorDesc, scale: trtp.TensorDesc, cfg: str, outputs: tuple[trtp.TensorDesc]
-    ) -> list[trtp.AutoTuneCombination]:
-        half, only = _half(trt, x), list(tactics(PluginConfig.parse(cfg)))[:1]  # this kernel has no tiles
-        return [trtp.AutoTuneCombination(f"{half}, INT32, FP32, {half}", "LINEAR", only)]
-
-    def make(
-        x: trtp.TensorDesc,
-        qweight: trtp.TensorDesc,
-        scale: trtp.TensorDesc,
-        cfg: str,
-        outputs: tuple[trtp.TensorDesc],
-        tactic: int,
-    ) -> tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-        return _kernel(trt, trtp, "dequantize", x, cfg, tactic)
-
-    _declare(plugin, trtp, lazy, describe, tune, make)
+    plugin = f"{NAMESPACE}::{LINEAR}"
+    trtp.register(plugin, lazy_register=lazy)(_remembered(describe))
+    trtp.autotune(plugin)(_remembered(tune))
+    trtp.aot_impl(plugin)(_remembered(make))
 
 
-def _kernel(
-    trt: Any, trtp: Any, kind: Literal["linear", "dequantize"], x: Any, cfg: str, tactic: int
-) -> tuple[str, bytes, Any, Any]:
+def _kernel(trt: Any, trtp: Any, x: Any, cfg: str, tactic: int) -> tuple[str, bytes, Any, Any]:
     """What TensorRT asks of a plugin: a kernel's name, its PTX, how to launch it, and its integer arguments."""
     config = PluginConfig.parse(cfg)
     known = tactics(config)
@@ -171,7 +142,6 @@ def _kernel(
             hint="delete the timing cache: another version wrote it",
         )
     kernel = compile_ahead(
-        kind,
         layout=config.device_layout,
         bits=config.bits,
         rows=config.rows,
@@ -184,25 +154,13 @@ def _kernel(
     m = x.shape_expr[0]
     for axis in range(1, x.ndim - 1):
         m *= x.shape_expr[axis]
-    return kernel.name, kernel.ptx, _launch(trtp, kernel, m), _sizes(trtp, kernel, config, m)
-
-
-def _launch(trtp: Any, kernel: Compiled, m: Any) -> Any:
     params = trtp.KernelLaunchParams()
-    first = (trtp.cdiv(m, kernel.block_rows),) if kernel.block_rows else ()
-    params.grid_x, params.grid_y = first + kernel.grid_fixed
+    params.grid_x, params.grid_y = trtp.cdiv(m, kernel.tile.rows), kernel.column_blocks
     params.block_x, params.shared_mem = kernel.threads, kernel.shared_bytes
-    return params
-
-
-def _sizes(trtp: Any, kernel: Compiled, config: PluginConfig, m: Any) -> Any:
-    """The integers between a kernel's inputs and its output."""
-    values = {"m": m, "n": config.rows, "k": config.columns}
-    sizes = [values[name] for name in kernel.arguments if name in values]
-    arguments = trtp.SymIntExprs(len(sizes))
-    for position, size in enumerate(sizes):
-        arguments[position] = trtp.SymInt32(size)  # plain integers are refused
-    return arguments
+    sizes = trtp.SymIntExprs(3)
+    for position, size in enumerate((m, config.rows, config.columns)):
+        sizes[position] = trtp.SymInt32(size)  # plain integers are refused
+    return kernel.name, kernel.ptx, params, sizes
 
 
 def _half(trt: Any, x: Any) -> str:
@@ -211,15 +169,6 @@ def _half(trt: Any, x: Any) -> str:
     if x.dtype not in names:
         raise IncompatibleError(f"x is {x.dtype}; the kernels take float16 and bfloat16", hint="lower the bundle again")
     return names[x.dtype]
-
-
-def _check_weight(trt: Any, config: PluginConfig, x: Any, qweight: Any, scale: Any) -> None:
-    _half(trt, x)
-    if x.ndim < 2:
-        raise IncompatibleError(f"x has {x.ndim} axes; the kernels take 2 or more", hint="lower the bundle again")
-    _check("x", x, x.dtype, (None,) * (x.ndim - 1) + (config.columns,))
-    _check("qweight", qweight, trt.int32, config.words_shape)
-    _check("scale", scale, trt.float32, config.scale_shape)
 
 
 def _check(name: str, tensor: Any, dtype: Any, shape: tuple[int | None, ...]) -> None:

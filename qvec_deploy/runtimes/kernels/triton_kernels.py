@@ -264,8 +264,8 @@ def linear_rows(
 
 
 @triton.jit
-def dequantize_p32(x, words, scale, n, k, y, BITS: tl.constexpr, GROUP: tl.constexpr):
-    """Grid: (n / 64, k / 256). Does not read x."""
+def dequantize_p32(words, scale, n, k, y, BITS: tl.constexpr, GROUP: tl.constexpr):
+    """Grid: (n / 64, k / 256)."""
     FIELDS: tl.constexpr = 16 // BITS
     half = n // 2
     lane = tl.arange(0, 16)
@@ -294,8 +294,8 @@ def dequantize_p32(x, words, scale, n, k, y, BITS: tl.constexpr, GROUP: tl.const
 
 
 @triton.jit
-def dequantize_rows(x, words, scale, n, k, y, BITS: tl.constexpr, GROUP: tl.constexpr):
-    """Grid: (ceil(n / 64), ceil(k / 64)). Does not read x."""
+def dequantize_rows(words, scale, n, k, y, BITS: tl.constexpr, GROUP: tl.constexpr):
+    """Grid: (ceil(n / 64), ceil(k / 64))."""
     row = tl.program_id(0) * 64 + tl.arange(0, 64)
     start = tl.program_id(1) * 64
     ks = start + tl.arange(0, 64)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import require_file
 from qvec_deploy.runtimes.cuda_driver import Cuda
-from qvec_deploy.runtimes.onnxruntime_cuda import LARGEST_BLOCK
-from qvec_deploy.runtimes.session import require_images
+from qvec_deploy.runtimes.onnxruntime_cuda import LARGEST_BLOCK, ONNXRUNTIME_CUDA
+from qvec_deploy.runtimes.session import largest_batch, require_images
 from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
@@ -88,28 +88,23 @@ class CudaSession:
         import onnxruntime
 
         dims = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
-        self._shape = dims[1], dims[2], dims[3]
+        self.input_shape = dims[1], dims[2], dims[3]
         self._input, self._output = model.graph.input[0].name, model.graph.output[0].name
         self._model, self._names = model.SerializeToString(), list(arrays)
         self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
         self._lowering, self._threads, self._provider = lowering, threads, provider
         self._sessions: OrderedDict[int, Any] = OrderedDict()
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        return self._shape
-
     def run(self, images: Float32) -> Float32:
         """As `Session.run`; images that the GPU's memory does not take are refused with a batch that it does."""
-        require_images(images, self._shape)
+        require_images(images, self.input_shape)
         try:
             return self._run(np.ascontiguousarray(images))
         except IncompatibleError as error:
             if not _out_of_memory(error.message):
                 raise
             refused = error.message
-        fits = self._largest_batch(len(images))
+        fits = largest_batch(len(images), self._runs)
         hint = f"batch {fits} fits" if fits else "free GPU memory, or use a smaller batch"
         raise IncompatibleError(refused, hint=hint)
 
@@ -122,20 +117,16 @@ class CudaSession:
             raise self._refused(f"fails at batch {len(images)}", error) from error
         return logits
 
-    def _largest_batch(self, failed: int) -> int:
-        """The first half, quarter, ... of a batch that runs with no other loaded; 0 if none does."""
-        batch = failed // 2
-        while batch:
-            self.close()
-            try:
-                self._run(np.zeros((batch, *self._shape), np.float32))
-            except IncompatibleError as error:
-                if not _out_of_memory(error.message):
-                    raise
-                batch //= 2
-            else:
-                break
-        return batch
+    def _runs(self, batch: int) -> bool:
+        """Whether a batch runs with no other loaded."""
+        self.close()
+        try:
+            self._run(np.zeros((batch, *self.input_shape), np.float32))
+        except IncompatibleError as error:
+            if not _out_of_memory(error.message):
+                raise
+            return False
+        return True
 
     def load(self, batch: int) -> Any:
         """ONNX Runtime's session for one batch size.
@@ -203,15 +194,15 @@ def half_model(directory: Path, lowering: str) -> tuple[onnx.ModelProto, Arrays]
     from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
     from qvec_deploy.runtimes.graph import DOMAIN
     from qvec_deploy.runtimes.graph.stored import load_stored
-    from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory, to_int4
+    from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory
+    from qvec_deploy.runtimes.registry import find_lowering
 
-    if lowering not in ("float", "int4"):
-        raise IncompatibleError(f"runtime `onnxruntime-cuda` has no lowering `{lowering}`", hint="it has float, int4")
+    row = find_lowering(ONNXRUNTIME_CUDA.name, lowering)
     model = load_stored(directory)
     weights = PackedFile.open(require_file(directory / WEIGHTS_FILE, what="weights"))
     arrays: Arrays = {}
-    if lowering == "int4":
-        model, arrays = lower_in_memory(model, weights, to_int4)
+    if row.implementation is not None:
+        model, arrays = lower_in_memory(model, weights, row.load())
         _fit_kernels(model.graph, arrays)
     elif any(node.domain == DOMAIN for node in model.graph.node):
         raise IncompatibleError("lowering `float` cannot take packed Linears", hint="use int4")

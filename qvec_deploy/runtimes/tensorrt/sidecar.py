@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError
+from pydantic import TypeAdapter
+
+from qvec_deploy.errors import IncompatibleError, IntegrityError, first_line
 from qvec_deploy.io.files import require_file, sha256_bytes, sha256_file, storage_errors, write_bytes
-from qvec_deploy.runtimes.engine_options import HARDWARE, Batches
+from qvec_deploy.runtimes.engine_options import Batches, Hardware
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, release
 
 FORMAT, FORMAT_VERSION = "qvec-plan", 1
@@ -25,7 +26,7 @@ class Sidecar:
 
     Attributes:
         input_shape: (C, H, W) of an image.
-        hardware: GPUs it runs on; one of `HARDWARE`.
+        hardware: GPUs it runs on.
         version_compatible: Whether other releases of the same major version run it.
         packed_bytes: Codes and scales of its quantized Linears, as handed to TensorRT.
         allowed_bytes: Most that it stores if its quantized Linears stayed packed; None where they are float16.
@@ -37,7 +38,7 @@ class Sidecar:
     lowering: str
     batches: Batches
     input_shape: tuple[int, int, int]
-    hardware: str
+    hardware: Hardware
     version_compatible: bool
     cuda_graph: bool
     plugin_layers: int
@@ -84,16 +85,19 @@ def read_sidecar(engine: Path) -> Sidecar:
     with storage_errors(path):
         text = path.read_bytes()
     try:
-        values: dict[str, Any] = json.loads(text)
+        values = json.loads(text)
         kind, version = values.pop("format"), values.pop("version")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path} is damaged: {error}", hint=REBUILD) from error
     if (kind, version) != (FORMAT, FORMAT_VERSION):
         raise IncompatibleError(f"{path} has format {kind} {version}, not {FORMAT} {FORMAT_VERSION}", hint=REBUILD)
     try:
-        return _decode(values)
-    except (ValueError, TypeError) as error:
-        raise IntegrityError(f"{path} is damaged: {error}", hint=REBUILD) from error
+        sidecar = TypeAdapter(Sidecar).validate_json(json.dumps(values), strict=True)
+        if json.loads(json.dumps(asdict(sidecar))) != values:
+            raise ValueError("it has fields that are never written")
+    except ValueError as error:
+        raise IntegrityError(f"{path} is damaged: {first_line(error)}", hint=REBUILD) from error
+    return sidecar
 
 
 def check_sidecar(engine: Path, sidecar: Sidecar, here: Machine, sources: Mapping[str, Path]) -> bytes:
@@ -137,24 +141,3 @@ def mismatch(sidecar: Sidecar, here: Machine) -> str | None:
     if release(here.driver) < release(built.driver):
         return f"built with a driver for CUDA {built.driver}, here is one for {here.driver}"
     return None
-
-
-def _decode(values: dict[str, Any]) -> Sidecar:
-    names = {field.name for field in fields(Sidecar)}
-    if set(values) != names:
-        raise ValueError(f"fields {sorted(names ^ set(values))}")
-    if values["hardware"] not in HARDWARE:
-        raise ValueError(f"hardware {values['hardware']!r}")
-    built, shape = Machine(**values["machine"]), values["input_shape"]
-    texts = (built.tensorrt, built.gpu, built.driver, *(values[f"{part}sha256"] for part in ("", "model_", "weights_")))
-    if not all(isinstance(text, str) for text in texts) or type(built.sm) is not int:
-        raise ValueError("a value has another type")
-    channels, height, width = shape
-    return Sidecar(
-        **values
-        | {
-            "machine": built,
-            "batches": Batches(**values["batches"]),
-            "input_shape": (channels, height, width),
-        }
-    )

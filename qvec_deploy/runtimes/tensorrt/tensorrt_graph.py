@@ -20,7 +20,7 @@ from qvec_deploy.runtimes.graph import DOMAIN, OPSET
 from qvec_deploy.runtimes.graph.float16 import cast_at_the_ends, half, halve_node
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.runtimes.tensorrt import TENSORRT
-from qvec_deploy.runtimes.tensorrt.tensorrt_linear import Convert, device_function
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import Convert
 
 IR_VERSION = 10
 
@@ -51,15 +51,12 @@ def tensorrt_graph(
     *,
     batch_size: int | None = None,
     amax: Mapping[str, float] | None = None,
-    portable: bool = False,
 ) -> TensorrtGraph:
     """Lower a bundle's model for TensorRT.
 
     Args:
         batch_size: Images of a run; None leaves it open.
         amax: Largest magnitude of the input of every quantized Linear, by the Linear's name.
-        portable: Give the plugin's nodes function bodies, so that ONNX Runtime can run the graph. TensorRT gets none:
-            a plugin it does not find is then an error, where it would have taken the body and unpacked the weights.
 
     Raises:
         IncompatibleError: No such lowering, a scheme it cannot take, a value beyond float16, an operator that has no
@@ -74,30 +71,30 @@ def tensorrt_graph(
     unpacked: list[int] = []
     nodes: list[onnx.NodeProto] = []
     arrays: dict[str, TensorProto] = {}
-    functions: dict[tuple[str, int], onnx.FunctionProto] = {}
     for node in graph.node:
         if node.domain != DOMAIN:
             nodes.append(halve_node(node))
             continue
-        made = convert(node, unpack(weights.packed(node.input[1])), _amax_of(node, amax))
+        made = convert(
+            node, unpack(weights.packed(node.input[1])), (amax or {}).get(node.input[1].removesuffix(".weight"))
+        )
         opset = max(opset, made.opset)
         packed.append(sum(_size(tensor) for tensor in made.tensors))
         rows, columns = weights.tensors[node.input[1]].shape
         unpacked.append(2 * rows * columns)
         nodes += made.nodes
         arrays |= {tensor.name: tensor for tensor in made.tensors}
-        if portable and made.function is not None:
-            functions[made.function] = device_function(*made.function)
-            made.nodes[0].overload = functions[made.function].overload
     arrays |= _floats(graph, weights, {name for node in nodes for name in node.input} - set(arrays))
     for part, values in (("node", nodes), ("initializer", arrays.values())):
         graph.ClearField(part)
         getattr(graph, part).extend(values)
     cast_at_the_ends(graph)
-    _fix_batch(graph, batch_size)
-    _declare(model, opset, list(functions.values()))
+    if batch_size is not None:
+        for value in (*graph.input, *graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = batch_size
+    _declare(model, opset)
     plugins = sum(node.domain == DOMAIN for node in nodes)
-    if portable or not plugins:  # onnx cannot check nodes that nothing defines
+    if not plugins:  # onnx cannot check nodes that nothing defines
         _check(model)
     given = sum(map(_size, graph.initializer))
     allowed = allowed_bytes(given, packed, unpacked, padding=_padding(graph))
@@ -122,10 +119,6 @@ def allowed_bytes(given: int, packed: Sequence[int], unpacked: Sequence[int], *,
     if not added or min(added) <= 0:
         return None
     return given + min(sum(added) // 2, min(added) // 2 + padding)
-
-
-def _amax_of(node: onnx.NodeProto, amax: Mapping[str, float] | None) -> float | None:
-    return (amax or {}).get(node.input[1].removesuffix(".weight"))
 
 
 def _floats(graph: onnx.GraphProto, weights: PackedFile, used: set[str]) -> dict[str, TensorProto]:
@@ -158,19 +151,12 @@ def _size(tensor: TensorProto) -> int:
     return len(tensor.raw_data)
 
 
-def _fix_batch(graph: onnx.GraphProto, batch_size: int | None) -> None:
-    if batch_size is not None:
-        for value in (*graph.input, *graph.output):
-            value.type.tensor_type.shape.dim[0].dim_value = batch_size
-
-
-def _declare(model: onnx.ModelProto, opset: int, functions: list[onnx.FunctionProto]) -> None:
+def _declare(model: onnx.ModelProto, opset: int) -> None:
     model.ir_version = max(model.ir_version, IR_VERSION)
     opsets = {entry.domain: entry.version for entry in model.opset_import} | {"": opset}
     model.ClearField("opset_import")
     model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items()))
     model.ClearField("functions")
-    model.functions.extend(functions)
 
 
 def _check(model: onnx.ModelProto) -> None:

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from qvec_deploy.errors import IncompatibleError
@@ -32,10 +32,6 @@ class Machine:
     gpu: str
     sm: int
     driver: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def load_tensorrt() -> Any:
@@ -69,11 +65,6 @@ def release(version: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-def open_cuda() -> Cuda:
-    """The GPU."""
-    return Cuda()
-
-
 def machine(trt: Any, gpu: Gpu) -> Machine:
     """What engines built here are tied to."""
     return Machine(str(trt.__version__), gpu.name, gpu.sm, gpu.driver)
@@ -96,7 +87,7 @@ def require(lowering: str | None, *, building: bool) -> tuple[Any, Cuda]:
         raise IncompatibleError(
             "lowering `packed` compiles its kernel with Triton, which is not installed", hint="pip install triton"
         )
-    cuda = open_cuda()
+    cuda = Cuda()
     if lowering == "packed" and cuda.gpu.sm < BASELINE_SM:
         raise IncompatibleError(
             f"the kernel of lowering `packed` needs compute capability {BASELINE_SM / 10:.1f}; "

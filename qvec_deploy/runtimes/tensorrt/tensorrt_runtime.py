@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
 
 
+_TOLD = ("weights_bytes", "given_bytes", "allowed_bytes", "packed_bytes", "plugin_layers", "device_bytes", "build_s")
+
+
 class TensorRT:
     """The `tensorrt` runtime."""
 
@@ -64,9 +68,12 @@ class TensorRT:
         here = machine(trt, cuda.gpu)
         cache = timing_cache_path(caches, here)
         stored, weights, hashes = _sources(directory)
-        shape = _input_shape(stored)
+        _, *sizes = (length.dim_value for length in stored.graph.input[0].type.tensor_type.shape.dim)
+        shape = sizes[0], sizes[1], sizes[2]
         for engine in find_engines(directory, lowering):
-            _remove(engine)
+            with storage_errors(engine):
+                engine.unlink()
+                sidecar_path(engine).unlink(missing_ok=True)
         done: list[Batches] = []
         for batches in options.engines():
             graph = _lower(directory, stored, weights, lowering, batches)
@@ -108,15 +115,9 @@ class TensorRT:
             {
                 "file": engine.name,
                 "batches": str(sidecar.batches),
-                "machine": sidecar.machine.as_dict(),
+                "machine": asdict(sidecar.machine),
                 "plan_bytes": engine.stat().st_size,
-                "weights_bytes": sidecar.weights_bytes,
-                "given_bytes": sidecar.given_bytes,
-                "allowed_bytes": sidecar.allowed_bytes,
-                "packed_bytes": sidecar.packed_bytes,
-                "plugin_layers": sidecar.plugin_layers,
-                "device_bytes": sidecar.device_bytes,
-                "build_s": sidecar.build_s,
+                **{name: getattr(sidecar, name) for name in _TOLD},
             }
             for engine in find_engines(directory, lowering)
             for sidecar in [read_sidecar(engine)]
@@ -153,17 +154,6 @@ def _lower(
     amax = read_amax(directory) if lowering in calibrated else None
     size = batches.largest if batches.static else None
     return tensorrt_graph(stored, weights, lowering, batch_size=size, amax=amax)
-
-
-def _input_shape(stored: onnx.ModelProto) -> tuple[int, int, int]:
-    _, channels, height, width = (length.dim_value for length in stored.graph.input[0].type.tensor_type.shape.dim)
-    return channels, height, width
-
-
-def _remove(engine: Path) -> None:
-    with storage_errors(engine):
-        engine.unlink()
-        sidecar_path(engine).unlink(missing_ok=True)
 
 
 def _too_large(lowering: str, batches: Batches, here: Machine, done: list[Batches]) -> OutOfDeviceMemory:

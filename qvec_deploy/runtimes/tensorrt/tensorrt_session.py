@@ -25,11 +25,7 @@ class TensorrtSession:
 
     def __init__(self, engines: Sequence[LoadedEngine]) -> None:
         self._engines = sorted(engines, key=lambda engine: engine.sidecar.batches.largest)
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        return self._engines[0].sidecar.input_shape
+        self.input_shape = self._engines[0].sidecar.input_shape
 
     @property
     def captured(self) -> bool:
@@ -64,11 +60,7 @@ class TensorrtSession:
 
 
 class LoadedEngine:
-    """One engine with its context, buffers and graph; ready to run after `prepare`.
-
-    Attributes:
-        captured: Whether it runs as a CUDA graph.
-    """
+    """One engine with its context, buffers and graph; ready to run after `prepare`."""
 
     def __init__(self, sidecar: Sidecar, cuda: Cuda, context: Any, classes: int) -> None:
         self.sidecar = sidecar

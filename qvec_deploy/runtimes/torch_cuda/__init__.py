@@ -6,6 +6,8 @@ from qvec_deploy.runtimes.kernels.layouts import choose_layout
 from qvec_deploy.runtimes.runtime import Lowering, Runtime, float16_bits
 from qvec_deploy.tensors import Scheme
 
+_MODULE = "qvec_deploy.runtimes.torch_cuda.torch_module"
+
 
 def _packed(rows: int, columns: int, scheme: Scheme) -> float:
     layout = choose_layout(rows, columns, scheme.bits, scheme.group_size)
@@ -20,7 +22,13 @@ TORCH_CUDA = Runtime(
     float_bits=16,
     lowerings=(
         Lowering(
-            "float", "float16 weights and arithmetic, CUDA graphs: the baseline", (16,), 2e-2, "fp16", float16_bits
+            "float",
+            "float16 weights and arithmetic, CUDA graphs: the baseline",
+            (16,),
+            2e-2,
+            "fp16",
+            float16_bits,
+            implementation=f"{_MODULE}:to_float",
         ),
         Lowering(
             "packed",
@@ -30,6 +38,7 @@ TORCH_CUDA = Runtime(
             "fp16",
             _packed,
             group_multiple=16,
+            implementation=f"{_MODULE}:to_packed",
         ),
     ),
     packages=("torch", "triton"),

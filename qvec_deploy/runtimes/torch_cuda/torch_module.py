@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from qvec_deploy import models
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.packed import PackedFile, PackedInfo, unpack
+from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.runtimes.graph.float16 import half
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
+from qvec_deploy.runtimes.registry import find_lowering
+from qvec_deploy.runtimes.torch_cuda import TORCH_CUDA
 from qvec_deploy.runtimes.torch_cuda.torch_structure import Structure
-from qvec_deploy.tensors import INPUT_SCALE, Float32
+from qvec_deploy.tensors import INPUT_SCALE, Float32, QuantizedTensor
 
 
 class PackedLinear(nn.Module):
@@ -31,13 +33,11 @@ class PackedLinear(nn.Module):
     factor: Tensor | None
 
     def __init__(
-        self, weights: PackedFile, info: PackedInfo, bias: Tensor | None, factor: Tensor | None, device: torch.device
+        self, quantized: QuantizedTensor, bias: Tensor | None, factor: Tensor | None, device: torch.device
     ) -> None:
         super().__init__()
-        quantized, scheme = unpack(weights.packed(info.name)), info.scheme
-        assert scheme is not None  # noqa: S101 - `unpack` has refused anything else
-        rows, self.columns = info.shape
-        self.bits, self.group_size = scheme.bits, scheme.group_size
+        rows, self.columns = quantized.codes.shape
+        self.bits, self.group_size = quantized.scheme.bits, quantized.scheme.group_size
         layout = choose_layout(rows, self.columns, self.bits, self.group_size)
         self.layout_id = layout.id
         words = torch.from_numpy(layout.pack(quantized.codes, self.bits))
@@ -78,36 +78,22 @@ class HalfEngine(nn.Module):
 
 def load_engine(structure: Structure, weights: PackedFile, lowering: str, device: torch.device) -> HalfEngine:
     """Put a packed file into its timm model, tensor by tensor; `packed` never has float weights of Linears."""
-    if lowering not in ("float", "packed"):
-        raise IncompatibleError(f"runtime `torch-cuda` has no lowering `{lowering}`", hint="it has float, packed")
+    convert = find_lowering(TORCH_CUDA.name, lowering).load()
     model = models.structure(structure.name, structure.classes, structure.args).half()  # scales come later, in float32
-    if lowering == "packed":
-        import qvec_deploy.runtimes.kernels.op  # noqa: F401 - registers qvec::linear
-
-    factors = {
-        key.removesuffix(INPUT_SCALE): weights.array(key).astype(np.float32)
-        for key in weights.tensors
-        if key.endswith(INPUT_SCALE)
-    }
-    state: dict[str, Tensor] = {}
-    packed: list[str] = []
-    for key, info in weights.tensors.items():
-        factor = factors.get(key.removesuffix(".weight"), np.float32(1))
+    linears = [key.removesuffix(".weight") for key, info in weights.tensors.items() if info.scheme is not None]
+    factors, state = {}, {}
+    for key in weights.tensors:
         if key.endswith(INPUT_SCALE):
-            continue
-        if info.scheme is None:
+            factors[key.removesuffix(INPUT_SCALE)] = weights.array(key).astype(np.float32)
+    for key, info in weights.tensors.items():
+        if info.scheme is None and not key.endswith(INPUT_SCALE):
+            factor = factors.get(key.removesuffix(".weight"), np.float32(1))
             state[key] = _half(key, weights.array(key).astype(np.float32) * factor, device)
-        elif lowering == "float":
-            state[key] = _half(key, unpack(weights.packed(key)).dequantize() * factor, device)
-        else:
-            packed.append(key)
-    for key in packed:
-        path = key.removesuffix(".weight")
-        bias = state.pop(f"{path}.bias", None)
-        scaled = _half(f"{path}{INPUT_SCALE}", factors[path], device) if path in factors else None
-        model.set_submodule(path, PackedLinear(weights, weights.tensors[key], bias, scaled, device))
+    for path in linears:
+        quantized, bias = unpack(weights.packed(f"{path}.weight")), state.pop(f"{path}.bias", None)
+        model.set_submodule(path, convert(path, quantized, bias, factors.get(path), device))
     try:
-        _load(model, state)
+        _load(model, state, linears)
     except (RuntimeError, ValueError) as error:
         raise IncompatibleError(
             f"{weights.path} does not fit `{structure.name}`: {str(error).splitlines()[0]}", hint="build it again"
@@ -115,18 +101,36 @@ def load_engine(structure: Structure, weights: PackedFile, lowering: str, device
     return HalfEngine(model.to(device)).eval().requires_grad_(False)
 
 
+def to_packed(
+    path: str, quantized: QuantizedTensor, bias: Tensor | None, factor: Float32 | None, device: torch.device
+) -> nn.Module:
+    """A Linear whose weight stays packed."""
+    import qvec_deploy.runtimes.kernels.op  # noqa: F401 - registers qvec::linear
+
+    scaled = None if factor is None else _half(f"{path}{INPUT_SCALE}", factor, device)
+    return PackedLinear(quantized, bias, scaled, device)
+
+
+def to_float(
+    path: str, quantized: QuantizedTensor, bias: Tensor | None, factor: Float32 | None, device: torch.device
+) -> nn.Module:
+    """A Linear in float16."""
+    rows, columns = quantized.codes.shape
+    linear = nn.Linear(columns, rows, bias is not None, device="meta")
+    dense = quantized.dequantize() * (np.float32(1) if factor is None else factor)
+    linear.weight = nn.Parameter(_half(f"{path}.weight", dense, device))
+    if bias is not None:
+        linear.bias = nn.Parameter(bias)
+    return linear
+
+
 def _half(name: str, array: Float32, device: torch.device) -> Tensor:
     return torch.from_numpy(half(name, array)).to(device)
 
 
-def _load(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Assign the state; whatever it lacks must be a packed Linear's own."""
-    own = {
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if isinstance(module, PackedLinear)
-        for name, _ in module.named_buffers()
-    }
+def _load(model: nn.Module, state: dict[str, Tensor], linears: list[str]) -> None:
+    """Assign the state; whatever it lacks must be a quantized Linear's own."""
+    own = {f"{path}.{name}" for path in linears for name in model.get_submodule(path).state_dict()}
     found: Any = model.load_state_dict(state, strict=False, assign=True)
     missing = sorted(set(found.missing_keys) - own)
     if missing or found.unexpected_keys:

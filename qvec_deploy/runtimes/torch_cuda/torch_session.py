@@ -16,7 +16,7 @@ from qvec_deploy.io.files import require_file
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
-from qvec_deploy.runtimes.session import require_images
+from qvec_deploy.runtimes.session import largest_batch, require_images
 from qvec_deploy.runtimes.torch_cuda.torch_structure import read_structure
 from qvec_deploy.tensors import Float32
 
@@ -98,29 +98,19 @@ class TorchSession:
     def __init__(
         self, engine: HalfEngine, input_shape: tuple[int, int, int], lowering: str, device: torch.device
     ) -> None:
-        self._engine, self._shape = engine, input_shape
+        self.engine, self.input_shape = engine, input_shape
         self._lowering, self._device = lowering, device
         self._graphs: OrderedDict[int, _Graph] = OrderedDict()
         self._flushed: torch.Tensor | None = None  # what is overwritten to empty the L2 cache
         self._pool: Any = None  # one memory pool for all graphs: they never run at the same time
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        return self._shape
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights in the device's memory."""
-        return self._engine.weight_bytes
-
     def run(self, images: Float32) -> Float32:
         """As `Session.run`; images that the GPU's memory does not take are refused with a batch that it does."""
-        require_images(images, self._shape)
+        require_images(images, self.input_shape)
         logits = self._try(np.ascontiguousarray(images))
         if logits is not None:
             return logits
-        fits = self._largest_batch(len(images))
+        fits = largest_batch(len(images), lambda batch: self._try(self._zeros(batch)) is not None)
         raise IncompatibleError(
             f"lowering `{self._lowering}` does not fit the GPU's memory at batch {len(images)}"
             + (f"; batch {fits} does" if fits else ", and at no smaller batch either"),
@@ -131,7 +121,7 @@ class TorchSession:
         """A run of so many images, part by part (`measure.runnable.Stages`); None on the CPU, which has no parts."""
         if self._device.type != "cuda":
             return None
-        self.run(np.zeros((batch, *self._shape), np.float32))  # refuses what does not fit, and says what does
+        self.run(self._zeros(batch))  # refuses what does not fit, and says what does
         return self._graphs[batch]
 
     def flush_l2(self) -> None:
@@ -156,6 +146,9 @@ class TorchSession:
             torch.cuda.synchronize(self._device)
             torch.cuda.empty_cache()
 
+    def _zeros(self, batch: int) -> Float32:
+        return np.zeros((batch, *self.input_shape), np.float32)
+
     def _try(self, images: Float32) -> Float32 | None:
         """Logits; None where the memory does not suffice. Then nothing of the run is left, nor of any before it."""
         try:
@@ -171,7 +164,7 @@ class TorchSession:
 
         if self._device.type != "cuda":
             with torch.inference_mode():
-                logits: Float32 = self._engine(torch.tensor(images, device=self._device)).cpu().numpy()
+                logits: Float32 = self.engine(torch.tensor(images, device=self._device)).cpu().numpy()
             return logits
         batch = len(images)
         if self._pool is None:
@@ -179,16 +172,9 @@ class TorchSession:
         if batch not in self._graphs:
             if len(self._graphs) == GRAPHS:
                 self._graphs.popitem(last=False)
-            self._graphs[batch] = _Graph(self._engine, (batch, *self._shape), self._device, self._pool)
+            self._graphs[batch] = _Graph(self.engine, (batch, *self.input_shape), self._device, self._pool)
         self._graphs.move_to_end(batch)
         return self._graphs[batch].run(images)
-
-    def _largest_batch(self, failed: int) -> int:
-        """The first half, quarter, ... of a batch that runs; 0 if none does."""
-        batch = failed // 2
-        while batch and self._try(np.zeros((batch, *self._shape), np.float32)) is None:
-            batch //= 2
-        return batch
 
 
 def out_of_memory(error: BaseException | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qvec_deploy.errors import IntegrityError
@@ -28,13 +28,8 @@ class Structure:
 
 def write_structure(directory: Path, architecture: Architecture, args: ModelArgs) -> None:
     """Keep the model's structure beside its weights."""
-    values = {
-        "name": architecture.name,
-        "classes": architecture.classes,
-        "args": dict(args),
-        "input_shape": list(architecture.input_shape),
-    }
-    write_bytes(directory / STRUCTURE_FILE, canonical_json(values))
+    structure = Structure(architecture.name, architecture.classes, dict(args), architecture.input_shape)
+    write_bytes(directory / STRUCTURE_FILE, canonical_json(asdict(structure)))
 
 
 def read_structure(directory: Path) -> Structure:
