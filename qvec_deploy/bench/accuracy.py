@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qvec_deploy.bench.confidence import softmax_confidence
 from qvec_deploy.bench.runnable import Runnable
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.tensors import Float32, Int32
@@ -153,6 +152,14 @@ def _answers(logits: Float32, labels: Labels, run_s: float, waited_s: float) -> 
         run_s=run_s,
         waited_s=waited_s,
     )
+
+
+def softmax_confidence(logits: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The largest softmax probability of each row: (batch,) float32 of logits (batch, classes), all finite."""
+    wide = logits.astype(np.float64)
+    shares = np.exp(wide - wide.max(axis=1, keepdims=True))  # the largest logit's own is 1
+    confidences: NDArray[np.float32] = (1.0 / shares.sum(axis=1)).astype(np.float32)
+    return confidences
 
 
 def _among_top(logits: Float32, labels: Int32) -> NDArray[np.bool_]:

@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from qvec_deploy.bench.accuracy import PairedAnswers
-from qvec_deploy.bench.comparison_verdicts import AccuracyVerdict, GateVerdict, SizeVerdict
 from qvec_deploy.bench.environment import Environment
 from qvec_deploy.bench.latency import LatencySamples
-from qvec_deploy.bench.latency_verdict import LEVEL, TOLERANCE, Verdict
 from qvec_deploy.bench.statistics import Estimate, detectable_loss
+from qvec_deploy.bench.verdicts import LEVEL, TOLERANCE, AccuracyVerdict, GateVerdict, SizeVerdict, Verdict
 from qvec_deploy.bench.warnings import Finding
 from qvec_deploy.io.files import canonical_json
 
@@ -172,36 +171,36 @@ class Comparison:
         """
         found = []
         tolerances, difference = self.tolerances, self.accuracy.difference
-        if self.accuracy.verdict is AccuracyVerdict.WORSE and difference is not None:
+        if self.accuracy.verdict == "WORSE" and difference is not None:
             loss = -100 * difference.value
             if loss > tolerances.accuracy:
                 found.append(f"accuracy is WORSE by {loss:.2f} points, more than {tolerances.accuracy:g}")
         for entry in self.latency:
-            if entry.verdict is Verdict.SLOWER and entry.source != "stored":
+            if entry.verdict == "SLOWER" and entry.source != "stored":
                 found.append(f"latency{at_batch(entry)} is SLOWER by more than {100 * tolerances.latency:.3g} %")
-        if self.size.verdict is SizeVerdict.LARGER:
+        if self.size.verdict == "LARGER":
             growth = self.size.new_bytes / self.size.old_bytes - 1
             found.append(f"size is LARGER by {100 * growth:.3g} %, more than {100 * tolerances.size:.3g} %")
         for gate in self.gates:
-            if gate.verdict is GateVerdict.MISSED and gate.old is not False:
+            if gate.verdict == "MISSED" and gate.old is not False:
                 found.append(f"gate {gate.name} is MISSED: wanted {gate.wanted}, found {gate.found}")
         return found
 
     def doubts(self) -> list[str]:
         """What nobody knows, or what was no better before, with the reason; empty where every verdict stands."""
         found = []
-        if self.accuracy.verdict is AccuracyVerdict.UNSURE:
+        if self.accuracy.verdict == "UNSURE":
             found.append(f"accuracy: {self.accuracy.reason or self._power()}")
         for entry in self.latency:
-            if entry.verdict is Verdict.UNSURE:
+            if entry.verdict == "UNSURE":
                 why = entry.reason or "more blocks or a quieter machine would decide"
                 found.append(f"latency{at_batch(entry)}: {why}")
-            elif entry.verdict is Verdict.SLOWER and entry.source == "stored":
+            elif entry.verdict == "SLOWER" and entry.source == "stored":
                 found.append(f"latency{at_batch(entry)}: SLOWER in separate runs; compare without --stored")
         for gate in self.gates:
-            if gate.verdict is GateVerdict.UNSURE:
+            if gate.verdict == "UNSURE":
                 found.append(f"gate {gate.name}: not judged")
-            elif gate.verdict is GateVerdict.MISSED and gate.old is False:
+            elif gate.verdict == "MISSED" and gate.old is False:
                 found.append(f"gate {gate.name}: still missed: wanted {gate.wanted}, found {gate.found}")
         return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -89,19 +88,18 @@ class Environment:
 def capture_environment(threads: int, cores: Sequence[int] = ()) -> Environment:
     """The environment now. Capture it before measuring: the load average then shows what others do."""
     cpu, flags = _cpu()
-    logical_cores = psutil.cpu_count() or 1
     return Environment(
         cpu=cpu,
         cpu_flags=flags,
-        logical_cores=logical_cores,
-        usable_cores=_usable_cores(logical_cores),
+        logical_cores=psutil.cpu_count() or 1,
+        usable_cores=available_threads(),
         threads=threads,
         load_average=round(psutil.getloadavg()[0], 2),
         memory_bytes=psutil.virtual_memory().total,
         governor=GOVERNOR.read_text(encoding="ascii").strip() if GOVERNOR.is_file() else None,
         operating_system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        packages=_versions(),
+        packages={name: version for name in PACKAGES if (version := installed_version(name))},
         affinity=tuple(sorted(cores)) or None,
     )
 
@@ -124,10 +122,6 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
     return fields.get("model name", platform.machine()), tuple(flag for flag in FLAGS if flag in present)
 
 
-def _usable_cores(logical_cores: int) -> int:
-    return len(_affinity()) or logical_cores
-
-
 def _affinity() -> list[int]:
     """Cores this process may run on; none where psutil cannot tell (it can on Linux, Windows and FreeBSD)."""
     process = psutil.Process()
@@ -144,18 +138,14 @@ def _frequency_mhz() -> float | None:
     return round(sum(seen) / len(seen), 1) if any(seen) else None
 
 
-def _versions() -> dict[str, str]:
-    versions: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+def installed_version(package: str) -> str | None:
+    """The version of a distribution; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def available_threads() -> int:
     """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(_affinity()) or psutil.cpu_count() or 1

@@ -49,7 +49,6 @@ def probe(
     arguments: Mapping[str, Any],
     *,
     input_shape: tuple[int, int, int],
-    batch_size: int = 1,
     preload: Sequence[str] = (),
     timeout_s: float = TIMEOUT_S,
 ) -> Footprint:
@@ -67,7 +66,7 @@ def probe(
     request = {
         "opener": opener,
         "arguments": dict(arguments),
-        "images_shape": [batch_size, *input_shape],
+        "images_shape": [1, *input_shape],
         "preload": list(preload),
     }
     # -P: a module in the working directory must not shadow an installed one.

@@ -6,19 +6,23 @@ import contextlib
 import gc
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qvec_deploy.bench.runnable import Flushable, Runnable, Staged, Stages
-from qvec_deploy.bench.stages import NANOSECONDS_PER_MS, StageTimes, time_stages
-from qvec_deploy.bench.warmup import WINDOW, settled, warmup_limit
+from qvec_deploy.bench.statistics import median
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.tensors import Float32
 
 Clock = Callable[[], int]
 Progress = Callable[[int, int], None]
 
+NANOSECONDS_PER_MS = 1e6
 WARMUP_SHARE = 0.25  # of a time budget, at most
+WINDOW = 5  # blocks; the median of five is not moved by one that was disturbed, nor by the first
+SETTLED = 0.05  # two windows on a machine as noisy as `warnings` puts up with differ by that now and then
+MOST_WINDOWS = 10
+
 
 DEFINITIONS: Mapping[str, str] = {
     "host latency": "Wall time of one run, from an input array in host memory to logits in host memory: copies, "
@@ -160,7 +164,7 @@ class _Measurement:
                 self._staged[name] = stages
         self.host_ms: dict[str, list[float]]
         self._total_ms: dict[str, float]
-        self._stage_ms: dict[str, list[StageTimes]]
+        self._stage_ms: dict[str, list[tuple[float, float, float, float]]]
         self._forget()
 
     @property
@@ -214,18 +218,44 @@ class _Measurement:
 
     def stages_of(self, name: str) -> StageSamples | None:
         """The parts of a session's runs, one value per block."""
-        times = self._stage_ms.get(name)
-        if times is None:
-            return None
-        return StageSamples(
-            enqueue_ms=tuple(each.enqueue_ms for each in times),
-            h2d_ms=tuple(each.h2d_ms for each in times),
-            compute_ms=tuple(each.compute_ms for each in times),
-            d2h_ms=tuple(each.d2h_ms for each in times),
-        )
+        return StageSamples(*zip(*self._stage_ms[name], strict=True)) if name in self._stage_ms else None
 
     def _shuffled(self, of: Mapping[str, object]) -> list[str]:
         return self._draw.sample(list(of), len(of))
+
+
+def warmup_limit(warmup: int) -> int:
+    """Blocks after which warming up is given up: 50, or as many as were asked for; none where none was."""
+    return max(warmup, WINDOW * MOST_WINDOWS) if warmup else 0
+
+
+def settled(samples: Sequence[float]) -> bool:
+    """Whether warming up has done its work: the medians of the last two windows differ by less than `SETTLED`."""
+    if len(samples) < 2 * WINDOW:
+        return False
+    before, last = median(samples[-2 * WINDOW : -WINDOW]), median(samples[-WINDOW:])
+    return abs(last - before) <= SETTLED * before
+
+
+def time_stages(stages: Stages, images: Float32, clock: Callable[[], int]) -> tuple[float, float, float, float]:
+    """Run once with a mark between the parts: milliseconds, as in StageSamples.
+
+    A mark costs the GPU a microsecond or two, which is why this is a run of its own and host latency is not taken
+    from it.
+    """
+    stages.bring(images)
+    begin = stages.mark()
+    stages.put()
+    arrived = stages.mark()
+    start = clock()
+    stages.enqueue()
+    enqueue_ms = (clock() - start) / NANOSECONDS_PER_MS
+    computed = stages.mark()
+    stages.get()
+    back = stages.mark()
+    stages.finish()
+    h2d_ms, compute_ms = stages.elapsed_ms(begin, arrived), stages.elapsed_ms(arrived, computed)
+    return enqueue_ms, h2d_ms, compute_ms, stages.elapsed_ms(computed, back)
 
 
 def require_flushable(sessions: Mapping[str, Runnable]) -> dict[str, Callable[[], None]]:

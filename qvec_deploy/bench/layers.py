@@ -11,9 +11,8 @@ from qvec_deploy.bench.entries import BenchEntry, BenchOptions
 from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.bench.results import Candidate, LayerTime
 from qvec_deploy.bench.roofline.devices import find_gpu_here, measure_device
-from qvec_deploy.bench.roofline.operations import Operation
 from qvec_deploy.bench.roofline.predict import mode_of, predict
-from qvec_deploy.bench.roofline.roofline_values import Device, TimePrediction
+from qvec_deploy.bench.roofline.roofline_values import Device, Operation, TimePrediction
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.progress import Progress

@@ -98,7 +98,10 @@ def measure_engines(
 
 def _load(entries: Sequence[BenchEntry], options: BenchOptions, stack: contextlib.ExitStack) -> dict[str, Session]:
     """Every engine, open for as long as the stack; no latency of one that computes something else."""
-    sessions = {c.name: stack.enter_context(_open(c)) for c in entries}
+    sessions = {}
+    for entry in entries:
+        backend = find_runtime(entry.recipe.target.runtime).load()
+        sessions[entry.name] = stack.enter_context(backend.open(entry.directory, entry.lowering, entry.threads))
     if options.measure.l2 == "cold":
         require_flushable(sessions)
     for entry in entries:
@@ -145,11 +148,6 @@ def _described(
         "cpu": environment.cpu,
         "packages": environment.packages,
     }
-
-
-def _open(entry: BenchEntry) -> contextlib.AbstractContextManager[Session]:
-    backend = find_runtime(entry.recipe.target.runtime).load()
-    return backend.open(entry.directory, entry.lowering, entry.threads)
 
 
 def _footprints(entries: Sequence[BenchEntry], options: BenchOptions, progress: Progress) -> dict[str, Footprint]:

@@ -45,11 +45,6 @@ class ScenarioResult:
     seconds: float
 
     @property
-    def by_the_rules(self) -> bool:
-        """Whether there are as many images, over as long a time, as the rules ask for."""
-        return self.images >= LEAST_IMAGES[self.scenario] and self.seconds >= LEAST_S
-
-    @property
     def counts(self) -> str:
         """What was run beside what the rules ask for, in words."""
         what = "queries" if self.scenario is Scenario.SINGLE_STREAM else "images"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qvec_deploy.bench.confidence import calibration_error
 from qvec_deploy.bench.environment import Environment
 from qvec_deploy.bench.latency import LatencySamples
-from qvec_deploy.bench.results import Candidate, Report
+from qvec_deploy.bench.results import Candidate, ConfidenceBin, Report
 from qvec_deploy.bench.statistics import (
     Estimate,
     coefficient_of_variation,
@@ -16,7 +16,7 @@ from qvec_deploy.bench.statistics import (
     median_estimate,
     paired_difference,
     quantile,
-    samples_needed,
+    samples_missing,
     speed_up,
     throughput,
     wilson,
@@ -137,7 +137,7 @@ def _latency_rows(candidate: Candidate, report: Report) -> tuple[LatencyRow, ...
             median_interval=median_estimate(entry.samples_ms),
             p90_ms=quantile(entry.samples_ms, 0.9),
             p99_ms=quantile(entry.samples_ms, 0.99),
-            missing_p99=max(0, samples_needed(0.99) - len(entry.samples_ms)),
+            missing_p99=samples_missing(len(entry.samples_ms), 0.99),
             images_per_s=throughput(entry.batch_size, entry.samples_ms),
             variation=coefficient_of_variation(entry.samples_ms),
             speed_up=speed_up(by_batch[entry.batch_size].samples_ms, entry.samples_ms),
@@ -145,6 +145,17 @@ def _latency_rows(candidate: Candidate, report: Report) -> tuple[LatencyRow, ...
         )
         for entry in candidate.latency
     )
+
+
+def calibration_error(bins: Sequence[ConfidenceBin]) -> float:
+    """Expected calibration error, 0 to 1: the mean over images of |accuracy - mean confidence| of their bin.
+
+    Guo et al., On Calibration of Modern Neural Networks (ICML 2017), equation 3.
+    """
+    count = sum(entry.count for entry in bins)
+    if not count:
+        raise ValueError("no images, no calibration error")
+    return sum(abs(entry.correct - entry.confidence) for entry in bins) / count
 
 
 def disturbances(environment: Environment, *taken: LatencySamples) -> tuple[MeasurementWarning, ...]:

@@ -10,16 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from qvec_deploy.bench import statistics
 from qvec_deploy.bench.environment import Environment, GpuState
 from qvec_deploy.bench.latency import LatencySamples
-from qvec_deploy.bench.statistics import (
-    coefficient_of_variation,
-    median,
-    paired_difference,
-    samples_missing,
-    samples_needed,
-    speed_up,
-)
 
 # trtexec warns at 2.5 % for GPU time; host latency on a CPU shared with an operating system is noisier.
 NOISE_LIMIT = 0.10
@@ -31,50 +24,38 @@ HEADROOM = 0.02  # of top-1; at 4 bits the gap is about half of it, and the best
 class MeasurementWarning(StrEnum):
     """Why a number deserves doubt."""
 
-    BUSY_MACHINE = "busy machine"
-    FREQUENCY_NOT_FIXED = "frequency not fixed"
-    CLOCKS_NOT_LOCKED = "clocks not locked"
-    THROTTLED = "throttled"
-    NOISY_SAMPLES = "noisy samples"
-    DRIFT = "drift"
-    SLOW_FIRST_SAMPLE = "slow first sample"
-    WARM_UP_NOT_STABLE = "warm-up not stable"
-    TOO_FEW_SAMPLES = "too few samples"
-    FEWER_SAMPLES = "fewer samples than asked"
-    SPEED_UP_UNCLEAR = "speed-up unclear"
-    ACCURACY_UNCLEAR = "accuracy difference unclear"
-    NO_HEADROOM = "little to recover"
-    LAMBDA_AT_EDGE = "lambda at the edge of its grid"
-    METHOD_LIMITED = "method limited"
-    UNVERIFIED = "unverified patch"
-    COORDINATES_UNKNOWN = "vector without a sketch"
+    remedy: str
 
-    @property
-    def remedy(self) -> str:
-        """What to do about it, one sentence."""
-        return REMEDIES[self]
+    def __new__(cls, value: str, remedy: str) -> MeasurementWarning:
+        """A doubt, and what to do about it: one sentence."""
+        member = str.__new__(cls, value)
+        member._value_, member.remedy = value, remedy
+        return member
 
-
-REMEDIES = {
-    MeasurementWarning.BUSY_MACHINE: "Stop other work, wait a minute and measure again.",
-    MeasurementWarning.FREQUENCY_NOT_FIXED: "Set the frequency governor to performance and measure again.",
-    MeasurementWarning.CLOCKS_NOT_LOCKED: "Lock them with `nvidia-smi --lock-gpu-clocks` and measure again.",
-    MeasurementWarning.THROTTLED: "Cool the GPU or raise its power limit, lock its clocks lower, and measure again.",
-    MeasurementWarning.NOISY_SAMPLES: "Use a quiet machine, fewer threads than cores, or more blocks.",
-    MeasurementWarning.DRIFT: "Warm up longer; if it stays, look for thermal throttling or other work.",
-    MeasurementWarning.SLOW_FIRST_SAMPLE: "Increase the warm-up.",
-    MeasurementWarning.WARM_UP_NOT_STABLE: "Look for other work or a clock that wanders, or increase the warm-up.",
-    MeasurementWarning.TOO_FEW_SAMPLES: "Increase the number of blocks.",
-    MeasurementWarning.FEWER_SAMPLES: "Allow more time, or measure fewer candidates at a time.",
-    MeasurementWarning.SPEED_UP_UNCLEAR: "Do not claim a difference in speed, or measure more blocks.",
-    MeasurementWarning.ACCURACY_UNCLEAR: "Do not claim a difference in accuracy, or evaluate on more images.",
-    MeasurementWarning.NO_HEADROOM: "A vector is not needed here: ship lambda 0.",
-    MeasurementWarning.LAMBDA_AT_EDGE: "Widen select.lambdas.",
-    MeasurementWarning.METHOD_LIMITED: "Choose another method or granularity.",
-    MeasurementWarning.COORDINATES_UNKNOWN: "Make it again with `qvec-deploy vector extract`: nobody has compared "
-    "the receiver's coordinates with its donor's.",
-    MeasurementWarning.UNVERIFIED: "Give `images` of the receiver's task, unlabelled ones will do, or `evaluate`.",
-}
+    BUSY_MACHINE = "busy machine", "Stop other work, wait a minute and measure again."
+    FREQUENCY_NOT_FIXED = "frequency not fixed", "Set the frequency governor to performance and measure again."
+    CLOCKS_NOT_LOCKED = "clocks not locked", "Lock them with `nvidia-smi --lock-gpu-clocks` and measure again."
+    THROTTLED = "throttled", "Cool the GPU or raise its power limit, lock its clocks lower, and measure again."
+    NOISY_SAMPLES = "noisy samples", "Use a quiet machine, fewer threads than cores, or more blocks."
+    DRIFT = "drift", "Warm up longer; if it stays, look for thermal throttling or other work."
+    SLOW_FIRST_SAMPLE = "slow first sample", "Increase the warm-up."
+    WARM_UP_NOT_STABLE = "warm-up not stable", "Look for other work or a clock that wanders, or increase the warm-up."
+    TOO_FEW_SAMPLES = "too few samples", "Increase the number of blocks."
+    FEWER_SAMPLES = "fewer samples than asked", "Allow more time, or measure fewer candidates at a time."
+    SPEED_UP_UNCLEAR = "speed-up unclear", "Do not claim a difference in speed, or measure more blocks."
+    ACCURACY_UNCLEAR = (
+        "accuracy difference unclear",
+        "Do not claim a difference in accuracy, or evaluate on more images.",
+    )
+    NO_HEADROOM = "little to recover", "A vector is not needed here: ship lambda 0."
+    LAMBDA_AT_EDGE = "lambda at the edge of its grid", "Widen select.lambdas."
+    METHOD_LIMITED = "method limited", "Choose another method or granularity."
+    UNVERIFIED = "unverified patch", "Give `images` of the receiver's task, unlabelled ones will do, or `evaluate`."
+    COORDINATES_UNKNOWN = (
+        "vector without a sketch",
+        "Make it again with `qvec-deploy vector extract`: nobody has compared the receiver's coordinates with its "
+        "donor's.",
+    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +122,7 @@ def latency_findings(
             findings.append(Finding(MeasurementWarning.FEWER_SAMPLES, name, detail))
         for warning, detail in _sample_doubts(samples):
             findings.append(Finding(warning, name, f"{detail} ({batch})."))
-        ratio = None if name == baseline else speed_up(latency[baseline].samples_ms, samples)
+        ratio = None if name == baseline else statistics.speed_up(latency[baseline].samples_ms, samples)
         if ratio is not None and ratio.contains(1.0):
             interval = f"{ratio.low:.3f} to {ratio.high:.3f}"
             detail = f"The interval of its speed-up over {baseline}, {interval}, contains 1 ({batch})."
@@ -151,7 +132,7 @@ def latency_findings(
 
 def accuracy_findings(name: str, baseline: str, gained: int, lost: int, count: int) -> list[Finding]:
     """Doubt about the difference of two accuracies on the same images (see `accuracy.compare`)."""
-    difference = paired_difference(gained, lost, count)
+    difference = statistics.paired_difference(gained, lost, count)
     if not difference.contains(0.0):
         return []
     low, high = 100 * difference.low, 100 * difference.high
@@ -169,21 +150,21 @@ def headroom_finding(name: str, top1: float, float_top1: float) -> list[Finding]
 
 def _sample_doubts(samples: tuple[float, ...]) -> list[tuple[MeasurementWarning, str]]:
     doubts = []
-    missing = samples_missing(len(samples), 0.9)
+    missing = statistics.samples_missing(len(samples), 0.9)
     if missing:
-        detail = f"p90 needs {samples_needed(0.9)} samples and has {len(samples)}: {missing} more"
+        detail = f"p90 needs {statistics.samples_needed(0.9)} samples and has {len(samples)}: {missing} more"
         doubts.append((MeasurementWarning.TOO_FEW_SAMPLES, detail))
-    variation = coefficient_of_variation(samples)
+    variation = statistics.coefficient_of_variation(samples)
     if variation > NOISE_LIMIT:
         detail = f"The standard deviation is {100 * variation:.0f} % of the mean"
         doubts.append((MeasurementWarning.NOISY_SAMPLES, detail))
     half = len(samples) // 2
-    if half >= samples_needed(0.5):  # below that a median of half the samples says little
-        drift = median(samples[half:]) / median(samples[:half]) - 1
+    if half >= statistics.samples_needed(0.5):  # below that a statistics.median of half the samples says little
+        drift = statistics.median(samples[half:]) / statistics.median(samples[:half]) - 1
         if abs(drift) > DRIFT_LIMIT:
-            detail = f"The second half's median differs from the first half's by {100 * drift:+.1f} %"
+            detail = f"The second half's statistics.median differs from the first half's by {100 * drift:+.1f} %"
             doubts.append((MeasurementWarning.DRIFT, detail))
-    if samples[0] > FIRST_SAMPLE_LIMIT * median(samples):
-        detail = f"The first sample took {samples[0] / median(samples):.1f} times the median"
+    if samples[0] > FIRST_SAMPLE_LIMIT * statistics.median(samples):
+        detail = f"The first sample took {samples[0] / statistics.median(samples):.1f} times the statistics.median"
         doubts.append((MeasurementWarning.SLOW_FIRST_SAMPLE, detail))
     return doubts

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from qvec_deploy.bench.comparison import Changed, GateChange, Group, Value
-from qvec_deploy.bench.comparison_verdicts import gate_verdict
 from qvec_deploy.bench.environment import Environment
 from qvec_deploy.bench.results import Report
+from qvec_deploy.bench.verdicts import gate_verdict
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.runtimes.engine_files import is_of_engine
 from qvec_deploy.runtimes.registry import find_runtime

@@ -7,9 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from qvec_deploy.bench.comparison import AccuracyChange, Comparison, LatencyChange, Side, SizeChange
-from qvec_deploy.bench.comparison_verdicts import size_verdict
-from qvec_deploy.bench.latency_verdict import Verdict, blocks_missing, latency_verdict
 from qvec_deploy.bench.results import Report
+from qvec_deploy.bench.verdicts import blocks_missing, latency_verdict, size_verdict
 from qvec_deploy.bench.warnings import Finding, MeasurementWarning
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.changes import all_changes, gate_changes, same_engine
@@ -66,7 +65,7 @@ def compare_bundles(
             accuracy = _measured_accuracy(pair, measured, accuracy, why)
             latency = _measured_latency(pair, measured)
         else:
-            latency = (LatencyChange(Verdict.UNSURE, None, reason),)
+            latency = (LatencyChange("UNSURE", None, reason),)
     return Comparison(
         old=_side(first),
         new=_side(second),

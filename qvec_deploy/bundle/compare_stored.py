@@ -9,10 +9,9 @@ from pathlib import Path
 from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.accuracy import pair as pair_answers
 from qvec_deploy.bench.comparison import AccuracyChange, LatencyChange, Source, Tolerances
-from qvec_deploy.bench.comparison_verdicts import AccuracyVerdict, accuracy_verdict
-from qvec_deploy.bench.latency_verdict import Verdict, blocks_missing, latency_verdict
 from qvec_deploy.bench.predictions import PREDICTIONS_FILE, Predictions, read_predictions
 from qvec_deploy.bench.results import Candidate, Report
+from qvec_deploy.bench.verdicts import accuracy_verdict, blocks_missing, latency_verdict
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.changes import machine_differences
 
@@ -73,10 +72,10 @@ def stored_accuracy(pair: BundlePair) -> AccuracyChange:
         return _identical_accuracy(kept, shipped)
     for name, answers, candidate in zip(("OLD", "NEW"), kept, shipped, strict=True):
         if answers is None or candidate not in answers.predicted:
-            return AccuracyChange(AccuracyVerdict.UNSURE, None, f"{name} keeps no answers to labelled images")
+            return AccuracyChange("UNSURE", None, f"{name} keeps no answers to labelled images")
     old, new = (answers for answers in kept if answers is not None)
     if old.images != new.images:
-        return AccuracyChange(AccuracyVerdict.UNSURE, None, "the bundles were evaluated on other images")
+        return AccuracyChange("UNSURE", None, "the bundles were evaluated on other images")
     before, after = old.predicted[shipped[0]], new.predicted[shipped[1]]
     correct = int((before == old.labels).sum()), int((after == old.labels).sum())
     return judged(pair, "stored", pair_answers(after, before, old.labels), correct, (old.dataset, old.split))
@@ -92,7 +91,7 @@ def paired_answers(candidate: Bundle, baseline: Bundle) -> PairedAnswers | None:
 
 
 def _identical_accuracy(kept: Sequence[Predictions | None], shipped: Sequence[str]) -> AccuracyChange:
-    verdict = AccuracyChange(AccuracyVerdict.SAME, "same engine", "the same engine, which gives the same answers")
+    verdict = AccuracyChange("SAME", "same engine", "the same engine, which gives the same answers")
     for answers, candidate in zip(kept, shipped, strict=True):
         if answers is not None and candidate in answers.predicted:
             right, count = int((answers.predicted[candidate] == answers.labels).sum()), len(answers.labels)
@@ -127,14 +126,14 @@ def judged(
 def identical_latency(pair: BundlePair) -> tuple[LatencyChange, ...]:
     """SAME at every batch size: there is one engine only."""
     reason = "the same engine, which takes the same time"
-    return tuple(LatencyChange(Verdict.SAME, "same engine", reason, size) for size in pair.batch_sizes())
+    return tuple(LatencyChange("SAME", "same engine", reason, size) for size in pair.batch_sizes())
 
 
 def stored_latency(pair: BundlePair) -> tuple[LatencyChange, ...]:
     """From the samples in both reports, which were taken in separate runs."""
 
     def unsure(reason: str) -> tuple[LatencyChange, ...]:
-        return (LatencyChange(Verdict.UNSURE, None, f"{reason}; compare without --stored"),)
+        return (LatencyChange("UNSURE", None, f"{reason}; compare without --stored"),)
 
     sides: list[Candidate] = []
     for name, report in zip(("OLD", "NEW"), pair.reports, strict=True):

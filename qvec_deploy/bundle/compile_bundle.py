@@ -121,7 +121,9 @@ def _install(
 ) -> None:
     """Move engines into a bundle; its manifest is true at every moment."""
     directory, manifest = bundle.directory, bundle.manifest
-    stale = {name for name in manifest.files for lowering in lowerings if _is_engine(name, lowering)}
+    stale = {
+        name for name in manifest.files for lowering in lowerings if Path(name).name.startswith(f"engine.{lowering}.b")
+    }
     kept = {name: entry for name, entry in manifest.files.items() if name not in stale}
     own = manifest.engine.lowering in lowerings
     if own or stale:
@@ -138,7 +140,3 @@ def _install(
 def _write(bundle: Bundle, manifest: Manifest, *, missing: str | None, **changes: Any) -> None:
     engine = manifest.engine.model_copy(update={"missing": missing})
     write_manifest(bundle.directory, manifest.model_copy(update={"engine": engine, **changes}))
-
-
-def _is_engine(name: str, lowering: str) -> bool:
-    return Path(name).name.startswith(f"engine.{lowering}.b")

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qvec_deploy.cli.options import (
-    echo_json,
-    json_option,
-    model_arg_option,
-    model_arguments,
-    offline_option,
-    print_table,
-    progress_shown,
-    quiet_option,
-    terminal,
-)
+from qvec_deploy.cli import options
 
 if TYPE_CHECKING:
     from qvec_deploy.research.analyze.analysis import Analysis, DonorAnalysis
@@ -35,7 +25,7 @@ _LOSSES = {"teacher": "KL to the float receiver", "labels": "cross-entropy"}
 @click.option("--receiver", required=True, metavar="CHECKPOINT", help="The receiver's float fine-tune.")
 @click.option("--receiver-qat", required=True, metavar="CHECKPOINT", help="Its own QAT fine-tune, latent weights.")
 @click.option("--model", required=True, help="timm's name of the model.")
-@model_arg_option
+@options.model_arg_option
 @click.option("--vector", "vectors", multiple=True, required=True, metavar="FILE", help="A donor's; repeatable.")
 @click.option("--data", "dataset", required=True, metavar="DATASET", help="Images: tiny/..., folder, or timm's names.")
 @click.option("--root", type=click.Path(path_type=Path), help="The images' folder.")
@@ -51,9 +41,9 @@ _LOSSES = {"teacher": "KL to the float receiver", "labels": "cross-entropy"}
     help="Where curvature is taken: the quantized receiver, its float weights, or its quantized QAT.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=20, help="Images at a time; fewer need less memory.")
-@offline_option
-@quiet_option
-@json_option
+@options.offline_option
+@options.quiet_option
+@options.json_option
 def analyze(
     arguments: tuple[str, ...],
     dataset: str,
@@ -71,11 +61,11 @@ def analyze(
     from qvec_deploy.research.analyze.analysis_inputs import AnalysisRequest
 
     data = DatasetSpec(dataset, split, root, images)  # type: ignore[arg-type]  # click has checked the split
-    request = AnalysisRequest(data=data, model_args=model_arguments(arguments), **settings)
-    with progress_shown(quiet or as_json).stage("analyze", f"{len(request.vectors)} vectors") as advance:
+    request = AnalysisRequest(data=data, model_args=options.model_arguments(arguments), **settings)
+    with options.progress_shown(quiet or as_json).stage("analyze", f"{len(request.vectors)} vectors") as advance:
         analysis = run(request, advance)
     if as_json:
-        echo_json(analysis_document(analysis))
+        options.echo_json(analysis_document(analysis))
     else:
         _print_analysis(analysis)
 
@@ -94,7 +84,7 @@ def _print_analysis(analysis: Analysis) -> None:
             lines.append(("top-1 %", *(_percent(one.top1) for one in measured)))
         for table, rows in ((predictions, _prediction_rows(donor, merged=analysis.one_curvature)), (curves, lines)):
             table += [("" if place else name, *row) for place, row in enumerate(rows)]
-    console = terminal()
+    console = options.terminal()
     console.print("Share of the gain of the receiver's own QAT, in the loss\n", style="bold")
     columns: tuple[str, ...] = (
         "lambda*",
@@ -105,10 +95,12 @@ def _print_analysis(analysis: Analysis) -> None:
         "Best lambda",
         "Measured",
     )
-    print_table(Table("", ("Vector", "Metric", *columns), tuple(predictions), "ll" + "r" * len(columns)), console)
+    options.print_table(
+        Table("", ("Vector", "Metric", *columns), tuple(predictions), "ll" + "r" * len(columns)), console
+    )
     console.print("\nMeasured by lambda\n", style="bold")
     columns = tuple(f"{lam:g}" for lam in GRID)
-    print_table(Table("", ("Vector", "In", *columns), tuple(curves), "ll" + "r" * len(columns)), console)
+    options.print_table(Table("", ("Vector", "In", *columns), tuple(curves), "ll" + "r" * len(columns)), console)
     console.print(f"\n{_setting(analysis)}", style="dim")
 
 

@@ -7,16 +7,7 @@ from typing import Any
 
 import click
 
-from qvec_deploy.cli.options import (
-    PATH,
-    batch_size_option,
-    blocks_option,
-    data_option,
-    json_option,
-    progress_shown,
-    quiet_option,
-    threads_option,
-)
+from qvec_deploy.cli import options
 from qvec_deploy.cli.report_table import print_report
 
 
@@ -34,13 +25,13 @@ def _cores(context: click.Context, parameter: click.Parameter, text: str | None)
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True, type=PATH)
+@click.argument("bundles", nargs=-1, required=True, type=options.PATH)
 @click.option(
     "--lowering", "lowerings", multiple=True, help="Run every bundle with this lowering instead of its own; repeatable."
 )
-@threads_option
-@batch_size_option
-@blocks_option
+@options.threads_option
+@options.batch_size_option
+@options.blocks_option
 @click.option(
     "--max-seconds",
     type=click.FloatRange(0, min_open=True),
@@ -55,10 +46,10 @@ def _cores(context: click.Context, parameter: click.Parameter, text: str | None)
     multiple=True,
     help="MLPerf's scenario; repeatable.",
 )
-@data_option
-@click.option("-o", "--output", type=PATH, help="Write the report into this directory.")
-@quiet_option
-@json_option
+@options.data_option
+@click.option("-o", "--output", type=options.PATH, help="Write the report into this directory.")
+@options.quiet_option
+@options.json_option
 def bench(
     bundles: tuple[Path, ...],
     max_seconds: float | None,
@@ -86,7 +77,7 @@ def bench(
     report = bench_bundles(
         bundles,
         measure={name: value for name, value in asked.items() if value is not None},
-        progress=progress_shown(quiet or as_json),
+        progress=options.progress_shown(quiet or as_json),
         **settings,
     )
     if output is not None:

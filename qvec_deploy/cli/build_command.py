@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qvec_deploy.cli.options import (
-    PATH,
-    address_option,
-    json_option,
-    offline_option,
-    progress_shown,
-    quiet_option,
-    set_option,
-)
+from qvec_deploy.cli import options
 from qvec_deploy.cli.report_table import print_report
 from qvec_deploy.errors import RecipeError
 
@@ -28,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--recipe",
     "recipe_paths",
-    type=PATH,
+    type=options.PATH,
     required=True,
     multiple=True,
     help="The recipe, a YAML file; repeatable.",
@@ -36,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=PATH,
+    type=options.PATH,
     help="The bundle's directory, out/NAME by default; of several builds the folder with all of them, out by default.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -48,11 +40,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of several builds: where.",
 )
-@address_option
-@set_option
-@offline_option
-@quiet_option
-@json_option
+@options.address_option
+@options.set_option
+@options.offline_option
+@options.quiet_option
+@options.json_option
 def build(
     recipe_paths: tuple[Path, ...],
     output: Path | None,
@@ -98,7 +90,7 @@ def build(
     recipe = loaded[0][0]
     directory = output or Path("out") / recipe.name
     machine = MachineLock.here()
-    context = BuildContext(offline, progress_shown(quiet or as_json), machine=machine)
+    context = BuildContext(offline, options.progress_shown(quiet or as_json), machine=machine)
     with machine.shared(context.progress.stage("wait")):
         built = build_bundle(recipe, directory, force=force, context=context)
     if built.report is not None:

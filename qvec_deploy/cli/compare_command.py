@@ -8,19 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qvec_deploy.cli.options import (
-    PATH,
-    batch_size_option,
-    blocks_option,
-    data_option,
-    echo_document,
-    json_option,
-    print_table,
-    progress_shown,
-    quiet_option,
-    terminal,
-    threads_option,
-)
+from qvec_deploy.cli import options
 
 if TYPE_CHECKING:
     from qvec_deploy.bench.comparison import Comparison
@@ -38,8 +26,8 @@ _SHARE, _POINTS = _Finite(0, 100), _Finite(0, 100)
 
 
 @click.command()
-@click.argument("old", type=PATH)
-@click.argument("new", type=PATH)
+@click.argument("old", type=options.PATH)
+@click.argument("new", type=options.PATH)
 @click.option("--stored", is_flag=True, help="Measure nothing: take the samples in the two bundles' reports.")
 @click.option("--strict", is_flag=True, help="Exit 3 also for what is UNSURE.")
 @click.option(
@@ -74,13 +62,13 @@ _SHARE, _POINTS = _Finite(0, 100), _Finite(0, 100)
     show_default=True,
     help="Share of the bytes that does not matter.",
 )
-@threads_option
-@batch_size_option
-@blocks_option
-@data_option
-@click.option("-o", "--output", type=PATH, help="Write comparison.md and .json here.")
-@quiet_option
-@json_option
+@options.threads_option
+@options.batch_size_option
+@options.blocks_option
+@options.data_option
+@click.option("-o", "--output", type=options.PATH, help="Write comparison.md and .json here.")
+@options.quiet_option
+@options.json_option
 def compare(
     old: Path,
     new: Path,
@@ -109,14 +97,15 @@ def compare(
     if output is not None:
         require_report_folder(output)
     tolerances = Tolerances(level, latency_tolerance, accuracy_tolerance, size_tolerance)
-    options = CompareOptions(tolerances, **settings)
-    comparison = compare_bundles(old, new, options, progress_shown(quiet or as_json))
+    comparison = compare_bundles(
+        old, new, CompareOptions(tolerances, **settings), options.progress_shown(quiet or as_json)
+    )
     document = comparison_json(comparison)
     if output is not None:
         write_bytes(output / "comparison.json", document)
         write_bytes(output / "comparison.md", render_markdown(comparison_page(comparison), "").encode())
     if as_json:
-        echo_document(document.decode())
+        options.echo_document(document.decode())
     else:
         _print(comparison, output)
     require_no_regression(comparison, strict=strict)
@@ -125,12 +114,12 @@ def compare(
 def _print(comparison: Comparison, output: Path | None) -> None:
     from qvec_deploy.report.comparison_page import changes_table, verdict_table
 
-    console = terminal(160)
-    print_table(verdict_table(comparison), console)
+    console = options.terminal(160)
+    options.print_table(verdict_table(comparison), console)
     console.print()
     changes = changes_table(comparison)
     if changes is not None:
-        print_table(changes, console)
+        options.print_table(changes, console)
         console.print()
     for doubt in comparison.warnings:
         text = f"warning: {doubt.warning} ({doubt.subject}): {doubt.detail} {doubt.warning.remedy}"

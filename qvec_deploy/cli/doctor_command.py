@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from qvec_deploy.bench.environment import capture_environment
+from qvec_deploy.bench.environment import capture_environment, installed_version
 from qvec_deploy.cli.options import print_table
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.report.page import Table
 from qvec_deploy.runtimes.registry import RUNTIMES
+
+_OF_ENVIRONMENT = ("cpu", "cpu_flags", "usable_cores", "memory_bytes", "operating_system", "python", "packages")
 
 
 def examine() -> dict[str, Any]:
@@ -26,16 +27,10 @@ def examine() -> dict[str, Any]:
         missing = row.load().missing()
         runtimes[name] = {"works": missing is None, "missing": missing, "remedy": row.remedy if missing else None}
     return {
-        "cpu": environment.cpu,
-        "cpu_flags": list(environment.cpu_flags),
-        "usable_cores": environment.usable_cores,
-        "memory_bytes": environment.memory_bytes,
-        "operating_system": environment.operating_system,
-        "python": environment.python,
-        "packages": environment.packages,
+        **{name: getattr(environment, name) for name in _OF_ENVIRONMENT},
         "gpu": _gpu(),
         "torch_cuda": _torch_cuda(),
-        "triton": _version("triton"),
+        "triton": installed_version("triton"),
         "tensorrt": describe_tensorrt(),
         "onnxruntime_providers": providers(),
         "runtimes": runtimes,
@@ -77,13 +72,6 @@ def _torch_cuda() -> str | None:
     except ImportError:
         return None
     return torch.version.cuda
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def print_examination(found: dict[str, Any]) -> None:

@@ -9,16 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qvec_deploy.cli.options import (
-    PATH,
-    json_option,
-    offline_option,
-    print_table,
-    quiet_option,
-    recipe_option,
-    set_option,
-    show,
-)
+from qvec_deploy.cli import options
 
 if TYPE_CHECKING:
     from qvec_deploy.donors.train_config import TrainingProgress
@@ -32,13 +23,13 @@ def donor() -> None:
 
 
 @donor.command()
-@recipe_option
-@click.option("-o", "--output", type=PATH, required=True, help="The donor's directory.")
+@options.recipe_option
+@click.option("-o", "--output", type=options.PATH, required=True, help="The donor's directory.")
 @click.option("--force", is_flag=True, help="Start over; replace the donor that is there.")
-@set_option
-@offline_option
-@quiet_option
-@json_option
+@options.set_option
+@options.offline_option
+@options.quiet_option
+@options.json_option
 def train(
     recipe_path: Path,
     output: Path,
@@ -56,7 +47,7 @@ def train(
 
     recipe = load_donor_recipe(recipe_path, overrides)
     record = _train(recipe, output, force=force, offline=offline, quiet=quiet or as_json)
-    show(record, as_json, lambda: _print_record(record, output))
+    options.show(record, as_json, lambda: _print_record(record, output))
 
 
 def _train(recipe: Any, output: Path, *, force: bool, offline: bool, quiet: bool) -> dict[str, Any]:
@@ -125,6 +116,6 @@ def _print_record(record: dict[str, Any], output: Path) -> None:
             "quantization-aware fine-tune on that grid": "qat_top1",
         }
         rows = tuple((title, f"{100 * val[key]:.1f} %") for title, key in weights.items())
-        print_table(Table("", ("Weights", f"Top-1 on {val['images']} images"), rows, "lr"))
+        options.print_table(Table("", ("Weights", f"Top-1 on {val['images']} images"), rows, "lr"))
     click.echo(f"\nnorm of the vector  {100 * record['vector']['share']:.2f} % of the weights'")
     click.echo(f"vector  {output / 'vector.safetensors'}")

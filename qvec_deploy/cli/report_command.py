@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qvec_deploy.cli.options import (
-    PATH,
-    echo_document,
-    json_option,
-    print_table,
-    progress_shown,
-    quiet_option,
-    terminal,
-)
+from qvec_deploy.cli import options
 from qvec_deploy.cli.report_table import print_report
 from qvec_deploy.errors import IncompatibleError, RecipeError
 
@@ -32,10 +24,10 @@ REPORT_FILE = "report.json"
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True, type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Write into this directory.")
-@quiet_option
-@json_option
+@click.argument("bundles", nargs=-1, required=True, type=options.PATH)
+@click.option("-o", "--output", type=options.PATH, required=True, help="Write into this directory.")
+@options.quiet_option
+@options.json_option
 def report(bundles: tuple[Path, ...], output: Path, quiet: bool, as_json: bool) -> None:
     """Write bundles' measurements as one HTML page, Markdown, JSON and CSV; nothing is measured anew.
 
@@ -46,7 +38,7 @@ def report(bundles: tuple[Path, ...], output: Path, quiet: bool, as_json: bool) 
     from qvec_deploy.report.overview import overview
     from qvec_deploy.report.write_report import write_report, write_tables
 
-    progress = progress_shown(quiet or as_json)
+    progress = options.progress_shown(quiet or as_json)
     opened = _opened(bundles, progress)
     reports = {name: _read(bundle) for name, bundle in opened.items()}
 
@@ -59,7 +51,7 @@ def report(bundles: tuple[Path, ...], output: Path, quiet: bool, as_json: bool) 
         written = write_report(shown or next(iter(reports.values())), output)
         written += write_tables(reports, output)
     if as_json:
-        echo_document(written[0].read_bytes().decode())
+        options.echo_document(written[0].read_bytes().decode())
         return
     if shown is None:
         print_report(next(iter(reports.values())))
@@ -130,7 +122,7 @@ def _read(bundle: Bundle) -> Report:
 def _print_overview(shown: Overview) -> None:
     from qvec_deploy.report.overview import bundles_table, headline
 
-    console, table = terminal(140), bundles_table(shown)
-    print_table(table, console)
+    console, table = options.terminal(140), bundles_table(shown)
+    options.print_table(table, console)
     console.print("\n" + headline(shown))
     console.print(table.note, style="dim")

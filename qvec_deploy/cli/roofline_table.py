@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.bench.roofline.operations import layer_kind
+from qvec_deploy.bench.roofline.roofline_values import layer_kind
 from qvec_deploy.cli.options import print_table, terminal
 from qvec_deploy.formatting import three
 from qvec_deploy.report.page import Table

@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qvec_deploy.cli.options import (
-    PATH,
-    echo_json,
-    json_option,
-    model_arg_option,
-    model_arguments,
-    offline_option,
-    print_table,
-    show,
-)
+from qvec_deploy.cli import options
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.io.files import storage_errors
 
@@ -28,7 +19,7 @@ if TYPE_CHECKING:
     from qvec_deploy.vectors.symmetric_places import Geometry
     from qvec_deploy.vectors.vector_file import QuantizationVector, VectorHeader
 
-output_option = click.option("-o", "--output", type=PATH, required=True, help="The vector file to write.")
+output_option = click.option("-o", "--output", type=options.PATH, required=True, help="The vector file to write.")
 dtype_option = click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), default="float32", help="How rho is stored."
 )
@@ -55,14 +46,14 @@ def vector() -> None:
 @click.option("--task", required=True, help="Name of the donor's task.")
 @click.option("--seed", type=int, default=0, help="Seed of both fine-tunes.")
 @model_option
-@model_arg_option
+@options.model_arg_option
 @click.option("--base", metavar="CHECKPOINT", help="The pretrained checkpoint both started from.")
 @click.option("--moments-from", "moments", metavar="FILE", help="Second moments of the Linears' inputs, to ship along.")
 @dtype_option
 @output_option
 @force_option
-@offline_option
-@json_option
+@options.offline_option
+@options.json_option
 def extract(
     fp: str,
     qat: str,
@@ -110,8 +101,8 @@ def extract(
 
 @vector.command()
 @click.argument("file")
-@offline_option
-@json_option
+@options.offline_option
+@options.json_option
 def inspect(file: str, offline: bool, as_json: bool) -> None:
     """Print what a vector fits, and its norms layer by layer."""
     from qvec_deploy.vectors.vector_file import QuantizationVector
@@ -119,7 +110,7 @@ def inspect(file: str, offline: bool, as_json: bool) -> None:
 
     opened = QuantizationVector.open(file, offline=offline)
     summary = summarize(opened)
-    show(summary, as_json, lambda: _print_summary(summary, str(opened.header.scheme)))
+    options.show(summary, as_json, lambda: _print_summary(summary, str(opened.header.scheme)))
 
 
 @vector.command()
@@ -128,8 +119,8 @@ def inspect(file: str, offline: bool, as_json: bool) -> None:
 @dtype_option
 @output_option
 @force_option
-@offline_option
-@json_option
+@options.offline_option
+@options.json_option
 def mix(
     files: tuple[str, ...],
     weights: tuple[float, ...],
@@ -156,8 +147,8 @@ def mix(
 @click.option("--base", metavar="CHECKPOINT", help="The pretrained checkpoint it started from, for `task`.")
 @output_option
 @force_option
-@offline_option
-@json_option
+@options.offline_option
+@options.json_option
 def control(
     file: str,
     kind: str,
@@ -188,12 +179,12 @@ def control(
 @click.argument("receiver")
 @click.argument("file", metavar="VECTOR")
 @model_option
-@model_arg_option
+@options.model_arg_option
 @click.option("--base", metavar="CHECKPOINT", help="The pretrained checkpoint that the vector must name as its base.")
-@click.option("-o", "--output", type=PATH, help="Write the receiver in the donor's coordinates.")
+@click.option("-o", "--output", type=options.PATH, help="Write the receiver in the donor's coordinates.")
 @force_option
-@offline_option
-@json_option
+@options.offline_option
+@options.json_option
 def check(
     receiver: str,
     file: str,
@@ -226,7 +217,7 @@ def check(
         sketch_like(sketch, opened.read), sketch, _geometry(model, arguments), donor.header.scheme
     )
     document = _check_document(found, model, donor.control())
-    show(document, as_json, lambda: _print_check(found, model, donor.control()))
+    options.show(document, as_json, lambda: _print_check(found, model, donor.control()))
     require_undone(found.findings)
     if output is not None:
         write_corrected(opened, found.changes, output)
@@ -264,7 +255,7 @@ def _require_output(path: Path, inputs: Iterable[str | None], *, force: bool) ->
 def _model_args(model: str | None, arguments: tuple[str, ...]) -> dict[str, Any]:
     if arguments and model is None:
         raise RecipeError("--model-arg without --model", hint="name the model as well")
-    return model_arguments(arguments)
+    return options.model_arguments(arguments)
 
 
 def _geometry(model: str | None, arguments: tuple[str, ...]) -> Geometry:
@@ -292,7 +283,7 @@ def _show_written(path: Path, header: VectorHeader, as_json: bool) -> None:
 
     warning = share_warning(header.share)
     if as_json:
-        echo_json({"path": str(path), "norm": header.norm, "share": header.share, "warning": warning})
+        options.echo_json({"path": str(path), "norm": header.norm, "share": header.share, "warning": warning})
         return
     click.echo(f"vector  {path}\n        {header.scheme}, {header.task}, {header.share:.2%} of the weights' norm")
     if warning:
@@ -307,7 +298,7 @@ def _print_summary(summary: dict[str, Any], scheme: str) -> None:
     for layer in summary["layers"]:
         share = f"{layer['share']:.2%}" if layer["share"] is not None else "not known"
         rows.append((layer["name"], shape_text(layer["shape"]), f"{layer['norm']:.4g}", share))
-    print_table(Table("", ("Tensor", "Shape", "Norm", "Share of weight"), tuple(rows), "llrr"))
+    options.print_table(Table("", ("Tensor", "Shape", "Norm", "Share of weight"), tuple(rows), "llrr"))
     lines = {
         "scheme": scheme,
         "skip": ", ".join(summary["skip"]) or "nothing",

@@ -39,7 +39,11 @@ class TimmDataset:
         self._transform = transform
         count = len(inner)
         # A folder is sorted by class, so its first images would be one class.
-        self._rows = np.arange(count) if spec.limit is None or spec.limit >= count else _spread(count, spec.limit)
+        self._rows = (
+            np.arange(count)
+            if spec.limit is None or spec.limit >= count
+            else np.arange(spec.limit) * count // spec.limit
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -223,7 +227,3 @@ def _names(inner: Any) -> tuple[str, ...]:
 
 def _hash(facts: Sequence[object]) -> str:
     return sha256_bytes(canonical_json(facts))
-
-
-def _spread(count: int, limit: int) -> Int64:
-    return (np.arange(limit, dtype=np.int64) * count) // limit

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,12 +10,9 @@ import torch
 from torch import nn
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.quantize.layer_inputs import linear_at, on_device_of
+from qvec_deploy.quantize.calibrators import quietly, run_calibration
+from qvec_deploy.quantize.layer_inputs import linear_at
 from qvec_deploy.tensors import Float32
-
-with warnings.catch_warnings():  # ModelOpt's imports use torch.jit.script, which torch 2.15 deprecates
-    warnings.simplefilter("ignore")
-    import modelopt.torch.quantization as mtq
 
 
 def calibrate_inputs(
@@ -33,22 +27,19 @@ def calibrate_inputs(
     Returns:
         ModelOpt's `amax` by name; 0 for a Linear that no image reaches.
     """
+    import modelopt.torch.quantization as mtq
+
     inputs = [{"quantizer_name": f"{name}.input_quantizer", "cfg": {"num_bits": 8, "axis": None}} for name in names]
     config = {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *inputs], "algorithm": None}
 
-    def forward_loop(network: nn.Module) -> None:
-        for batch in images:
-            network(on_device_of(network, batch))
-
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():  # it prints and warns
-        warnings.simplefilter("ignore")
+    with quietly(), torch.no_grad():
         mtq.quantize(model, config)
-        for name, factor in factors.items():
-            _input_quantizer(model, name).pre_quant_scale = torch.from_numpy(factor)
-        try:
-            mtq.calibrate(model, "max", forward_loop=forward_loop)
-        except AssertionError as error:  # ModelOpt's way to refuse NaN
-            raise _not_finite() from error
+    for name, factor in factors.items():
+        _input_quantizer(model, name).pre_quant_scale = torch.from_numpy(factor)
+    try:
+        run_calibration(model, "max", images)
+    except AssertionError as error:  # ModelOpt's way to refuse NaN
+        raise _not_finite() from error
     amax = {name: _input_quantizer(model, name).amax for name in names}
     found = {name: 0.0 if value is None else float(value) for name, value in amax.items()}
     if not all(map(math.isfinite, found.values())):

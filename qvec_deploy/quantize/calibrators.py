@@ -22,7 +22,7 @@ from qvec_deploy.quantize.modelopt import BACKEND, insert_fake_quantizers, quant
 from qvec_deploy.quantize.solver import feed_back, inverse_factor
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 
-with warnings.catch_warnings():
+with warnings.catch_warnings():  # ModelOpt's imports use torch.jit.script, which torch 2.15 deprecates
     warnings.simplefilter("ignore")
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization.utils.calib_utils import GPTQHelper, register_gptq_helper
@@ -135,14 +135,20 @@ def _calibrated(
     work = copy.deepcopy(model)
     insert_fake_quantizers(work, scheme, skip)
 
+    run_calibration(work, algorithm, images)
+    refresh_clip(work)
+    return work
+
+
+def run_calibration(model: nn.Module, algorithm: Any, images: Sequence[Float32]) -> None:
+    """ModelOpt's calibration of the quantizers in a model, by its own forward passes."""
+
     def forward_loop(network: nn.Module) -> None:
         for batch in images:
             network(on_device_of(network, batch))
 
-    with _quietly(), torch.no_grad():
-        mtq.calibrate(work, algorithm, forward_loop=forward_loop)
-    refresh_clip(work)
-    return work
+    with quietly(), torch.no_grad():
+        mtq.calibrate(model, algorithm, forward_loop=forward_loop)
 
 
 class _Gptq(GPTQHelper):  # type: ignore[misc]
@@ -174,7 +180,7 @@ def _register() -> None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """ModelOpt prints its progress and warns about Linears that no image reaches; the caller says so itself."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

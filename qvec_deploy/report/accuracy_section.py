@@ -34,7 +34,7 @@ def answers(report: Report, rows: Sequence[CandidateRow]) -> Table | None:
         "Calibration error, %": lambda row: _calibration(row, count),
         "Same answer as float, %": lambda row: str(share_cell(row.agreement, count)),
         f"Gained / lost to {rival}": lambda row: _pair(row.candidate, rival),
-        "McNemar's p": lambda row: _p(row, rival),
+        "McNemar's p": lambda row: formatting.p_value(row.p_values[rival]) if rival in row.p_values else NONE,
     }
     told = {title: cell for title, cell in columns.items() if any(cell(row) != NONE for row in measured)}
     note = (
@@ -119,10 +119,6 @@ def _pair(candidate: Candidate, rival: str) -> str:
     return NONE if pair is None else f"{pair.gained:,} / {pair.lost:,}"
 
 
-def _p(row: CandidateRow, rival: str) -> str:
-    return formatting.p_value(row.p_values[rival]) if rival in row.p_values else NONE
-
-
 def _drop(entry: ClassCount, before: ClassCount | None) -> float:
     return entry.correct / entry.count - (before.correct / before.count) if before is not None else 0.0
 
@@ -165,7 +161,10 @@ def _draw(candidates: tuple[Candidate, ...]) -> str:
         axes.set_xlabel("mean confidence, %")
         axes.set_ylabel("right answers, %")
         svg.legend(axes)
-        words = "; ".join(f"{one.name}: {_words(one)}" for one in candidates)
+        words = "; ".join(
+            f"{one.name}: {', '.join(f'{right:.0f} % right at {sure:.0f} %' for sure, right, _ in _points(one))}"
+            for one in candidates
+        )
         return drawing.svg("reliability", words)
 
 
@@ -190,7 +189,3 @@ def _line(axes: Any, candidate: Candidate) -> None:
     for x, y, count in zip(confidence, right, counts, strict=True):
         size = (SMALLEST + (LARGEST - SMALLEST) * count / most) ** 0.5
         axes.plot([x], [y], "o", color=color, markersize=size, markeredgecolor=svg.COLORS["surface"], zorder=4)
-
-
-def _words(candidate: Candidate) -> str:
-    return ", ".join(f"{right:.0f} % right at {confidence:.0f} %" for confidence, right, _ in _points(candidate))

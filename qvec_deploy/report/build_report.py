@@ -57,7 +57,11 @@ def report_page(report: Report) -> Page:
             Section("trade-offs", "Trade-offs", trade_offs(computed)),
             Section("accuracy", "Accuracy", _accuracy(report, computed)),
             Section("latency", "Latency", _latency(report, computed)),
-            Section("layers", "Layers and roofline", _layers(report, computed)),
+            Section(
+                "layers",
+                "Layers and roofline",
+                _given(timing.predicted(report, computed), layer_errors(report), layer_times(report)),
+            ),
             Section("selection", "Selection", _selection(report)),
             Section("method", "How it was measured", (Facts(prose.method(report, computed)),), folded=True),
             Section("candidates", "Candidates", (_cards(report, computed),), folded=True),
@@ -105,10 +109,6 @@ def _latency(report: Report, computed: tuple[CandidateRow, ...]) -> tuple[Block,
     figures, terms = distributions(report), Facts(timing.definitions(report), "Terms")
     beside: tuple[Block, ...] = (*figures, terms) if len(figures) > 1 else (Beside(figures, (terms,)),)
     return (table, *_given(timing.stages(report)), *beside, *_given(timing.scenarios(report)))
-
-
-def _layers(report: Report, computed: tuple[CandidateRow, ...]) -> tuple[Block, ...]:
-    return _given(timing.predicted(report, computed), layer_errors(report), layer_times(report))
 
 
 def _selection(report: Report) -> tuple[Block, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qvec_deploy import formatting
+from qvec_deploy.bench.footprint import Footprint
 from qvec_deploy.bench.results import Report
 from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.bench.summary import CandidateRow, LatencyRow
@@ -18,22 +19,34 @@ from qvec_deploy.report import candidate_text
 from qvec_deploy.report.csv_text import Value
 from qvec_deploy.report.page import CandidateLines, CandidateTable, TableCell
 
+_PAGE, _TERMINAL = ("page",), ("terminal",)
+_BOTH = (*_PAGE, *_TERMINAL)
+
 
 @dataclass(frozen=True)
 class Column:
     """A column of the tables of candidates.
 
     Attributes:
+        title: What it is, or what it is in a report.
+        places: Where it is shown: on a page, on the terminal, or both.
         values: What the CSV has, by its column; empty where the value is there already.
     """
 
-    key: str
-    title: Callable[[Report], str]
-    unit: Callable[[Report], str]
-    cell: Callable[[Report, CandidateRow], TableCell]
+    title: str | Callable[[Report], str]
+    unit: str | Callable[[Report], str]
+    cell: Callable[[Report, CandidateRow], str | TableCell]
+    places: tuple[str, ...]
     values: Callable[[Report, CandidateRow], Mapping[str, Value]] = field(default=lambda report, row: {})
-    on_terminal: bool = False
-    on_page: bool = True
+
+    def heading(self, report: Report) -> tuple[str, str]:
+        """Title and unit."""
+        title, unit = (each if isinstance(each, str) else each(report) for each in (self.title, self.unit))
+        return title, unit
+
+    def shown(self, report: Report, row: CandidateRow) -> TableCell:
+        """What it says of a candidate."""
+        return _as_cell(self.cell(report, row))
 
 
 def column_values(report: Report, row: CandidateRow) -> dict[str, Value]:
@@ -45,12 +58,13 @@ def comparison_table(
     report: Report, rows: Sequence[CandidateRow], *, on_terminal: bool = False, note: str = "", anchors: str = ""
 ) -> CandidateTable:
     """A row per candidate, with the columns that have something to say of one."""
-    wanted = [column for column in COLUMNS if (column.on_terminal if on_terminal else column.on_page)]
-    shown = [column for column in wanted if any(column.cell(report, row).text != NONE for row in rows)]
+    (place,) = _TERMINAL if on_terminal else _PAGE
+    wanted = [column for column in COLUMNS if place in column.places]
+    shown = [column for column in wanted if any(column.shown(report, row).text != NONE for row in rows)]
     return CandidateTable(
         "Comparison of candidates",
-        tuple((column.title(report), column.unit(report)) for column in shown),
-        tuple(_lines(row, [tuple(column.cell(report, row) for column in shown)]) for row in rows),
+        tuple(column.heading(report) for column in shown),
+        tuple(_lines(row, [tuple(column.shown(report, row) for column in shown)]) for row in rows),
         note,
         anchors,
     )
@@ -62,7 +76,8 @@ def batch_table(rows: Sequence[CandidateRow], note: str = "") -> CandidateTable 
     if not timed:
         return None
     lines = [
-        _lines(row, [tuple(cell(row, entry) for _, cell in BATCH_COLUMNS) for entry in row.latency]) for row in timed
+        _lines(row, [tuple(_as_cell(cell(row, entry)) for _, cell in BATCH_COLUMNS) for entry in row.latency])
+        for row in timed
     ]
     titles = tuple((title, "") for title, _ in BATCH_COLUMNS)
     return CandidateTable("Latency by batch size", titles, tuple(lines), note)
@@ -78,8 +93,8 @@ def estimate_values(name: str, estimate: Estimate | None) -> dict[str, Value]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
-def _said(text: str) -> Callable[[Report], str]:
-    return lambda report: text
+def _as_cell(said: str | TableCell) -> TableCell:
+    return TableCell(said) if isinstance(said, str) else said
 
 
 def share_cell(share: Estimate | None, count: int) -> TableCell:
@@ -101,8 +116,12 @@ def _delta(report: Report, row: CandidateRow) -> TableCell:
     return TableCell(formatting.points(estimate.value, count), formatting.points_interval(estimate, count))
 
 
-def _latency(cell: Callable[[LatencyRow], TableCell]) -> Callable[[Report, CandidateRow], TableCell]:
-    return lambda report, row: cell(row.first_latency) if row.first_latency else TableCell(NONE)
+def _latency(cell: Callable[[LatencyRow], str]) -> Callable[[Report, CandidateRow], str]:
+    return lambda report, row: cell(row.first_latency) if row.first_latency else NONE
+
+
+def _footprint(cell: Callable[[Footprint], str]) -> Callable[[Report, CandidateRow], str]:
+    return lambda report, row: cell(row.candidate.footprint) if row.candidate.footprint else NONE
 
 
 def _median_unit(report: Report) -> str:
@@ -110,119 +129,91 @@ def _median_unit(report: Report) -> str:
     return f"median ms, batch {sizes[0]}" if sizes else "median ms"
 
 
-def _p90(entry: LatencyRow) -> TableCell:
-    return TableCell(NONE if entry.p90_ms is None else formatting.three(entry.p90_ms))
+def _three(value: float | None) -> str:
+    return NONE if value is None else formatting.three(value)
 
 
-def _throughput(entry: LatencyRow) -> TableCell:
-    return TableCell(formatting.three(entry.images_per_s))
-
-
-def _speed_up(report: Report, row: CandidateRow) -> TableCell:
-    return speed_up_cell(row, row.first_latency) if row.first_latency else TableCell(NONE)
-
-
-def _load(report: Report, row: CandidateRow) -> TableCell:
-    footprint = row.candidate.footprint
-    return TableCell(f"{footprint.load_s:.2f}" if footprint else NONE)
-
-
-def _peak(report: Report, row: CandidateRow) -> TableCell:
-    footprint = row.candidate.footprint
-    known = footprint is not None and footprint.peak_rss_bytes is not None
-    return TableCell(formatting.megabytes(footprint.peak_rss_bytes) if known else NONE)  # type: ignore[union-attr,arg-type]
+def _peak(footprint: Footprint) -> str:
+    return NONE if footprint.peak_rss_bytes is None else formatting.megabytes(footprint.peak_rss_bytes)
 
 
 COLUMNS: tuple[Column, ...] = (
+    Column("Bits", "stored", lambda report, row: formatting.short(row.candidate.stored_bits_per_weight), _TERMINAL),
     Column(
-        "stored",
-        _said("Bits"),
-        _said("stored"),
-        lambda report, row: TableCell(formatting.short(row.candidate.stored_bits_per_weight)),
-        on_terminal=True,
-        on_page=False,
-    ),
-    Column(
-        "bits",
-        _said("Bits"),
-        _said("stored / run time"),
-        lambda report, row: TableCell(candidate_text.bits(row.candidate)),
+        "Bits",
+        "stored / run time",
+        lambda report, row: candidate_text.bits(row.candidate),
+        _PAGE,
         lambda report, row: {
             "stored_bits_per_weight": row.candidate.stored_bits_per_weight,
             "runtime_bits_per_weight": row.candidate.runtime_bits_per_weight,
         },
     ),
     Column(
-        "size",
-        _said("Size"),
-        _said("MB"),
-        lambda report, row: TableCell(formatting.megabytes(row.candidate.stored_bytes)),
+        "Size",
+        "MB",
+        lambda report, row: formatting.megabytes(row.candidate.stored_bytes),
+        _BOTH,
         lambda report, row: {"stored_bytes": row.candidate.stored_bytes},
-        on_terminal=True,
     ),
     Column(
-        "top1",
-        _said("Top-1"),
+        "Top-1",
         lambda report: f"%, n = {report.images:,}",
         lambda report, row: share_cell(row.top1, report.images),
+        _BOTH,
         lambda report, row: estimate_values("top1", row.top1),
-        on_terminal=True,
     ),
     Column(
-        "delta",
         lambda report: f"Δ to {_plain(report) or 'plain PTQ'}",
-        _said("points"),
+        "points",
         _delta,
+        _PAGE,
         lambda report, row: estimate_values("top1_minus_plain", row.deltas.get(_plain(report))),
     ),
+    Column("Latency", _median_unit, _latency(lambda entry: formatting.three(entry.median_ms)), _BOTH),
+    Column("p90", "ms", _latency(lambda entry: _three(entry.p90_ms)), _PAGE),
+    Column("Throughput", "images/s", _latency(lambda entry: formatting.three(entry.images_per_s)), _PAGE),
     Column(
-        "median",
-        _said("Latency"),
-        _median_unit,
-        _latency(lambda entry: TableCell(formatting.three(entry.median_ms))),
-        on_terminal=True,
-    ),
-    Column("p90", _said("p90"), _said("ms"), _latency(_p90)),
-    Column("throughput", _said("Throughput"), _said("images/s"), _latency(_throughput)),
-    Column("speed_up", _said("Speed-up"), lambda report: f"over {report.baseline}", _speed_up, on_terminal=True),
-    Column(
-        "load",
-        _said("Load"),
-        _said("s"),
-        _load,
-        lambda report, row: {"load_s": row.candidate.footprint.load_s if row.candidate.footprint else None},
+        "Speed-up",
+        lambda report: f"over {report.baseline}",
+        lambda report, row: speed_up_cell(row, row.first_latency),
+        _BOTH,
     ),
     Column(
-        "peak",
-        _said("Peak memory"),
-        _said("MB"),
-        _peak,
-        lambda report, row: {
-            "peak_rss_bytes": row.candidate.footprint.peak_rss_bytes if row.candidate.footprint else None
-        },
-        on_terminal=True,
+        "Load",
+        "s",
+        _footprint(lambda footprint: f"{footprint.load_s:.2f}"),
+        _PAGE,
+        lambda report, row: {"load_s": getattr(row.candidate.footprint, "load_s", None)},
+    ),
+    Column(
+        "Peak memory",
+        "MB",
+        _footprint(_peak),
+        _BOTH,
+        lambda report, row: {"peak_rss_bytes": getattr(row.candidate.footprint, "peak_rss_bytes", None)},
     ),
 )
 
 
-BATCH_COLUMNS: tuple[tuple[str, Callable[[CandidateRow, LatencyRow], TableCell]], ...] = (
-    ("Batch", lambda row, entry: TableCell(str(entry.batch_size))),
-    ("Samples", lambda row, entry: TableCell(str(entry.samples))),
+BATCH_COLUMNS: tuple[tuple[str, Callable[[CandidateRow, LatencyRow], str | TableCell]], ...] = (
+    ("Batch", lambda row, entry: str(entry.batch_size)),
+    ("Samples", lambda row, entry: str(entry.samples)),
     ("Median ms", lambda row, entry: _median_interval(entry)),
-    ("p90 ms", lambda row, entry: _p90(entry)),
+    ("p90 ms", lambda row, entry: _three(entry.p90_ms)),
     ("p99 ms", lambda row, entry: _p99(entry)),
-    ("CoV %", lambda row, entry: TableCell(f"{100 * entry.variation:.1f}")),
-    ("Images/s", lambda row, entry: _throughput(entry)),
+    ("CoV %", lambda row, entry: f"{100 * entry.variation:.1f}"),
+    ("Images/s", lambda row, entry: formatting.three(entry.images_per_s)),
     ("Speed-up", lambda row, entry: speed_up_cell(row, entry)),
 )
 """The columns of the table with a row per candidate and batch size."""
 
 
-def speed_up_cell(row: CandidateRow, entry: LatencyRow) -> TableCell:
+def speed_up_cell(row: CandidateRow, entry: LatencyRow | None) -> TableCell:
     """Ratio of medians with its interval, or why there is none."""
-    if row.baseline:
+    if entry is not None and row.baseline:
         return TableCell("1", "(baseline)")
-    if entry.speed_up is None:
+    if entry is None or entry.speed_up is None:
         return TableCell(NONE)
     return TableCell(formatting.times(entry.speed_up.value), formatting.times_interval(entry.speed_up))
 

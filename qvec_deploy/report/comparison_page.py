@@ -48,7 +48,10 @@ def verdict_lines(comparison: Comparison) -> list[VerdictLine]:
 
 def changed_lines(comparison: Comparison) -> list[tuple[str, str, str]]:
     """Every field that differs: its name, the old and the new value."""
-    return [(f"{entry.group}: {entry.field}", *_values(entry)) for entry in comparison.changes]
+    return [
+        (f"{entry.group}: {entry.field}", _value(entry.old, entry), _value(entry.new, entry))
+        for entry in comparison.changes
+    ]
 
 
 def verdict_table(comparison: Comparison) -> Table:
@@ -144,10 +147,6 @@ def _gate(gate: GateChange) -> VerdictLine:
     return VerdictLine(
         f"gate {gate.name}", gate.verdict, words[gate.old], words[gate.new], f"wanted {gate.wanted}, {found}"
     )
-
-
-def _values(entry: Changed) -> tuple[str, str]:
-    return _value(entry.old, entry), _value(entry.new, entry)
 
 
 def _value(value: Value, entry: Changed) -> str:

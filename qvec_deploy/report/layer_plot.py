@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from qvec_deploy.bench.results import Candidate, Report
-from qvec_deploy.bench.roofline.operations import layer_kind
+from qvec_deploy.bench.roofline.roofline_values import layer_kind
 from qvec_deploy.report import svg
 from qvec_deploy.report.svg import Figure
 
@@ -43,11 +43,10 @@ def panels(layers: Iterable[str]) -> dict[str, list[str]]:
     kinds: dict[str, list[str]] = {}
     for layer in layers:
         kinds.setdefault(layer_kind(layer), []).append(layer)
-    return {kind: sorted(found, key=_numbers) for kind, found in kinds.items()}
-
-
-def _numbers(layer: str) -> list[int]:
-    return [int(number) for number in re.findall(r"(?<=\.)\d+(?=\.)", layer)]
+    return {
+        kind: sorted(found, key=lambda layer: [int(number) for number in re.findall(r"(?<=\.)\d+(?=\.)", layer)])
+        for kind, found in kinds.items()
+    }
 
 
 def _draw(candidates: tuple[Candidate, ...]) -> str:
@@ -67,7 +66,9 @@ def _draw(candidates: tuple[Candidate, ...]) -> str:
             else:
                 axes.set_xlabel("block, in network order")
         svg.legend(drawing.canvas.axes[0], above=1.34)
-        return drawing.svg("layers", _description(candidates))
+        means = {c.name: math.fsum(e.error for e in c.layer_errors) / len(c.layer_errors) for c in candidates}
+        words = "; ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+        return drawing.svg("layers", f"mean over layers: {words}")
 
 
 def _panel(axes: Any, kind: str, layers: list[str], candidates: tuple[Candidate, ...]) -> None:
@@ -82,8 +83,3 @@ def _panel(axes: Any, kind: str, layers: list[str], candidates: tuple[Candidate,
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(labelsize=9)
-
-
-def _description(candidates: tuple[Candidate, ...]) -> str:
-    means = {c.name: math.fsum(e.error for e in c.layer_errors) / len(c.layer_errors) for c in candidates}
-    return "mean over layers: " + "; ".join(f"{name} {mean:.3f}" for name, mean in means.items())

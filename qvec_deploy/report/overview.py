@@ -17,7 +17,7 @@ from qvec_deploy.report import report_verdict as verdict
 from qvec_deploy.report.build_report import comparison, doubts, footer
 from qvec_deploy.report.columns import share_cell
 from qvec_deploy.report.page import Answer, Block, Fold, Page, Pill, Prose, Section, Table
-from qvec_deploy.report.plots import Point, latency_point, scatter, size_point
+from qvec_deploy.report.plots import Place, Point, scatters
 from qvec_deploy.report.svg import Figure
 
 
@@ -168,22 +168,12 @@ def _patch(candidate: Candidate) -> str:
 
 def figures(shown: Overview) -> tuple[Figure, ...]:
     """Accuracy against size and against latency, a point per bundle."""
-    sizes, times = _points(shown, size_point), _points(shown, latency_point)
     words = "A point per bundle. Up and to the left is better; the line is the front, bars are 95 % intervals."
-    drawn = (
-        scatter("size", "Accuracy and size", words, sizes, "stored size, MB"),
-        scatter(
-            "latency",
-            "Accuracy and latency",
-            f"{words} Latencies come from separate runs and are not paired.",
-            times,
-            "median host latency, ms",
-        ),
-    )
-    return tuple(figure for figure in drawn if figure is not None)
+    captions = {"size": words, "latency": f"{words} Latencies come from separate runs and are not paired."}
+    return scatters(captions, lambda place: _points(shown, place))
 
 
-def _points(shown: Overview, place: Callable[[CandidateRow], Point | None]) -> list[Point]:
+def _points(shown: Overview, place: Place) -> list[Point]:
     """The bundles that can be placed, by their own names: what a bundle ships, it ships."""
     placed = ((standing, place(standing.row)) for standing in shown.standings)
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,33 +40,23 @@ class Point:
     ships: bool = True
 
 
+Place = Callable[[CandidateRow], Point | None]
+
+
 def trade_offs(rows: Sequence[CandidateRow]) -> tuple[Figure, ...]:
     """Accuracy against latency and against size, as far as they were measured."""
-    drawn = (_against_latency(rows), _against_size(rows))
-    return tuple(figure for figure in drawn if figure is not None)
-
-
-def _against_latency(rows: Sequence[CandidateRow]) -> Figure | None:
-    points = [point for row in rows if (point := latency_point(row)) is not None]
     batch = next((row.first_latency.batch_size for row in rows if row.first_latency), 1)
-    return scatter(
-        "latency",
-        "Accuracy and latency",
-        f"Up and to the left is better; batch {batch}. {FRONT} Bars are 95 % intervals.",
-        points,
-        "median host latency, ms",
-    )
+    captions = {
+        "latency": f"Up and to the left is better; batch {batch}. {FRONT} Bars are 95 % intervals.",
+        "size": f"Up and to the left is better. Size is of everything a device needs to store. {FRONT}",
+    }
+    return scatters(captions, lambda place: [point for row in rows if (point := place(row)) is not None])
 
 
-def _against_size(rows: Sequence[CandidateRow]) -> Figure | None:
-    points = [point for row in rows if (point := size_point(row)) is not None]
-    return scatter(
-        "size",
-        "Accuracy and size",
-        f"Up and to the left is better. Size is of everything a device needs to store. {FRONT}",
-        points,
-        "stored size, MB",
-    )
+def scatters(captions: Mapping[str, str], points: Callable[[Place], Sequence[Point]]) -> tuple[Figure, ...]:
+    """A figure for each caption that has points."""
+    drawn = (_figure(name, caption, points(AXES[name][0])) for name, caption in captions.items())
+    return tuple(figure for figure in drawn if figure is not None)
 
 
 def latency_point(row: CandidateRow) -> Point | None:
@@ -91,14 +81,21 @@ def _point(row: CandidateRow, x: tuple[float, float, float]) -> Point | None:
     return Point(row.candidate.name, row.candidate.role, row.selected, x, (low, value, high), ships=not control)
 
 
-def scatter(name: str, title: str, caption: str, points: Sequence[Point], x_label: str) -> Figure | None:
-    """Accuracy against something of which less is better; None without points."""
+AXES: dict[str, tuple[Place, str]] = {
+    "size": (size_point, "stored size, MB"),
+    "latency": (latency_point, "median host latency, ms"),
+}
+"""By a figure's name: where it puts a candidate, and what its horizontal axis says; less is better."""
+
+
+def _figure(name: str, caption: str, points: Sequence[Point]) -> Figure | None:
     if not points:
         return None
-    ahead = {point.name for point in front(points)}
+    ahead, x_label = {point.name for point in front(points)}, AXES[name][1]
     ends = tuple(f"{axis}{end}" for axis in (x_label, "top-1, %") for end in (", low", "", ", high"))
     samples = tuple((point.name, *point.x, *point.y, point.name in ahead) for point in points)
-    return Figure(name, title, caption, _scatter(name, points, x_label), ("candidate", *ends, "on the front"), samples)
+    columns = ("candidate", *ends, "on the front")
+    return Figure(name, f"Accuracy and {name}", caption, _scatter(name, points, x_label), columns, samples)
 
 
 def front(points: Sequence[Point]) -> list[Point]:

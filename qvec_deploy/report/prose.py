@@ -155,7 +155,8 @@ def _side_by_side(report: Report, rows: Sequence[CandidateRow]) -> str:
     if len(rows) > MOST_NAMED:
         shown = f"{len(rows)} engines were"
     else:
-        shown = f"{_listed([_in_short(report, row) for row in rows])} {'was' if len(rows) == 1 else 'were'}"
+        *others, last = [_in_short(report, row) for row in rows]
+        shown = f"{', '.join(others)} and {last} were" if others else f"{last} was"
     beside = " side by side" if len(rows) > 1 else ""
     relative = f" Speed-ups are over {report.baseline}." if len(rows) > 1 and rows[0].latency else ""
     doubts = dict.fromkeys(doubt for row in rows for entry in row.latency[:1] for doubt in entry.disturbed)
@@ -170,10 +171,6 @@ def _in_short(report: Report, row: CandidateRow) -> str:
     if row.first_latency is not None:
         parts.append(f"{formatting.three(row.first_latency.median_ms)} ms")
     return f"{row.candidate.name} ({', '.join(parts)})"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def setup(report: Report) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from qvec_deploy.bench.results import SCHEMA_VERSION, Report
 from qvec_deploy.bench.statistics import Estimate
-from qvec_deploy.bench.summary import CandidateRow, LatencyRow, rows
+from qvec_deploy.bench.summary import LatencyRow, rows
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
 from qvec_deploy.io.files import canonical_json
 from qvec_deploy.report.overview import Overview
@@ -121,18 +121,8 @@ def _read(data: bytes) -> dict[str, Any]:
 
 
 def _document(report: Report) -> Document:
-    own = {entry.name: getattr(report, entry.name) for entry in fields(Report)}
-    return Document(**own, derived={row.candidate.name: _derived(row) for row in rows(report)})
-
-
-def _derived(row: CandidateRow) -> Derived:
-    return Derived(
-        levels=row.candidate.levels,
-        top1=row.top1,
-        top5=row.top5,
-        calibration_error=row.calibration_error,
-        agreement=row.agreement,
-        deltas=row.deltas,
-        p_values=row.p_values,
-        latency=row.latency,
-    )
+    derived = {
+        row.candidate.name: Derived(row.candidate.levels, *(getattr(row, part.name) for part in fields(Derived)[1:]))
+        for row in rows(report)
+    }
+    return Document(**{entry.name: getattr(report, entry.name) for entry in fields(Report)}, derived=derived)

@@ -59,9 +59,10 @@ def chosen(report: Report) -> str:
     rival = _rival(report, selection, shipped)
     if rival is not None:
         score += f" against {_plus_minus(selection, rival)} {unit} of {_with_lambda(report, rival)}"
+    place = "the built engines" if selection.on == "engine" else selection.on
     return (
         f"{_with_lambda(report, shipped)}, {means}, on {images_of(selection)}, confirmed on {selection.confirming:,} "
-        f"others with {_place(selection)}: {score}; ± is one standard error."
+        f"others with {place}: {score}; ± is one standard error."
     )
 
 
@@ -139,10 +140,6 @@ def gates(report: Report) -> Table | None:
         return None
     rows = tuple((gate.name, gate.wanted, gate.found, verdict_of(gate)) for gate in report.gates)
     return Table("Gates", ("Gate", "Wanted", "Found", "Result"), rows, "llll", titled=False)
-
-
-def _place(selection: Selection) -> str:
-    return "the built engines" if selection.on == "engine" else selection.on
 
 
 def _lam(report: Report, name: str) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qvec_deploy.bench.results import Candidate, Report
-from qvec_deploy.bench.roofline.operations import layer_kind
+from qvec_deploy.bench.roofline.roofline_values import layer_kind
 from qvec_deploy.report import svg
 from qvec_deploy.report.accuracy_section import described
 from qvec_deploy.report.svg import Figure
@@ -18,8 +18,8 @@ TICK = 0.11  # height of a sample's mark, in rows
 
 def layer_times(report: Report) -> Figure | None:
     """Of the described candidate and of the baseline; None where neither was profiled."""
-    shown = [one for one in dict.fromkeys((report.baseline, _name(described(report)))) if one is not None]
-    candidates = [report[name] for name in shown if report[name].layer_times]
+    both = {one.name: one for one in (report[report.baseline], described(report)) if one is not None}
+    candidates = [one for one in both.values() if one.layer_times]
     if not candidates:
         return None
     bounds = [_bounds(candidate) for candidate in candidates]
@@ -35,10 +35,6 @@ def layer_times(report: Report) -> Figure | None:
     )
     drawn = _draw_layers(candidates, bounds)
     return Figure("layer-times", "Time by layer", caption, drawn, ("candidate", "layer", "ms", "predicted ms"), samples)
-
-
-def _name(candidate: Candidate | None) -> str | None:
-    return candidate.name if candidate is not None else None
 
 
 def _bounds(candidate: Candidate) -> dict[str, float]:

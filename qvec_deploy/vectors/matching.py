@@ -36,6 +36,10 @@ class Units:
     left_norms: Float32
     right_norms: Float32
 
+    def scaled_left(self, factor: np.float32) -> Units:
+        """The same with their left halves multiplied."""
+        return Units(self.left * factor, self.right, self.left_norms * factor, self.right_norms)
+
 
 @dataclass(frozen=True, eq=False)
 class Match:

@@ -96,7 +96,7 @@ def examine_attention(receiver: Sketch, donor: Sketch, attention: Attention) -> 
     heads = match_heads([np.abs(similarity(*pair)) for pair in zip(ours, theirs, strict=True)], attention.heads)
     width = len(ours[0].left) // attention.heads
     root = np.float32(width**0.5 if _root_folded(ours[0], theirs[0], heads) else 1)
-    theirs = (_scaled_left(theirs[0], root), theirs[1])
+    theirs = (theirs[0].scaled_left(root), theirs[1])
     qk, vp = (match_channels(mine, other, heads) for mine, other in zip(ours, theirs, strict=True))
     found = {
         HEADS: int((heads != np.arange(attention.heads)).sum()),
@@ -145,10 +145,6 @@ def _root_folded(donor: Units, receiver: Units, heads: Indices) -> bool:
     right = _log_ratio(receiver.right_norms[order], donor.right_norms)
     width = len(order) // len(heads)
     return width > 1 and abs(float(np.median(left + right)) + 0.5 * np.log(width)) < _ROOT_SLACK
-
-
-def _scaled_left(units: Units, factor: np.float32) -> Units:
-    return Units(units.left * factor, units.right, units.left_norms * factor, units.right_norms)
 
 
 def _moved_inside(match: Match, heads: Indices) -> int:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvec_deploy.bench.accuracy import Accuracy, compare, measure_accuracies
-from qvec_deploy.bench.confidence import calibration_error
 from qvec_deploy.bench.evaluation import answers_of
 from qvec_deploy.bench.results import AnswerCounts
+from qvec_deploy.bench.summary import calibration_error
 
 
 class Gives:

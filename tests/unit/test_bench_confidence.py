@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qvec_deploy.bench.confidence import BINS, calibration_error, confidence_bins, softmax_confidence
+from qvec_deploy.bench.accuracy import softmax_confidence
+from qvec_deploy.bench.evaluation import BINS, confidence_bins
 from qvec_deploy.bench.results import ConfidenceBin
+from qvec_deploy.bench.summary import calibration_error
 
 
-def bins_of(confidences: list[float], right: list[bool], count: int = BINS) -> list[ConfidenceBin]:
-    return [ConfidenceBin(*entry) for entry in confidence_bins(np.array(confidences), np.array(right, bool), count)]
+def bins_of(confidences: list[float], right: list[bool], count: int = BINS) -> tuple[ConfidenceBin, ...]:
+    return confidence_bins(np.array(confidences), np.array(right, bool), count)
 
 
 def test_the_largest_softmax_probability() -> None:
@@ -32,12 +34,12 @@ def test_there_are_fifteen_bins_and_every_image_is_in_one() -> None:
     confidences, right = draw.uniform(0.01, 1, 500).astype(np.float32), draw.random(500) < 0.6
     found = confidence_bins(confidences, right)
     assert len(found) == 15
-    assert sum(count for count, _, _ in found) == 500
-    assert sum(correct for _, correct, _ in found) == right.sum()
-    assert sum(total for _, _, total in found) == pytest.approx(confidences.sum(dtype=np.float64))
-    for number, (count, correct, total) in enumerate(found):
-        assert 0 <= correct <= count
-        assert number / 15 * count <= total <= (number + 1) / 15 * count + 1e-6
+    assert sum(entry.count for entry in found) == 500
+    assert sum(entry.correct for entry in found) == right.sum()
+    assert sum(entry.confidence for entry in found) == pytest.approx(confidences.sum(dtype=np.float64))
+    for number, entry in enumerate(found):
+        assert 0 <= entry.correct <= entry.count
+        assert number / 15 * entry.count <= entry.confidence <= (number + 1) / 15 * entry.count + 1e-6
 
 
 def test_calibration_error_by_hand() -> None:

@@ -12,16 +12,14 @@ from shown import html_of, markdown_of, terminal_table
 
 from qvec_deploy.report import columns
 from qvec_deploy.report.columns import COLUMNS, Column
-from qvec_deploy.report.page import TableCell
 from qvec_deploy.report.render_csv import candidates_csv
 
 LAYERS = Column(
-    "layers",
-    lambda report: "Layers",
-    lambda report: "quantized",
-    lambda report, row: TableCell(str(len(row.candidate.layer_errors))),
+    "Layers",
+    "quantized",
+    lambda report, row: str(len(row.candidate.layer_errors)),
+    ("page", "terminal"),
     lambda report, row: {"quantized_layers": len(row.candidate.layer_errors)},
-    on_terminal=True,
 )
 
 
@@ -38,7 +36,3 @@ def test_a_new_column_is_in_every_format(monkeypatch: pytest.MonkeyPatch) -> Non
     lines = csv.DictReader(io.StringIO(candidates_csv({"a": report})))
     (line,) = (line for line in lines if line["candidate"] == "mean")
     assert line["quantized_layers"] == count
-
-
-def test_keys_are_unique() -> None:
-    assert len({column.key for column in COLUMNS}) == len(COLUMNS)

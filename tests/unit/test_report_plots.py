@@ -7,7 +7,7 @@ import pytest
 from report_example import example_report
 
 from qvec_deploy.bench.results import ConfidenceBin, LayerError, LayerTime, Report
-from qvec_deploy.bench.roofline.operations import layer_kind
+from qvec_deploy.bench.roofline.roofline_values import layer_kind
 from qvec_deploy.bench.summary import rows
 from qvec_deploy.report.accuracy_section import reliability
 from qvec_deploy.report.layer_plot import layer_errors, panels

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from qvec_deploy.bench.roofline import trace
-from qvec_deploy.bench.roofline.operations import REST, MatrixProduct, Operation, layer_kind
+from qvec_deploy.bench.roofline.roofline_values import REST, MatrixProduct, Operation, layer_kind
 from qvec_deploy.bench.roofline.trace import trace_operations
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import _template, create, describe

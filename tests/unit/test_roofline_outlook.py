@@ -12,9 +12,8 @@ from click.testing import CliRunner, Result
 
 from qvec_deploy.bench.roofline import devices
 from qvec_deploy.bench.roofline.devices import LISTED
-from qvec_deploy.bench.roofline.operations import MatrixProduct, Operation
 from qvec_deploy.bench.roofline.outlook import columns_of, look_ahead
-from qvec_deploy.bench.roofline.roofline_values import Device
+from qvec_deploy.bench.roofline.roofline_values import Device, MatrixProduct, Operation
 from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.cli.commands import commands
 from qvec_deploy.errors import RecipeError

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qvec_deploy.bench.roofline.devices import LISTED
-from qvec_deploy.bench.roofline.operations import REST, MatrixProduct, Operation
 from qvec_deploy.bench.roofline.predict import Mode, mode_of, predict
-from qvec_deploy.bench.roofline.roofline_values import Device
+from qvec_deploy.bench.roofline.roofline_values import REST, Device, MatrixProduct, Operation
 from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qvec_deploy.bench.roofline.operations import Operation
 from qvec_deploy.bench.roofline.predict import Mode, predict
-from qvec_deploy.bench.roofline.roofline_values import Device, TimePrediction
+from qvec_deploy.bench.roofline.roofline_values import Device, Operation, TimePrediction
 from qvec_deploy.errors import QvecError
 from qvec_deploy.planner import Plan
 from qvec_deploy.runtimes.registry import RUNTIMES, check_lowering, runtime_bits_per_weight
-from qvec_deploy.runtimes.runtime import Lowering, Runtime
+from qvec_deploy.runtimes.runtime import Runtime
 
 LAUNCH_MS = 0.003  # of a kernel, the least that is usual
 WORTH = 1.05  # less than this is lost in what the roofline leaves out
@@ -82,7 +81,7 @@ def _weight_only(plan: Plan, runtime: Runtime) -> RooflineColumn:
     """The plan's own lowering, or that of fewest bits; the file's width where the runtime has none."""
     grid, own = plan.recipe.quantize, plan.recipe.target.lowering
     bits = {}
-    for lowering in filter(_keeps_float_products, runtime.lowerings):
+    for lowering in (row for row in runtime.lowerings if row.arithmetic != "int8"):
         try:
             check_lowering(runtime.name, lowering.name, grid.bits, grid.granularity, grid.group_size)
         except QvecError:
@@ -91,10 +90,6 @@ def _weight_only(plan: Plan, runtime: Runtime) -> RooflineColumn:
     chosen = own if own in bits else min(bits, key=lambda lowering: bits[lowering], default=None)
     width = plan.stored_bits_per_weight if chosen is None else bits[chosen]
     return RooflineColumn(f"{grid.bits} bits", runtime.name, chosen, Mode(runtime.floats, width, runtime.floats))
-
-
-def _keeps_float_products(lowering: Lowering) -> bool:
-    return lowering.arithmetic != "int8"
 
 
 def look_ahead(plan: Plan, operations: Sequence[Operation], device: Device, batch_size: int) -> Outlook:

@@ -6,8 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qvec_deploy.bench.roofline.operations import Operation
-from qvec_deploy.bench.roofline.roofline_values import Device, LayerPrediction, TimePrediction
+from qvec_deploy.bench.roofline.roofline_values import Device, LayerPrediction, Operation, TimePrediction
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.registry import find_lowering, find_runtime
 from qvec_deploy.runtimes.runtime import Arithmetic

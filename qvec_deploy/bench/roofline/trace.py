@@ -13,7 +13,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qvec_deploy.bench.roofline.operations import REST, Kind, MatrixProduct, Operation
+from qvec_deploy.bench.roofline.roofline_values import REST, Kind, MatrixProduct, Operation
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import ModelArgs, structure
 

@@ -45,7 +45,10 @@ def model_card(subject: Subject) -> str:
         "## Gates",
         _gates(subject),
         "## How it was selected",
-        escape(_selected(subject)),
+        escape(
+            " ".join((verdict.chosen(subject.report), *verdict.remarks(subject.report)))
+            or "It was not selected: the recipe names method and lambda."
+        ),
         "## Lineage",
         _lineage(subject),
         "## Use and limits",
@@ -126,12 +129,6 @@ def _warnings(subject: Subject) -> str:
 def _gates(subject: Subject) -> str:
     table = verdict.gates(subject.report)
     return table_text(table) if table is not None else "The recipe asks for none."
-
-
-def _selected(subject: Subject) -> str:
-    if subject.report.selection is None:
-        return "It was not selected: the recipe names method and lambda."
-    return " ".join((verdict.chosen(subject.report), *verdict.remarks(subject.report)))
 
 
 def _lineage(subject: Subject) -> str:

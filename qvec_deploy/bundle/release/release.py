@@ -59,7 +59,9 @@ def release(
         StorageError: `to` exists or lies inside the bundle, or the disk refuses.
     """
     progress = progress or Progress()
-    _require_outside(directory, to)
+    inner, outer = to.resolve(), directory.resolve()
+    if inner == outer or outer in inner.parents:
+        raise StorageError(f"{to} is in the bundle {directory}", hint="release it into another folder")
     sign = open_signer(key) if key is not None else None  # refused before anything is copied
     with progress.stage("open", directory.name):
         bundle = Bundle.open(directory)
@@ -98,12 +100,6 @@ def require_listed_only(bundle: Bundle) -> None:
         raise IntegrityError(
             f"{directory}: {added[0]} was added after the release", hint="remove it, or fetch it again"
         )
-
-
-def _require_outside(directory: Path, to: Path) -> None:
-    inner, outer = to.resolve(), directory.resolve()
-    if inner == outer or outer in inner.parents:
-        raise StorageError(f"{to} is in the bundle {directory}", hint="release it into another folder")
 
 
 def _copy(directory: Path, place: Path, subject: Subject) -> None:
