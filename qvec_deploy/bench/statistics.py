@@ -92,7 +92,7 @@ def speed_up(
 
     A run is `run_length` blocks. Below 27 blocks that is one block, and intervals are too narrow wherever noise lasts:
     at an autocorrelation of 0.6, 99 % intervals of 8 and 26 blocks cover the truth in 83 and 87 %, of 30 in 97 %, which
-    is why verdicts take `verdict.LEAST_BLOCKS`. In simulations in which either engine's noise has an autocorrelation of
+    is why verdicts take `LEAST_BLOCKS`. In simulations in which either engine's noise has an autocorrelation of
     0, 0.3 and 0.6 from block to block, 95 % intervals of 60 blocks cover the truth in 97, 92 and 87 %, drawn singly in
     97, 89 and 77 %; of 200 blocks in 97, 96 and 89 %, singly in 97, 91 and 75 %. Measured, what one block shares with
     the next is mostly common to all engines in it, and the correlation that is left is about 0. A drift that lasts as
