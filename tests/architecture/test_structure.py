@@ -75,7 +75,7 @@ NAMED_ELSEWHERE = {
     "research/study/analysis/summarize.py": {"rtn"},  # a row of the study
     "research/study/cell.py": {"gptq"},  # the control `gptq_displacement`
     "research/study/study_recipe.py": {"awq", "gptq"},  # the default of a field
-    "research/study/trial_table.py": {"rtn", "mse"},  # the grid's words
+    "research/study/cell_values.py": {"rtn", "mse"},  # the grid's words
     "tensors.py": {"rtn", "mse"},  # the words of files for a grid's rule
 }
 """Names of runtimes and methods that stand outside their tables, by file; each with its reason."""

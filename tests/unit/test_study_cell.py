@@ -20,8 +20,15 @@ from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
 from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError, StorageError
 from qvec_deploy.research.study.cell import TrialLog, compute_cell
 from qvec_deploy.research.study.cell_files import open_request
-from qvec_deploy.research.study.cell_values import Cell, CellRequest, DonorFiles, TaskData, Trial, unpack_right
-from qvec_deploy.research.study.trial_table import planned_trials
+from qvec_deploy.research.study.cell_values import (
+    Cell,
+    CellRequest,
+    DonorFiles,
+    TaskData,
+    Trial,
+    planned_trials,
+    unpack_right,
+)
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 from qvec_deploy.vectors.extract import extract_vector
 from qvec_deploy.vectors.vector_file import QuantizationVector

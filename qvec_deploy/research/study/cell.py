@@ -22,10 +22,9 @@ from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.progress import Progress
 from qvec_deploy.research.study.cell_files import open_request
 from qvec_deploy.research.study.cell_network import CellNetwork, State, read_all, weighted, with_norms
-from qvec_deploy.research.study.cell_values import Cell, CellRequest, Trial
+from qvec_deploy.research.study.cell_values import Cell, CellRequest, Trial, grids_by_weights, planned_trials
 from qvec_deploy.research.study.task_images import choosing_images, generated_images, judging_images
 from qvec_deploy.research.study.transferability import relate
-from qvec_deploy.research.study.trial_table import grids_by_weights, planned_trials
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.controls import shuffled
 from qvec_deploy.vectors.vector_sources import random_like

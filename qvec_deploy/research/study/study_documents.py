@@ -26,14 +26,7 @@ STUDY_FILE, RUN_FILE, COSTS_FILE, CELLS = "study.yaml", "run.json", "costs.json"
 
 @dataclass(frozen=True)
 class Study:
-    """A study's folder, read.
-
-    Attributes:
-        recipe: The resolved recipe's text.
-        run: run.json: versions, counts, seconds, failures.
-        fine_tunes: Bases and fine-tunes that were trained here, with their seconds.
-        cells: Ordered by the names of their files.
-    """
+    """A study's folder, read: the resolved recipe's text, run.json, what was trained here, and cells by file name."""
 
     recipe: str
     run: dict[str, Any]
@@ -57,8 +50,7 @@ def write_documents(
     Args:
         recipe: The text of study.yaml.
         cells: By its name among the documents, every cell's file and what the study calls its model.
-        costs: One entry of costs.json for every fine-tune.
-        run: run.json; a failure to write the others is added.
+        run: A failure to write the others is added.
     """
     folder, path = store.out / CELLS, store.out / RUN_FILE
     with file_lock(store.documents_lock):
@@ -70,16 +62,12 @@ def write_documents(
             write_bytes(store.out / STUDY_FILE, recipe.encode())
             write_bytes(store.out / COSTS_FILE, json.dumps({"fine_tunes": costs}, indent=1).encode() + b"\n")
             for name, (source, model) in cells.items():
-                write_bytes(folder / name, cell_json(_called(read_cell(source), model)))
+                cell = read_cell(source)  # its name for the model decides nothing, and may be another in the next run
+                write_bytes(folder / name, cell_json(replace(cell, request=replace(cell.request, name=model))))
         except (StorageError, IncompatibleError, IntegrityError) as error:
             run["failures"].append({"node": "documents", "because": None, **asdict(JobFailure.of(error))})
             run["exit_code"] = worst([run["exit_code"], error.exit_code])
         write_bytes(path, json.dumps(run, indent=1, allow_nan=False).encode() + b"\n")
-
-
-def _called(cell: Cell, model: str) -> Cell:
-    """A cell with the study's name for its model, which decides nothing and may be another in the next run."""
-    return replace(cell, request=replace(cell.request, name=model))
 
 
 def cell_json(cell: Cell) -> bytes:

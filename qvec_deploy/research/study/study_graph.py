@@ -35,9 +35,6 @@ Nodes = Mapping[str, dict[str, WeightsRef]]
 def build_graph(recipe: StudyRecipe, *, offline: bool = False) -> list[list[StudyNode]]:
     """Every node of a study, each after those that it needs.
 
-    Args:
-        offline: Use the Hub's local cache only.
-
     Returns:
         Groups to be run one after another: a model each where checkpoints are fetched, else all in one.
 

@@ -16,14 +16,13 @@ from pydantic import Field, TypeAdapter
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import canonical_json, sha256_bytes
 from qvec_deploy.jobs.job import Job, SendEvent
-from qvec_deploy.research.study.study_store import StudyStore
+from qvec_deploy.research.study.study_store import StudyStore, TaskContext
 from qvec_deploy.research.study.study_tasks import (
     BaseTask,
     CellTask,
     FineTuneTask,
     NodeKind,
     ReleasedTask,
-    TaskContext,
     VectorTask,
 )
 
@@ -98,12 +97,7 @@ def _adapter() -> TypeAdapter[StudyNode]:
 
 
 def make_node(send: SendEvent, *, out: str, node: dict[str, Any]) -> dict[str, Any]:
-    """Make a node, or find it made: the function of its job.
-
-    Args:
-        send: Takes `done` of `total` steps.
-        out: The study's folder.
-        node: The StudyNode as plain values.
+    """Make a node, given as plain values, or find it made: the function of its job.
 
     Returns:
         Its record: `seconds`, whether it was `made` now, and what else is known of it.

@@ -72,10 +72,8 @@ def run_study(
     """Do a study, or what is missing of it. A node that fails costs itself and what is made from it.
 
     Args:
-        out: The study's folder.
         jobs: Nodes at a time, of one thread each; all cores by default.
         address: Address of a running Ray cluster; None starts or finds one here.
-        offline: Use the Hub's local cache only.
 
     Returns:
         run.json; its `exit_code` is that of the worst failure.
@@ -158,8 +156,6 @@ def plan_study(
 
     Args:
         out: Its folder; None where there is none yet.
-        jobs: Nodes at a time; all cores by default.
-        offline: Use the Hub's local cache only.
 
     Returns:
         `kinds`: by kind `total`, `done` (needed by nothing that is missing, if it is not there), `mean_seconds` of

@@ -15,6 +15,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from qvec_deploy.io.files import (
     storage_errors,
     write_bytes,
 )
+from qvec_deploy.jobs.job import SendEvent
 
 STORE_VERSION = 1
 """Of the folder's layout; what a node computes has versions of its own (`study_node`, `cell_values`)."""
@@ -46,9 +48,6 @@ class StoredNode(Protocol):
 
     @property
     def id(self) -> str: ...  # noqa: D102
-
-    @property
-    def kind(self) -> str: ...  # noqa: D102
 
     @property
     def key(self) -> str: ...  # noqa: D102
@@ -183,7 +182,7 @@ class StudyStore:
                 with storage_errors(folder):
                     if folder.exists():
                         shutil.rmtree(folder)
-                with staging_directory(folder) as staging, self._cache.entry(node.kind, node.keyed) as entry:
+                with staging_directory(folder) as staging, self._cache.entry(_kind(node.id), node.keyed) as entry:
                     made = entry.new
                     if entry.new:
                         record = make(entry.folder)
@@ -194,7 +193,7 @@ class StudyStore:
             return {**(self.record(node) or {}), "made": made}
 
     def _entry(self, node: str, key: str) -> Path:
-        return self._cache.folder / f"{node.partition('-')[0]}-{key[:32]}"
+        return self._cache.folder / f"{_kind(node)}-{key[:32]}"
 
     def _record(self, node: str, key: str) -> dict[str, Any] | None:
         """By the node's id and its key; under another name of its model the cache knows it."""
@@ -217,6 +216,30 @@ class StudyStore:
     def _is_whole(self, node: StoredNode) -> bool:
         files = self._files(node.id, node.key)
         return files is not None and _damaged(files) is None
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a node's task is made with.
+
+    Attributes:
+        folder: Takes its files.
+        work: Folder in which it may keep how far it is.
+        keyed: All that decides its result, and its hash.
+        send: Takes `done` of `total` steps, now and then.
+    """
+
+    store: StudyStore
+    folder: Path
+    work: Path
+    keyed: Mapping[str, Any]
+    key: str
+    send: SendEvent
+    offline: bool
+
+
+def _kind(node: str) -> str:
+    return node.partition("-")[0]
 
 
 def _hashes(entry: Path) -> dict[str, str]:

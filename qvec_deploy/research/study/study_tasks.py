@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from qvec_deploy.donors.donor_recipe import DonorRecipe
 from qvec_deploy.io.files import canonical_json, sha256_bytes, sha256_file, write_bytes
 from qvec_deploy.io.safetensors_file import write_safetensors
-from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.research.study.cell_values import CELL_VERSION, CellRequest
 from qvec_deploy.research.study.study_recipe import BaseTraining
+from qvec_deploy.research.study.study_store import StudyStore, TaskContext
 from qvec_deploy.tensors import Scheme
-
-if TYPE_CHECKING:
-    from qvec_deploy.research.study.study_store import StudyStore
 
 NodeKind = Literal["base", "fp", "qat", "vector", "cell"]
 
@@ -41,27 +38,6 @@ class WeightsRef:
     def locate(self, store: StudyStore) -> str:
         """The path of the weights; a node's are held against what they were when it was made."""
         return self.path or str(store.weights(self.node or "", self.key))
-
-
-@dataclass(frozen=True)
-class TaskContext:
-    """What a task is made with.
-
-    Attributes:
-        folder: Takes its files.
-        work: Folder in which it may keep how far it is.
-        keyed: All that decides its result, as the node's key has it.
-        send: Takes `done` of `total` steps.
-        offline: Use the Hub's local cache only.
-    """
-
-    store: StudyStore
-    folder: Path
-    work: Path
-    keyed: Mapping[str, Any]
-    key: str
-    send: SendEvent
-    offline: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +89,10 @@ class BaseTask(_TaskOfModel):
         if self.training is None:
             write_safetensors(at.folder / "base.safetensors", self._pretrained(at.offline))
             return {}
-        from qvec_deploy.research.study.trainings import TrainingPlace, train_base
+        from qvec_deploy.research.study.trainings import train_base
 
-        place = TrainingPlace(at.work, at.keyed, self.save_every, at.send)
         wanted = self.training.model_copy(update={"root": self.root})
-        state, seconds = train_base(self.model, self.model_args, self.skip, wanted, self.device, place)
+        state, seconds = train_base(self.model, self.model_args, self.skip, wanted, self.device, self.save_every, at)
         write_safetensors(at.folder / "base.safetensors", state)
         return {"seconds": round(seconds, 3)}
 
@@ -156,12 +131,11 @@ class FineTuneTask(_TaskOfModel):
 
     def make(self, at: TaskContext) -> dict[str, Any]:
         """As BaseTask's."""
-        from qvec_deploy.research.study.trainings import TrainingPlace, fine_tune
+        from qvec_deploy.research.study.trainings import fine_tune
 
         base = self.recipe.base.model_copy(update={"checkpoint": self.base.locate(at.store)})
         recipe = self.recipe.model_copy(update={"base": base})
-        place = TrainingPlace(at.work, at.keyed, recipe.train.save_every, at.send)
-        state, seconds = fine_tune(recipe, self.kind, place, offline=at.offline)
+        state, seconds = fine_tune(recipe, self.kind, at)
         write_safetensors(at.folder / f"{self.kind}.safetensors", state)
         return {"seconds": round(seconds, 3)}
 
@@ -223,16 +197,12 @@ class VectorTask(_TaskOfModel):
         """As BaseTask's."""
         return {
             **self._decided_by_model(),
+            **{name: getattr(self, name) for name in ("task", "classes", "seed", "moments", "images")},
             "scheme": self.scheme.as_dict(),
             "skip": list(self.skip),
-            "task": self.task,
-            "classes": self.classes,
-            "seed": self.seed,
-            "moments": self.moments,
             "fp": self.fp.key,
             "qat": self.qat.key,
             "base": self.base.key if self.base else None,
-            "images": self.images,
         }
 
     def make(self, at: TaskContext) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from qvec_deploy.donors.finetune import weights
 from qvec_deploy.donors.train import Training, TrainState
 from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress
 from qvec_deploy.errors import IntegrityError
-from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.models import create, describe, head_name, is_skipped
 from qvec_deploy.research.study.study_recipe import BaseTraining
+from qvec_deploy.research.study.study_store import TaskContext
 from qvec_deploy.tensors import Float32
 
 _EVERY_S = 0.5  # between two events
@@ -31,29 +30,14 @@ _COPIES = 7  # of the weights: themselves; a saved state is three, and there are
 State = Mapping[str, Float32]
 
 
-@dataclass(frozen=True)
-class TrainingPlace:
-    """Where a training keeps how far it is.
-
-    Attributes:
-        settings: All that decides its weights; what is there was begun under them.
-        save_every: Steps between two saved states.
-        send: Takes `done` of `total` steps, now and then.
-    """
-
-    folder: Path
-    settings: Mapping[str, Any]
-    save_every: int
-    send: SendEvent
-
-
 def train_base(
     model: str,
     model_args: Mapping[str, Any],
     skip: tuple[str, ...],
     wanted: BaseTraining,
     device: str,
-    place: TrainingPlace,
+    save_every: int,
+    at: TaskContext,
 ) -> tuple[State, float]:
     """Train a base from random weights.
 
@@ -82,11 +66,11 @@ def train_base(
     )
     require_device(device)
     training = Training(network.to(device), data, hyper, head=head_name(model), seed=wanted.seed)
-    seconds = _run(training, "base", place)
+    seconds = _run(training, "base", save_every, at)
     return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}, seconds
 
 
-def fine_tune(recipe: DonorRecipe, run: str, place: TrainingPlace, *, offline: bool = False) -> tuple[State, float]:
+def fine_tune(recipe: DonorRecipe, run: str, at: TaskContext) -> tuple[State, float]:
     """One of a donor's two fine-tunes.
 
     Args:
@@ -96,17 +80,17 @@ def fine_tune(recipe: DonorRecipe, run: str, place: TrainingPlace, *, offline: b
         Its weights, latent ones of a QAT run, and the seconds that the steps took.
     """
     require_device(recipe.train.device)
-    model, training = begin(recipe, open_base(recipe, offline=offline), open_task(recipe).train, run)
-    seconds = _run(training, run, place)
+    model, training = begin(recipe, open_base(recipe, offline=at.offline), open_task(recipe).train, run)
+    seconds = _run(training, run, recipe.train.save_every, at)
     return weights(model), seconds
 
 
-def _run(training: Training, run: str, place: TrainingPlace) -> float:
+def _run(training: Training, run: str, save_every: int, at: TaskContext) -> float:
     """Do the steps that are left, saving the state now and then; returns the seconds of all steps."""
-    folder = DonorFolder(place.folder)
+    folder = DonorFolder(at.work)
     size = sum(value.numel() * value.element_size() for value in training.state().tensors.values())
-    require_space(place.folder, _COPIES * size - folder.size())
-    saved = _claimed(folder, run, place.settings)
+    require_space(at.work, _COPIES * size - folder.size())
+    saved = _claimed(folder, run, at.keyed)
     if saved is not None:
         training.restore(saved)
     seconds, sent = 0.0 if saved is None else saved.seconds, 0.0
@@ -114,11 +98,11 @@ def _run(training: Training, run: str, place: TrainingPlace) -> float:
     def after(progress: TrainingProgress) -> None:
         nonlocal seconds, sent
         seconds, last = progress.seconds, progress.step == progress.steps
-        if progress.step % place.save_every == 0 or last:
+        if progress.step % save_every == 0 or last:
             folder.save(run, training.state())
         if time.monotonic() - sent >= _EVERY_S or last:
             sent = time.monotonic()
-            place.send({"done": progress.step, "total": progress.steps})
+            at.send({"done": progress.step, "total": progress.steps})
 
     training.run(after)
     return seconds

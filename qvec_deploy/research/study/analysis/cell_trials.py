@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from qvec_deploy.errors import IntegrityError
 from qvec_deploy.research.study.analysis.row_key import ROWS, Chooser, RowKey
-from qvec_deploy.research.study.cell_values import Cell, Trial, unpack_right
-from qvec_deploy.research.study.trial_table import grid_method
+from qvec_deploy.research.study.cell_values import Cell, Trial, grid_method, unpack_right
 
 Trials = tuple[Trial, ...]
 Key = TypeVar("Key")

@@ -18,13 +18,7 @@ TINY = 1e-9  # seconds, and receivers: below what either is known to
 
 @dataclass(frozen=True)
 class FineTune:
-    """What one training took.
-
-    Attributes:
-        kind: `base`: the shared pretraining, which is charged to nobody.
-        task: None, as the seed, for the base.
-        grid: The QAT's grid; None for a float fine-tune.
-    """
+    """What one training took; a `base`, the shared pretraining, is charged to nobody and has no task, grid or seed."""
 
     kind: Literal["base", "fp", "qat"]
     model: str
@@ -40,13 +34,7 @@ def break_even(training_s: float, receiver_s: float, own_qat_s: float) -> int | 
     With N receivers, vectors cost `training_s` + N `receiver_s` and QAT costs N `own_qat_s`: the smallest whole N at
     which the former is no more is ceil(training_s / (own_qat_s - receiver_s)), and at least 1.
 
-    Args:
-        training_s: Of the donors, once: float and quantization-aware fine-tune of each.
-        receiver_s: Of every receiver: patching, and choosing where something is chosen.
-        own_qat_s: Of every receiver's own QAT. Its float fine-tune is there either way.
-
-    Returns:
-        None where a receiver costs as much as its QAT.
+    A receiver's float fine-tune is there either way. None where a receiver costs as much as its QAT.
     """
     saved = own_qat_s - receiver_s
     return max(1, math.ceil(training_s / saved - TINY)) if saved > TINY else None

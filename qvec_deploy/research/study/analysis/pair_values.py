@@ -133,10 +133,7 @@ class LosingPair:
         gain: Its gain at lambda 1, below 0.
         noise: How far chance alone, of seeds and images together, reaches with 95 %: `losing_pairs.noise_of`, points.
         within_noise: Whether the loss is no larger than that.
-        float_top1: The float receiver's top-1.
-        own_qat_top1: None without its own QAT.
-        best_between: Best of 0 < lambda < 1, in hindsight; None where none was tried.
-        best_negative: Best of lambda < 0, in hindsight; None where none was tried.
+        best_between: Best of 0 < lambda < 1, in hindsight, as `best_negative` of lambda < 0; None where none was tried.
     """
 
     donor: str

@@ -36,7 +36,6 @@ class PooledMean:
     """A mean over receivers and seeds, with one bar for every source of variance.
 
     Attributes:
-        value: Percentage points.
         seed_error: Standard error over seeds of the mean over receivers: what training again changes. None with one
             seed.
         images: 95 % interval over test images, receivers and seeds as they are.
@@ -74,8 +73,7 @@ class StudyRow:
     Attributes:
         cells: Receivers with their seeds that have it.
         candidates: Trials that were averaged.
-        top1: Accuracy.
-        gain: Over `plain`; None for `plain` itself.
+        gain: None for `plain` itself.
         share_of_gap: Sum of gains over sum of gaps to the receivers' own QAT: 1 closes it; None without QAT, with one
             receiver, or where one receiver, or one seed, has all of the gap and the others together none.
         wins: Against the baselines that were tried (`row_key.baselines`).
@@ -101,7 +99,6 @@ class Headroom:
     """One receiver, seeds averaged: what there is to win.
 
     Attributes:
-        images: Test images.
         own_qat_top1: None without its own QAT.
         gap: own QAT - plain (float - plain without QAT).
         gap_error: Standard error over the seeds that have it; None with one.
@@ -255,10 +252,8 @@ class StudySetting:
 
     Attributes:
         name: The study's name for the model; its timm name where it has no other.
-        skip: Modules that stay float.
         tasks: All donors and receivers, in the order of the study.
         receivers: Tasks that have cells.
-        selecting: Images that choose.
         missing: `receiver, seed N` that have no cell although others of that seed or receiver have one.
         matrices: Gains of pairs over every baseline that was tried; none over a row that is plain by another name.
         failures: Pairs that lose at lambda 1, the worst first.

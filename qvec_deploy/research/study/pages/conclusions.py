@@ -6,12 +6,11 @@ higher mean is said to have the higher mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from statistics import mean
 
 from qvec_deploy.research.study.analysis.losing_pairs import NO_HEADROOM
 from qvec_deploy.research.study.analysis.row_key import DISPLACEMENT, MEAN, PAIR, PLAIN, RowKey
-from qvec_deploy.research.study.analysis.study_summary import PairedTest, PooledMean, StudySetting, StudySummary
+from qvec_deploy.research.study.analysis.study_summary import PairedTest, StudySetting, StudySummary
 from qvec_deploy.research.study.pages import notation
 
 NO_IMAGES = "need none of the receiver's images either"
@@ -62,14 +61,15 @@ def _gain(name: str, setting: StudySetting) -> str:
     row, tested = setting.row(PAIR), setting.test(PAIR, PLAIN)
     if row is None or row.gain is None:
         return ""
-    known = [_interval(row.gain)]
+    pick, over = notation.bars([row.gain])
+    ends = notation.ends(pick(row.gain))
+    known = [f"95 % interval{ends} over {over}, for these donors"] if ends else []
     if tested is not None and tested.t_adjusted is not None:
         known.append(
             f"p of a paired t-test over {notation.many(tested.receivers, 'receiver')} "
             f"{notation.p_equals(tested.t_adjusted)} after Holm's correction, {notation.p_text(tested.t_p)} before"
         )
-    beside = "; ".join(filter(None, known))
-    value = f"{notation.points(row.gain.value)} points" + (f" ({beside})" if beside else "")
+    value = f"{notation.points(row.gain.value)} points" + (f" ({'; '.join(known)})" if known else "")
     subject = f"{name}: one donor's vector at λ = 1"
     found = {
         "better": f"{subject} is better than plain PTQ, by {value}",
@@ -82,50 +82,37 @@ def _gain(name: str, setting: StudySetting) -> str:
     return f"{found}{share}."
 
 
-def _interval(gain: PooledMean) -> str:
-    """The interval of a gain and what it is over; empty where it has none."""
-    pick, over = notation.bars([gain])
-    ends = notation.ends(pick(gain))
-    return f"95 % interval{ends} over {over}, for these donors" if ends else ""
-
-
 def _counts(verdicts: list[str]) -> str:
     words = {"better": "better", "worse": "worse", "unclear": "not told apart", "untested": "too few receivers to test"}
-    return ", ".join(f"{words[one]} in {verdicts.count(one)}" for one in words if one in verdicts) + (
-        f" of {len(verdicts)} settings"
-    )
+    counts = ", ".join(f"{words[one]} in {verdicts.count(one)}" for one in words if one in verdicts)
+    return f"{counts} of {len(verdicts)} settings"
 
 
 def _against_controls(settings: list[tuple[str, StudySetting]]) -> str:
     """In which settings it beats every control, and which controls it is not shown to beat elsewhere."""
     if not settings:
         return ""
-    held = [
-        (name, setting, [row.key for row in setting.rows if row.key.kind == "control"]) for name, setting in settings
-    ]
-    held = [entry for entry in held if entry[2]]
-    if not held:
+    most, aside, missed = 0, "", []
+    for name, setting in settings:
+        keys = [row.key for row in setting.rows if row.key.kind == "control"]
+        if keys:
+            missed.append((name, [key.short for key in keys if verdict(setting.test(PAIR, key)) != "better"]))
+            most = max(most, len(keys))
+        if DISPLACEMENT in keys:
+            aside = " The GPTQ displacement has it in the quantized Linears alone."
+    if not missed:
         return "No control took a donor's place: a gain may be one of size rather than of direction."
-    aside = ""
-    if any(DISPLACEMENT in keys for _, _, keys in held):
-        aside = " The GPTQ displacement has it in the quantized Linears alone."
-    missed = [(name, _unbeaten(setting, keys)) for name, setting, keys in held]
-    if not any(keys for _, keys in missed):
-        kinds = notation.many(max(len(keys) for _, _, keys in held), "control")
-        where = "In every setting it" if len(held) > 1 else "It"
-        return f"{where} is better than each of the {kinds} of its norm.{aside}"
+    if not any(unbeaten for _, unbeaten in missed):
+        where = "In every setting it" if len(missed) > 1 else "It"
+        return f"{where} is better than each of the {notation.many(most, 'control')} of its norm.{aside}"
     if len(missed) > TOLD:
-        beaten = sum(not keys for _, keys in missed)
+        beaten = sum(not unbeaten for _, unbeaten in missed)
         return f"It is better than every control of its norm in {beaten} of {len(missed)} settings.{aside}"
     parts = [
-        f"{name}: {f'not shown to be better than {notation.listed(keys)}' if keys else 'better than each'}"
-        for name, keys in missed
+        f"{name}: {f'not shown to be better than {notation.listed(unbeaten)}' if unbeaten else 'better than each'}"
+        for name, unbeaten in missed
     ]
     return f"Against controls of its norm. {'; '.join(parts)}.{aside}"
-
-
-def _unbeaten(setting: StudySetting, keys: Iterable[RowKey]) -> list[str]:
-    return [key.short for key in keys if verdict(setting.test(PAIR, key)) != "better"]
 
 
 def _against_methods(settings: list[tuple[str, StudySetting]]) -> str:
@@ -145,22 +132,16 @@ def _told(name: str, setting: StudySetting) -> str:
     """One setting: which methods by verdict, each with the difference; those apart that need more than a vector."""
     subject, held = _methods(setting)
     parts = []
-    for where, looking in ((NO_IMAGES, False), (_looking(setting), True)):
+    look = f"look at {notation.choosing(setting)} unlabelled images of it"
+    for where, looking in ((NO_IMAGES, False), (look, True)):
         some = [one for one in held if (one.worse.needs == "images") == looking]
-        told = [_by_verdict(words, [one for one in some if verdict(one) == found]) for found, words in AGAINST]
+        told = []
+        for found, words in AGAINST:
+            methods = [_difference(one) for one in some if verdict(one) == found]
+            told += [f"{words} {notation.listed(methods)}"] if methods else []
         if some:
-            parts.append(f"against those that {where}, {', '.join(filter(None, told))}")
+            parts.append(f"against those that {where}, {', '.join(told)}")
     return f"{name}: {subject.short} is, {'; '.join(parts)}." if parts else ""
-
-
-def _looking(setting: StudySetting) -> str:
-    """What methods do that need the receiver's images; doubles of test images are dropped from them."""
-    fewer = any(one.selecting is not None and one.selecting < setting.selecting for one in setting.headroom)
-    return f"look at {'up to ' if fewer else ''}{setting.selecting:,} unlabelled images of it"
-
-
-def _by_verdict(words: str, some: list[PairedTest]) -> str:
-    return f"{words} {notation.listed(list(map(_difference, some)))}" if some else ""
 
 
 def _difference(one: PairedTest) -> str:

@@ -144,6 +144,12 @@ def pair_count(setting: StudySetting) -> int:
     return len({(pair.donor, pair.receiver) for matrix in setting.matrices for pair in matrix.pairs})
 
 
+def choosing(setting: StudySetting) -> str:
+    """How many images choose; doubles of test images are dropped from them."""
+    fewer = any(one.selecting is not None and one.selecting < setting.selecting for one in setting.headroom)
+    return f"{'up to ' if fewer else ''}{setting.selecting:,}"
+
+
 def words(label: str) -> str:
     """A label with the letter for lambda, as the page has it everywhere."""
     return label.replace("lambda 1", "λ = 1").replace("lambda", "λ")

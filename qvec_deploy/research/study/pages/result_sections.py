@@ -248,11 +248,11 @@ def selection(summary: StudySummary) -> Section:
     }
     tables = []
     for _, name, setting in notation.numbered(summary):
-        fewer = any(one.selecting is not None and one.selecting < setting.selecting for one in setting.headroom)
+        chosen_on = notation.choosing(setting).capitalize()
         note = (
-            f"{'Up to ' if fewer else ''}{setting.selecting:,} images of each receiver choose, its test images judge; "
-            "the two do not overlap. A choice in hindsight looked at the test images: it bounds what choosing can give "
-            f"and is no estimate of it. {notation.BRACKETS}"
+            f"{chosen_on} images of each receiver choose, its test images judge; the two do not overlap. A choice in "
+            "hindsight looked at the test images: it bounds what choosing can give and is no estimate of it. "
+            f"{notation.BRACKETS}"
         )
         if setting.selection:
             tables.append(Table.of(name, setting.selection, columns, words=2, note=note))

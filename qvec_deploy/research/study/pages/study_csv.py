@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 
 from qvec_deploy.report.csv_text import Value, to_csv
+from qvec_deploy.research.study.analysis.pair_values import LosingPair, PredictedPair, SimilarPair
 from qvec_deploy.research.study.analysis.row_key import PLAIN
 from qvec_deploy.research.study.analysis.study_summary import StudySetting, StudySummary
 from qvec_deploy.research.study.cell_values import Cell, Trial, unpack_right
@@ -45,15 +46,8 @@ def _right(cell: Cell, trial: Trial) -> int:
 
 
 def _setting(name: str, model: str, grid: Scheme) -> dict[str, Value]:
-    return {
-        "name": name,
-        "model": model,
-        "bits": grid.bits,
-        "granularity": grid.granularity,
-        "group_size": grid.group_size,
-        "clip": grid.clip,
-        "grid_method": grid.method,
-    }
+    columns = ("bits", "granularity", "group_size", "clip")
+    return {"name": name, "model": model, **{c: getattr(grid, c) for c in columns}, "grid_method": grid.method}
 
 
 def _csv(lines: list[dict[str, Value]]) -> str:
@@ -69,8 +63,8 @@ def pairs_csv(summary: StudySummary) -> str:
 
 def _pairs(setting: StudySetting) -> list[dict[str, Value]]:
     """One record per pair, in the order of the tasks; columns of what was not computed are left out."""
-    found: dict[tuple[str, str], dict[str, Value]] = {}
     about = _setting(setting.name, setting.model, setting.grid) | {"seeds": len(setting.seeds)}
+    found: dict[tuple[str, str], dict[str, Value]] = {}
     for matrix in setting.matrices:
         column = f"gain_{matrix.mode}" + ("" if matrix.baseline == PLAIN else f"_over_{matrix.baseline}")
         for pair in matrix.pairs:
@@ -79,14 +73,13 @@ def _pairs(setting: StudySetting) -> list[dict[str, Value]]:
             known |= {column: pair.gain, f"{column}_seed_error": pair.seed_error}
             known[f"{column}_image_error"] = pair.image_error
             known.setdefault(f"lambdas_{matrix.mode}", json.dumps(pair.lambdas))
-    more: list[tuple[tuple[str, str], dict[str, Value]]] = []
-    more += [((one.donor, one.receiver), {s.measure: one.similarity}) for s in setting.similarities for one in s.points]
-    more += [((o.donor, o.receiver), {"cause": o.cause, "within_noise": o.within_noise}) for o in setting.failures]
-    for one in setting.prediction.points if setting.prediction else ():
-        key = one.donor, one.receiver
-        more.append((key, {"predicted_share": one.predicted, "measured_share": one.measured}))
-    for key, values in more:
-        if key in found:
-            found[key] |= values
+    more: list[tuple[SimilarPair | LosingPair | PredictedPair, dict[str, Value]]] = []
+    more += [(one, {each.measure: one.similarity}) for each in setting.similarities for one in each.points]
+    more += [(one, {"cause": one.cause, "within_noise": one.within_noise}) for one in setting.failures]
+    predicted = setting.prediction.points if setting.prediction else ()
+    more += [(one, {"predicted_share": one.predicted, "measured_share": one.measured}) for one in predicted]
+    for one, values in more:
+        if (one.donor, one.receiver) in found:
+            found[one.donor, one.receiver] |= values
     order = {task: place for place, task in enumerate(setting.tasks)}
     return [found[key] for key in sorted(found, key=lambda key: (order.get(key[1], 0), order.get(key[0], 0), key))]
