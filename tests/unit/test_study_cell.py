@@ -19,7 +19,7 @@ from qvec_deploy.builder.weights import load_model, make_weights
 from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
 from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError, StorageError
 from qvec_deploy.research.study.cell import TrialLog, compute_cell
-from qvec_deploy.research.study.cell_files import open_request
+from qvec_deploy.research.study.cell_network import open_request
 from qvec_deploy.research.study.cell_values import (
     Cell,
     CellRequest,

@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 from study_cells import make_cell, make_cells
 
-from qvec_deploy.research.study.analysis.losing_pairs import cause_of, noise_of
 from qvec_deploy.research.study.analysis.pair_values import LambdaGain, PairGain
 from qvec_deploy.research.study.analysis.study_summary import Headroom
 from qvec_deploy.research.study.analysis.summarize import summarize
+from qvec_deploy.research.study.analysis.task_pairs import cause_of, noise_of
 
 ROOM = Headroom("lower", 400, 92.0, 90.0, 70.0, 20.0, None, 2.0, None)
 UP, DOWN = LambdaGain(0.5, 0.3), LambdaGain(0.5, -0.3)

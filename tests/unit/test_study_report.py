@@ -23,8 +23,15 @@ from qvec_deploy.research.study.analysis.study_summary import SUMMARY_VERSION, P
 from qvec_deploy.research.study.analysis.summarize import summarize
 from qvec_deploy.research.study.pages import notation, pair_sections, result_sections, setting_sections
 from qvec_deploy.research.study.pages.conclusions import answers, remarks
-from qvec_deploy.research.study.pages.study_csv import pairs_csv, trials_csv
-from qvec_deploy.research.study.pages.study_page import REPORT_VERSION, StudyReport, study_page, to_json, write_study
+from qvec_deploy.research.study.pages.study_page import (
+    REPORT_VERSION,
+    StudyReport,
+    pairs_csv,
+    study_page,
+    to_json,
+    trials_csv,
+    write_study,
+)
 from qvec_deploy.tensors import Scheme
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "study.md"

@@ -10,7 +10,7 @@ import pytest
 from study_cells import MODEL, SELECTING, TASKS, make_cell, make_cells
 
 from qvec_deploy.research.study.analysis.summarize import summarize
-from qvec_deploy.research.study.pages.study_csv import pairs_csv, trials_csv
+from qvec_deploy.research.study.pages.study_page import pairs_csv, trials_csv
 
 
 def lines(text: str) -> list[dict[str, str]]:

@@ -20,8 +20,7 @@ from qvec_deploy.io.files import canonical_json
 from qvec_deploy.io.partial_results import read_partial, write_partial
 from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.progress import Progress
-from qvec_deploy.research.study.cell_files import open_request
-from qvec_deploy.research.study.cell_network import CellNetwork, State, read_all, weighted, with_norms
+from qvec_deploy.research.study.cell_network import CellNetwork, State, open_request, read_all, weighted, with_norms
 from qvec_deploy.research.study.cell_values import Cell, CellRequest, Trial, grids_by_weights, planned_trials
 from qvec_deploy.research.study.task_images import choosing_images, generated_images, judging_images
 from qvec_deploy.research.study.transferability import relate

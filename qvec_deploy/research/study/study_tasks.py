@@ -64,7 +64,7 @@ class BaseTask(_TaskOfModel):
 
     Attributes:
         root: The images' folder, resolved.
-        images: What tells them from others (`study_checks.image_identities`).
+        images: What tells them from others (`study_graph.image_identities`).
     """
 
     type: Literal["base"] = "base"

@@ -15,8 +15,7 @@ from qvec_deploy.errors import IncompatibleError, errors_about
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import canonical_json
 from qvec_deploy.models import create
-from qvec_deploy.research.study.cell_files import CellFiles, require_backbone
-from qvec_deploy.research.study.cell_network import CellNetwork, State, read_all
+from qvec_deploy.research.study.cell_network import CellFiles, CellNetwork, State, read_all, require_backbone
 from qvec_deploy.research.study.cell_values import DonorFiles, Relation, TaskData
 from qvec_deploy.research.study.task_images import choosing_images
 from qvec_deploy.tensors import Scheme

@@ -127,11 +127,11 @@ class LambdaGain:
 
 @dataclass(frozen=True)
 class LosingPair:
-    """A pair that loses at lambda 1, seeds averaged, and why (rules: `losing_pairs.cause_of`).
+    """A pair that loses at lambda 1, seeds averaged, and why (rules: `task_pairs.cause_of`).
 
     Attributes:
         gain: Its gain at lambda 1, below 0.
-        noise: How far chance alone, of seeds and images together, reaches with 95 %: `losing_pairs.noise_of`, points.
+        noise: How far chance alone, of seeds and images together, reaches with 95 %: `task_pairs.noise_of`, points.
         within_noise: Whether the loss is no larger than that.
         best_between: Best of 0 < lambda < 1, in hindsight, as `best_negative` of lambda < 0; None where none was tried.
     """

@@ -13,8 +13,8 @@ values under the same names, RowKeys spelled out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+import json
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from qvec_deploy.bench.statistics import Estimate
@@ -327,12 +327,4 @@ class StudySummary:
 
 def plain_values(value: Any) -> Any:
     """Values of a summary as JSON has them: rows spelled, dataclasses as mappings."""
-    if isinstance(value, RowKey):
-        return str(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain_values(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: plain_values(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_values(each) for each in value]
-    return value
+    return json.loads(json.dumps(value, default=lambda found: str(found) if isinstance(found, RowKey) else vars(found)))

@@ -14,7 +14,6 @@ from qvec_deploy.io.files import canonical_json
 from qvec_deploy.research.study.analysis.cell_trials import CellTrials
 from qvec_deploy.research.study.analysis.comparisons import adjust, compare, is_plain
 from qvec_deploy.research.study.analysis.costs import FineTune, costs_of
-from qvec_deploy.research.study.analysis.losing_pairs import losing_pairs_of
 from qvec_deploy.research.study.analysis.pair_values import GainMatrix, Mode
 from qvec_deploy.research.study.analysis.paper import beside_paper
 from qvec_deploy.research.study.analysis.row_key import (
@@ -29,7 +28,6 @@ from qvec_deploy.research.study.analysis.row_key import (
     in_order,
 )
 from qvec_deploy.research.study.analysis.setting_cells import Pick, SettingCells, row_of
-from qvec_deploy.research.study.analysis.similarity import prediction_of, similarities_of
 from qvec_deploy.research.study.analysis.study_statistics import RESAMPLES, image_error, ratio, seed_error, share
 from qvec_deploy.research.study.analysis.study_summary import (
     Headroom,
@@ -41,6 +39,7 @@ from qvec_deploy.research.study.analysis.study_summary import (
     StudySummary,
     WinCount,
 )
+from qvec_deploy.research.study.analysis.task_pairs import losing_pairs_of, prediction_of, similarities_of
 from qvec_deploy.research.study.cell_values import Cell, Trial
 
 Float64 = NDArray[np.float64]

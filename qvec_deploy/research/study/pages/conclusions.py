@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from statistics import mean
 
-from qvec_deploy.research.study.analysis.losing_pairs import NO_HEADROOM
 from qvec_deploy.research.study.analysis.row_key import DISPLACEMENT, MEAN, PAIR, PLAIN, RowKey
 from qvec_deploy.research.study.analysis.study_summary import PairedTest, StudySetting, StudySummary
+from qvec_deploy.research.study.analysis.task_pairs import NO_HEADROOM
 from qvec_deploy.research.study.pages import notation
 
 NO_IMAGES = "need none of the receiver's images either"
