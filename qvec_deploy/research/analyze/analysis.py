@@ -54,8 +54,6 @@ class Analysis:
 
     Attributes:
         scheme: The grid of the vectors and of the receiver's QAT.
-        images: How many images everything is a mean over.
-        labelled: Whether their labels are the receiver's.
     """
 
     request: AnalysisRequest

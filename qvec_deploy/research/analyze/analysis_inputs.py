@@ -28,7 +28,6 @@ class AnalysisRequest:
     Attributes:
         receiver: The receiver's float checkpoint, a path or an `hf://` address.
         receiver_qat: Its own QAT checkpoint: latent float weights, trained for the grid of the vectors.
-        vectors: Files of donors' vectors, all for one grid.
         loss: `teacher` is the divergence from the receiver's own float logits, `labels` the cross-entropy.
         at: Where curvature is taken: at the receiver quantized (`ptq`), at its float weights (`fp`), or at its own
             QAT quantized (`qat`).
@@ -57,10 +56,8 @@ class AnalysisInputs:
 
     Attributes:
         scheme: The grid of every vector, and `skip` what their donors left float.
-        weights: The receiver's float weights.
         own: The receiver's own vector: QAT - FP of the backbone.
         vectors: The donors' vectors by file name as given, headers read only.
-        labelled: Whether the labels are those of the receiver's head.
     """
 
     architecture: Architecture

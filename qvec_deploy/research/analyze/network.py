@@ -66,7 +66,6 @@ class Network:
         Args:
             state: All weights, by name: the point.
             rho: The direction, by names of `state`; H is that of these weights alone.
-            targets: Class probabilities (N, classes).
 
         Returns:
             Tensors shaped as those of `rho`, in the model's dtype.
@@ -100,7 +99,6 @@ def divergence(logits: Tensor, targets: Tensor) -> Tensor:
     """KL(targets || softmax(logits)) per image, in nats; for one-hot targets this is the cross-entropy.
 
     Args:
-        logits: (N, classes).
         targets: Class probabilities (N, classes): a teacher's, or one-hot labels.
     """
     expected = targets.to(logits.dtype)

@@ -62,7 +62,6 @@ class GradientEstimate:
 
     Attributes:
         slope: d KL(teacher || student) / d lambda at lambda = 0, nats.
-        slope_error: Standard error of the slope over the images, nats.
         curvature: rho_D' G rho_D at the same point, nats.
     """
 

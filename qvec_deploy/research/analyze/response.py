@@ -20,7 +20,6 @@ class QuantizedLoss:
     """One quantized receiver on the images.
 
     Attributes:
-        loss: The loss of the analysis, mean over the images, nats.
         kl: KL(float receiver || quantized one), mean over the images, nats.
         top1: Share of right answers, 0 to 1; None without labels.
     """
@@ -32,11 +31,7 @@ class QuantizedLoss:
 
 @dataclass(frozen=True)
 class LambdaResponse:
-    """The quantized receiver along one vector.
-
-    Attributes:
-        own: The receiver's own QAT.
-    """
+    """The quantized receiver along one vector."""
 
     plain: QuantizedLoss
     own: QuantizedLoss
@@ -66,7 +61,6 @@ class LossReference:
 
     Attributes:
         teacher: Class probabilities (N, classes) of the float receiver.
-        labels: (N,), or None.
         loss: `teacher` or `labels`: which of the two the loss is of.
     """
 

@@ -35,8 +35,6 @@ class TrialLog:
 
     Attributes:
         mix: Weights of the label-free mix, by donor's task, as far as they are known.
-        seconds: What took how long, from the cell's beginning.
-        path: File that keeps them; None keeps nothing.
         key: Of what decides the cell: trials of another are of no use.
     """
 
@@ -100,11 +98,7 @@ def compute_cell(request: CellRequest, *, send: SendEvent = lambda value: None, 
 
 
 class _Tries:
-    """How each kind of trial is computed.
-
-    Args:
-        mix: Takes the weights of the label-free mix.
-    """
+    """How each kind of trial is computed."""
 
     def __init__(self, network: CellNetwork, mix: dict[str, float]) -> None:
         self._network, self._mix = network, mix

@@ -32,8 +32,6 @@ class CellFiles:
 
     Attributes:
         plan: The receiver with the mean of all donors at lambda 1, by weights alone on the grid.
-        vectors: The donors', by task.
-        fps: The donors' float fine-tunes, by task.
     """
 
     request: CellRequest
@@ -94,11 +92,7 @@ def open_request(request: CellRequest) -> CellFiles:
 
 
 def require_backbone(what: str, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a checkpoint whose backbone is not the model's.
-
-    Args:
-        what: The checkpoint's part, for the message.
-    """
+    """Refuse a checkpoint whose backbone is not the model's."""
     for name, shape in shapes.items():
         found = checkpoint.tensors.get(name)
         if found is None or found.shape != shape:
@@ -136,9 +130,6 @@ class CellNetwork:
 
     A candidate by weights alone takes the receiver's place in a `TrialModel` whose receiver is a dictionary: what it
     does to these weights at lambda 0 is what a build does to a candidate's.
-
-    Attributes:
-        weights: The receiver's.
     """
 
     def __init__(self, files: CellFiles, selecting: TaskImages, testing: TaskImages, progress: Progress) -> None:
@@ -169,10 +160,6 @@ class CellNetwork:
         self, trial: Trial, other: TrialModel | None = None, *, choosing: bool = True
     ) -> tuple[Trial, Float32 | None]:
         """A trial with the answers of the candidate that is shown.
-
-        Args:
-            other: Another network than its own.
-            choosing: Whether the selecting images are run too.
 
         Returns:
             The trial, and logits (images, classes) on the selecting images.

@@ -55,7 +55,6 @@ class CellRequest:
         base: The shared pretrained weights; no task vectors without them.
         methods: Calibrated methods beside the grid's own rounding.
         selecting: Images that choose and calibrate.
-        testing: Images that judge.
         name: The study's name for the model; empty where it is timm's.
     """
 
@@ -90,7 +89,6 @@ class Trial:
     Attributes:
         method: How its weights were put on the grid. By weights alone: `rtn` (absmax), `mse`, or `grid` for a donors'
             grid that is neither because it has a clip. `float` where they were not.
-        lam: Lambda; 0 without a patch.
         donor: Whose vector, or whose place a control takes; None where it is not one donor's.
         inputs: What a calibrated method looked at, for a `gptq_displacement` that of the donor; None for the others.
         divergence: Mean KL divergence, nats, from the float receiver on the selecting images; None if not measured.
@@ -116,7 +114,6 @@ class Relation:
     Attributes:
         prototype_cosine: Of the tasks' class prototypes in the shared base: the mean over the receiver's classes of the
             largest cosine with a donor's class.
-        task_vector_cosine: Cosine of the two tasks' fp - base, backbone only.
         vector_cosine: Of the donor's vector and the receiver's own qat - fp.
         predicted_share: Best share of the receiver's headroom that Prop. 1 predicts (cos^2 in the curvature of the
             quantized receiver).
@@ -135,7 +132,6 @@ class Cell:
     """One receiver on one grid with one seed.
 
     Attributes:
-        relations: How donors stand to the receiver, by the donor's task.
         mix: Weights of the label-free mix, by donor's task; empty without one.
         seconds: What took how long: `prepare` (opening and decoding, once), `patch` and `quantize` of candidates by
             weights alone, `forward` of all, `calibrate` of the others and of GPTQ displacements, `mix`, `relations`,

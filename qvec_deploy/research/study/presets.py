@@ -28,7 +28,6 @@ class PaperTask:
     Attributes:
         dataset: Its name for timm's factory, on the Hub.
         epochs: Of either fine-tune, and in the names of the released files.
-        test: The split that the paper tests on.
         odd: Why it cannot be opened there as the paper did; empty where it can.
     """
 

@@ -72,7 +72,6 @@ def checkpoint_pattern(
 
     Args:
         epochs: The number in the file's name; None for any.
-        scheme: The grid of a QAT run; None for a float one.
     """
     run = "fp" if scheme is None else "qat"
     spelled = re.sub(r"[/.-]", "_", model)
@@ -82,11 +81,7 @@ def checkpoint_pattern(
 
 
 def identify(hub: str, pattern: str) -> Any:
-    """What tells a released file from others: its address, and for a folder the file's size and date. Reads nothing.
-
-    Args:
-        hub: What `pinned` returned, or a folder.
-    """
+    """What tells a released file from others: its address, and for a folder the file's size and date. Reads nothing."""
     if is_remote(hub):
         return f"{hub}/{pattern}"
     if not Path(hub).is_dir():
@@ -96,11 +91,7 @@ def identify(hub: str, pattern: str) -> Any:
 
 
 def find(hub: str, pattern: str, *, offline: bool = False) -> Path:
-    """The one file that matches, downloaded into the Hub's cache if need be.
-
-    Args:
-        hub: `hf://org/repo@revision`, or a folder with the same tree.
-    """
+    """The one file that matches, downloaded into the Hub's cache if need be."""
     if is_remote(hub):
         return fetch(f"{hub}/{pattern}", offline=offline)
     matches = _matches(Path(hub), pattern)

@@ -243,9 +243,7 @@ def image_identities(
     """Open images and read the first of them; of a dataset on the Hub, read its card and download nothing.
 
     Args:
-        what: Whose they are, for errors.
         splits: Those that the study uses; they must agree on the classes.
-        augment: How images of `train` are augmented.
 
     Returns:
         `classes` (None where a card does not say), and by split what identifies its images: a list whose second value
@@ -300,7 +298,6 @@ def check_images(task: StudyTask, seen: Mapping[str, Any], *, trained: bool) -> 
     """Refuse images that are not the task's, and accuracy of images that were trained on.
 
     Args:
-        seen: What `image_identities` returned.
         trained: Whether its `train` is trained on here.
     """
     classes = seen["classes"] or 0

@@ -50,7 +50,6 @@ class StudyNode:
 
     Attributes:
         about: `model`, and where they apply `task`, `grid`, `seed`: what it is, for people.
-        versions: Versions of the packages whose arithmetic its numbers come from.
     """
 
     task: Task

@@ -35,7 +35,6 @@ class NodeEnd:
 
     Attributes:
         state: `made` by this run, `failed`, or `kept`: of another run, or needed by nothing that is missing.
-        seconds: How long making it took, whenever that was.
         because: Name of the node whose failure it shares; None for its own.
     """
 
@@ -153,9 +152,6 @@ def plan_study(
     recipe: StudyRecipe, out: Path | None, *, jobs: int | None = None, offline: bool = False
 ) -> dict[str, Any]:
     """What a study is made of, how much of it is there, and how long the rest takes, as far as is known.
-
-    Args:
-        out: Its folder; None where there is none yet.
 
     Returns:
         `kinds`: by kind `total`, `done` (needed by nothing that is missing, if it is not there), `mean_seconds` of

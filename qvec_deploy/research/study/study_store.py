@@ -61,9 +61,6 @@ class StudyStore:
 
     A node's files lie in the cache under `store`, with their hashes; what its record says of them, and links to them,
     in `files` under the node's id. A released file lies elsewhere: its record has `path`, `bytes` and `sha256`.
-
-    Attributes:
-        out: The folder, absolute.
     """
 
     def __init__(self, out: Path) -> None:
@@ -223,7 +220,6 @@ class TaskContext:
     """What a node's task is made with.
 
     Attributes:
-        folder: Takes its files.
         work: Folder in which it may keep how far it is.
         keyed: All that decides its result, and its hash.
         send: Takes `done` of `total` steps, now and then.

@@ -63,7 +63,6 @@ class BaseTask(_TaskOfModel):
     """The pretrained weights that all fine-tunes start from: timm's, or with `training` trained here.
 
     Attributes:
-        root: The images' folder, resolved.
         images: What tells them from others (`study_graph.image_identities`).
     """
 
@@ -107,12 +106,7 @@ class BaseTask(_TaskOfModel):
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneTask(_TaskOfModel):
-    """A fine-tune that is trained here, in float or on the recipe's grid.
-
-    Attributes:
-        recipe: The donor's; where its base is is known when it is made.
-        images: What tells its training images from others.
-    """
+    """A fine-tune that is trained here, in float or on the recipe's grid."""
 
     type: Literal["fine_tune"] = "fine_tune"
     kind: Literal["fp", "qat"]
@@ -251,9 +245,6 @@ class CellTask(_TaskOfModel):
     """Everything that is tried on one receiver.
 
     Attributes:
-        request: What is tried; its files are found when it is made.
-        fps: Float fine-tunes of the request's donors, in their order.
-        vectors: Likewise.
         images: Images of all tasks: prototypes are computed for donors too.
     """
 

@@ -42,11 +42,7 @@ class TaskImages:
 
 
 def judging_images(task: TaskData, config: DataConfig, classes: int, count: int) -> TaskImages:
-    """At most `count` images that judge, in the dataset's order.
-
-    Args:
-        classes: Outputs of the model's head.
-    """
+    """At most `count` images that judge, in the dataset's order."""
     spec = DatasetSpec(task.dataset, task.testing_split, _root(task), count)
     images, labels = _read(spec, config, classes)
     _require_enough(task, len(labels), task.testing_split)
@@ -61,7 +57,6 @@ def choosing_images(
     Args:
         classes: Outputs of the model's head; None leaves the labels unchecked.
         count: Images before copies are left out.
-        judges: TaskImages that nothing may be chosen on; None where nothing is chosen.
     """
     spec = DatasetSpec(task.dataset, task.selecting_split, _root(task), count)
     images, labels = _read(spec, config, classes)

@@ -38,7 +38,6 @@ def class_prototypes(
     Args:
         model_args: Arguments of timm.create_model, as JSON.
         changed: When the base's file was changed, ns: a file made anew is another base.
-        count: Images, at most.
     """
     import torch
 
@@ -121,9 +120,6 @@ def predicted_shares(
 
     cos^2 of its vector and the receiver's own, in the Gauss-Newton curvature of the quantized receiver on the
     selecting images: one forward-mode pass for each vector (see analyze/analysis.py for why the curvature is there).
-
-    Args:
-        own: The receiver's own vector, QAT - FP.
 
     Returns:
         Share by label, 0 to 1; None for a vector that moves no logit.

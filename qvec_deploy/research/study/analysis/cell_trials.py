@@ -21,7 +21,6 @@ class CellTrials:
     """One cell's trials, found by what they are.
 
     Attributes:
-        plain: Plain PTQ on the grid.
         pairs: Trials by donor and lambda; lambda 0 is plain.
         mean: Trials of the mean of donors by lambda; lambda 0 is plain.
         calibrated: Trials of calibrated methods by method, inputs and lambda, the mean of donors under them.

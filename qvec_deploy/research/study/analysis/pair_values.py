@@ -21,7 +21,6 @@ class PairGain:
     Attributes:
         gain: Over the row that gains are over: plain, where nothing else is said.
         seed_error: Standard error over seeds; None with one.
-        image_error: Standard error over test images.
         lambdas: The lambdas that were used, one per seed.
     """
 
@@ -130,9 +129,7 @@ class LosingPair:
     """A pair that loses at lambda 1, seeds averaged, and why (rules: `task_pairs.cause_of`).
 
     Attributes:
-        gain: Its gain at lambda 1, below 0.
         noise: How far chance alone, of seeds and images together, reaches with 95 %: `task_pairs.noise_of`, points.
-        within_noise: Whether the loss is no larger than that.
         best_between: Best of 0 < lambda < 1, in hindsight, as `best_negative` of lambda < 0; None where none was tried.
     """
 
@@ -170,10 +167,7 @@ class PropositionCheck:
 
     Attributes:
         mode: How lambda was chosen for the measured share: `labelled`, or `label_free` where no labels were looked at.
-        points: Every pair whose receiver has headroom.
         left_out: Pairs of receivers without headroom: their shares mean nothing.
-        mean_error: Mean of predicted - measured, shares.
-        mean_absolute_error: Mean absolute error of the predicted share.
     """
 
     mode: Literal["label_free", "labelled"]

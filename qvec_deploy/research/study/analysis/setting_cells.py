@@ -31,7 +31,6 @@ class SettingCells:
 
     Attributes:
         tasks: Every receiver and donor: receivers first, in the order of the cells.
-        shape: How many receivers and seeds.
         by_place: The cells by (receiver, seed) index.
     """
 

@@ -113,7 +113,6 @@ def image_error(parts: Sequence[Float64], weights: Sequence[float]) -> float:
 
     Args:
         parts: (images,) each, of one receiver, seeds averaged image by image: they share the images.
-        weights: Weights of the parts' means.
     """
     return math.sqrt(
         sum(

@@ -72,7 +72,6 @@ class StudyRow:
 
     Attributes:
         cells: Receivers with their seeds that have it.
-        candidates: Trials that were averaged.
         gain: None for `plain` itself.
         share_of_gap: Sum of gains over sum of gaps to the receivers' own QAT: 1 closes it; None without QAT, with one
             receiver, or where one receiver, or one seed, has all of the gap and the others together none.
@@ -102,7 +101,6 @@ class Headroom:
         own_qat_top1: None without its own QAT.
         gap: own QAT - plain (float - plain without QAT).
         gap_error: Standard error over the seeds that have it; None with one.
-        gap_image_error: Standard error over test images.
         selecting: Images that chose, copies of test images dropped; None where cells do not say.
     """
 
@@ -123,7 +121,6 @@ class SelectionOutcome:
 
     Attributes:
         key: Its kind is `pair` for a lambda (mean over donors), else what is chosen.
-        label: In words; what looked at test images is called hindsight.
         chosen_on: What the choice looked at. A gain chosen in `hindsight` is no estimate of anything one can have.
         short_of_hindsight: How far the gain stays below the best in hindsight of the same kind of choice, points; None
             for hindsight itself.
@@ -169,7 +166,6 @@ class PairedTest(PairedStatistics):
 
     Attributes:
         family: Comparisons that answer one question; p-values are adjusted over it (Holm), all settings together.
-        better: The row that is expected to be better.
     """
 
     family: str
@@ -203,13 +199,8 @@ class ReceiverCost:
     """What a way of having quantized receivers costs (formula: `costs.break_even`).
 
     Attributes:
-        key: Key of the table's row that it pays for.
         donors: Whose training is paid, once for all receivers.
-        training_s: Seconds of all float and quantization-aware fine-tunes of the donors.
-        receiver_s: Seconds for every receiver.
-        own_qat_s: What the receiver's own QAT takes instead.
         break_even: Receivers from which on the vector is cheaper; None where it never is.
-        share_of_gap: What it buys, as in the table.
     """
 
     key: RowKey
@@ -229,7 +220,6 @@ class PublishedFigure:
     Attributes:
         unit: `points`, `%`, `lambda` or `correlation`.
         setting: Model, grid and split of the published figure; `what` says the lambda where there is one.
-        study: The study's value in the same setting; None where there is none.
         low: Of the study's 95 % interval, as `high`, where it has one: over receivers and seeds; of a difference over
             receivers, of a correlation over tasks.
         reason: `not comparable: ` and why; else what differs although the setting is the same.
@@ -256,8 +246,6 @@ class StudySetting:
         receivers: Tasks that have cells.
         missing: `receiver, seed N` that have no cell although others of that seed or receiver have one.
         matrices: Gains of pairs over every baseline that was tried; none over a row that is plain by another name.
-        failures: Pairs that lose at lambda 1, the worst first.
-        prediction: Prop. 1; None where nothing was predicted.
         costs: Empty where training times are not known.
     """
 

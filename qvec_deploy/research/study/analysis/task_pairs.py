@@ -53,8 +53,6 @@ def cause_of(
 
     Args:
         between: Best of 0 < lambda < 1; None where none was tried.
-        negative: Best of lambda < 0; None where none was tried.
-        apart: Whether a coordinate check found the pair apart.
     """
     if apart:
         return "coordinates"

@@ -112,12 +112,7 @@ def _published(one: PublishedFigure) -> tuple[str, ...]:
 
 
 def configuration(summary: StudySummary, recipe: str, run: Mapping[str, Any]) -> Section:
-    """What exactly was studied, and with which versions.
-
-    Args:
-        recipe: As it was run, YAML with nothing left to defaults.
-        run: The run's record: versions, counts, seconds, failures.
-    """
+    """What exactly was studied, and with which versions."""
     facts = [(name, _setting(setting)) for _, name, setting in notation.numbered(summary)]
     facts.append(("Bootstrap", f"{summary.resamples:,} resamples, seeded."))
     facts += [(_term(key), text) for key, value in run.items() if key not in UNSAID and (text := _text(key, value))]
