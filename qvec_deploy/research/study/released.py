@@ -86,8 +86,8 @@ def identify(hub: str, pattern: str) -> Any:
         return f"{hub}/{pattern}"
     if not Path(hub).is_dir():
         raise StorageError(f"{hub}: no such folder", hint="check checkpoints.hub")
-    matches = _matches(Path(hub), pattern)
-    return [pattern, [[name, _stat(Path(hub) / name)] for name in matches]]
+    found = {name: (Path(hub) / name).stat() for name in _matches(Path(hub), pattern)}
+    return [pattern, [[name, [stat.st_size, stat.st_mtime_ns]] for name, stat in found.items()]]
 
 
 def find(hub: str, pattern: str, *, offline: bool = False) -> Path:
@@ -124,8 +124,3 @@ def _matches(folder: Path, pattern: str) -> list[str]:
     fixed = pattern.partition("/optim=")[0]
     names = sorted(path.relative_to(folder).as_posix() for path in (folder / fixed).rglob("*.pt"))
     return fnmatch.filter(names, pattern)
-
-
-def _stat(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]

@@ -56,14 +56,8 @@ def train_base(
         # timm starts Linears at a standard deviation of 0.02, from which a network this narrow learns slowly.
         if isinstance(module, nn.Linear) and not is_skipped(name, skip):
             nn.init.normal_(module.weight, 0.0, module.in_features**-0.5)
-    hyper = TrainConfig(
-        steps=wanted.steps,
-        batch_size=wanted.batch_size,
-        lr=wanted.lr,
-        head_lr=wanted.lr,
-        weight_decay=wanted.weight_decay,
-        roll=wanted.roll,
-    )
+    shared = wanted.model_dump(include={"steps", "batch_size", "lr", "weight_decay", "roll"})
+    hyper = TrainConfig(**shared, head_lr=wanted.lr)
     require_device(device)
     training = Training(network.to(device), data, hyper, head=head_name(model), seed=wanted.seed)
     seconds = _run(training, "base", save_every, at)

@@ -89,32 +89,26 @@ def is_plain(cells: SettingCells, key: RowKey) -> bool:
 
 def adjust(settings: Sequence[StudySetting]) -> tuple[tuple[StudySetting, ...], tuple[ComparisonFamily, ...]]:
     """Settings with every family's p-values adjusted, and how large the families are."""
-    tables = [list(setting.comparisons) for setting in settings]
+    tests: dict[int, PairedTest] = {}  # adjusted, by the identity of the one that was not
     sizes: dict[str, int] = {}
     for name in FAMILIES:
-        places = [(table, index) for table in tables for index, c in enumerate(table) if c.family == name]
-        family = [table[index] for table, index in places]
-        t, wilcoxon = holm([c.t_p for c in family]), holm([c.wilcoxon_p for c in family])
+        family = [one for setting in settings for one in setting.comparisons if one.family == name]
+        adjusted = zip(family, holm([c.t_p for c in family]), holm([c.wilcoxon_p for c in family]), strict=True)
+        tests |= {id(one): replace(one, t_adjusted=t, wilcoxon_adjusted=wilcoxon) for one, t, wilcoxon in adjusted}
         sizes[name] = sum(c.wilcoxon_p is not None for c in family)  # it needs two receivers, the t-test a spread too
-        for (table, index), t_p, wilcoxon_p in zip(places, t, wilcoxon, strict=True):
-            table[index] = replace(table[index], t_adjusted=t_p, wilcoxon_adjusted=wilcoxon_p)
-    done = [replace(setting, comparisons=tuple(table)) for setting, table in zip(settings, tables, strict=True)]
-    done, sizes["similarity"] = _adjust_correlations(done)
-    families = tuple(ComparisonFamily(name, label, sizes[name]) for name, label in FAMILIES.items() if sizes[name])
-    return tuple(done), families
-
-
-def _adjust_correlations(settings: Sequence[StudySetting]) -> tuple[list[StudySetting], int]:
-    p_values = [c.qap_p for s in settings for similarity in s.similarities for c in similarity.correlations]
-    adjusted = iter(holm(p_values))
-    done = [
+    every = [one for setting in settings for similarity in setting.similarities for one in similarity.correlations]
+    p_values = holm([one.qap_p for one in every])
+    correlations = {id(one): replace(one, qap_adjusted=p) for one, p in zip(every, p_values, strict=True)}
+    sizes["similarity"] = sum(p is not None for p in p_values)
+    done = tuple(
         replace(
             setting,
+            comparisons=tuple(tests[id(one)] for one in setting.comparisons),
             similarities=tuple(
-                replace(entry, correlations=tuple(replace(c, qap_adjusted=next(adjusted)) for c in entry.correlations))
+                replace(entry, correlations=tuple(correlations[id(one)] for one in entry.correlations))
                 for entry in setting.similarities
             ),
         )
         for setting in settings
-    ]
-    return done, sum(p is not None for p in p_values)
+    )
+    return done, tuple(ComparisonFamily(name, label, sizes[name]) for name, label in FAMILIES.items() if sizes[name])
