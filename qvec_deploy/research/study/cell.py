@@ -78,7 +78,6 @@ def compute_cell(request: CellRequest, *, send: SendEvent = lambda value: None, 
     """
     progress, log = Progress(), log or TrialLog()
     progress.timings_s.update(log.seconds)
-    start = time.monotonic() - log.seconds.get("all", 0.0)
     with progress.stage("all"):
         with progress.stage("prepare"):
             files = open_request(request)
@@ -86,6 +85,7 @@ def compute_cell(request: CellRequest, *, send: SendEvent = lambda value: None, 
             testing = judging_images(request.receiver, files.config, classes, request.testing)
             selecting = choosing_images(request.receiver, files.config, classes, request.selecting, testing)
             network = CellNetwork(files, selecting, testing, progress)
+        start = time.monotonic() - log.seconds.get("all", 0.0)
         tries, planned = _Tries(network, log.mix), list(planned_trials(request))
         for trial in planned[len(log.trials) :]:
             send({"done": len(log.trials), "total": len(planned)})
