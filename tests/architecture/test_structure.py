@@ -69,7 +69,7 @@ NAMED_ELSEWHERE = {
     "cli/vector_command.py": {"rtn", "mse"},  # the grid's words; the table would make the help slow
     "donors/donor_recipe.py": {"mse"},  # the default of a field
     "recipe/blocks.py": {"onnxruntime", "rtn", "mse"},  # the defaults of fields
-    "research/study/analysis/cell_trials.py": {"rtn", "mse"},  # rows of the study
+    "research/study/analysis/setting_cells.py": {"rtn", "mse"},  # rows of the study
     "research/study/analysis/paper.py": {"awq", "gptq"},  # rows of the paper's tables
     "research/study/analysis/row_key.py": {"rtn", "mse"},  # rows of the study
     "research/study/analysis/summarize.py": {"rtn"},  # a row of the study

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.io.files import canonical_json
-from qvec_deploy.research.study.analysis.cell_trials import CellTrials
 from qvec_deploy.research.study.analysis.comparisons import adjust, compare, is_plain
 from qvec_deploy.research.study.analysis.costs import FineTune, costs_of
 from qvec_deploy.research.study.analysis.pair_values import GainMatrix, Mode
@@ -27,7 +26,7 @@ from qvec_deploy.research.study.analysis.row_key import (
     clip_name,
     in_order,
 )
-from qvec_deploy.research.study.analysis.setting_cells import Pick, SettingCells, row_of
+from qvec_deploy.research.study.analysis.setting_cells import CellTrials, Pick, SettingCells, row_of
 from qvec_deploy.research.study.analysis.study_statistics import RESAMPLES, image_error, ratio, seed_error, share
 from qvec_deploy.research.study.analysis.study_summary import (
     Headroom,
