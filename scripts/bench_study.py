@@ -33,9 +33,8 @@ from qvec_deploy.datasets import DataConfig, DatasetSpec, batches, open_dataset
 from qvec_deploy.datasets.generated import NAME as GENERATED
 from qvec_deploy.datasets.splits import BATCH
 from qvec_deploy.progress import Progress
-from qvec_deploy.research.study.cell_files import CellFiles, open_request
-from qvec_deploy.research.study.cell_network import CellNetwork, read_all
-from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData, pack_right
+from qvec_deploy.research.study.cell_network import CellNetwork, open_request, read_all
+from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData, Trial, pack_right
 from qvec_deploy.research.study.task_images import TaskImages, judging_images
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
@@ -134,19 +133,19 @@ class Kept:
 
     def __init__(self, request: CellRequest) -> None:
         self.progress = Progress()
-        self.opened: CellFiles = open_request(request)
+        self.opened = open_request(request)
         classes = self.opened.plan.architecture.classes
         testing = judging_images(request.receiver, self.opened.config, classes, request.testing)
         first = TaskImages(testing.batches[:1], testing.labels[: len(testing.batches[0])])
-        receiver, sources = self.opened.receiver, self.opened.sources
-        self.network = CellNetwork(self.opened.plan, receiver, sources, first, testing, self.progress)
+        self.network = CellNetwork(self.opened, first, testing, self.progress)
 
     def pair(self, donor: DonorFiles) -> str:
         """Right answers of one donor at lambda 1."""
         with self.progress.stage("read"):
             rho = read_all(self.opened.vectors[donor.task])
         self.network.show(self.network.patched(rho, 1.0), GRID)
-        return self.network.run(choosing=False).right
+        trial, _ = self.network.run(Trial("pair", GRID.method, 1.0, donor.task), choosing=False)
+        return trial.right
 
 
 def reload_pair(request: CellRequest, donor: DonorFiles) -> str:
