@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 from rich.table import Table
 
 from qvec_deploy.bench.results import Report
 from qvec_deploy.bench.summary import rows
+from qvec_deploy.report import svg
 from qvec_deploy.report.build_report import report_page
 from qvec_deploy.report.columns import comparison_table
 from qvec_deploy.report.overview import Overview, overview_page
@@ -26,8 +29,10 @@ def html_of(shown: Report | Overview) -> str:
 
 
 def markdown_of(shown: Report | Overview) -> str:
-    """The Markdown."""
-    return render_markdown(page_of(shown), "report.html")
+    """The Markdown, whose page's figures, which it leaves out, are not drawn to the end."""
+    with patch.object(svg, "inline", return_value=""):
+        page = page_of(shown)
+    return render_markdown(page, "report.html")
 
 
 def terminal_table(report: Report) -> Table:

@@ -17,6 +17,8 @@ from qvec_deploy.quantize.calibrated import calibrate, calibrate_from_moments, c
 from qvec_deploy.quantize.methods import METHODS, Method, find_method
 from qvec_deploy.tensors import GRID_RULES, Float32, Scheme
 
+pytestmark = pytest.mark.slow
+
 SKIP = ("head",)
 SCHEME = Scheme(3, "channel", method="mse")
 ROWS = (*METHODS.values(), STOCHASTIC)

@@ -39,6 +39,8 @@ from qvec_deploy.runtimes.kernels.tiles import TILES, Tile
 from qvec_deploy.runtimes.tensorrt.tensorrt_linear import to_packed
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 OBSERVE = Path(__file__).parent / "tensorrt_stub" / "observe.py"
 RELEASES = ("10.16.1.11", "11.4.0.106")
@@ -133,7 +135,7 @@ def observe(release: Path, folder: Path, *arguments: str) -> dict[str, Any]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     observed: dict[str, Any] = json.loads((folder / "observed.json").read_text(encoding="utf-8"))

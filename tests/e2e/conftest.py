@@ -77,7 +77,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     address = Path(tempfile.mkdtemp(prefix="qvec")) / "server"  # the paths of sockets are short
     script = Path(command_server.__file__)
     with subprocess.Popen([sys.executable, script, address], env={**os.environ, "PYTHONPATH": str(ROOT)}) as server:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not address.exists():
             assert server.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)

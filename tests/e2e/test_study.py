@@ -34,7 +34,7 @@ def test_killed_and_then_run_twice_at_once(tmp_path: Path, run: Run, command: Pa
     recipe, out = write_study(tmp_path), tmp_path / "out"
     killed = _start([sys.executable, "-m", "qvec_deploy"], recipe, out)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not list(out.glob("files/fp-*/node.json")) and killed.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
     finally:

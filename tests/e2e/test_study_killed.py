@@ -51,7 +51,7 @@ def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 def _worker(process: subprocess.Popen[str], node: str) -> psutil.Process:
     """The process that makes a node: its output goes to the node's log."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -88,7 +88,7 @@ def test_a_killed_worker_costs_its_node_and_what_is_made_from_it(
     recipe, out = write_study(tmp_path, train__steps=100), tmp_path / "out"
     with _started(_command(recipe, out)) as run:
         _worker(run, node).kill()
-        document = json.loads(run.communicate(timeout=300)[0])
+        document = json.loads(run.communicate(timeout=900)[0])
         assert run.returncode == document["exit_code"] == 4
     first, *rest = document["failures"]
     assert (first["node"], first["because"]) == (failed, None)
@@ -110,11 +110,11 @@ def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(
         _worker(run, "qat-pico-lower")
         processes = psutil.Process(run.pid).children(recursive=True)
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to all that is in the foreground
-        text, log = run.communicate(timeout=60)
+        text, log = run.communicate(timeout=300)
         assert run.returncode == 130
     assert "the same command goes on with what is missing" in log and json.loads(text)["exit_code"] == 130
     assert len(processes) > 1
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    _, alive = psutil.wait_procs(processes, timeout=120)
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
     assert not (out / "run.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in out.glob("files/*/*.safetensors")}

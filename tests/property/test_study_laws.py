@@ -63,7 +63,7 @@ def test_a_share_of_itself_is_one(gaps: list[float], seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(NUMBERS, min_size=2, max_size=9))
 def test_a_paired_test_does_not_care_who_is_better(differences: list[float]) -> None:
     here, there = paired(differences), paired([-value for value in differences])
@@ -90,7 +90,7 @@ def test_break_even_is_the_first_receiver_at_which_the_vector_is_no_dearer(
 
 
 @pytest.mark.slow
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(st.permutations(TASKS[:4]))
 def test_the_order_of_receivers_changes_no_mean(order: list[str]) -> None:
     here = summarize(make_cells((1,), TASKS[:4], seeds=(0, 1), images=60)).settings[0]

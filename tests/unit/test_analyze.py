@@ -27,6 +27,8 @@ from qvec_deploy.research.analyze.response import GRID
 from qvec_deploy.tensors import Scheme
 from qvec_deploy.vectors.extract import extract_vector
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, np.ndarray]
 
 SCHEME = Scheme(3, "channel")

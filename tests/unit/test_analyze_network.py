@@ -18,6 +18,8 @@ from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.research.analyze.network import Network, divergence, gauss_newton_form, inner
 from qvec_deploy.tensors import Scheme
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 Arrays = dict[str, dict[str, np.ndarray]]
 

@@ -19,7 +19,7 @@ from qvec_deploy.runtimes.registry import RUNTIMES
 from qvec_deploy.runtimes.runtime import Runtime
 from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_work")]
 
 
 @pytest.fixture

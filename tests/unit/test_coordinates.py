@@ -220,6 +220,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("transform", "name", "where", "scheme"), UNDONE)
 def test_what_the_quantizer_commutes_with_is_found_and_undone(
     receiver: State,
@@ -253,6 +254,7 @@ def test_what_the_quantizer_commutes_with_is_found_and_undone(
     assert require_same_coordinates(right.__getitem__, donor, geometry, scheme) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("transform", "name", "where", "scheme"), REFUSED)
 def test_what_the_quantizer_does_not_commute_with_is_refused_by_name(
     receiver: State,
@@ -305,6 +307,7 @@ def test_symmetries_on_top_of_one_another(
     np.testing.assert_allclose(logits(right), logits(receiver), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.3])
 def test_fine_tuning_raises_no_alarm(receiver: State, donor: Sketch, geometry: Geometry, noise: float) -> None:
     generator = np.random.default_rng(2)

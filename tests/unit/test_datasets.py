@@ -92,6 +92,7 @@ def test_every_family_of_the_mix_has_its_classes():
     assert (images.std(axis=(1, 2, 3)) > 5).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CLASSES if name != "mix"])
 def test_labels_are_those_of_the_images(name):
     """The nearest class mean, which knows nothing of strokes, is right three times as often as chance."""
@@ -113,6 +114,7 @@ def test_pinned_images(name):
     assert digest(name) == FIRST_IMAGES[name]
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_images():
     script = (
         "import hashlib, json, sys\n"
@@ -129,7 +131,7 @@ def test_another_process_draws_the_same_images():
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     hashes, labels, torch_loaded = json.loads(result.stdout)
     assert hashes == {name: digest(name) for name in CLASSES}
@@ -137,6 +139,7 @@ def test_another_process_draws_the_same_images():
     assert not torch_loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_first_images_do_not_depend_on_the_limit(name):
     most, most_labels = tiny(name, "train", 300).pixels
@@ -223,6 +226,7 @@ def test_a_model_of_another_input_size(size):
 # What all datasets share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["folder", "tiny/lower", "tiny/realdigits", "generated/structured"])
 @pytest.mark.parametrize("limit", [1, 5, 10_000])
 def test_a_dataset_limited_is_one_opened_with_the_limit(folder, name, limit):

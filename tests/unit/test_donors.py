@@ -193,6 +193,7 @@ def test_a_head_is_a_module_and_not_a_prefix():
 # The loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_one_seed_gives_the_same_weights_bit_for_bit(base, letters, scheme):
     base = Base(base.model, base.state, {**base.args, "drop_rate": 0.1, "proj_drop_rate": 0.1})
@@ -227,6 +228,7 @@ def test_every_run_of_a_seed_starts_from_the_base_and_the_same_head(base, letter
     assert not np.array_equal(start["head.weight"], other["head.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("roll", [0, 2])
 def test_a_float_and_a_qat_run_see_the_same_batches(base, letters, roll):
     hyper = TrainConfig(steps=9, batch_size=10, roll=roll, clip_every=3)
@@ -349,6 +351,7 @@ def test_gradients_are_clipped(base, letters):
         np.testing.assert_allclose(end[name], start[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_label_smoothing_raises_the_loss_of_a_sure_model(base, letters):
     plain, smooth = (
         losses(

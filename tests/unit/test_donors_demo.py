@@ -52,6 +52,7 @@ def test_vectors_cover_the_backbone_of_the_receivers(path):
         assert {name: info.shape for name, info in QuantizationVector.open(vector).tensors.items()} == receiver
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECEIVERS, ids=lambda path: path.stem)
 def test_the_receivers_are_in_the_coordinates_of_every_donor(path):
     geometry = find_geometry(RECORD["model"], RECORD["model_args"])

@@ -38,7 +38,7 @@ def _run(*jobs: Job, workers: int = 2, **settings: Any) -> dict[str, JobOutcome]
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)

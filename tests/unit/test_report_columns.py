@@ -23,6 +23,7 @@ LAYERS = Column(
 )
 
 
+@pytest.mark.slow
 def test_a_new_column_is_in_every_format(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "COLUMNS", (*COLUMNS, LAYERS))
     report = example_report()

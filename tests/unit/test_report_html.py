@@ -80,6 +80,7 @@ def page(text):
     return Page(text)
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_anywhere(text, page):
     assert "http://" not in text and "https://" not in text
     assert not page.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
@@ -123,6 +124,7 @@ def test_figures_follow_the_theme(text):
         assert f"{variable}:" in light and f"{variable}:" in dark
 
 
+@pytest.mark.slow
 def test_the_same_report_is_the_same_page(report, text):
     assert html_of(report) == text
 

@@ -49,6 +49,7 @@ def test_a_selection_of_no_candidate_is_refused():
         from_json(json.dumps(document).encode())
 
 
+@pytest.mark.slow
 def test_a_report_that_was_read_looks_the_same():
     report = selecting_report()
     again = from_json(to_json(report))
@@ -134,6 +135,7 @@ def test_reports_are_as_the_published_schema_says(make):
     jsonschema.validate(json.loads(to_json(make())), PUBLISHED)
 
 
+@pytest.mark.slow
 def test_several_reports_are_as_the_published_schema_says():
     shown = overview({"a": example_report(), "b": selecting_report()})
     document = json.loads(overview_json(shown))

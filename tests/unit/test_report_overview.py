@@ -84,6 +84,7 @@ def test_answers_to_the_same_images_are_compared_image_by_image():
     assert headline(some).endswith("apart from b: their intervals overlap.")
 
 
+@pytest.mark.slow
 def test_latencies_of_separate_runs_are_said_not_to_be_paired(shown):
     assert "separate runs, on AMD EPYC 9575F with 4 threads, and are not paired" in caveat(shown)
     report = example_report()
@@ -136,6 +137,7 @@ def test_markdown_folds_every_run(shown):
     ]
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text():
     name = "<img src=x>\n# y"
     two = overview({name: example_report(), "b": patched_report()})

@@ -65,6 +65,7 @@ def titles(report: Report) -> list[str]:
     return [figure.title for figure in figures(report)]
 
 
+@pytest.mark.slow
 def test_figures_follow_the_data():
     report = example_report()
     layers = ["Rounding error by layer", "Time by layer", "Confidence and accuracy"]
@@ -105,6 +106,7 @@ def test_dollar_signs_are_not_mathematics():
         assert ">$x^2$</text>" in figure.svg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.0, 9.0, 11.0, 5000.0])
 def test_any_range_of_sizes_can_be_drawn(factor):
     report = example_report()
@@ -137,6 +139,7 @@ def test_a_front_of_controls_alone_is_not_drawn():
     assert [line[-1] for line in latency.samples] == [False, False]
 
 
+@pytest.mark.slow
 def test_a_figure_has_exactly_the_numbers_it_draws():
     report = example_report(batch_sizes=(1, 8))
     latency, size, one, eight, *_ = figures(report)
