@@ -109,6 +109,7 @@ def test_what_a_donor_is(recipe: Write, tmp_path: Path):
     assert record["vector"]["share"] == pytest.approx(vector.header.norm / vector.header.weight_norm)
 
 
+@pytest.mark.slow
 def test_the_accuracies_are_those_of_the_weights_as_they_are_deployed(recipe: Write, tmp_path: Path):
     made = recipe()
     record = train_donor(made, tmp_path / "out")
@@ -136,6 +137,7 @@ def test_the_accuracies_are_those_of_the_weights_as_they_are_deployed(recipe: Wr
     assert len({share("fp", None), share("fp", grid), share("qat", grid)}) > 1
 
 
+@pytest.mark.slow
 def test_measuring_does_not_move_the_training(recipe: Write, tmp_path: Path):
     for val in ("val", "null"):
         train_donor(recipe(task__val=val, base__model_args=json.dumps({**PICO_ARGS, "drop_rate": 0.2})), tmp_path / val)
@@ -145,6 +147,7 @@ def test_measuring_does_not_move_the_training(recipe: Write, tmp_path: Path):
     assert (record["val"], record["val_missing"]) == (None, "task.val is null")
 
 
+@pytest.mark.slow
 def test_settings_of_the_reading_and_saving_may_change_between_two_starts(recipe: Write, tmp_path: Path):
     class Killed(BaseException):
         pass
@@ -187,6 +190,7 @@ def test_a_float16_vector(recipe: Write, tmp_path: Path):
 # Images
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_is_augmented_and_named_by_the_recipe(recipe: Write, images: Path, tmp_path: Path):
     made = recipe(task__dataset="folder", task__root=images, train__augment="timm", train__batch_size=2)
     record = train_donor(made, tmp_path / "out")
@@ -351,6 +355,7 @@ def test_a_disk_that_is_too_full_is_seen_before_the_training(recipe: Write, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_donor_is_replaced_by_force_only(recipe: Write, tmp_path: Path):
     train_donor(recipe(), tmp_path / "out")
     before = (tmp_path / "out" / "fp.safetensors").read_bytes()
@@ -370,6 +375,7 @@ def test_top1_counts_a_last_smaller_batch(recipe: Write, pico_states):
     assert 0.0 <= share < 0.5
 
 
+@pytest.mark.slow
 def test_a_vector_brings_moments_where_they_are_asked_for(recipe: Write, tmp_path: Path):
     plain = train_donor(recipe(), tmp_path / "plain")
     assert plain["recipe"]["moments"] == 0

@@ -64,6 +64,7 @@ def begin(base: Base, data: Dataset, scheme: Scheme | None, hyper: TrainConfig =
     return model, Training(model, data, hyper, head="head", seed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("hyper", [HYPER, replace(HYPER, accumulate=2, decay_all=True)], ids=["plain", "options"])
 def test_a_stopped_training_ends_where_an_uninterrupted_one_does(base, letters, tmp_path: Path, scheme, hyper):
