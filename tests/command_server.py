@@ -12,6 +12,8 @@ import socket
 import sys
 from pathlib import Path
 
+from shared import FOLDER
+
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -25,6 +27,7 @@ sys.exit(int(server.recv(16)))
 
 def serve(address: str) -> None:
     """Run commands until this process is ended."""
+    import shared_builds  # noqa: F401
     import timm  # noqa: F401
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -48,8 +51,9 @@ def _answer(connection: socket.socket) -> None:
             os.dup2(file, number)
         os.closerange(3, max(files) + 1)
         os.chdir(folder)
+        shared = os.environ[FOLDER]
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(environment | {FOLDER: shared})
         sys.argv = ["qvec-deploy", *arguments]
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - the process's own
         from qvec_deploy.cli import program

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
-from shared import export_once, make_once, measure_once, probe_once, share_in
+from shared import make_once, share_builds, share_in
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # read when PyTorch or numpy is imported: there is a worker on every core
@@ -120,14 +119,8 @@ def nothing_shared() -> None:
 @pytest.fixture
 def shared_work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds share what takes most of their time: a model's export, the speed of this CPU, a lowering's footprint."""
-    if "nothing_shared" in request.fixturenames:
-        return
-    from qvec_deploy.bench import layers, run
-    from qvec_deploy.runtimes.graph import export
-
-    monkeypatch.setattr(export, "export_skeleton", functools.partial(export_once, export.export_skeleton))
-    monkeypatch.setattr(layers, "measure_device", measure_once)
-    monkeypatch.setattr(run, "probe", functools.partial(probe_once, run.probe))
+    if "nothing_shared" not in request.fixturenames:
+        share_builds(monkeypatch.setattr)
 
 
 @pytest.fixture

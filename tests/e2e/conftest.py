@@ -29,6 +29,7 @@ PRELOAD = [
     "qvec_deploy.sweep",
     "qvec_deploy.research.study.cell",
     "modelopt.torch.quantization",
+    "shared_builds",
 ]
 
 
@@ -60,7 +61,7 @@ def _shared_work(shared_work: None) -> None:
 
 @pytest.fixture(scope="session")
 def warm_jobs() -> None:
-    """Jobs of sweeps and studies are forked from a server: here it has ModelOpt, which each imports else.
+    """Jobs of sweeps and studies are forked from a server: here it has ModelOpt, which each imports else, and shares.
 
     Not where there is a GPU: ModelOpt touches CUDA, and jobs that are forked after that cannot use it.
     """
@@ -68,7 +69,9 @@ def warm_jobs() -> None:
 
     if not torch.cuda.is_available():
         multiprocessing.set_forkserver_preload(PRELOAD)
-        forkserver.ensure_running()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
+            forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")
