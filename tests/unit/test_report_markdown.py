@@ -116,6 +116,7 @@ def test_p90_is_left_out_below_its_sample_size():
     assert re.search(r"\| 20 \| 9\.10 \[.*\] \| – \|", text), "the table by batch size says how many are missing"
 
 
+@pytest.mark.slow
 def test_the_headline_claims_only_what_intervals_support():
     report = example_report()
     assert "16.7 points above ptq [+15.2, +18.3] and 5.5 points below float" in headline(report)
@@ -132,6 +133,7 @@ def test_a_selected_float_is_not_compared_with_itself():
     assert "smaller" not in text and "speed of" not in text
 
 
+@pytest.mark.slow
 def test_the_headline_says_what_is_shipped_though_gates_are_missed():
     report = selecting_report()
     assert headline(report).startswith("gptaq misses 1 of 4 gates: max_top1_drop. gptaq reaches 95.3 % top-1")
@@ -165,6 +167,7 @@ def as_good(report, gained: int, lost: int, **changes):
     return headline(report)
 
 
+@pytest.mark.slow
 def test_what_is_as_good_and_faster_or_smaller_is_named():
     report = example_report()
     fast = (LatencySamples(1, tuple(sample / 1.5 for sample in report["mean"].latency[0].samples_ms)),)
