@@ -71,8 +71,7 @@ def fastest_tile(
     """The tile that TensorRT would choose of those that engines carry: it times them, and so does this."""
     import torch
 
-    from qvec_deploy.runtimes.kernels.ahead import SHARED_LIMIT, compile_ahead
-    from qvec_deploy.runtimes.kernels.tiles import TILES
+    from qvec_deploy.runtimes.kernels.ahead import SHARED_LIMIT, TILES, compile_ahead
 
     m, n, k = size
     y = torch.empty((m, n), dtype=torch.float16, device=x.device)

@@ -65,9 +65,8 @@ def static_table() -> list[dict[str, Any]]:
     Raises:
         IncompatibleError: Triton or its assembler is missing.
     """
-    from qvec_deploy.runtimes.kernels.ahead import ARCHITECTURES, assemble, compile_ahead
+    from qvec_deploy.runtimes.kernels.ahead import ARCHITECTURES, TILES, assemble, compile_ahead
     from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
-    from qvec_deploy.runtimes.kernels.tiles import TILES
 
     table = []
     for layout in ("fp16", *LAYOUTS):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from qvec_deploy.runtimes.kernels.ahead import Tile
 from qvec_deploy.runtimes.kernels.layouts import LAYOUTS, DeviceLayout
-from qvec_deploy.runtimes.kernels.tiles import Tile
 
 SMALL = Tile(16, 64, 4, 3)
 

@@ -80,7 +80,6 @@ def confidence_bins(
 
     Args:
         confidences: (count,) largest softmax probabilities, above 0 and up to 1.
-        right: (count,) whether the answer is right.
 
     Returns:
         Every bin, ascending; empty ones are there too.

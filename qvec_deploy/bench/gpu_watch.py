@@ -29,11 +29,7 @@ PERIOD_NS = 50_000_000  # readings are not free, and a throttled GPU stays so fo
 
 
 class GpuWatch:
-    """Reads the GPU's state between runs, and remembers what was seen.
-
-    Args:
-        nvml: The module `pynvml`, initialized.
-    """
+    """Reads the GPU's state between runs, and remembers what was seen."""
 
     def __init__(self, nvml: Any, handle: Any, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._nvml, self._handle, self._clock = nvml, handle, clock

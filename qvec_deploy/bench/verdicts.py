@@ -49,7 +49,6 @@ def latency_verdict(
         baseline: Host latencies of the baseline, milliseconds, one per block.
         level: Probability of FASTER or SLOWER where there is no difference; above 0, below 1. Where noise lasts for
             several blocks it holds only roughly (see `LEAST_BLOCKS`), and unpaired samples hold no level at all.
-        paired: Whether both were measured together, in the same blocks.
 
     Returns:
         The verdict, and the speed-up with its interval; UNSURE and None below `LEAST_BLOCKS`.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qvec_deploy.bench.comparison import AccuracyChange, Comparison, LatencyChange, Side, SizeChange
 from qvec_deploy.bench.results import Report
-from qvec_deploy.bench.verdicts import blocks_missing, latency_verdict, size_verdict
+from qvec_deploy.bench.verdicts import size_verdict
 from qvec_deploy.bench.warnings import Finding, MeasurementWarning
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.changes import all_changes, gate_changes, same_engine
@@ -17,6 +17,7 @@ from qvec_deploy.bundle.compare_stored import (
     CompareOptions,
     identical_latency,
     judged,
+    judged_latency,
     stored_accuracy,
     stored_latency,
 )
@@ -187,15 +188,8 @@ def _measured_accuracy(pair: BundlePair, report: Report, kept: AccuracyChange, w
 
 def _measured_latency(pair: BundlePair, report: Report) -> tuple[LatencyChange, ...]:
     old, new = report.candidates
-    tolerances, found = pair.options.tolerances, []
-    for before, after in zip(old.latency, new.latency, strict=True):
-        verdict, ratio = latency_verdict(
-            before.samples_ms, after.samples_ms, level=tolerances.level, tolerance=tolerances.latency
-        )
-        missing = blocks_missing(before.samples_ms, after.samples_ms)
-        reason = f"{missing} more blocks are needed for a verdict" if missing else ""
-        found.append(LatencyChange(verdict, "measured", reason, before.batch_size, ratio, before, after))
-    return tuple(found)
+    both = zip(old.latency, new.latency, strict=True)
+    return tuple(judged_latency(pair, "measured", before, after) for before, after in both)
 
 
 def _warnings(report: Report | None) -> tuple[Finding, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.accuracy import pair as pair_answers
 from qvec_deploy.bench.comparison import AccuracyChange, LatencyChange, Source, Tolerances
+from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.predictions import PREDICTIONS_FILE, Predictions, read_predictions
 from qvec_deploy.bench.results import Candidate, Report
 from qvec_deploy.bench.verdicts import accuracy_verdict, blocks_missing, latency_verdict
@@ -147,14 +148,21 @@ def stored_latency(pair: BundlePair) -> tuple[LatencyChange, ...]:
     old, new = ({entry.batch_size: entry for entry in side.latency} for side in sides)
     wanted = {*pair.options.batch_sizes} or {*old, *new}
     common = sorted(wanted & {*old} & {*new})
-    tolerances, found = pair.options.tolerances, []
-    for size in common:
-        samples = old[size].samples_ms, new[size].samples_ms
-        verdict, ratio = latency_verdict(*samples, level=tolerances.level, tolerance=tolerances.latency, paired=False)
-        missing = blocks_missing(*samples)
-        reason = f"{missing} more blocks are needed for a verdict" if missing else _CAVEAT
-        found.append(LatencyChange(verdict, "stored", reason, size, ratio, old[size], new[size]))
-    return tuple(found) or unsure("the reports have no batch size in common")
+    found = tuple(judged_latency(pair, "stored", old[size], new[size], _CAVEAT) for size in common)
+    return found or unsure("the reports have no batch size in common")
+
+
+def judged_latency(
+    pair: BundlePair, source: Source, old: LatencySamples, new: LatencySamples, known: str = ""
+) -> LatencyChange:
+    """The verdict on samples of one batch size; `known` is what must be known about the test."""
+    tolerances, samples = pair.options.tolerances, (old.samples_ms, new.samples_ms)
+    verdict, ratio = latency_verdict(
+        *samples, level=tolerances.level, tolerance=tolerances.latency, paired=source == "measured"
+    )
+    missing = blocks_missing(*samples)
+    reason = f"{missing} more blocks are needed for a verdict" if missing else known
+    return LatencyChange(verdict, source, reason, old.batch_size, ratio, old, new)
 
 
 def bundle_predictions(bundle: Bundle) -> Predictions | None:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qvec_deploy.datasets.drawn import DrawnDataset
-from qvec_deploy.datasets.spec import SPLITS, DataConfig, DatasetSpec, Float32, Int64
+from qvec_deploy.datasets.spec import SPLITS, DataConfig, DatasetSpec, DrawnDataset, Float32, Int64
 from qvec_deploy.errors import RecipeError
 
 PREFIX = "generated/"

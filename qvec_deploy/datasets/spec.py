@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,41 @@ class OpenedDataset(Dataset, Protocol):
     def contents(self) -> str:
         """What tells these images from all others wherever they lie; files are read for it, and not decoded."""
         ...
+
+
+class DrawnDataset:
+    """The skeleton of a dataset without files: name, split and number alone decide what is drawn, anywhere."""
+
+    identity = "drawn"
+    parallel = False
+    classes = 0
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, spec: DatasetSpec, config: DataConfig, count: int) -> None:
+        self.name, self.split = spec.name, spec.split
+        self._spec, self._config, self._count = spec, config, count
+        self._mean, self._std = (np.asarray(each, np.float32)[:, None, None] for each in (config.mean, config.std))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def limited(self, limit: int) -> Self:
+        """At most so many images of it: the first."""
+        count = min(limit, self._count)
+        return type(self)(replace(self._spec, limit=count), self._config, count)
+
+    def modified(self) -> str:
+        """There are no files."""
+        return self.identity
+
+    def contents(self) -> str:
+        """What is drawn is the same everywhere."""
+        return self.identity
+
+    def normalised(self, pixels: NDArray[np.uint8]) -> Float32:
+        """Pixels (B, C, H, W) as the model wants them."""
+        scaled = pixels.astype(np.float32) / np.float32(255.0)
+        return np.ascontiguousarray((scaled - self._mean) / self._std)
 
 
 def batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Float32, Int64]]:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from qvec_deploy.datasets import pretraining_mix as mix
 from qvec_deploy.datasets import strokes
-from qvec_deploy.datasets.drawn import DrawnDataset
-from qvec_deploy.datasets.spec import SPLITS, DataConfig, DatasetSpec, Float32, Int64, Split
+from qvec_deploy.datasets.spec import SPLITS, DataConfig, DatasetSpec, DrawnDataset, Float32, Int64, Split
 from qvec_deploy.datasets.strokes import IMAGE, Images, Jitter
 from qvec_deploy.errors import RecipeError
 

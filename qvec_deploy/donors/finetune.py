@@ -35,9 +35,6 @@ def start(
 
     With one seed, the float run and the QAT run start from the same head: they differ in the grid alone, and that is
     what the vector is to hold.
-
-    Args:
-        scheme: The grid that every forward pass sees; None for a float run.
     """
     model = create(base.model, classes, base.args)
     model.load_state_dict(_initial_state(model, base, head=head_name(base.model), seed=seed))

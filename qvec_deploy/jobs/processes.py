@@ -42,8 +42,6 @@ class LocalProcesses:
     GPU has it alone, and sees no other.
 
     Args:
-        workers: Jobs at a time.
-        preload: Modules that the server imports once for all jobs.
         logs: Folder for what jobs print, a file each; thrown away without one.
     """
 

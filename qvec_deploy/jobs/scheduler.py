@@ -50,7 +50,6 @@ def missing_jobs(
 
     Args:
         needs: What each job needs, by name; each job after those that it needs.
-        wanted: Names of the jobs whose results are asked for.
         is_there: Whether a job's result is there from before; asked only where it matters.
     """
     missing: set[str] = set()

@@ -61,11 +61,8 @@ def sweep(
     """Build many recipes; one that fails costs itself.
 
     Args:
-        recipes: Each with a name of its own.
         jobs: Builds at a time; by default as many as the cores have room for.
-        force: Build again what is there.
         on_event: Called when a build enters a `stage`, or is `done` of `total` with it.
-        on_end: Called when a build is over.
         start: Makes the executor, called as LocalProcesses is.
 
     Raises:
@@ -128,10 +125,6 @@ def build_job(
     send: SendEvent, *, values: dict[str, Any], recipes: str, folder: str, force: bool, offline: bool, threads: int
 ) -> dict[str, Any]:
     """Build one recipe of a sweep, or keep its bundle.
-
-    Args:
-        values: The recipe's fields.
-        recipes: The folder which its relative paths start from.
 
     Returns:
         The fields of its SweepRow.

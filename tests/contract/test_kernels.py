@@ -25,12 +25,14 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.kernels import ahead, launch
 from qvec_deploy.runtimes.kernels.ahead import (
     ARCHITECTURES,
+    DEEP_TILES,
     SHARED_LIMIT,
+    TILES,
+    Tile,
     assemble,
     compile_ahead,
 )
 from qvec_deploy.runtimes.kernels.layouts import LAYOUTS, DeviceLayout, choose_layout
-from qvec_deploy.runtimes.kernels.tiles import DEEP_TILES, TILES, Tile
 
 pytestmark = pytest.mark.slow
 

@@ -31,11 +31,10 @@ from onnx import TensorProto, helper
 from tensorrt_stub.scratch import NO_REGISTRY, scratch
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.runtimes.kernels.ahead import SHARED_LIMIT
+from qvec_deploy.runtimes.kernels.ahead import SHARED_LIMIT, TILES, Tile
 from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
 from qvec_deploy.runtimes.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
 from qvec_deploy.runtimes.kernels.plugins import plugin_errors, register_plugins, tactics
-from qvec_deploy.runtimes.kernels.tiles import TILES, Tile
 from qvec_deploy.runtimes.tensorrt.tensorrt_linear import to_packed
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 

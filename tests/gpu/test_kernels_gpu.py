@@ -12,8 +12,7 @@ from kernel_cases import CASES, Case, dequantized, device_weight, excess, tensor
 import qvec_deploy.runtimes.kernels.op  # noqa: F401 - registers the operator
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.kernels import launch
-from qvec_deploy.runtimes.kernels.ahead import ARGUMENTS, Compiled, compile_ahead
-from qvec_deploy.runtimes.kernels.tiles import DEEP_TILES, TILES, Tile
+from qvec_deploy.runtimes.kernels.ahead import ARGUMENTS, DEEP_TILES, TILES, Compiled, Tile, compile_ahead
 
 pytestmark = pytest.mark.gpu
 

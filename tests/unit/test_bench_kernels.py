@@ -60,8 +60,7 @@ def test_the_main_loop_is_the_innermost_with_most_mma(bench: ModuleType) -> None
 def test_a_compiled_kernel_has_a_main_loop(bench: ModuleType) -> None:
     import kernel_instructions
 
-    from qvec_deploy.runtimes.kernels.ahead import assemble, compile_ahead
-    from qvec_deploy.runtimes.kernels.tiles import TILES
+    from qvec_deploy.runtimes.kernels.ahead import TILES, assemble, compile_ahead
 
     compiled = compile_ahead(layout="p32", bits=3, rows=768, columns=768, tile=TILES[2])
     loop = kernel_instructions.main_loop(kernel_instructions.disassemble(assemble(compiled.ptx, 89).cubin))

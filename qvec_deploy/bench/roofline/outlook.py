@@ -54,11 +54,7 @@ class Outlook:
 
 
 def columns_of(plan: Plan, device: Device) -> tuple[RooflineColumn, ...]:
-    """Float, int8 and the plan's bits as the plan's runtime would run them, or a usual one of the device's kind.
-
-    Args:
-        device: A CPU (which has threads) or a GPU.
-    """
+    """Float, int8 and the plan's bits as the plan's runtime would run them, or a usual one of the device's kind."""
     kind = "cpu" if device.threads is not None else "cuda"
     there = [row for row in RUNTIMES.values() if row.device == kind]
     runtime = next((row for row in there if row.name == plan.recipe.target.runtime), there[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.bench.statistics import Estimate
@@ -17,7 +17,6 @@ from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import find_runtime
 
 if TYPE_CHECKING:
-    from cyclonedx.model import HashType
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component
 
@@ -44,22 +43,30 @@ def bill_of_materials(subject: Subject, files: dict[str, FileEntry]) -> bytes:
 
 def _bom(subject: Subject, files: dict[str, FileEntry]) -> Bom:
     from cyclonedx.model.bom import Bom, BomMetaData
-    from cyclonedx.model.component import Component, ComponentScope, ComponentType
+    from cyclonedx.model.component import ComponentScope
     from cyclonedx.model.tool import ToolRepository
 
     manifest = subject.manifest
     version = manifest.versions.get("qvec-deploy")
-    tool = Component(name="qvec-deploy", version=version, type=ComponentType.APPLICATION, bom_ref="tool:qvec-deploy")
+    tool = _component("qvec-deploy", "APPLICATION", "tool:qvec-deploy", version=version)
     model = _model(subject)
     runs_on = find_runtime(manifest.engine.runtime).packages
     libraries = [_library(name, version, name in runs_on) for name, version in sorted(manifest.versions.items())]
-    sources = [_source(role, name, digest) for role, name, digest in subject.sources() if role != "receiver"]
+    sources = [
+        _component(name, "DATA", f"{role}:{name}@{digest[:12]}", digest, description=role)
+        for role, name, digest in subject.sources()
+        if role != "receiver"
+    ]
     metadata = BomMetaData(
         component=model,
         timestamp=datetime.datetime.fromisoformat(manifest.created),
         tools=ToolRepository(components=[tool]),
     )
-    components = [*(_file(name, entry) for name, entry in sorted(files.items())), *sources, *libraries]
+    own = [
+        _component(name, "FILE", f"file:{name}", entry.sha256, {"bytes": str(entry.size)})
+        for name, entry in sorted(files.items())
+    ]
+    components = [*own, *sources, *libraries]
     bom = Bom(serial_number=uuid.uuid5(NAMESPACE, subject.identity), metadata=metadata, components=components)
     bom.register_dependency(model, [each for each in components if each.scope is not ComponentScope.EXCLUDED])
     return bom
@@ -67,8 +74,7 @@ def _bom(subject: Subject, files: dict[str, FileEntry]) -> Bom:
 
 def _model(subject: Subject) -> Component:
     """The model; its hash is that of its weights, its ancestor the receiver."""
-    from cyclonedx.model import Property
-    from cyclonedx.model.component import Component, ComponentType, Pedigree
+    from cyclonedx.model.component import Pedigree
 
     manifest, own = subject.manifest, subject.shipped.candidate
     (_, name, digest), *_ = subject.sources()
@@ -86,71 +92,43 @@ def _model(subject: Subject) -> Component:
         "unverified": manifest.unverified or "no",
         "recipe.sha256": manifest.recipe_sha256,
     }
-    return Component(
-        name=manifest.name,
-        type=ComponentType.MACHINE_LEARNING_MODEL,
-        bom_ref="model",
+    ancestor = _component(name, "MACHINE_LEARNING_MODEL", f"receiver:{name}@{digest[:12]}", digest)
+    return _component(
+        manifest.name,
+        "MACHINE_LEARNING_MODEL",
+        "model",
+        manifest.files[WEIGHTS_FILE].sha256,
+        facts,
         description=f"timm {manifest.model.name}, {manifest.model.classes} classes: {candidate_text.grid(own)}",
-        hashes=[_sha256(manifest.files[WEIGHTS_FILE].sha256)],
-        properties=[Property(name=f"{PROPERTY}:{key}", value=value) for key, value in facts.items()],
-        pedigree=Pedigree(
-            ancestors=[
-                Component(
-                    name=name,
-                    type=ComponentType.MACHINE_LEARNING_MODEL,
-                    bom_ref=f"receiver:{name}@{digest[:12]}",
-                    hashes=[_sha256(digest)],
-                )
-            ],
-            notes=f"{patched}, {made}",
-        ),
+        pedigree=Pedigree(ancestors=[ancestor], notes=f"{patched}, {made}"),
     )
 
 
-def _file(name: str, entry: FileEntry) -> Component:
-    from cyclonedx.model import Property
+def _component(
+    name: str, kind: str, ref: str, digest: str = "", facts: Mapping[str, str] | None = None, **more: Any
+) -> Component:
+    """A component with the SHA-256 that it has, if it has one, and with facts of ours."""
+    from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component, ComponentType
 
     return Component(
         name=name,
-        type=ComponentType.FILE,
-        bom_ref=f"file:{name}",
-        hashes=[_sha256(entry.sha256)],
-        properties=[Property(name=f"{PROPERTY}:bytes", value=str(entry.size))],
-    )
-
-
-def _source(role: str, name: str, digest: str) -> Component:
-    from cyclonedx.model.component import Component, ComponentType
-
-    return Component(
-        name=name,
-        type=ComponentType.DATA,
-        bom_ref=f"{role}:{name}@{digest[:12]}",
-        description=role,
-        hashes=[_sha256(digest)],
+        type=ComponentType[kind],
+        bom_ref=ref,
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest)] if digest else None,
+        properties=[Property(name=f"{PROPERTY}:{key}", value=value) for key, value in (facts or {}).items()],
+        **more,
     )
 
 
 def _library(name: str, version: str, needed: bool) -> Component:
     """A package of the build; one that the engine does not run on is excluded, which is CycloneDX's word for it."""
-    from cyclonedx.model.component import Component, ComponentScope, ComponentType
+    from cyclonedx.model.component import ComponentScope
     from packageurl import PackageURL
 
-    return Component(
-        name=name,
-        version=version,
-        type=ComponentType.LIBRARY,
-        scope=ComponentScope.REQUIRED if needed else ComponentScope.EXCLUDED,
-        bom_ref=f"pypi:{name}",
-        purl=PackageURL("pypi", name=name, version=version),
-    )
-
-
-def _sha256(digest: str) -> HashType:
-    from cyclonedx.model import HashAlgorithm, HashType
-
-    return HashType(alg=HashAlgorithm.SHA_256, content=digest)
+    scope = ComponentScope.REQUIRED if needed else ComponentScope.EXCLUDED
+    purl = PackageURL("pypi", name=name, version=version)
+    return _component(name, "LIBRARY", f"pypi:{name}", version=version, scope=scope, purl=purl)
 
 
 def _model_card(subject: Subject) -> dict[str, Any]:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
+from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM, DEEP_TILES, TILES, Tile
 from qvec_deploy.runtimes.kernels.layouts import DeviceLayout
-from qvec_deploy.runtimes.kernels.tiles import DEEP_TILES, TILES, Tile
 
 _TYPES = (torch.float16, torch.bfloat16)
 _COMBINE_BLOCK = 256
@@ -64,7 +63,14 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None) -> Tensor:
         IncompatibleError: Arguments that do not belong together, are not on one GPU, or a GPU that is too old.
     """
     check(x, weight, bias)
-    _require_gpu(x)
+    if not x.is_cuda:
+        raise IncompatibleError(f"the kernels run on an NVIDIA GPU and the tensors are on {x.device}", hint="move them")
+    major, minor = torch.cuda.get_device_capability(x.device)
+    if 10 * major + minor < BASELINE_SM:
+        raise IncompatibleError(
+            f"linear needs compute capability {BASELINE_SM / 10:.1f} and {x.device} has {major}.{minor}",
+            hint="use the lowering `float` or `int4` on this GPU",
+        )
     rows, m = len(weight.scale), x.numel() // weight.columns
     if not m:
         return x.new_empty((*x.shape[:-1], rows))
@@ -194,14 +200,3 @@ def _sums_in_float32() -> Iterator[None]:
     finally:
         for name in allowed:
             setattr(settings, name, True)
-
-
-def _require_gpu(x: Tensor) -> None:
-    if not x.is_cuda:
-        raise IncompatibleError(f"the kernels run on an NVIDIA GPU and the tensors are on {x.device}", hint="move them")
-    major, minor = torch.cuda.get_device_capability(x.device)
-    if 10 * major + minor < BASELINE_SM:
-        raise IncompatibleError(
-            f"linear needs compute capability {BASELINE_SM / 10:.1f} and {x.device} has {major}.{minor}",
-            hint="use the lowering `float` or `int4` on this GPU",
-        )

@@ -85,7 +85,6 @@ class DeviceLayout(ABC):
 
         Args:
             words: int32 of `words_shape`.
-            shape: (rows, columns) of the weight.
 
         Raises:
             IntegrityError: The words have another shape or type, or padding that `pack` does not write.

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.runtimes.kernels.ahead import compile_ahead
+from qvec_deploy.runtimes.kernels.ahead import TILES, Tile, compile_ahead
 from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
 from qvec_deploy.runtimes.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
-from qvec_deploy.runtimes.kernels.tiles import TILES, Tile
 
 _raised: list[Exception] = []
 _registered: list[str] = []

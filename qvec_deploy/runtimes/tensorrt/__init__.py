@@ -13,11 +13,7 @@ INT4_BLOCKS = (128, 64)
 
 
 def int4_block(columns: int, group_size: int) -> int:
-    """Block size of TensorRT's INT4 for rows of `columns` weights.
-
-    Args:
-        group_size: Weights that share a scale; 0 for a row.
-    """
+    """Block size of TensorRT's INT4 for rows of `columns` weights."""
     if not group_size:
         return min(INT4_BLOCKS, key=lambda block: (-(-columns // block) * (4 * block + 16), -block))
     for block in INT4_BLOCKS:

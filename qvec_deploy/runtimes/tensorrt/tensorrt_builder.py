@@ -57,7 +57,6 @@ def build_engine(
     """Build one engine.
 
     Args:
-        graph: As `tensorrt_graph` makes it, its batch fixed where `batches` is one size.
         timing_cache: Measured tactics of earlier builds; read if it is there, and not written here.
         flags: Names of builder flags to set beyond what `options` says, for experiments.
 
@@ -68,7 +67,11 @@ def build_engine(
     with _plugins(graph.plugin_layers):
         with starting(logger):
             builder = trt.Builder(logger)
-        network = builder.create_network(_network_flags(trt, graph))
+        kinds = trt.NetworkDefinitionCreationFlag
+        asked = 1 << int(kinds.STRONGLY_TYPED)  # which releases from 11 on are anyway
+        if graph.plugin_layers:
+            asked |= 1 << int(kinds.PREFER_AOT_PYTHON_PLUGINS)
+        network = builder.create_network(asked)
         _parse(trt, network, logger, graph)
         config = _configure(trt, builder, batches, input_shape, options)
         for name in flags:
@@ -128,14 +131,6 @@ def _plugins(layers: int) -> Iterator[None]:
     register_plugins()
     with plugin_errors():
         yield
-
-
-def _network_flags(trt: Any, graph: TensorrtGraph) -> int:
-    """Strongly typed, which releases from 11 on are anyway."""
-    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    if graph.plugin_layers:
-        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
-    return flags
 
 
 def _parse(trt: Any, network: Any, logger: Any, graph: TensorrtGraph) -> None:

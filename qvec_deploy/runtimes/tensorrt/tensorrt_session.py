@@ -196,9 +196,6 @@ class LoadedEngine:
 def load_engines(trt: Any, cuda: Cuda, plans: Sequence[tuple[Sidecar, bytes]]) -> Iterator[TensorrtSession]:
     """Load engines that have been checked.
 
-    Args:
-        plans: Sidecar and bytes of each; at least one.
-
     Raises:
         OutOfDeviceMemory: They do not fit; the message says which ones did.
     """
