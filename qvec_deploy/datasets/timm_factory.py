@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +182,7 @@ def image_transform(config: DataConfig, *, training: bool = False) -> Any:
         warnings.simplefilter("ignore")
         from timm.data import create_transform
 
-        return create_transform(
-            input_size=config.input_size,
-            is_training=training,
-            interpolation=config.interpolation,
-            mean=config.mean,
-            std=config.std,
-            crop_pct=config.crop_pct,
-            crop_mode=config.crop_mode,
-        )
+        return create_transform(is_training=training, **asdict(config))
 
 
 def _classes(spec: DatasetSpec, inner: Any) -> int:
