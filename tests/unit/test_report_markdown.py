@@ -54,6 +54,7 @@ def test_without_images_it_names_no_dataset():
     assert paragraph.endswith("Accuracy was not measured.") and "none" not in paragraph + page.kicker
 
 
+@pytest.mark.slow
 def test_tables_are_rectangular():
     for table in re.findall(r"(?:^\|.*\|\n)+", markdown_of(selecting_report(batch_sizes=(1, 8))), flags=re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
@@ -148,6 +149,7 @@ def test_without_selection_and_gates_their_sections_are_left_out():
     assert "**Selection.**" not in text and "**Gates.**" not in text
 
 
+@pytest.mark.slow
 def test_without_a_selection_it_says_what_was_compared():
     report = example_report(selected=None)
     assert headline(report) == "8 engines were measured side by side. Speed-ups are over float."
@@ -180,6 +182,7 @@ def test_what_is_as_good_and_faster_or_smaller_is_named():
     assert as_good(report, 60, 10, latency=fast).endswith("ptq_mse, more accurate, is 1.50× as fast [1.50, 1.50].")
 
 
+@pytest.mark.slow
 def test_what_is_less_accurate_or_neither_faster_nor_smaller_is_not_named():
     report = example_report()
     fast = (LatencySamples(1, tuple(sample / 1.5 for sample in report["mean"].latency[0].samples_ms)),)
@@ -187,6 +190,7 @@ def test_what_is_less_accurate_or_neither_faster_nor_smaller_is_not_named():
         assert "ptq_mse" not in text
 
 
+@pytest.mark.slow
 def test_a_speed_of_a_disturbed_machine_is_said_to_be_one():
     report = example_report()
     first = report["mean"].latency[0]

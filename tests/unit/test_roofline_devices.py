@@ -62,6 +62,7 @@ def test_the_fastest_sample_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.threads == 1 and device.source == "measured"
 
 
+@pytest.mark.slow
 def test_this_machine() -> None:
     device = measure_device(2)
     assert 0.5 < device.bandwidth_gb_s < 5000

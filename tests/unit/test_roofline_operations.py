@@ -32,6 +32,7 @@ def _trace(name: str, args: dict[str, Any]) -> tuple[Operation, ...]:
     return trace_operations(name, PICO_CLASSES, args, describe(name, PICO_CLASSES, args).input_shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "args"), MODELS)
 def test_torch_counts_the_same(name: str, args: dict[str, Any]) -> None:
     with torch.device("meta"):
@@ -69,6 +70,7 @@ def test_known_size() -> None:
     assert by_name["head"].tokens == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "args"), MODELS)
 def test_what_runtimes_fuse_is_left_out_of_the_bound(name: str, args: dict[str, Any]) -> None:
     with torch.device("meta"):

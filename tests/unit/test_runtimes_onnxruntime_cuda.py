@@ -31,6 +31,8 @@ from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_session import (
 )
 from qvec_deploy.tensors import Scheme
 
+pytestmark = pytest.mark.slow
+
 HALF_TOLERANCE = 5e-3
 SHAPE = (3, 32, 32)
 IMAGES = parity_images(SHAPE)

@@ -70,6 +70,7 @@ def test_the_proposal_is_the_recipe_with_numbers_in_it(proposed: Callable[..., t
     assert choice.selection.selecting == 20
 
 
+@pytest.mark.slow
 def test_the_students_weights_are_those_the_engine_gets(pico_recipe: Write) -> None:
     from qvec_deploy.builder.weights import make_weights
     from qvec_deploy.tensors import QuantizedTensor

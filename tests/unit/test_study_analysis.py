@@ -72,6 +72,7 @@ def without(cell: Cell, *kinds: str) -> Cell:
     return replace(cell, trials=tuple(trial for trial in cell.trials if trial.kind not in kinds))
 
 
+@pytest.mark.slow
 def test_keys_are_spelled_and_read_back() -> None:
     for setting in whole().settings:
         for key in (*(one.key for one in setting.rows), *(one.key for one in setting.selection)):
@@ -441,6 +442,7 @@ def test_similar_tasks_gain_more_where_they_were_made_to() -> None:
     assert built_in.bins[0].win_share == np.mean([point.gain > 0 for point in ordered[:10]])
 
 
+@pytest.mark.slow
 def test_a_bin_counts_the_receivers_that_are_in_it() -> None:
     def related(cell: Cell, near: tuple[str, ...]) -> Cell:
         receiver = cell.request.receiver.name
@@ -610,6 +612,7 @@ def test_cells_that_do_not_go_together_are_refused(
         summarize(cells)
 
 
+@pytest.mark.slow
 def test_a_summary_is_plain_json_and_the_same_every_time() -> None:
     text = json.dumps(plain_values(whole()), allow_nan=False)
     adapter = TypeAdapter(StudySummary)
@@ -647,6 +650,7 @@ def published(cells: list[Cell], what: str) -> PublishedFigure:
     return next(entry for entry in summarize(cells).published if entry.what == what)
 
 
+@pytest.mark.slow
 def test_the_papers_figures_stand_beside_the_same_setting() -> None:
     others = {task: [donor for donor in PAPER_TASKS if donor != task] for task in PAPER_TASKS}
     cells = [paper_cell(task, donors, -5.0 if task == "Cars" else 10.0) for task, donors in others.items()]

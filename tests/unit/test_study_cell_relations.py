@@ -82,6 +82,7 @@ def request_(tmp_path: Path, pico_states: dict[str, State]) -> CellRequest:
     )
 
 
+@pytest.mark.slow
 def test_relations(request_: CellRequest) -> None:
     found = compute_cell(request_).relations
     twin, other = found["twin"], found["other"]
@@ -91,6 +92,7 @@ def test_relations(request_: CellRequest) -> None:
     assert twin.predicted_share == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_predicted_shares_are_those_of_an_analysis(request_: CellRequest) -> None:
     analysis = analyze(
         AnalysisRequest(

@@ -24,6 +24,8 @@ from qvec_deploy.research.study.study_recipe import StudyRecipe, load_study
 from qvec_deploy.research.study.study_run import run_study
 from qvec_deploy.research.study.study_store import StudyStore
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:

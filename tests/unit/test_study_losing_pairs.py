@@ -61,6 +61,7 @@ def test_noise_reaches_as_far_as_it_says(seeds: int, of_seeds: float) -> None:
     assert 0.93 <= within / 2000 <= 0.99
 
 
+@pytest.mark.slow
 def test_causes_that_were_built_in_are_found() -> None:
     _, setting = summarize(make_cells()).settings
     found = {(failure.donor, failure.receiver): failure for failure in setting.failures}
@@ -76,6 +77,7 @@ def test_causes_that_were_built_in_are_found() -> None:
     assert all(gain < 0 for gain in gains)
 
 
+@pytest.mark.slow
 def test_a_small_loss_is_said_to_be_within_noise() -> None:
     setting, _ = summarize(make_cells()).settings
     small = [failure for failure in setting.failures if failure.receiver == "plates"]

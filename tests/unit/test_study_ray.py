@@ -18,7 +18,7 @@ from qvec_deploy.jobs.ray import RayTasks
 from qvec_deploy.research.study.study_recipe import load_study
 from qvec_deploy.research.study.study_run import run_study
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")]
 
 
 @pytest.fixture
