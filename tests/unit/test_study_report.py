@@ -34,6 +34,8 @@ from qvec_deploy.research.study.pages.study_page import (
 )
 from qvec_deploy.tensors import Scheme
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "study.md"
 markdown = partial(render_markdown, figures_in="study.html")
 RUN = {
@@ -116,14 +118,12 @@ def lines(text):
     return list(csv.DictReader(io.StringIO(text)))
 
 
-@pytest.mark.slow
 def test_the_golden_study(check_golden):
     shown = summarize(make_cells((1,), TASKS[:2], images=60), make_fine_tunes())
     text = markdown(study_page(studied(summary=shown)))
     check_golden(GOLDEN, text.replace(version("qvec-deploy"), "VERSION"))
 
 
-@pytest.mark.slow
 def test_every_section_is_there_and_none_is_empty():
     assert tuple(section.name for section in page().shown) == SECTIONS
     html = render_html(page())
@@ -150,7 +150,6 @@ def test_every_row_of_every_table_has_all_its_cells():
             assert {len(row) for row in table.rows} == {len(table.columns)}, table.title
 
 
-@pytest.mark.slow
 def test_names_are_escaped_everywhere():
     shown = summary()
     odd = replace(shown, settings=(replace(shown.settings[0], model="<b>&|x"), *shown.settings[1:]))

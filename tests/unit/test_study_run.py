@@ -37,6 +37,8 @@ from qvec_deploy.research.study.study_store import StudyStore
 from qvec_deploy.research.study.study_tasks import BaseTask
 from qvec_deploy.tensors import Scheme
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:

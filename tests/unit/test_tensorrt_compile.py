@@ -25,6 +25,8 @@ from qvec_deploy.recipe import load_recipe
 from qvec_deploy.recipe.blocks import Target
 from qvec_deploy.runtimes.cuda_driver import Gpu
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_work")]
+
 ENGINES = {"engine.packed.b1.plan", "engine.packed.b1.plan.json"}
 
 

@@ -58,6 +58,7 @@ def _files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.name.startswith("engine.")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_an_engine_agrees_with_pytorch(
     setup: Setup, folder: Path, built_once: tuple[Path, np.ndarray], lowering: str

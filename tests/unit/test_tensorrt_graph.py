@@ -97,6 +97,7 @@ def test_packed_nodes_say_what_the_plugin_needs(stored: tuple[Path, np.ndarray])
         np.testing.assert_array_equal(pack_codes(codes, config.bits), weights.packed(info.name).payload)
 
 
+@pytest.mark.slow
 def test_both_layouts_in_one_graph(tmp_path: Path) -> None:
     """A width of 64 puts fc2 (K = 256) in p32 and everything else in rows."""
     import torch
