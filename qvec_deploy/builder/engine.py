@@ -20,6 +20,7 @@ from qvec_deploy.packed import PackedFile
 from qvec_deploy.planner import Plan
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import find_lowering, find_runtime
+from qvec_deploy.runtimes.session import ModelWriter
 from qvec_deploy.tensors import INPUT_SCALE, Float32
 
 
@@ -59,15 +60,20 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
     with context.progress.stage("check", recipe.name):
         logits = _reference(plan, directory)
         write_reference(directory, logits)
-        if find_lowering(runtime, lowering).calibrates_activations:
-            _write_activations(plan, context, directory)
         row = find_runtime(runtime)
+        backend, threads = row.load(), recipe.target.threads or available_threads()
+        calibrates = find_lowering(runtime, lowering).calibrates_activations
+        if calibrates and not isinstance(backend, ModelWriter):
+            _write_activations(plan, context, directory)
         missing = row.missing(lowering)
         if missing is not None:
             return EngineFacts(missing, None)
+        if isinstance(backend, ModelWriter):
+            images = context.activation_images(plan) if calibrates else []
+            backend.write_model(directory, lowering, images, threads)
         if row.compiles:
             compile_engines(recipe.target, directory, timings, context.progress)
-        with row.load().open(directory, lowering, recipe.target.threads or available_threads()) as session:
+        with backend.open(directory, lowering, threads) as session:
             return EngineFacts(None, check_parity(session, runtime, lowering, logits))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -72,6 +72,21 @@ class Compiler(Backend, Protocol):
 
     def describe(self, directory: Path, lowering: str) -> list[dict[str, Any]]:
         """What the engines of a lowering are, for people and records."""
+
+
+@runtime_checkable
+class ModelWriter(Backend, Protocol):
+    """The code of a runtime that reads model.onnx as it is: every lowering is a file of its own."""
+
+    def write_model(self, directory: Path, lowering: str, batches: Sequence[Float32], threads: int) -> None:
+        """Put a lowering's model in the place of the stored one.
+
+        Args:
+            batches: Images (B, C, H, W) that activations are calibrated on, where the lowering needs that.
+
+        Raises:
+            IncompatibleError: A scheme that the lowering cannot take.
+        """
 
 
 @runtime_checkable

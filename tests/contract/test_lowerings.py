@@ -15,8 +15,8 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.runtimes.graph import DOMAIN, OPSET
-from qvec_deploy.runtimes.graph.stored import attach_weights, operator_function
-from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory, to_int4, to_int8
+from qvec_deploy.runtimes.graph.stored import attach_weights
+from qvec_deploy.runtimes.onnxruntime.ort_model import input_ranges, lowered_model, write_model
 from qvec_deploy.runtimes.onnxruntime.ort_session import load_session
 from qvec_deploy.runtimes.registry import find_lowering, runtime_bits_per_weight
 from qvec_deploy.tensors import QuantizedTensor, Scheme
@@ -155,16 +155,77 @@ def test_runtime_bits(tmp_path: Path, lowering: str, columns: int, expected: flo
     assert runtime_bits_per_weight(weights.tensors.values(), "onnxruntime", lowering) == pytest.approx(expected)
 
 
-def test_runtime_bits_are_the_arrays_the_runtime_gets(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lowering", "operator"), [("int4", "MatMulNBits"), ("int8", "DynamicQuantizeMatMul")])
+def test_runtime_bits_are_what_the_runtime_holds_after_loading(tmp_path: Path, lowering: str, operator: str) -> None:
     quantized, bias, _ = _layer(3, "channel", 0, 96)
-    model, weights = _store(tmp_path, quantized, bias)
-    for lowering, convert in (("int4", to_int4), ("int8", to_int8)):
-        _, arrays = lower_in_memory(model, weights, convert)
-        taken = 8 * sum(array.nbytes for array in arrays.values()) / quantized.codes.size
-        assert runtime_bits_per_weight(weights.tensors.values(), "onnxruntime", lowering) == pytest.approx(taken)
+    _, weights = _store(tmp_path, quantized, bias)
+    write_model(tmp_path, lowering, [], 1) if lowering == "int4" else _rewrite(tmp_path, lowering)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "loaded.onnx").graph
+    (node,) = graph.node  # nothing is left to unpack at a run
+    assert node.op_type == operator
+    held = {tensor.name: numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer}
+    taken = 8 * sum(held[name] for name in node.input[1:3]) / quantized.codes.size
+    assert runtime_bits_per_weight(weights.tensors.values(), "onnxruntime", lowering) == pytest.approx(taken)
 
 
-def test_the_function_body_is_what_the_file_carries(tmp_path: Path) -> None:
-    quantized, bias, _ = _layer(5, "channel", 0, 96)
-    model, _ = _store(tmp_path, quantized, bias)
-    assert list(model.functions) == [operator_function(5)]
+def _rewrite(folder: Path, lowering: str) -> None:
+    """Another lowering in the place of the model, without calibration."""
+    (folder / "model.onnx").write_bytes(lowered_model(folder, lowering).SerializeToString())
+
+
+@pytest.mark.parametrize("bits", find_lowering("onnxruntime", "int8").bits)
+@pytest.mark.parametrize(("granularity", "group_size", "columns"), SCHEMES[:3])
+def test_a_calibrated_int8_errs_by_its_grid_only(
+    tmp_path: Path, bits: int, granularity: str, group_size: int, columns: int
+) -> None:
+    quantized, bias, x = _layer(bits, granularity, group_size, columns)
+    _store(tmp_path, quantized, bias)
+    write_model(tmp_path, "int8", [x], 1)
+    scale = np.float32((x.max() - x.min()) / 255)
+    zero = np.rint(-x.min() / scale)
+    rounded = ((np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale).astype(np.float32)
+    expected = rounded @ quantized.dequantize().T + bias
+    session = load_session(tmp_path, "int8", 1)
+    actual = session.run(None, {"images": x})[0]
+    assert (np.abs(actual - expected) > 1e-3).mean() < 0.02  # a value between two steps may fall to either side
+    np.testing.assert_array_equal(session.run(None, {"images": x[:1]})[0], actual[:1])
+
+
+def test_ranges_are_those_of_all_images_and_stay_in_the_model(tmp_path: Path) -> None:
+    quantized, bias, x = _layer(3, "channel", 0, 96)
+    _store(tmp_path, quantized, bias)
+    assert input_ranges(tmp_path, [x, 3 * x], 1) == {"a": (float(3 * x.min()), float(3 * x.max()))}
+    write_model(tmp_path, "int8", [x], 1)
+    before = lowered_model(tmp_path, "int8")
+    write_model(tmp_path, "packed", [], 1)
+    assert lowered_model(tmp_path, "int8") == before
+
+
+@pytest.mark.parametrize("lowering", ["packed", "int4", "int8"])
+def test_the_written_file_is_opened_as_it_is(tmp_path: Path, lowering: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized, bias, x = _layer(3, "channel", 0, 96)
+    _store(tmp_path, quantized, bias)
+    expected = load_session(tmp_path, "packed", 1).run(None, {"images": x})[0]
+    write_model(tmp_path, lowering, [x], 1)
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+    monkeypatch.setattr("qvec_deploy.runtimes.onnxruntime.ort_model.lowered_model", None)
+    actual = load_session(tmp_path, lowering, 1).run(None, {"images": x})[0]
+    assert np.linalg.norm(actual - expected) < (0.02 if lowering == "int8" else 1e-5) * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("lowering", ["packed", "int4", "int8"])
+def test_a_model_of_0_1_0_takes_every_lowering(tmp_path: Path, lowering: str) -> None:
+    """It declared payloads as int32 words."""
+    quantized, bias, x = _layer(3, "channel", 0, 96)
+    _store(tmp_path, quantized, bias)
+    expected = load_session(tmp_path, lowering, 1).run(None, {"images": x})[0]
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.UINT8:
+            tensor.data_type, tensor.dims[:] = TensorProto.INT32, (ROWS, 9)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    np.testing.assert_array_equal(load_session(tmp_path, lowering, 1).run(None, {"images": x})[0], expected)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qvec_deploy.runtimes.runtime import BY_ROW, EVERY_WIDTH, Lowering, Runtime, float32_bits
 from qvec_deploy.tensors import Scheme
+
+LOWERING_KEY = "qvec.lowering"
+"""Of the metadata of model.onnx: the lowering that the file is."""
 
 _BLOCKS = (16, 32, 64, 128, 256)  # block sizes that every build of MatMulNBits takes
 
 
 def block_of(columns: int, group_size: int) -> int:
-    """The block size that needs least memory, padding and scales counted; a group, or an even share of a large one."""
+    """The largest block that the payload's padded rows are a multiple of; a group, or an even share of a large one."""
     if group_size:
         return min(group_size, _BLOCKS[-1])
-    return min(_BLOCKS, key=lambda block: (-(-columns // block) * (block // 2 + 4), block))
+    return max(block for block in _BLOCKS if -(-columns // 32) * 32 % block == 0)
+
+
+def is_written_as(model: Path, lowering: str) -> bool:
+    """Whether a model file is of a lowering; its bytes are searched, so that onnx need not be imported for it."""
+    key, value = LOWERING_KEY.encode(), lowering.encode()
+    entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value  # protobuf of key and value
+    return entry in model.read_bytes()
 
 
 def _int4(rows: int, columns: int, scheme: Scheme) -> float:
@@ -33,11 +45,12 @@ ONNXRUNTIME = Runtime(
         Lowering("float", "float32 weights and arithmetic: the baseline", (32,), 1e-3, "fp32", float32_bits),
         Lowering(
             "packed",
-            "the file as it is: any ONNX Runtime opens it, unpacked to float32 once at load",
+            "ONNX's standard operators alone: any runtime opens it, unpacked to float32 once at load",
             EVERY_WIDTH,
             1e-3,
             "fp32",
             float32_bits,
+            implementation="qvec_deploy.runtimes.graph.operator:STANDARD",
         ),
         Lowering(
             "int4",
@@ -48,17 +61,18 @@ ONNXRUNTIME = Runtime(
             _int4,
             group_multiple=16,
             power_of_two_groups=True,
-            implementation="qvec_deploy.runtimes.onnxruntime.ort_lowering:to_int4",
+            implementation="qvec_deploy.runtimes.onnxruntime.ort_lowering:INT4",
         ),
         Lowering(
             "int8",
-            "the exact codes as int8, activations quantized per run: fastest",
+            "the exact codes as int8, activations put on calibrated 8-bit grids: fastest",
             EVERY_WIDTH,
             0.25,
             "int8",
             _int8,
             granularities=BY_ROW,
-            implementation="qvec_deploy.runtimes.onnxruntime.ort_lowering:to_int8",
+            calibrates_activations=True,
+            implementation="qvec_deploy.runtimes.onnxruntime.ort_lowering:INT8",
         ),
     ),
     packages=("onnxruntime", "onnxruntime-gpu"),

@@ -1,20 +1,18 @@
-"""ONNX Runtime on the CPU: the embedded default. The stored model is lowered when it is loaded."""
+"""ONNX Runtime on the CPU: the embedded default. The engine is model.onnx as any ONNX Runtime opens it."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import require_file
-from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
-from qvec_deploy.runtimes.registry import find_lowering
-from qvec_deploy.runtimes.runtime import Lowering
+from qvec_deploy.runtimes.onnxruntime import is_written_as
 from qvec_deploy.runtimes.session import require_images
 from qvec_deploy.tensors import Float32
 
@@ -36,6 +34,12 @@ class OnnxRuntime:
         if PROVIDER not in onnxruntime.get_available_providers():
             return f"onnxruntime {onnxruntime.__version__} has no {PROVIDER}"
         return None
+
+    def write_model(self, directory: Path, lowering: str, batches: Sequence[Float32], threads: int) -> None:
+        """As `ModelWriter.write_model`."""
+        from qvec_deploy.runtimes.onnxruntime.ort_model import write_model
+
+        write_model(directory, lowering, batches, threads)
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:
@@ -89,50 +93,44 @@ class OnnxSession:
 
 def load_session(directory: Path, lowering: str, threads: int, *, profile: Path | None = None) -> Any:
     """ONNX Runtime's own session of a bundle directory; with `profile`, which begins a file's name, it keeps times."""
-    import onnxruntime
-
     from qvec_deploy.runtimes.engine_files import MODEL_FILE
 
     model = require_file(directory / MODEL_FILE, what="model")
+    source = str(model) if is_written_as(model, lowering) else _lowered(directory, lowering)
+    return open_model(source, directory, threads, profile=profile)
+
+
+def _lowered(directory: Path, lowering: str) -> bytes:
+    """Another lowering of a bundle than the one in its file."""
+    from qvec_deploy.runtimes.onnxruntime.ort_model import lowered_model
+
+    model: bytes = lowered_model(directory, lowering).SerializeToString()
+    return model
+
+
+def open_model(source: str | bytes, directory: Path, threads: int, *, profile: Path | None = None) -> Any:
+    """A session of a model, given as a file or as its bytes, whose weights are in `directory`."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    # Without VNNI, sums of two products of 8-bit codes would saturate at 16 bits; narrower codes run as they did.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     # Idle threads of one engine must not spin while another one is being measured.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory.resolve()))
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    source: str | bytes = str(model)
-    arrays: dict[str, Any] = {}
-    row = find_lowering(ONNXRUNTIME.name, lowering)
-    if row.implementation is not None:
-        source, arrays = _lowered(directory, row)
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
-        options.add_external_initializers(list(arrays), values)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise IncompatibleError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses {model}: {reason}",
+            f"ONNX Runtime {onnxruntime.__version__} refuses the model in {directory}: {reason}",
             hint="`qvec-deploy verify` checks the bundle",
         ) from error
     if session.get_providers() != [PROVIDER]:
         raise IncompatibleError(f"the engine runs on {session.get_providers()}", hint=f"{PROVIDER} was asked for")
     return session
-
-
-def _lowered(directory: Path, lowering: Lowering) -> tuple[bytes, dict[str, Any]]:
-    from qvec_deploy.packed import PackedFile
-    from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
-    from qvec_deploy.runtimes.graph.stored import load_stored
-    from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory
-
-    weights = PackedFile.open(directory / WEIGHTS_FILE)
-    lowered, arrays = lower_in_memory(load_stored(directory), weights, lowering.load())
-    return lowered.SerializeToString(), arrays
 
 
 def _return_freed_memory() -> None:

@@ -31,7 +31,7 @@ ONNXRUNTIME_CUDA = Runtime(
             _int4,
             group_multiple=16,
             power_of_two_groups=True,
-            implementation="qvec_deploy.runtimes.onnxruntime.ort_lowering:to_int4",
+            implementation="qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_lowering:to_int4",
         ),
     ),
     packages=("onnxruntime", "onnxruntime-gpu"),

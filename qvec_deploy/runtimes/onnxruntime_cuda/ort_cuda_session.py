@@ -194,7 +194,7 @@ def half_model(directory: Path, lowering: str) -> tuple[onnx.ModelProto, Arrays]
     from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
     from qvec_deploy.runtimes.graph import DOMAIN
     from qvec_deploy.runtimes.graph.stored import load_stored
-    from qvec_deploy.runtimes.onnxruntime.ort_lowering import lower_in_memory
+    from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_lowering import lower_in_memory
     from qvec_deploy.runtimes.registry import find_lowering
 
     row = find_lowering(ONNXRUNTIME_CUDA.name, lowering)
@@ -241,7 +241,7 @@ def _halve(graph: onnx.GraphProto, weights: PackedFile, arrays: Arrays) -> Array
     from onnx import TensorProto, numpy_helper
 
     from qvec_deploy.runtimes.graph.float16 import cast_at_the_ends, half, halve_node
-    from qvec_deploy.runtimes.onnxruntime.ort_lowering import external_initializer
+    from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_lowering import external_initializer
 
     halved: Arrays = {}
     initializers = []

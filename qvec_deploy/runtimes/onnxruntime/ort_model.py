@@ -1,0 +1,78 @@
+"""The file that ships: the stored graph, its operator defined by a lowering and its inputs calibrated where needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from qvec_deploy.io.files import write_bytes
+from qvec_deploy.packed import PackedFile
+from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.graph import DOMAIN, INPUT
+from qvec_deploy.runtimes.graph.operator import STANDARD, Ranges, define_operator
+from qvec_deploy.runtimes.graph.stored import load_stored
+from qvec_deploy.runtimes.onnxruntime import LOWERING_KEY, ONNXRUNTIME
+from qvec_deploy.runtimes.onnxruntime.ort_session import open_model
+from qvec_deploy.runtimes.registry import find_lowering
+from qvec_deploy.tensors import Float32
+
+
+def write_model(directory: Path, lowering: str, batches: Sequence[Float32], threads: int) -> None:
+    """Make the model in a directory the lowering's own.
+
+    Args:
+        batches: Images (B, C, H, W) that inputs are calibrated on, where the lowering needs that.
+
+    Raises:
+        IncompatibleError: A scheme that the lowering cannot take.
+    """
+    ranges = None
+    if find_lowering(ONNXRUNTIME.name, lowering).calibrates_activations:
+        ranges = input_ranges(directory, batches, threads)
+    model = lowered_model(directory, lowering, ranges)
+    write_bytes(directory / MODEL_FILE, model.SerializeToString(deterministic=True))
+
+
+def lowered_model(directory: Path, lowering: str, ranges: Ranges | None = None) -> onnx.ModelProto:
+    """The model in a directory as a lowering; its weights stay references.
+
+    Raises:
+        IncompatibleError: There is no such lowering.
+        IntegrityError: The model or the packed file is damaged.
+    """
+    row = find_lowering(ONNXRUNTIME.name, lowering)
+    model = load_stored(directory)
+    if row.implementation is not None:
+        model = define_operator(model, PackedFile.open(directory / WEIGHTS_FILE), row.load(), ranges)
+    others = {entry.key: entry.value for entry in model.metadata_props if entry.key != LOWERING_KEY}
+    helper.set_model_props(model, {**others, LOWERING_KEY: lowering})
+    return model
+
+
+def input_ranges(directory: Path, batches: Iterable[Float32], threads: int) -> Ranges:
+    """Smallest and largest value that reaches each quantized Linear, by its name, over all images.
+
+    The model itself is run, with exact weights and float32 arithmetic.
+
+    Args:
+        batches: Images (B, C, H, W).
+    """
+    model = define_operator(load_stored(directory), PackedFile.open(directory / WEIGHTS_FILE), STANDARD)
+    graph = model.graph
+    linears = {node.input[1].removesuffix(".weight"): node.input[0] for node in graph.node if node.domain == DOMAIN}
+    names = []
+    for linear, value in linears.items():
+        for operator in ("ReduceMin", "ReduceMax"):
+            names.append(f"{linear}.{operator}")
+            graph.node.append(helper.make_node(operator, [value], [names[-1]], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, []))
+    session = open_model(model.SerializeToString(), directory, threads)
+    found = [session.run(names, {INPUT: batch}) for batch in batches]
+    extremes = list(zip(*found, strict=True))
+    return {
+        linear: (float(min(extremes[2 * index])), float(max(extremes[2 * index + 1])))
+        for index, linear in enumerate(linears)
+    }
