@@ -16,12 +16,17 @@ from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.builder.weights import load_model
 from qvec_deploy.bundle.compile_bundle import compile_engines
 from qvec_deploy.bundle.write import Artifact
+from qvec_deploy.datasets.splits import BATCH
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.planner import Plan
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import find_lowering, find_runtime
 from qvec_deploy.runtimes.session import ModelWriter
 from qvec_deploy.tensors import INPUT_SCALE, Float32
+
+
+CALIBRATION_IMAGES = 64
+"""Images, at most, that show the ranges of activations: more change no answer that fewer would not."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
             return EngineFacts(missing, None)
         if isinstance(backend, ModelWriter):
             images = context.activation_images(plan) if calibrates else []
-            backend.write_model(directory, lowering, images, threads)
+            backend.write_model(directory, lowering, images[: -(-CALIBRATION_IMAGES // BATCH)], threads)
         if row.compiles:
             compile_engines(recipe.target, directory, timings, context.progress)
         with backend.open(directory, lowering, threads) as session:
