@@ -24,7 +24,6 @@ from qvec_deploy.runtimes.registry import find_lowering, find_runtime
 from qvec_deploy.runtimes.session import ModelWriter
 from qvec_deploy.tensors import INPUT_SCALE, Float32
 
-
 CALIBRATION_IMAGES = 64
 """Images, at most, that show the ranges of activations: more change no answer that fewer would not."""
 

@@ -18,6 +18,7 @@ from qvec_deploy.cli.build_command import build
 from qvec_deploy.cli.compare_command import compare
 from qvec_deploy.cli.compile_command import compile_command
 from qvec_deploy.cli.donor_command import donor
+from qvec_deploy.cli.export_command import export
 from qvec_deploy.cli.options import PATH, Printed, echo_json, json_option, show
 from qvec_deploy.cli.plan_command import plan
 from qvec_deploy.cli.release_command import release
@@ -138,5 +139,19 @@ def schema(of: str) -> None:
     echo_json(described())
 
 
-for command in (analyze, bench, build, compare, compile_command, donor, plan, release, report, study, vector, verify):
+for command in (
+    analyze,
+    bench,
+    build,
+    compare,
+    compile_command,
+    donor,
+    export,
+    plan,
+    release,
+    report,
+    study,
+    vector,
+    verify,
+):
     commands.add_command(command)

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
+from onnx.external_data_helper import load_external_data_for_model
 
-from qvec_deploy.io.files import write_bytes
+from qvec_deploy.io.files import storage_errors, write_bytes
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.graph import DOMAIN, INPUT
-from qvec_deploy.runtimes.graph.operator import STANDARD, Ranges, define_operator
+from qvec_deploy.runtimes.graph.operator import INPUT_SCALE_ATTRIBUTE, STANDARD, Ranges, define_operator
 from qvec_deploy.runtimes.graph.stored import load_stored
 from qvec_deploy.runtimes.onnxruntime import LOWERING_KEY, ONNXRUNTIME
-from qvec_deploy.runtimes.onnxruntime.ort_session import open_model
+from qvec_deploy.runtimes.onnxruntime.ort_session import PROVIDER, open_model
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.tensors import Float32
 
@@ -76,3 +77,46 @@ def input_ranges(directory: Path, batches: Iterable[Float32], threads: int) -> R
         linear: (float(min(extremes[2 * index])), float(max(extremes[2 * index + 1])))
         for index, linear in enumerate(linears)
     }
+
+
+def is_calibrated(directory: Path) -> bool:
+    """Whether the model in a directory knows the ranges of its quantized Linears' inputs."""
+    nodes = [node for node in load_stored(directory).graph.node if node.domain == DOMAIN]
+    return all(any(each.name == INPUT_SCALE_ATTRIBUTE for each in node.attribute) for node in nodes)
+
+
+def with_weights(model: onnx.ModelProto, directory: Path) -> onnx.ModelProto:
+    """The model with its weights inside."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    with storage_errors(directory):
+        load_external_data_for_model(whole, str(directory))
+    return whole
+
+
+def expand(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
+    """The model with everything computed that depends on constants alone, by ONNX Runtime: codes are unpacked.
+
+    Args:
+        model: Its weights are inside.
+        scratch: An empty folder.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(scratch / MODEL_FILE)
+    options.log_severity_level = 3
+    source = scratch / f"packed.{MODEL_FILE}"
+    with storage_errors(scratch):
+        source.write_bytes(model.SerializeToString())
+        onnxruntime.InferenceSession(str(source), options, providers=[PROVIDER])
+        expanded = onnx.load(scratch / MODEL_FILE)
+    opsets = [entry for entry in expanded.opset_import if entry.domain in {"", *_domains(expanded)}]
+    expanded.ClearField("opset_import")
+    expanded.opset_import.extend(opsets)
+    return expanded
+
+
+def _domains(model: onnx.ModelProto) -> set[str]:
+    return {node.domain for node in model.graph.node}
