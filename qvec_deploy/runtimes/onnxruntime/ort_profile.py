@@ -20,7 +20,9 @@ REST = "rest"
 _SUFFIX = "_kernel_time"
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "QvecLinear")
 _OF_A_LAYER = (".weight", ".bias", INPUT_SCALE)
-_INLINED = re.compile(r"(MatMul|Add)_(\d+)")
+_INLINED = re.compile(r"([A-Za-z]+)_(\d+)")
+_INLINED_PRODUCTS = ("MatMul", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+_BESIDE_PRODUCTS = ("QuantizeLinear", "Mul", "Add")
 
 
 def layer_times(directory: Path, trace: Path, runs: int) -> dict[str, float]:
@@ -103,13 +105,17 @@ def _between(layers: Sequence[str | None], index: int) -> str:
 
 
 def _names_of_inlined(names: Sequence[str], known: set[str], linears: Sequence[str]) -> dict[str, str]:
-    """Layers of the products that ONNX Runtime made of our operator, whose names are lost but for their order.
+    """Layers of the nodes that ONNX Runtime put in the place of our operator.
+
+    They are called by their operator and a number, and only their order says which Linear they are of. Those of one
+    Linear have numbers in a row.
 
     Raises:
-        IncompatibleError: There are not as many as the model has of the operator.
+        IncompatibleError: There are not as many products as the model has of the operator.
     """
     matches = [found for name in names if name not in known and (found := _INLINED.fullmatch(name))]
-    products = sorted(int(found[2]) for found in matches if found[1] == "MatMul")
+    kinds = {int(found[2]): found[1] for found in matches if found[1] in (*_INLINED_PRODUCTS, *_BESIDE_PRODUCTS)}
+    products = sorted(number for number, kind in kinds.items() if kind in _INLINED_PRODUCTS)
     if not products:
         return {}
     if len(products) != len(linears):
@@ -117,9 +123,14 @@ def _names_of_inlined(names: Sequence[str], known: set[str], linears: Sequence[s
             f"ONNX Runtime's profile shows {len(products)} packed Linears, the model has {len(linears)}",
             hint="this release names its nodes differently; please report it",
         )
-    layers = dict(zip(products, linears, strict=True))
-    layers |= {number + 1: layer for number, layer in layers.items()}  # its bias
-    return {found[0]: layers[int(found[2])] for found in matches if int(found[2]) in layers}
+    layers: dict[str, str] = {}
+    for product, layer in zip(products, linears, strict=True):
+        for step in (-1, 1):
+            number = product
+            while kinds.get(number) in _BESIDE_PRODUCTS or number == product:
+                layers[f"{kinds[number]}_{number}"] = layer
+                number += step
+    return layers
 
 
 def _find(name: str, layers: dict[str, str]) -> str | None:

@@ -1,0 +1,66 @@
+"""A bundle's model as a file of its own: what is written is what the bundle computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from qvec_deploy.bench.parity import parity_images
+from qvec_deploy.builder.pipeline import build
+from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.export_bundle import export_model
+from qvec_deploy.errors import IncompatibleError, StorageError
+from qvec_deploy.recipe import load_recipe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bundle(module_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    recipe = module_recipe(target={"lowering": "int4", "threads": 1}, vector=None, **{"lambda": 0.0})
+    return build(load_recipe(recipe), tmp_path_factory.mktemp("exported") / "pico").bundle
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+@pytest.mark.parametrize(("lowering", "tolerance"), [("packed", 1e-5), ("int4", 1e-5), ("int8", 0.1)])
+def test_the_file_alone_computes_what_the_bundle_does(
+    bundle: Bundle, tmp_path: Path, lowering: str, tolerance: float, expanded: bool
+) -> None:
+    done = export_model(bundle.directory, tmp_path / "model.onnx", lowering, expanded=expanded)
+    assert (done.lowering, done.expanded) == (lowering, expanded)
+    assert done.calibrated == ("64 generated images" if lowering == "int8" else None)
+    images = parity_images(bundle.manifest.model.input_shape)
+    with bundle.session() as session:
+        expected = session.run(images)
+    stock = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    actual = stock.run(None, {"images": images})[0]
+    assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+def test_the_standard_form_is_what_onnx_says_it_is(bundle: Bundle, tmp_path: Path, expanded: bool) -> None:
+    export_model(bundle.directory, tmp_path / "model.onnx", "packed", expanded=expanded)
+    model = onnx.load(tmp_path / "model.onnx")
+    assert {node.domain for node in model.graph.node} <= ({""} if expanded else {"", "qvec"})
+    assert not expanded or not model.functions
+    images = parity_images(bundle.manifest.model.input_shape)
+    with bundle.session() as session:
+        np.testing.assert_allclose(
+            ReferenceEvaluator(model).run(None, {"images": images})[0], session.run(images), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_what_is_there_stays(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"mine")
+    with pytest.raises(StorageError, match="exists"):
+        export_model(bundle.directory, tmp_path / "model.onnx")
+    with pytest.raises(IncompatibleError, match="no lowering `w8a8`"):
+        export_model(bundle.directory, tmp_path / "other.onnx", "w8a8")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_bytes() == b"mine"
