@@ -3,52 +3,64 @@
 from __future__ import annotations
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from qvec_deploy.runtimes.graph import DOMAIN
-from qvec_deploy.runtimes.graph.stored import OPERATOR, operator_function
+from qvec_deploy.runtimes.graph import DOMAIN, OPSET
+from qvec_deploy.runtimes.graph.operator import OPERATOR, code_rows
 
 
 def device_function(layout: str, bits: int) -> onnx.FunctionProto:
-    """What the plugin computes on words in a device layout, in standard operators and float32 between its ends.
+    """What the plugin computes on words in a device layout, in standard operators and float32 between its ends."""
+    function = onnx.parser.parse_function(f"""
+    <opset_import: ["" : {OPSET}], domain: "{DOMAIN}">
+    {OPERATOR} <K, N> (x_half, device_words, scale, bias_half) => (y_half)
+    {{
+        x = Cast <to = {TensorProto.FLOAT}> (x_half)
+        bias = Cast <to = {TensorProto.FLOAT}> (bias_half)
+        {_unpack_rows(bits) if layout == "rows" else _unpack_p32(bits)}
+        last = Constant <value_ints = [-1]> ()
+        scale_shape = Shape (scale)
+        grouped_shape = Concat <axis = 0> (scale_shape, last)
+        grouped = Reshape (codes, grouped_shape)
+        steps = Unsqueeze (scale, last)
+        scaled = Mul (grouped, steps)
+        row_wise = Constant <value_ints = [0, -1]> ()
+        weight = Reshape (scaled, row_wise)
+        transposed = Transpose <perm = [1, 0]> (weight)
+        product = MatMul (x, transposed)
+        y = Add (product, bias)
+        y_half = Cast <to = {TensorProto.FLOAT16}> (y)
+    }}
+    """)
+    function.overload = f"{layout}_{bits}"
+    return function
 
-    The tail, from codes to products, is the stored operator's own.
+
+def _unpack_rows(bits: int) -> str:
+    """Lines that make `codes`, (N, K) float32, of the canonical stream's words, transposed."""
+    made = "\n".join(code_rows("payload", bits, whole=False, at_top=False))
+    return f"""
+        words_i = Transpose <perm = [1, 0]> (device_words)
+        words = Cast <to = {TensorProto.UINT32}> (words_i)
+        byte_axis = Constant <value_ints = [-1]> ()
+        word_column = Unsqueeze (words, byte_axis)
+        byte_shift = Constant <value = uint32[4] {{0, 8, 16, 24}}> ()
+        shifted = BitShift <direction = "RIGHT"> (word_column, byte_shift)
+        byte_mask = Constant <value = uint32 {{255}}> ()
+        masked = BitwiseAnd (shifted, byte_mask)
+        stream = Cast <to = {TensorProto.UINT8}> (masked)
+        unit_shape = Constant <value_ints = [0, -1, {bits}]> ()
+        payload = Reshape (stream, unit_shape)
+        {made}
+        by_column = Cast <to = {TensorProto.FLOAT}> (unsigned)
+        offset = Constant <value_float = {float(1 << (bits - 1))}> ()
+        signed = Sub (by_column, offset)
+        codes = Transpose <perm = [1, 0]> (signed)
     """
-    meaning = operator_function(bits)
-    (codes_at,) = [index for index, node in enumerate(meaning.node) if "codes" in node.output]
-    if layout == "rows":  # the canonical stream, transposed
-        head = [
-            helper.make_node("Transpose", ["device_words"], ["qweight"], perm=[1, 0]),
-            *meaning.node[: codes_at + 1],
-        ]
-    else:
-        head = list(_unpack_p32(bits).node)
-    wide = [helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT) for name in ("x", "bias")]
-    narrow = helper.make_node("Cast", ["y"], ["y_half"], to=TensorProto.FLOAT16)
-    return helper.make_function(
-        DOMAIN,
-        OPERATOR,
-        ["x_half", "device_words", "scale", "bias_half"],
-        ["y_half"],
-        [*wide, *_constants_first(head), *meaning.node[codes_at + 1 :], narrow],
-        list(meaning.opset_import),
-        ["K", "N"],
-        overload=f"{layout}_{bits}",
-    )
 
 
-def _constants_first(head: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The tail reads constants of the stored operator's head: `last` and `flat`."""
-    made = {name for node in head for name in node.output}
-    wanted = {"last": [-1], "flat": [0, -1]}
-    return [
-        *(helper.make_node("Constant", [], [name], value_ints=v) for name, v in wanted.items() if name not in made),
-        *head,
-    ]
-
-
-def _unpack_p32(bits: int) -> onnx.FunctionProto:
-    """Words of layout p32 (see kernels/layouts.py) to `codes`, (N, K) float32."""
+def _unpack_p32(bits: int) -> str:
+    """Lines that make `codes`, (N, K) float32, of words in layout p32 (see kernels/layouts.py)."""
     per, spare = 16 // bits, 16 % bits
     slots = range(per * bits)
     word_of, shift_of = ", ".join(str(s // per) for s in slots), ", ".join(str(bits * (s % per)) for s in slots)
@@ -67,10 +79,7 @@ def _unpack_p32(bits: int) -> onnx.FunctionProto:
         sixteenth = Cast <to = {u32}> (sixteenth_i)
         unsigned = Concat <axis = 3> (fields, sixteenth)
     """
-    return onnx.parser.parse_function(f"""
-    <opset_import: ["" : 20], domain: "{DOMAIN}">
-    unpack <K, N> (device_words) => (codes)
-    {{
+    return f"""
         minus_one = Constant <value_ints = [-1]> ()
         stored = Cast <to = {u32}> (device_words)
         turned = Transpose <perm = [1, 0]> (stored)
@@ -107,5 +116,4 @@ def _unpack_p32(bits: int) -> onnx.FunctionProto:
         as_float = Cast <to = {TensorProto.FLOAT}> (rows)
         offset = Constant <value_float = {float(1 << (bits - 1))}> ()
         codes = Sub (as_float, offset)
-    }}
-    """)
+    """

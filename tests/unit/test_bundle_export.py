@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
+from shared import make_once
 
 from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.builder.pipeline import build
@@ -21,10 +22,10 @@ from qvec_deploy.recipe import load_recipe
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def bundle(module_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    recipe = module_recipe(target={"lowering": "int4", "threads": 1}, vector=None, **{"lambda": 0.0})
-    return build(load_recipe(recipe), tmp_path_factory.mktemp("exported") / "pico").bundle
+@pytest.fixture
+def bundle(pico_recipe: Callable[..., Path]) -> Bundle:
+    recipe = pico_recipe(vector=None, **{"lambda": 0.0})
+    return Bundle.open(make_once("exported", lambda folder: build(load_recipe(recipe), folder)))
 
 
 @pytest.mark.parametrize("expanded", [False, True])
@@ -62,5 +63,5 @@ def test_what_is_there_stays(bundle: Bundle, tmp_path: Path) -> None:
         export_model(bundle.directory, tmp_path / "model.onnx")
     with pytest.raises(IncompatibleError, match="no lowering `w8a8`"):
         export_model(bundle.directory, tmp_path / "other.onnx", "w8a8")
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "pico.yaml"}
     assert (tmp_path / "model.onnx").read_bytes() == b"mine"

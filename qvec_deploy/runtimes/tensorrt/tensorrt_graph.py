@@ -85,7 +85,7 @@ def tensorrt_graph(
         nodes += made.nodes
         arrays |= {tensor.name: tensor for tensor in made.tensors}
     arrays |= _floats(graph, weights, {name for node in nodes for name in node.input} - set(arrays))
-    for part, values in (("node", nodes), ("initializer", arrays.values())):
+    for part, values in (("node", nodes), ("initializer", arrays.values()), ("value_info", [])):
         graph.ClearField(part)
         getattr(graph, part).extend(values)
     cast_at_the_ends(graph)
