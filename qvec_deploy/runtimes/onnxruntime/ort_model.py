@@ -16,7 +16,7 @@ from qvec_deploy.runtimes.graph import DOMAIN, INPUT
 from qvec_deploy.runtimes.graph.operator import INPUT_SCALE_ATTRIBUTE, STANDARD, Ranges, define_operator
 from qvec_deploy.runtimes.graph.stored import load_stored
 from qvec_deploy.runtimes.onnxruntime import LOWERING_KEY, ONNXRUNTIME
-from qvec_deploy.runtimes.onnxruntime.ort_session import PROVIDER, open_model
+from qvec_deploy.runtimes.onnxruntime.ort_loading import PROVIDER, open_model
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.tensors import Float32
 

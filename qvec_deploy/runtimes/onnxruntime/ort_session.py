@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import require_file
 from qvec_deploy.runtimes.onnxruntime import is_written_as
+from qvec_deploy.runtimes.onnxruntime.ort_loading import PROVIDER, open_model
 from qvec_deploy.runtimes.session import require_images
 from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
     from qvec_deploy.runtimes.session import Session
-
-PROVIDER = "CPUExecutionProvider"
 
 
 class OnnxRuntime:
@@ -106,31 +105,6 @@ def _lowered(directory: Path, lowering: str) -> bytes:
 
     model: bytes = lowered_model(directory, lowering).SerializeToString()
     return model
-
-
-def open_model(source: str | bytes, directory: Path, threads: int, *, profile: Path | None = None) -> Any:
-    """A session of a model, given as a file or as its bytes, whose weights are in `directory`."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    # Idle threads of one engine must not spin while another one is being measured.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory.resolve()))
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    try:
-        session = onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise IncompatibleError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses the model in {directory}: {reason}",
-            hint="`qvec-deploy verify` checks the bundle",
-        ) from error
-    if session.get_providers() != [PROVIDER]:
-        raise IncompatibleError(f"the engine runs on {session.get_providers()}", hint=f"{PROVIDER} was asked for")
-    return session
 
 
 def _return_freed_memory() -> None:

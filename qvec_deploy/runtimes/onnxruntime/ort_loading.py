@@ -1,0 +1,35 @@
+"""How ONNX Runtime opens a model: the options that are measured are the options that are recommended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qvec_deploy.errors import IncompatibleError
+
+PROVIDER = "CPUExecutionProvider"
+
+
+def open_model(source: str | bytes, directory: Path, threads: int, *, profile: Path | None = None) -> Any:
+    """A session of a model, given as a file or as its bytes, whose weights are in `directory`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    # Idle threads of one engine must not spin while another one is being measured.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory.resolve()))
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise IncompatibleError(
+            f"ONNX Runtime {onnxruntime.__version__} refuses the model in {directory}: {reason}",
+            hint="`qvec-deploy verify` checks the bundle",
+        ) from error
+    if session.get_providers() != [PROVIDER]:
+        raise IncompatibleError(f"the engine runs on {session.get_providers()}", hint=f"{PROVIDER} was asked for")
+    return session
