@@ -167,8 +167,8 @@ def classify(
 
     Args:
         run: The engine: logits (B, classes) of a batch of what `prepare` gives.
-        config: As for `ImagePreprocessor`.
-        names: Of the classes; may be empty.
+        config: The preprocessing, in the words of `ImagePreprocessor`.
+        names: The classes by label; may be empty.
         top: Classes of each picture, at most.
         batch: Pictures in a run.
 
