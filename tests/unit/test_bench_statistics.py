@@ -60,6 +60,13 @@ def test_median_estimate():
     assert median_estimate(np.arange(1.0, 101.0)) == Estimate(50.5, 40.0, 61.0)
 
 
+@pytest.mark.parametrize("count", [6, 7, 8, 9, 27, 60, 200, 1001])
+def test_median_estimate_has_scipys_interval(count):
+    samples = np.random.default_rng(10).lognormal(size=count).tolist()
+    other = stats.quantile_test(samples, q=0, p=0.5).confidence_interval(0.95)
+    assert median_estimate(samples) == Estimate(float(np.median(samples)), other.low, other.high)
+
+
 @pytest.mark.parametrize(
     ("correct", "count", "low", "high"),
     [  # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3
@@ -73,6 +80,15 @@ def test_wilson_against_newcombes_table(correct, count, low, high):
     estimate = wilson(correct, count)
     assert estimate.value == correct / count
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_is_scipys():
+    draw = np.random.default_rng(11)
+    for count in (1, 20, 500, 50_000):
+        for correct in {0, count, *draw.integers(0, count + 1, 10).tolist()}:
+            other = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
+            estimate = wilson(correct, count)
+            assert (estimate.low, estimate.high) == pytest.approx((other.low, other.high), rel=1e-12, abs=1e-15)
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 50), (50, 50)])
@@ -218,6 +234,11 @@ def test_mcnemar_is_twice_the_smaller_binomial_tail():
     for gained, lost in draw.integers(0, 60, (40, 2)).tolist():
         expected = min(1.0, 2 * stats.binom.cdf(min(gained, lost), gained + lost, 0.5))
         assert mcnemar(gained, lost) == pytest.approx(expected)
+
+
+def test_mcnemar_of_many_images_is_scipys():
+    for gained, lost in ((0, 3000), (1400, 1600), (20_000, 20_400)):
+        assert mcnemar(gained, lost) == pytest.approx(stats.binomtest(gained, gained + lost).pvalue, rel=1e-9)
 
 
 def test_mcnemar_nears_the_chi_squared_test():
