@@ -20,6 +20,7 @@ from qvec_deploy.cli.compile_command import compile_command
 from qvec_deploy.cli.donor_command import donor
 from qvec_deploy.cli.export_command import export
 from qvec_deploy.cli.options import PATH, Printed, echo_json, json_option, show
+from qvec_deploy.cli.parts import missing_part
 from qvec_deploy.cli.plan_command import plan
 from qvec_deploy.cli.release_command import release
 from qvec_deploy.cli.report_command import report
@@ -41,7 +42,7 @@ def main() -> None:
     """Entry point: run the command, turn errors into one clear line and an exit code; with --json a document too."""
     printed = Printed()
     try:
-        code = commands.main(standalone_mode=False, obj=printed)
+        code = _run(printed)
     except QvecError as error:
         click.echo(f"error: {error.message}\nhint: {error.hint}", err=True)
         code = _document(printed, error.message, error.hint, error.exit_code)
@@ -58,6 +59,18 @@ def main() -> None:
         click.echo("error: this is a bug in qvec-deploy\nhint: report it with the lines above", err=True)
         code = _document(printed, "this is a bug in qvec-deploy", "report it with the lines on standard error", 1)
     sys.exit(code or 0)
+
+
+def _run(printed: Printed) -> int | None:
+    """The command; an import that fails because a part is not installed is an error of the user's."""
+    try:
+        code: int | None = commands.main(standalone_mode=False, obj=printed)
+    except ModuleNotFoundError as error:
+        missing = missing_part(error)
+        if missing is None:
+            raise
+        raise missing from error
+    return code
 
 
 def _document(printed: Printed, message: str, hint: str, exit_code: int) -> int:

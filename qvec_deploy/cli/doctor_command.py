@@ -9,6 +9,7 @@ import click
 
 from qvec_deploy.bench.environment import capture_environment, installed_version
 from qvec_deploy.cli.options import print_table
+from qvec_deploy.cli.parts import PARTS, missing_modules
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.report.page import Table
 from qvec_deploy.runtimes.registry import RUNTIMES
@@ -28,6 +29,7 @@ def examine() -> dict[str, Any]:
         runtimes[name] = {"works": missing is None, "missing": missing, "remedy": row.remedy if missing else None}
     return {
         **{name: getattr(environment, name) for name in _OF_ENVIRONMENT},
+        "parts": {part: {"missing": missing_modules(part)} for part in PARTS},
         "gpu": _gpu(),
         "torch_cuda": _torch_cuda(),
         "triton": installed_version("triton"),
@@ -82,7 +84,7 @@ def print_examination(found: dict[str, Any]) -> None:
     )
     click.echo(f"{found['operating_system']}, Python {found['python']}")
     click.echo(", ".join(f"{name} {version}" for name, version in found["packages"].items()))
-    click.echo("\n".join(["", *_gpu_lines(found), ""]))
+    click.echo("\n".join(["", *map(_part_line, found["parts"], found["parts"].values()), "", *_gpu_lines(found), ""]))
     for name, runtime in found["runtimes"].items():
         click.echo(f"runtime {name}: " + ("works" if runtime["works"] else f"no: {runtime['missing']}"))
         for entry in found["lowerings"]:
@@ -100,6 +102,11 @@ def print_examination(found: dict[str, Any]) -> None:
         "What it is": lambda entry: str(entry["summary"]),
     }
     print_table(Table.of("", found["lowerings"], columns, words=len(columns)))
+
+
+def _part_line(name: str, part: dict[str, Any]) -> str:
+    missing = ", ".join(part["missing"])
+    return f"part {name}: " + (f"no: without {missing}: pip install 'qvec-deploy[{name}]'" if missing else "installed")
 
 
 def _bits(widths: list[str]) -> str:

@@ -68,7 +68,7 @@ def names_of(name: str) -> Names:
 def require_datasets(name: str) -> None:
     """Refuse where Hugging Face datasets is not installed."""
     if importlib.util.find_spec("datasets") is None:
-        raise IncompatibleError(f"{name} needs Hugging Face datasets", hint="pip install datasets")
+        raise IncompatibleError(f"{name} needs Hugging Face datasets", hint="pip install 'qvec-deploy[build]' datasets")
 
 
 def look(name: str, splits: Sequence[Split], folder: Path | None = None) -> list[OnHub]:

@@ -150,6 +150,7 @@ def reliability(report: Report) -> Figure | None:
     return Figure("reliability", "Confidence and accuracy", caption, _draw(tuple(both.values())), columns, samples)
 
 
+@svg.drawn
 def _draw(candidates: tuple[Candidate, ...]) -> str:
     with svg.drawing(HEIGHT) as drawing:
         axes = drawing.axes(left=44, right=12, top=28, bottom=42)

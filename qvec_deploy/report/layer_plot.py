@@ -49,6 +49,7 @@ def panels(layers: Iterable[str]) -> dict[str, list[str]]:
     }
 
 
+@svg.drawn
 def _draw(candidates: tuple[Candidate, ...]) -> str:
     kinds = panels(dict.fromkeys(entry.layer for candidate in candidates for entry in candidate.layer_errors))
     blocks = max(len(layers) for layers in kinds.values())

@@ -107,6 +107,7 @@ def front(points: Sequence[Point]) -> list[Point]:
     return ahead
 
 
+@svg.drawn
 def _scatter(name: str, points: Sequence[Point], x_label: str) -> str:
     with svg.drawing(HEIGHT) as drawing:
         labels_width = svg.CHARACTER * max(map(len, svg.labels([point.name for point in points]))) + 22

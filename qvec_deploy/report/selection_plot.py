@@ -52,6 +52,7 @@ def _curves(selection: Selection) -> Figure:
     return Figure("curves", "Score over λ", caption, _draw_curves(selection), columns, samples)
 
 
+@svg.drawn
 def _draw_curves(selection: Selection) -> str:
     scale, (what, unit) = factor(selection), quantity(selection)
     legend = LEGEND_ROW * -(-len(selection.curves) // PER_ROW)
@@ -141,6 +142,7 @@ def _donors(selection: Selection) -> Figure:
     return Figure("donors", "Donors", caption, _draw_donors(selection), columns, samples)
 
 
+@svg.drawn
 def _draw_donors(selection: Selection) -> str:
     from matplotlib.ticker import MaxNLocator
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec
 
 from qvec_deploy.report.csv_text import data_uri, to_csv
+
+P = ParamSpec("P")
 
 # Colours that stand for the page's CSS variables: matplotlib draws with them, `inline` puts the variables in.
 COLORS = {
@@ -58,6 +61,7 @@ class Figure:
 
     Attributes:
         name: Unique in the page: its anchor, and the name of the file of its numbers.
+        svg: The `<svg>` element; None where matplotlib is not installed, as on devices.
         samples: The numbers that it draws, a tuple per line.
     """
 
@@ -65,7 +69,7 @@ class Figure:
     name: str
     title: str
     caption: str
-    svg: str
+    svg: str | None
     columns: tuple[str, ...]
     samples: tuple[tuple[str | float | int | bool | None, ...], ...]
 
@@ -73,6 +77,20 @@ class Figure:
     def csv(self) -> str:
         """Its numbers as a `data:` address."""
         return data_uri(to_csv(self.columns, self.samples))
+
+
+def drawn(draw: Callable[P, str]) -> Callable[P, str | None]:
+    """Of a function that draws with matplotlib, one that gives None where that is not installed."""
+
+    @functools.wraps(draw)
+    def draw_if_possible(*args: P.args, **kwargs: P.kwargs) -> str | None:
+        try:
+            import matplotlib  # noqa: F401 - whether it is there
+        except ImportError:
+            return None
+        return draw(*args, **kwargs)
+
+    return draw_if_possible
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ def _bounds(candidate: Candidate) -> dict[str, float]:
     return {layer.layer: layer.ms for entry in entries for layer in entry.layers}
 
 
+@svg.drawn
 def _draw_layers(candidates: Sequence[Candidate], bounds: Sequence[dict[str, float]]) -> str:
     from matplotlib.ticker import MaxNLocator
 
@@ -102,6 +103,7 @@ def _distribution(report: Report, batch: int) -> Figure:
     return Figure(name, f"Latency samples, batch {batch}", caption, drawn, columns, samples)
 
 
+@svg.drawn
 def _draw_distribution(name: str, report: Report, taken: dict[str, tuple[float, ...]]) -> str:
     import numpy as np
     from matplotlib.ticker import MaxNLocator
