@@ -82,14 +82,14 @@ def measure_layers(entries: Sequence[BenchEntry], options: BenchOptions, threads
 
 
 def _draw(entries: Sequence[BenchEntry], options: BenchOptions, threads: int) -> _Roofline | None:
-    from qvec_deploy.bench.roofline.trace import trace_operations
-
     runtimes = {entry.name: entry.recipe.target.runtime for entry in entries}
     on_cpu = find_runtime(runtimes[options.baseline]).device == "cpu"
     model = options.model
     try:
+        from qvec_deploy.bench.roofline.trace import trace_operations
+
         operations = trace_operations(model.name, model.classes, model.args, model.input_shape)
-    except IncompatibleError:
+    except (IncompatibleError, ModuleNotFoundError):  # devices need neither torch nor timm
         return None  # the measurements are worth having without it
     listed = None if on_cpu else find_gpu_here()
     device = measure_device(threads) if on_cpu else listed.device if listed is not None else None

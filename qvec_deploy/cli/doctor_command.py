@@ -19,6 +19,7 @@ _OF_ENVIRONMENT = ("cpu", "cpu_flags", "usable_cores", "memory_bytes", "operatin
 
 def examine() -> dict[str, Any]:
     """Packages, CPU, GPU, runtimes and lowerings, as plain values."""
+    from qvec_deploy.runtimes.onnxruntime.ort_loading import installed_twice
     from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_session import providers
     from qvec_deploy.runtimes.tensorrt.tensorrt_library import describe_tensorrt
 
@@ -35,6 +36,7 @@ def examine() -> dict[str, Any]:
         "triton": installed_version("triton"),
         "tensorrt": describe_tensorrt(),
         "onnxruntime_providers": providers(),
+        "onnxruntime_conflict": installed_twice(),
         "runtimes": runtimes,
         "lowerings": [
             {
@@ -125,6 +127,8 @@ def _gpu_lines(found: dict[str, Any]) -> list[str]:
         ]
     lines.append(f"CUDA of torch: {found['torch_cuda'] or 'none'}; Triton: {found['triton'] or 'not installed'}")
     lines.append(f"ONNX Runtime is built with: {', '.join(found['onnxruntime_providers']) or 'nothing: not installed'}")
+    if found["onnxruntime_conflict"]:
+        lines.append(f"ONNX Runtime: {found['onnxruntime_conflict']}")
     if tensorrt["missing"] is not None:
         return [*lines, f"TensorRT: no: {tensorrt['missing']}"]
     plugins = "takes compiled plugins" if tensorrt["aot"] else "takes no compiled plugins: use lowering int4"

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from qvec_deploy.errors import IncompatibleError
 
 PROVIDER = "CPUExecutionProvider"
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+
+def installed_twice() -> str | None:
+    """What to say where both distributions of ONNX Runtime are installed; None where that is not so."""
+    if all(list(distributions(name=name)) for name in _DISTRIBUTIONS):
+        both = " ".join(_DISTRIBUTIONS)
+        return f"both of {both} are installed, and each overwrote the other: pip uninstall -y {both}, then install one"
+    return None
 
 
 def open_model(source: str | bytes, directory: Path, threads: int, *, profile: Path | None = None) -> Any:

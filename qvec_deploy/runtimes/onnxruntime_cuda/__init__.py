@@ -36,5 +36,6 @@ ONNXRUNTIME_CUDA = Runtime(
     ),
     packages=("onnxruntime", "onnxruntime-gpu"),
     preload=("onnxruntime",),
-    remedy="an NVIDIA GPU, its driver, and: pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    remedy="an NVIDIA GPU, its driver, and onnxruntime-gpu instead of onnxruntime: pip uninstall -y onnxruntime, then "
+    "pip install 'onnxruntime-gpu[cuda,cudnn]'",
 )
