@@ -5,7 +5,8 @@ What a program needs, each imported when it is first used:
     load_recipe(path, overrides)      a recipe from a YAML file
     plan(recipe)                      what will happen to every tensor; reads no weights
     build(recipe, directory)          a measured bundle: its `bundle` and its `report`
-    Bundle.open(directory)            a bundle whose files are what its manifest says; `session()` runs its engine
+    Bundle.open(directory)            a bundle whose files are what its manifest says; `session()` runs its engine,
+                                      `predict(images)` names what is in pictures
     compare(old, new)                 whether a bundle is better or worse than another
     release(directory, to, key=...)   a bundle checked, described and signed
     QuantizationVector.open(path)     a donor's vector

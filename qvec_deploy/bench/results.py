@@ -27,13 +27,14 @@ class _Part(BaseModel):
 
 
 class Model(_Part):
-    """What the engine takes and gives."""
+    """What the engine takes and gives; classes that nobody has named have no `class_names`."""
 
     name: str
     args: dict[str, Any]
     classes: int
     input_shape: tuple[int, int, int]
     data_config: dict[str, Any]
+    class_names: tuple[str, ...] = ()
 
 
 class Parity(_Part):

@@ -35,12 +35,14 @@ class BuildContext:
     Attributes:
         cache: Parts of engines. A sweep's builds share one; a build without one makes its own and removes it.
         machine: What builds take turns at; None for one that takes its turn without asking.
+        class_names: Names by label, which model files carry; empty where nobody has named the classes.
     """
 
     offline: bool = False
     progress: Progress = field(default_factory=Progress)
     cache: Cache | None = None
     machine: MachineLock | None = None
+    class_names: tuple[str, ...] = ()
     _files: OpenFiles | None = None
     _plans: dict[bytes, Plan] = field(default_factory=dict)
     _skeletons: dict[bytes, onnx.ModelProto] = field(default_factory=dict)
@@ -176,7 +178,7 @@ class BuildContext:
         target = plan.recipe.target
         calibrates = find_lowering(target.runtime, target.lowering).calibrates_activations
         images = self.activation_images(plan) if calibrates else []
-        return engine_key(plan, self.weights_key(plan), images)
+        return {**engine_key(plan, self.weights_key(plan), images), "class_names": self.class_names}
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

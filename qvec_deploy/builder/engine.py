@@ -15,6 +15,7 @@ from qvec_deploy.bench.results import Parity
 from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.builder.weights import load_model
 from qvec_deploy.bundle.compile_bundle import compile_engines
+from qvec_deploy.bundle.interface import model_metadata
 from qvec_deploy.bundle.write import Artifact
 from qvec_deploy.datasets.splits import BATCH
 from qvec_deploy.packed import PackedFile
@@ -74,7 +75,8 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
             return EngineFacts(missing, None)
         if isinstance(backend, ModelWriter):
             images = context.activation_images(plan) if calibrates else []
-            backend.write_model(directory, lowering, images[: -(-CALIBRATION_IMAGES // BATCH)], threads)
+            images = images[: -(-CALIBRATION_IMAGES // BATCH)]
+            backend.write_model(directory, lowering, images, threads, model_metadata(plan, context.class_names))
         if row.compiles:
             compile_engines(recipe.target, directory, timings, context.progress)
         with backend.open(directory, lowering, threads) as session:

@@ -71,6 +71,7 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
         check_cores(recipe.measure.cores, threads_of(recipe) if recipe.target.on_cpu else 1)
         options = bench_options(recipe, plan)
         images = open_images(options)  # a wrong folder is refused before anything is built
+        context = replace(context, class_names=images.class_names if images is not None else ())
         with context.progress.stage("coordinates", recipe.name):
             unknown = context.unknown_coordinates(plan)
         choice = _choose(recipe, plan, context)
@@ -152,4 +153,5 @@ def _contents(
     if unverified(recipe, own, selection):
         plain = next((a for a in artifacts.values() if is_plain(a.plan.recipe, own)), None)
     sources, timings_s = context.fingerprints(recipe), context.progress.timings_s
-    return BundleContents(recipe, shipped, plain, sources, report, predictions, selection, timings_s)
+    names = context.class_names
+    return BundleContents(recipe, shipped, plain, sources, report, predictions, selection, names, timings_s)

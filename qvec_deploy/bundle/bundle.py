@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.bench.parity import PARITY_FILE, check_parity, read_reference
 from qvec_deploy.bundle.manifest import Manifest, check_files, read_manifest
-from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
 from qvec_deploy.recipe import Recipe, load_recipe
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import check_lowering, find_runtime
 from qvec_deploy.runtimes.session import Session
+
+if TYPE_CHECKING:
+    from qvec_deploy.bundle.standalone_run import ImagePrediction
 
 RECIPE_FILE = "recipe.yaml"
 _NEEDED = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, RECIPE_FILE)
@@ -66,6 +70,33 @@ class Bundle:
         backend = find_runtime(self.manifest.engine.runtime).load()
         with backend.open(self.directory, chosen, self.threads(threads)) as session:
             yield session
+
+    def predict(
+        self, images: Sequence[Path], *, top: int = 5, threads: int | None = None, batch_size: int = 1
+    ) -> list[ImagePrediction]:
+        """The most probable classes of every picture, prepared as the model wants them.
+
+        Args:
+            top: Classes of each picture, at most.
+            threads: Instead of the recipe's; all available cores where neither says.
+            batch_size: Pictures in a run of the engine.
+
+        Raises:
+            StorageError: A picture cannot be read.
+            IncompatibleError: As `session`, or the engine's answers are not finite.
+        """
+        from qvec_deploy.bundle import standalone_run
+
+        paths, model = [str(path) for path in images], self.manifest.model
+        try:
+            standalone_run.require_pictures(paths)
+            with self.session(threads=threads) as session:
+                return standalone_run.classify(
+                    session.run, paths, model.data_config, model.class_names, top=top, batch=batch_size
+                )
+        except standalone_run.RunError as error:
+            kind = {each.exit_code: each for each in (IncompatibleError, StorageError)}[error.exit_code]
+            raise kind(error.message, hint=error.hint) from error
 
     def engine_missing(self) -> str | None:
         """What stands in the way of the engine, where something did when the bundle was built; None if nothing does.

@@ -19,7 +19,7 @@ MANIFEST_FILE = "manifest.json"
 LAMBDA0 = "lambda0"
 """Folder with the engine without the patch, in a bundle whose patch nobody has verified."""
 FORMAT = "qvec-bundle"
-FORMAT_VERSION = "1.1.0"
+FORMAT_VERSION = "1.2.0"
 
 
 class ManifestPart(BaseModel):
@@ -45,6 +45,28 @@ class Engine(ManifestPart):
     lowering: str
     threads: int | None
     missing: str | None
+
+
+class TensorSpec(ManifestPart):
+    """What goes into model.onnx or comes out of it; a side given by a name may have any length."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Interface(ManifestPart):
+    """What a program has to know that runs the engine without this package, beside `model` and `engine.threads`.
+
+    `session_options` and `session_config` are those of the runtime that the engine was measured with.
+    """
+
+    model: str
+    weights: str
+    input: TensorSpec
+    output: TensorSpec
+    session_options: dict[str, int]
+    session_config: dict[str, str]
 
 
 class PatchVector(ManifestPart):
@@ -73,7 +95,8 @@ class Gate(ManifestPart):
 class Manifest(ManifestPart):
     """Everything a bundle says about itself.
 
-    `unverified` says why nobody knows whether the patch helps; null where images have shown it.
+    `unverified` says why nobody knows whether the patch helps; null where images have shown it. `interface` came with
+    version 1.2.
     """
 
     format: str = FORMAT
@@ -84,6 +107,7 @@ class Manifest(ManifestPart):
     sources: dict[str, str]
     model: Model
     engine: Engine
+    interface: Interface | None = None
     lam: float
     vectors: tuple[PatchVector, ...]
     control: str | None

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from qvec_deploy.bench.environment import available_threads, capture_environment
 from qvec_deploy.bench.predictions import PREDICTIONS_FILE, Predictions, write_predictions
-from qvec_deploy.bench.results import Model, Parity
+from qvec_deploy.bench.results import Parity
 from qvec_deploy.bench.run import stored_bits_per_weight
 from qvec_deploy.bundle.bundle import RECIPE_FILE, Bundle
+from qvec_deploy.bundle.interface import interface_of, model_of
 from qvec_deploy.bundle.manifest import LAMBDA0, Engine, Gate, Layer, Manifest, PatchVector, hash_files, write_manifest
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import GateError, IncompatibleError
@@ -65,6 +66,7 @@ class BundleContents:
         sources: SHA-256 of every file it was made from.
         report: The measurements; None where the engine cannot be opened here.
         selection: How it was chosen; None where the recipe names it.
+        class_names: Names by label; empty where nobody has named the classes.
     """
 
     recipe: Recipe
@@ -74,6 +76,7 @@ class BundleContents:
     report: Report | None
     predictions: Predictions | None
     selection: Selection | None
+    class_names: tuple[str, ...]
     timings_s: Mapping[str, float]
 
 
@@ -97,13 +100,14 @@ def write_bundle(staging: Path, contents: BundleContents) -> None:
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe_sha256=sha256_file(staging / RECIPE_FILE),
         sources=dict(contents.sources),
-        model=model_of(own.plan),
+        model=model_of(own.plan, contents.class_names),
         engine=Engine(
             runtime=candidate.target.runtime,
             lowering=candidate.target.lowering,
             threads=candidate.target.threads,
             missing=own.missing,
         ),
+        interface=interface_of(own.plan),
         lam=candidate.patch_scale,
         vectors=tuple(PatchVector(name=name, weight=weight) for name, weight in own.plan.sources),
         control=own.control,
@@ -132,20 +136,6 @@ def _copy(artifact: Artifact, directory: Path) -> list[str]:
         for path in entry_files(artifact.directory):
             shutil.copyfile(path, directory / path.name)
     return [path.name for path in entry_files(artifact.directory)]
-
-
-def model_of(plan: Plan) -> Model:
-    """What the engine takes and gives."""
-    config = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in plan.architecture.data_config.items()
-    }
-    return Model(
-        name=plan.architecture.name,
-        args=dict(plan.recipe.receiver.model_args),
-        classes=plan.architecture.classes,
-        input_shape=plan.architecture.input_shape,
-        data_config=config,
-    )
 
 
 def unverified(recipe: Recipe, shipped: Recipe, selection: Selection | None) -> str | None:

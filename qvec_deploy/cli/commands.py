@@ -22,6 +22,7 @@ from qvec_deploy.cli.export_command import export
 from qvec_deploy.cli.options import PATH, Printed, echo_json, json_option, show
 from qvec_deploy.cli.parts import missing_part
 from qvec_deploy.cli.plan_command import plan
+from qvec_deploy.cli.predict_command import predict
 from qvec_deploy.cli.release_command import release
 from qvec_deploy.cli.report_command import report
 from qvec_deploy.cli.study_command import study
@@ -161,6 +162,7 @@ for command in (
     donor,
     export,
     plan,
+    predict,
     release,
     report,
     study,

@@ -99,6 +99,10 @@ class Runtime:
         remedy: How to get what is missing.
         compiles: Whether its engines are built for a machine and kept in the bundle; the others are made when a
             bundle is opened.
+        stands_alone: Whether the vendor's library alone opens model.onnx as it is measured, so that pictures can be
+            run through a bundle without this package.
+        session_options: Numbers of the vendor's session options beside the threads, by name.
+        session_config: The vendor's free-form session settings.
     """
 
     name: str
@@ -110,6 +114,9 @@ class Runtime:
     preload: tuple[str, ...]
     remedy: str
     compiles: bool = False
+    stands_alone: bool = False
+    session_options: tuple[tuple[str, int], ...] = ()
+    session_config: tuple[tuple[str, str], ...] = ()
 
     @property
     def floats(self) -> Literal["fp16", "fp32"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -78,11 +78,14 @@ class Compiler(Backend, Protocol):
 class ModelWriter(Backend, Protocol):
     """The code of a runtime that reads model.onnx as it is: every lowering is a file of its own."""
 
-    def write_model(self, directory: Path, lowering: str, batches: Sequence[Float32], threads: int) -> None:
+    def write_model(
+        self, directory: Path, lowering: str, batches: Sequence[Float32], threads: int, metadata: Mapping[str, str]
+    ) -> None:
         """Put a lowering's model in the place of the stored one.
 
         Args:
             batches: Images (B, C, H, W) that activations are calibrated on, where the lowering needs that.
+            metadata: What the file says about itself.
 
         Raises:
             IncompatibleError: A scheme that the lowering cannot take.

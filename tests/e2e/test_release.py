@@ -117,7 +117,8 @@ def test_a_release_is_a_bundle(gated: Path, tmp_path: Path, run: Run) -> None:
     assert (told["signed"], set(told["checks"])) == (False, {"files", "weights", "graph", "parity"})
     assert told["gates"] == len(Bundle.open(gated).manifest.gates) > 0
     bundle = Bundle.open(tmp_path / "r")
-    assert set(bundle.manifest.files) == {*Bundle.open(gated).manifest.files, "MODEL_CARD.md", "sbom.cdx.json"}
+    added = {"MODEL_CARD.md", "run.py", "requirements.txt", "sbom.cdx.json"}
+    assert set(bundle.manifest.files) == {*Bundle.open(gated).manifest.files, *added}
     assert set(told["files"]) == set(bundle.manifest.files)
     assert set(_contents(tmp_path / "r")) == {*bundle.manifest.files, "manifest.json"}
     code, out, _ = run("verify", tmp_path / "r", "--release", "--json")

@@ -12,7 +12,16 @@ from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.results import AnswerCounts, Candidate, Model, Parity, Patch, PatchDonor, Report
 from qvec_deploy.bench.selection import Confirmed, Selection, SelectionCurve, SelectionPoint
 from qvec_deploy.bench.warnings import Finding, MeasurementWarning
-from qvec_deploy.bundle.manifest import Engine, FileEntry, Gate, Layer, Manifest, PatchVector
+from qvec_deploy.bundle.manifest import (
+    Engine,
+    FileEntry,
+    Gate,
+    Interface,
+    Layer,
+    Manifest,
+    PatchVector,
+    TensorSpec,
+)
 from qvec_deploy.bundle.release.release_subject import Subject
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.tensors import Scheme
@@ -62,6 +71,14 @@ def subject(*, unverified: str | None = None, **changes: Any) -> Subject:
             data_config={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         ),
         engine=Engine(runtime="onnxruntime", lowering="int4", threads=4, missing=None),
+        interface=Interface(
+            model="model.onnx",
+            weights="weights.qvec.safetensors",
+            input=TensorSpec(name="images", dtype="float32", shape=("batch", 3, 64, 64)),
+            output=TensorSpec(name="logits", dtype="float32", shape=("batch", 10)),
+            session_options={},
+            session_config={},
+        ),
         lam=0.5,
         vectors=tuple(PatchVector(name=name, weight=0.5) for name in VECTORS),
         control=None,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from qvec_deploy import formatting
 from qvec_deploy.bench.summary import numbered_warnings, rows
 from qvec_deploy.bundle.manifest import LAMBDA0
-from qvec_deploy.bundle.release.release_subject import BOM_FILE, Subject
+from qvec_deploy.bundle.release.release_subject import BOM_FILE, REQUIREMENTS_FILE, RUN_FILE, Subject
 from qvec_deploy.bundle.release.signature import SIGNATURE_FILE
 from qvec_deploy.io.yaml import dump_yaml
 from qvec_deploy.recipe import FLOAT_BITS
@@ -35,6 +35,7 @@ def model_card(subject: Subject) -> str:
         f"---\n{dump_yaml(_front_matter(subject))}---",
         f"# {escape(manifest.name)}",
         doubt,
+        _quick_start(subject),
         escape(prose.headline(report, rows(report))),
         "## What it is",
         _definitions(_facts(subject)),
@@ -79,6 +80,19 @@ def _front_matter(subject: Subject) -> dict[str, object]:
     if subject.report.images:
         values["metrics"] = ["accuracy"]
     return values
+
+
+def _quick_start(subject: Subject) -> str:
+    """How to run it without qvec-deploy."""
+    if not subject.stands_alone:
+        return ""
+    return (
+        "```bash\n"
+        f"pip install -r {REQUIREMENTS_FILE}   # ONNX Runtime, numpy, Pillow\n"
+        f"python {RUN_FILE} picture.png         # the five most probable classes\n"
+        f"python {RUN_FILE} --json *.png        # many pictures, as JSON\n"
+        "```"
+    )
 
 
 def _facts(subject: Subject) -> Iterable[tuple[str, str]]:

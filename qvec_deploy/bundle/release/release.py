@@ -7,11 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from qvec_deploy.bundle import standalone_run
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import MANIFEST_FILE, hash_files, write_manifest
 from qvec_deploy.bundle.release.bom import bill_of_materials
 from qvec_deploy.bundle.release.model_card import model_card
-from qvec_deploy.bundle.release.release_subject import BOM_FILE, CARD_FILE, Subject, is_release, read_subject
+from qvec_deploy.bundle.release.release_subject import (
+    BOM_FILE,
+    CARD_FILE,
+    REQUIREMENTS_FILE,
+    RUN_FILE,
+    Subject,
+    is_release,
+    read_subject,
+)
 from qvec_deploy.bundle.release.signature import SIGNATURE_FILE, open_signer
 from qvec_deploy.bundle.write import require_release
 from qvec_deploy.errors import IntegrityError, StorageError
@@ -121,10 +130,15 @@ def _settle(place: Path, staging: Path) -> None:
 
 
 def _describe(place: Path, subject: Subject) -> dict[str, str]:
-    """Write card and bill of materials, then the manifest, which lists both."""
+    """Write card, program and bill of materials, then the manifest, which lists them."""
     files = dict(subject.manifest.files)
     write_bytes(place / CARD_FILE, model_card(subject).encode())
-    files |= hash_files(place, [CARD_FILE])
+    added = [CARD_FILE]
+    if subject.stands_alone:
+        write_bytes(place / RUN_FILE, Path(standalone_run.__file__).read_bytes())
+        write_bytes(place / REQUIREMENTS_FILE, standalone_run.REQUIREMENTS.encode())
+        added += [RUN_FILE, REQUIREMENTS_FILE]
+    files |= hash_files(place, added)
     write_bytes(place / BOM_FILE, bill_of_materials(subject, files))
     files |= hash_files(place, [BOM_FILE])
     write_manifest(place, subject.manifest.model_copy(update={"files": dict(sorted(files.items()))}))

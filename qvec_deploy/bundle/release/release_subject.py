@@ -16,12 +16,14 @@ from qvec_deploy.errors import GateError, IntegrityError, RecipeError
 from qvec_deploy.io.files import canonical_json, sha256_bytes, storage_errors
 from qvec_deploy.recipe import FLOAT_BITS, Recipe
 from qvec_deploy.report.report_json import from_json
+from qvec_deploy.runtimes.registry import find_runtime
 
 CARD_FILE = "MODEL_CARD.md"
 BOM_FILE = "sbom.cdx.json"
 REPORT_FILE = "report.json"
-OWN_FILES = (CARD_FILE, BOM_FILE)
-"""What a release adds to a bundle and lists in its manifest."""
+RUN_FILE, REQUIREMENTS_FILE = "run.py", "requirements.txt"
+OWN_FILES = (CARD_FILE, BOM_FILE, RUN_FILE, REQUIREMENTS_FILE)
+"""What a release adds to a bundle and lists in its manifest; the last two where the vendor's library alone runs it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Subject:
     def receiver(self) -> str:
         """Where the receiver's weights are from."""
         return _public(self.recipe.receiver.checkpoint)
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether run.py goes with it: the vendor's library alone runs it, and the manifest says how."""
+        return find_runtime(self.manifest.engine.runtime).stands_alone and self.manifest.interface is not None
 
     @property
     def method(self) -> str:

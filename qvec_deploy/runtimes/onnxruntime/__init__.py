@@ -77,5 +77,9 @@ ONNXRUNTIME = Runtime(
     ),
     packages=("onnxruntime", "onnxruntime-gpu"),
     preload=("onnxruntime",),
+    stands_alone=True,
+    session_options=(("inter_op_num_threads", 1),),
+    # Idle threads of one engine must not spin while another one is being measured.
+    session_config=(("session.force_spinning_stop", "1"),),
     remedy="pip install onnxruntime, or onnxruntime-gpu on x86-64 Linux: one of the two, never both",
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
 
 PROVIDER = "CPUExecutionProvider"
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -25,10 +26,11 @@ def open_model(source: str | bytes, directory: Path, threads: int, *, profile: P
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    # Idle threads of one engine must not spin while another one is being measured.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    for name, number in ONNXRUNTIME.session_options:
+        setattr(options, name, number)
+    for name, text in ONNXRUNTIME.session_config:
+        options.add_session_config_entry(name, text)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(directory.resolve()))
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -21,11 +21,18 @@ from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.tensors import Float32
 
 
-def write_model(directory: Path, lowering: str, batches: Sequence[Float32], threads: int) -> None:
+def write_model(
+    directory: Path,
+    lowering: str,
+    batches: Sequence[Float32],
+    threads: int,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Make the model in a directory the lowering's own.
 
     Args:
         batches: Images (B, C, H, W) that inputs are calibrated on, where the lowering needs that.
+        metadata: What the file says about itself, beside its lowering.
 
     Raises:
         IncompatibleError: A scheme that the lowering cannot take.
@@ -34,6 +41,7 @@ def write_model(directory: Path, lowering: str, batches: Sequence[Float32], thre
     if find_lowering(ONNXRUNTIME.name, lowering).calibrates_activations:
         ranges = input_ranges(directory, batches, threads)
     model = lowered_model(directory, lowering, ranges)
+    helper.set_model_props(model, {**(metadata or {}), LOWERING_KEY: lowering})
     write_bytes(directory / MODEL_FILE, model.SerializeToString(deterministic=True))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -34,11 +34,13 @@ class OnnxRuntime:
             return f"onnxruntime {onnxruntime.__version__} has no {PROVIDER}"
         return None
 
-    def write_model(self, directory: Path, lowering: str, batches: Sequence[Float32], threads: int) -> None:
+    def write_model(
+        self, directory: Path, lowering: str, batches: Sequence[Float32], threads: int, metadata: Mapping[str, str]
+    ) -> None:
         """As `ModelWriter.write_model`."""
         from qvec_deploy.runtimes.onnxruntime.ort_model import write_model
 
-        write_model(directory, lowering, batches, threads)
+        write_model(directory, lowering, batches, threads, metadata)
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:

@@ -1,0 +1,219 @@
+"""`predict`, and the released run.py in a process that has numpy, Pillow and ONNX Runtime alone: the same answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.standalone_run import REQUIREMENTS
+from qvec_deploy.datasets import DataConfig, DatasetSpec
+from qvec_deploy.datasets.tiny import open_tiny
+
+Run = Callable[..., tuple[int, str, str]]
+
+PACKAGES = ("numpy", "numpy.libs", "PIL", "pillow.libs", "onnxruntime")
+RUN = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+try:
+    runpy.run_path(sys.argv.pop(1), run_name="__main__")
+finally:
+    assert not {"qvec_deploy", "torch", "timm", "pydantic"} & set(sys.modules)
+"""
+
+
+@pytest.fixture
+def released(build_once: Callable[..., Path], run: Run, tmp_path: Path) -> Path:
+    """A release of a bundle whose classes have names, this test's own."""
+    bundle = build_once("gated", evaluate={"dataset": "tiny/realdigits", "limit": 40}, gates={"max_stored_bits": 8.0})
+    assert run("release", bundle, "--to", tmp_path / "released", "--quiet")[0] == 0
+    return tmp_path / "released"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Digits as PNG files, and one picture of another size."""
+    images, _ = open_tiny(DatasetSpec("tiny/realdigits", limit=3), DataConfig()).pixels
+    paths = [tmp_path / f"{index}.png" for index in range(4)]
+    for path, pixels in zip(paths, [*images, np.tile(images[0], (2, 3, 1))], strict=True):
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Run a released run.py in a process that could not import this package, torch or timm."""
+    site = tmp_path / "site"
+    site.mkdir()
+    libraries = Path(str(find_spec("numpy").origin)).parents[1]  # type: ignore[union-attr]
+    for name in PACKAGES:
+        if (libraries / name).exists():
+            (site / name).symlink_to(libraries / name)
+
+    def call(folder: Path, *arguments: object, without: str = "") -> tuple[int, str, str]:
+        if without:
+            (site / without).unlink()
+        command = [sys.executable, "-I", "-S", "-c", RUN, site, folder / "run.py", *arguments]
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    return call
+
+
+def test_a_device_answers_as_predict_does(
+    released: Path, pictures: list[Path], device: Callable[..., tuple[int, str, str]], run: Run
+) -> None:
+    code, out, err = device(released, *pictures, "--json", "--threads", 1)
+    assert (code, err) == (0, "")
+    found = Bundle.open(released).predict(pictures, threads=1)
+    assert json.loads(out) == {"predictions": [each.as_dict() | {"classes": _classes(each)} for each in found]}
+    assert [each.image for each in found] == [str(path) for path in pictures]
+    assert {entry.name for entry in found[0].classes} < set("0123456789") and len(found[0].classes) == 5
+    code, own, _ = run("predict", released, *pictures, "--threads", 1, "--json")
+    assert (code, own) == (0, out)
+    text = device(released, *pictures, "--threads", 1, "--top", 2)[1]
+    assert text == run("predict", released, *pictures, "--threads", 1, "--top", 2)[1]
+    assert len(text.splitlines()) == 3 * len(pictures)
+
+
+def _classes(prediction: object) -> list[dict[str, object]]:
+    return [entry._asdict() for entry in prediction.classes]  # type: ignore[attr-defined]
+
+
+def test_batches_answer_alike(released: Path, pictures: list[Path]) -> None:
+    one, many = (Bundle.open(released).predict(pictures, top=10, batch_size=size) for size in (1, 3))
+    for first, second in zip(one, many, strict=True):
+        chances = [{entry.name: entry.probability for entry in each.classes} for each in (first, second)]
+        assert chances[0] == pytest.approx(chances[1], abs=1e-5)
+
+
+def test_a_real_image_is_answered_as_in_the_evaluation(released: Path, pictures: list[Path]) -> None:
+    """A picture of the input's size is not resized: the answer is that of the dataset's own preprocessing."""
+    bundle = Bundle.open(released)
+    config = DataConfig.from_mapping(bundle.manifest.model.data_config)
+    images, _ = open_tiny(DatasetSpec("tiny/realdigits", limit=3), config).take(range(3))
+    with bundle.session(threads=1) as session:
+        logits = np.concatenate([session.run(images[index : index + 1]) for index in range(3)])
+    found = bundle.predict(pictures[:3], threads=1)
+    assert [each.classes[0].label for each in found] == logits.argmax(1).tolist()
+
+
+def test_the_manifest_and_the_model_say_what_a_device_needs(released: Path) -> None:
+    manifest = Bundle.open(released).manifest
+    assert manifest.version == "1.2.0" and manifest.model.class_names == tuple("0123456789")
+    interface, model = manifest.interface, onnx.load(released / "model.onnx", load_external_data=False)
+    assert interface is not None and (interface.model, interface.weights) == ("model.onnx", "weights.qvec.safetensors")
+    session = onnxruntime.InferenceSession(released / "model.onnx", providers=["CPUExecutionProvider"])
+    for spec, value in ((interface.input, session.get_inputs()[0]), (interface.output, session.get_outputs()[0])):
+        assert (spec.name, list(spec.shape)) == (value.name, value.shape)
+        assert value.type == {"float32": "tensor(float)"}[spec.dtype]
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    assert told.pop("qvec.lowering") == manifest.engine.lowering
+    assert {key: json.loads(value) for key, value in told.items()} == {
+        "qvec.preprocessing": manifest.model.data_config,
+        "qvec.class_names": list("0123456789"),
+        "qvec.input": interface.input.model_dump(mode="json"),
+        "qvec.output": interface.output.model_dump(mode="json"),
+        "qvec.session": {
+            "intra_op_num_threads": manifest.engine.threads,
+            **interface.session_options,
+            "config": interface.session_config,
+        },
+    }
+    assert interface.session_config == {"session.force_spinning_stop": "1"}
+
+
+def test_without_labelled_images_classes_are_numbers(finished: Path, pictures: list[Path], run: Run) -> None:
+    assert Bundle.open(finished).manifest.model.class_names == ()
+    code, out, _ = run("predict", finished, pictures[0], "--top", 1, "--json")
+    (entry,) = json.loads(out)["predictions"][0]["classes"]
+    assert code == 0 and entry["name"] == str(entry["label"])
+
+
+def test_the_card_opens_with_the_commands(released: Path) -> None:
+    body = (released / "MODEL_CARD.md").read_text().split("---\n", 2)[2]
+    commands = body.split("```")[1].splitlines()[1:]
+    assert len(commands) == 3 and commands[0].startswith("pip install -r requirements.txt")
+    assert commands[1].startswith("python run.py picture.png")
+    assert (released / "requirements.txt").read_text() == REQUIREMENTS
+
+
+def test_predict_needs_no_torch(released: Path, pictures: list[Path]) -> None:
+    code = "import sys\nfrom pathlib import Path\nimport qvec_deploy\n"
+    code += "qvec_deploy.Bundle.open(Path(sys.argv[1])).predict([Path(sys.argv[2])])\n"
+    code += "assert not {'torch', 'timm', 'onnx', 'modelopt'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code, released, pictures[0]], check=True)
+
+
+def test_bad_input_is_one_line_and_a_code(
+    released: Path, pictures: list[Path], device: Callable[..., tuple[int, str, str]], run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    bad = [pictures[0], tmp_path / "text.png", tmp_path / "none.png"]
+    for code, out, err in (device(released, *bad), run("predict", released, *bad)):
+        assert (code, out) == (6, "")
+        assert [line.partition(":")[0] for line in err.splitlines()] == ["error", "hint"]
+        assert "text.png" in err and "none.png" in err and str(pictures[0]) not in err
+    code, out, _ = device(released, *bad, "--json")
+    assert (code, json.loads(out)["exit_code"]) == (6, 6)
+    assert device(released)[0] == 2 and device(released, pictures[0], "--top", "0")[0] == 2
+    assert device(released, pictures[0], "--top", "x")[0] == 2
+
+
+def _refusal(told: tuple[int, str, str], code: int) -> str:
+    assert told[:2] == (code, "")
+    error, hint = told[2].splitlines()
+    assert error.startswith("error: ") and hint.startswith("hint: ")
+    return told[2]
+
+
+def test_a_damaged_release_is_refused(
+    released: Path, pictures: list[Path], device: Callable[..., tuple[int, str, str]]
+) -> None:
+    manifest, weights = released / "manifest.json", released / "weights.qvec.safetensors"
+    text = manifest.read_text()
+    manifest.write_text("{")
+    _refusal(device(released, pictures[0]), 5)
+    manifest.unlink()
+    _refusal(device(released, pictures[0]), 6)
+    manifest.write_text(text)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    assert "weights.qvec.safetensors" in _refusal(device(released, pictures[0]), 5)
+    weights.unlink()
+    _refusal(device(released, pictures[0]), 6)
+
+
+def test_missing_and_old_libraries_are_refused(
+    released: Path, pictures: list[Path], device: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    told = _refusal(device(released, pictures[0], without="onnxruntime"), 4)
+    assert "onnxruntime" in told and "requirements.txt" in told
+    (tmp_path / "site" / "onnxruntime.py").write_text("__version__ = '1.17.3'")
+    told = _refusal(device(released, pictures[0]), 4)
+    assert "1.17.3" in told and "1.20" in told
+    assert "requirements.txt" in _refusal(device(released, pictures[0], without="PIL"), 4)
+
+
+def test_what_another_runtime_needs_is_not_released(build_once: Callable[..., Path], run: Run, tmp_path: Path) -> None:
+    """A bundle of an older version has no interface: its release has no run.py."""
+    own = Path(shutil.copytree(build_once("pico"), tmp_path / "own"))
+    values = json.loads((own / "manifest.json").read_text())
+    values.pop("interface")
+    (own / "manifest.json").write_text(json.dumps({**values, "version": "1.1.0"}))
+    assert run("release", own, "--to", tmp_path / "r", "--accept-unverified", "--quiet")[0] == 0
+    assert not (tmp_path / "r" / "run.py").exists()
+    assert "run.py" not in (tmp_path / "r" / "MODEL_CARD.md").read_text()
