@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qvec_deploy.bundle import standalone_run
-from qvec_deploy.bundle.standalone_run import ImagePreprocessor, RunError, classify, prepare
-from qvec_deploy.datasets import DataConfig
+from qvec_deploy.datasets import DataConfig, standalone_run
+from qvec_deploy.datasets.standalone_run import ImagePreprocessor, RunError, classify, prepare
 from qvec_deploy.datasets.timm_factory import image_transform
 
 MODES = ("center", "squash", "border")
