@@ -1,18 +1,24 @@
-"""Any dataset that timm's factory opens at random access: image folders, `torch/...`, `hfds/...`."""
+"""Any dataset that timm's factory opens at random access: image folders, `torch/...`, `hfds/...`.
+
+Folders are read and all images prepared as timm does, but without it: devices have none.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qvec_deploy.datasets.hub_datasets import is_on_hub, names_of, require_datasets
+from qvec_deploy.datasets.image_folder import ImageFolder
 from qvec_deploy.datasets.spec import DataConfig, DatasetSpec, Float32, Int64, Split
-from qvec_deploy.errors import RecipeError, StorageError
+from qvec_deploy.datasets.standalone_run import ImagePreprocessor, RunError
+from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.io.files import canonical_json, sha256_bytes, sha256_file, storage_errors
 
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -26,7 +32,11 @@ _STREAMS = ("hfids", "tfds", "wds")
 
 
 class TimmDataset:
-    """A dataset of timm's, in a fixed order, through the model's own preprocessing."""
+    """A dataset of timm's, in a fixed order, through the model's own preprocessing.
+
+    Args:
+        transform: From an RGB image to an array (C, H, W), or to a tensor of PyTorch's.
+    """
 
     def __init__(self, spec: DatasetSpec, inner: Any, transform: Any, classes: int) -> None:
         self.name = spec.name or "folder"
@@ -89,7 +99,7 @@ class TimmDataset:
         images, labels = [], []
         for row in self._rows[np.asarray(rows, np.int64)]:
             image, label = self._read(int(row))
-            images.append(self._transform(image).numpy())
+            images.append(np.asarray(self._transform(image)))
             labels.append(label)
         return np.stack(images).astype(np.float32, copy=False), np.asarray(labels, np.int64)
 
@@ -129,10 +139,25 @@ def open_timm(spec: DatasetSpec, config: DataConfig) -> TimmDataset:
     if on_hub:
         require_datasets(spec.name)
     folder = None if on_hub and spec.root is None else _folder(spec, search=prefix == "")
-    inner = _create(spec, folder)
+    inner = ImageFolder(folder) if folder is not None and prefix == "" else _create(spec, folder)
     if len(inner) == 0:
-        raise StorageError(f"{spec.name} {spec.split} in {folder} holds no images", hint="check the folder")
-    return TimmDataset(spec, inner, image_transform(config), _classes(spec, inner))
+        raise StorageError(
+            f"cannot open `{spec.name or 'folder'}` {spec.split} in {folder}: it holds no images",
+            hint="an image folder holds one folder of images per class",
+        )
+    return TimmDataset(spec, inner, _evaluation_transform(config), _classes(spec, inner))
+
+
+def _evaluation_transform(config: DataConfig) -> Callable[[Any], Any]:
+    try:
+        preprocessor = ImagePreprocessor(asdict(config))
+    except RunError as error:
+        raise IncompatibleError(error.message, hint=error.hint) from error
+    return partial(_prepared, preprocessor)  # unlike a lambda it can be sent to another process
+
+
+def _prepared(preprocessor: ImagePreprocessor, image: Any) -> Any:
+    return preprocessor.normalised(preprocessor.pixels(image))
 
 
 def _folder(spec: DatasetSpec, *, search: bool) -> Path:
@@ -166,13 +191,12 @@ def _create(spec: DatasetSpec, folder: Path | None) -> Any:
         from timm.data import create_dataset
 
         try:
-            name = "" if spec.name == "folder" else spec.name
             root = None if folder is None else str(folder)
-            return create_dataset(name, root, split=split, search_split=False, **columns)
+            return create_dataset(spec.name, root, split=split, search_split=False, **columns)
         except (OSError, RuntimeError, ValueError, AssertionError, NotADirectoryError) as error:
             raise StorageError(
-                f"timm cannot open `{spec.name or 'folder'}` {spec.split} in {folder}: {error}",
-                hint="an image folder holds one folder of images per class; other names are timm's dataset names",
+                f"timm cannot open `{spec.name}` {spec.split} in {folder}: {error}",
+                hint="names are timm's dataset names; an image folder has none",
             ) from error
 
 
