@@ -18,7 +18,7 @@ from qvec_deploy.runtimes.registry import check_lowering, find_runtime
 from qvec_deploy.runtimes.session import Session
 
 if TYPE_CHECKING:
-    from qvec_deploy.bundle.standalone_run import ImagePrediction
+    from qvec_deploy.datasets.standalone_run import ImagePrediction
 
 RECIPE_FILE = "recipe.yaml"
 _NEEDED = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, RECIPE_FILE)
@@ -85,7 +85,7 @@ class Bundle:
             StorageError: A picture cannot be read.
             IncompatibleError: As `session`, or the engine's answers are not finite.
         """
-        from qvec_deploy.bundle import standalone_run
+        from qvec_deploy.datasets import standalone_run
 
         paths, model = [str(path) for path in images], self.manifest.model
         try:

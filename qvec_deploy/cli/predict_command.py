@@ -21,7 +21,7 @@ def predict(
 ) -> None:
     """Name what is in pictures, as the released run.py does on a device."""
     from qvec_deploy.bundle.bundle import Bundle
-    from qvec_deploy.bundle.standalone_run import as_text
+    from qvec_deploy.datasets.standalone_run import as_text
 
     found = Bundle.open(bundle).predict(images, top=top, threads=threads, batch_size=batch_size)
     document = {"predictions": [prediction.as_dict() for prediction in found]}

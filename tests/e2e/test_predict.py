@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from qvec_deploy.bundle.bundle import Bundle
-from qvec_deploy.bundle.standalone_run import REQUIREMENTS
 from qvec_deploy.datasets import DataConfig, DatasetSpec
+from qvec_deploy.datasets.standalone_run import REQUIREMENTS
 from qvec_deploy.datasets.tiny import open_tiny
 
 Run = Callable[..., tuple[int, str, str]]

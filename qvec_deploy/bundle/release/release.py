@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qvec_deploy.bundle import standalone_run
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import MANIFEST_FILE, hash_files, write_manifest
 from qvec_deploy.bundle.release.bom import bill_of_materials
@@ -23,6 +22,7 @@ from qvec_deploy.bundle.release.release_subject import (
 )
 from qvec_deploy.bundle.release.signature import SIGNATURE_FILE, open_signer
 from qvec_deploy.bundle.write import require_release
+from qvec_deploy.datasets import standalone_run
 from qvec_deploy.errors import IntegrityError, StorageError
 from qvec_deploy.io.files import staging_directory, storage_errors, write_bytes
 from qvec_deploy.progress import Progress
