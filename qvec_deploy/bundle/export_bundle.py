@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.errors import IncompatibleError, StorageError
-from qvec_deploy.io.files import atomic_path, storage_errors
-from qvec_deploy.runtimes.registry import RUNTIMES, check_lowering
+from qvec_deploy.io.files import atomic_path, require_outside, storage_errors
+from qvec_deploy.runtimes.registry import RUNTIMES, check_lowering, find_lowering
 
 if TYPE_CHECKING:
     import onnx
@@ -53,22 +53,15 @@ def export_model(
     Raises:
         IncompatibleError: The lowering cannot take these weights, or the file would be larger than ONNX allows.
         IntegrityError: The bundle is damaged.
-        StorageError: The output exists, or cannot be written.
+        StorageError: The output exists, lies inside the bundle, or cannot be written.
     """
-    from qvec_deploy.runtimes.onnxruntime.ort_model import expand, is_calibrated, lowered_model, with_weights
+    from qvec_deploy.runtimes.onnxruntime.ort_model import expand, with_weights
 
+    require_outside(output, directory)
     if output.exists() and not force:
         raise StorageError(f"{output} exists", hint="choose another name, or pass --force to replace it")
     bundle = Bundle.open(directory)
-    own, grid = bundle.manifest.engine, bundle.recipe.quantize
-    chosen = lowering or (own.lowering if own.runtime == RUNTIME else RUNTIMES[RUNTIME].lowerings[1].name)
-    check_lowering(RUNTIME, chosen, grid.bits, grid.granularity, grid.group_size)
-    ranges = calibrated = None
-    if next(row for row in RUNTIMES[RUNTIME].lowerings if row.name == chosen).calibrates_activations:
-        calibrated = "the images of the build"
-        if not is_calibrated(directory):
-            ranges, calibrated = _generated_ranges(bundle), f"{CALIBRATION_IMAGES} generated images"
-    model = lowered_model(directory, chosen, ranges)
+    chosen, model, calibrated = lowered_bundle(bundle, lowering)
     whole = with_weights(model, directory)
     with TemporaryDirectory(prefix="qvec-export.") as scratch, atomic_path(output) as temporary:
         if expanded:
@@ -76,6 +69,31 @@ def export_model(
         _write(whole, temporary, output)
     with storage_errors(output):
         return ExportedModel(chosen, expanded, output.stat().st_size, calibrated)
+
+
+def lowered_bundle(bundle: Bundle, lowering: str | None = None) -> tuple[str, onnx.ModelProto, str | None]:
+    """A bundle's model as a lowering of ONNX Runtime on the CPU; its weights stay references.
+
+    Args:
+        lowering: The bundle's own by default, where it is one of those.
+
+    Returns:
+        The lowering, the model, and what its inputs' ranges are of, None where the lowering needs none.
+
+    Raises:
+        IncompatibleError: The lowering cannot take these weights.
+    """
+    from qvec_deploy.runtimes.onnxruntime.ort_model import is_calibrated, lowered_model
+
+    own, grid = bundle.manifest.engine, bundle.recipe.quantize
+    chosen = lowering or (own.lowering if own.runtime == RUNTIME else RUNTIMES[RUNTIME].lowerings[1].name)
+    check_lowering(RUNTIME, chosen, grid.bits, grid.granularity, grid.group_size)
+    ranges = calibrated = None
+    if find_lowering(RUNTIME, chosen).calibrates_activations:
+        calibrated = "the images of the build"
+        if not is_calibrated(bundle.directory):
+            ranges, calibrated = _generated_ranges(bundle), f"{CALIBRATION_IMAGES} generated images"
+    return chosen, lowered_model(bundle.directory, chosen, ranges), calibrated
 
 
 def _write(model: onnx.ModelProto, temporary: Path, output: Path) -> None:

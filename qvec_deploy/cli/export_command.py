@@ -11,13 +11,32 @@ from qvec_deploy.cli.options import PATH, json_option, show
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="The ONNX file.")
-@click.option("--lowering", help="One of ONNX Runtime on the CPU.  [default: the bundle's]")
-@click.option("--expanded", is_flag=True, help="With the weights unpacked, for runtimes that cannot do that at load.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("-o", "--output", type=PATH, required=True, help="The ONNX file, or Triton's model repository.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["onnx", "triton"]),
+    default="onnx",
+    show_default=True,
+    help="One ONNX file, or a model with its configuration in a repository of Triton Inference Server.",
+)
+@click.option("--lowering", help="One of ONNX Runtime on the CPU, or of the bundle's engines.  [default: the bundle's]")
+@click.option("--expanded", is_flag=True, help="onnx: with the weights unpacked, where that cannot be done at load.")
+@click.option("--force", is_flag=True, help="onnx: replace an existing file.")
 @json_option
-def export(bundle: Path, output: Path, lowering: str | None, expanded: bool, force: bool, as_json: bool) -> None:
-    """Write a bundle's model as one ONNX file, its weights inside."""
+def export(
+    bundle: Path, output: Path, form: str, lowering: str | None, expanded: bool, force: bool, as_json: bool
+) -> None:
+    """Write a bundle's model as one ONNX file with its weights inside, or into Triton's model repository."""
+    if form == "onnx":
+        _onnx(bundle, output, lowering, expanded, force, as_json)
+    elif expanded or force:
+        raise click.UsageError("--expanded and --force are for --format onnx")
+    else:
+        _triton(bundle, output, lowering, as_json)
+
+
+def _onnx(bundle: Path, output: Path, lowering: str | None, expanded: bool, force: bool, as_json: bool) -> None:
     from qvec_deploy.bundle.export_bundle import export_model
 
     done = export_model(bundle, output, lowering, expanded=expanded, force=force)
@@ -25,7 +44,24 @@ def export(bundle: Path, output: Path, lowering: str | None, expanded: bool, for
     def print_text() -> None:
         form = f"{done.lowering}, {'unpacked' if done.expanded else 'packed'}"
         click.echo(f"{output}  {form}, {done.size / 1e6:.1f} MB")
-        if done.calibrated is not None:
-            click.echo(f"activations calibrated on {done.calibrated}")
+        _say_calibrated(done.calibrated)
 
     show({"file": str(output), **done.as_dict()}, as_json, print_text)
+
+
+def _triton(bundle: Path, repository: Path, lowering: str | None, as_json: bool) -> None:
+    from qvec_deploy.bundle.model_repository import export_to_repository
+
+    done = export_to_repository(bundle, repository, lowering)
+
+    def print_text() -> None:
+        click.echo(f"{done.directory}  {done.lowering}, batches of {done.batches}")
+        _say_calibrated(done.calibrated)
+        click.echo(f"serve it  tritonserver --model-repository={repository.resolve()}")
+
+    show(done.as_dict(), as_json, print_text)
+
+
+def _say_calibrated(on: str | None) -> None:
+    if on is not None:
+        click.echo(f"activations calibrated on {on}")

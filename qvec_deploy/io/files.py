@@ -183,6 +183,17 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
                 staging.replace(final)
 
 
+def require_outside(path: Path, bundle: Path) -> None:
+    """Refuse to write into a bundle, whose manifest lists every file.
+
+    Raises:
+        StorageError: `path` is the bundle or lies in it.
+    """
+    inner, outer = path.resolve(), bundle.resolve()
+    if inner == outer or outer in inner.parents:
+        raise StorageError(f"{path} is in the bundle {bundle}", hint="choose another folder")
+
+
 def require_report_folder(path: Path) -> None:
     """Refuse a folder that a report must not be written into, before the measuring and not after it.
 

@@ -24,6 +24,12 @@ class Batches:
         """One size: a static engine."""
         return cls(size, size, size)
 
+    @classmethod
+    def parse(cls, text: str) -> Batches:
+        """From what `str` gives; `best` is the largest, as engines are built."""
+        smallest, *largest = (int(size) for size in text.split("-"))
+        return cls(smallest, (largest or [smallest])[0], (largest or [smallest])[0])
+
     @property
     def static(self) -> bool:
         """Whether there is only one."""

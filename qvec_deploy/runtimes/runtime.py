@@ -88,6 +88,23 @@ def load_named(place: str) -> Any:
 
 
 @dataclass(frozen=True)
+class TritonBackend:
+    """What serves a runtime's engines in Triton Inference Server.
+
+    Attributes:
+        setting: The line of config.pbtxt that names it.
+        file: Name of the model in a version's folder.
+        threads: Its parameter for the number of threads; None where it has none.
+        parameters: Its other parameters, by name.
+    """
+
+    setting: str
+    file: str
+    threads: str | None = None
+    parameters: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Runtime:
     """A runtime: everything that the rest of the package has to know of it.
 
@@ -103,6 +120,7 @@ class Runtime:
             run through a bundle without this package.
         session_options: Numbers of the vendor's session options beside the threads, by name.
         session_config: The vendor's free-form session settings.
+        triton: What serves its engines in Triton Inference Server; None where nothing does.
     """
 
     name: str
@@ -117,6 +135,7 @@ class Runtime:
     stands_alone: bool = False
     session_options: tuple[tuple[str, int], ...] = ()
     session_config: tuple[tuple[str, str], ...] = ()
+    triton: TritonBackend | None = None
 
     @property
     def floats(self) -> Literal["fp16", "fp32"]:

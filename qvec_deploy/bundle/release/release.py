@@ -23,8 +23,8 @@ from qvec_deploy.bundle.release.release_subject import (
 from qvec_deploy.bundle.release.signature import SIGNATURE_FILE, open_signer
 from qvec_deploy.bundle.write import require_release
 from qvec_deploy.datasets import standalone_run
-from qvec_deploy.errors import IntegrityError, StorageError
-from qvec_deploy.io.files import staging_directory, storage_errors, write_bytes
+from qvec_deploy.errors import IntegrityError
+from qvec_deploy.io.files import require_outside, staging_directory, storage_errors, write_bytes
 from qvec_deploy.progress import Progress
 
 
@@ -68,9 +68,7 @@ def release(
         StorageError: `to` exists or lies inside the bundle, or the disk refuses.
     """
     progress = progress or Progress()
-    inner, outer = to.resolve(), directory.resolve()
-    if inner == outer or outer in inner.parents:
-        raise StorageError(f"{to} is in the bundle {directory}", hint="release it into another folder")
+    require_outside(to, directory)
     sign = open_signer(key) if key is not None else None  # refused before anything is copied
     with progress.stage("open", directory.name):
         bundle = Bundle.open(directory)

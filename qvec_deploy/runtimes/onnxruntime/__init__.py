@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qvec_deploy.runtimes.runtime import BY_ROW, EVERY_WIDTH, Lowering, Runtime, float32_bits
+from qvec_deploy.runtimes.engine_files import MODEL_FILE
+from qvec_deploy.runtimes.runtime import BY_ROW, EVERY_WIDTH, Lowering, Runtime, TritonBackend, float32_bits
 from qvec_deploy.tensors import Scheme
 
 LOWERING_KEY = "qvec.lowering"
@@ -81,5 +82,8 @@ ONNXRUNTIME = Runtime(
     session_options=(("inter_op_num_threads", 1),),
     # Idle threads of one engine must not spin while another one is being measured.
     session_config=(("session.force_spinning_stop", "1"),),
+    triton=TritonBackend(
+        'backend: "onnxruntime"', MODEL_FILE, "intra_op_thread_count", (("inter_op_thread_count", "1"),)
+    ),
     remedy="pip install onnxruntime, or onnxruntime-gpu on x86-64 Linux: one of the two, never both",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.runtimes.runtime import BY_ROW, EVERY_WIDTH, Lowering, Runtime, float16_bits
+from qvec_deploy.runtimes.runtime import BY_ROW, EVERY_WIDTH, Lowering, Runtime, TritonBackend, float16_bits
 from qvec_deploy.tensors import Scheme
 
 _LINEAR = "qvec_deploy.runtimes.tensorrt.tensorrt_linear"
@@ -90,4 +90,5 @@ TENSORRT = Runtime(
     remedy="an NVIDIA GPU and its driver, then: pip install --extra-index-url https://pypi.nvidia.com "
     "-e '.[tensorrt]'; until then bundles are written without engine, and `qvec-deploy compile` adds it on the device",
     compiles=True,
+    triton=TritonBackend('platform: "tensorrt_plan"', "model.plan"),
 )

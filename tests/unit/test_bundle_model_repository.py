@@ -1,0 +1,171 @@
+"""A model repository of Triton: its configuration holds to Triton's own schema, and to the model beside it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from fake_tensorrt import install
+from google.protobuf import text_format
+from shared import make_once
+
+from qvec_deploy.bench.parity import parity_images
+from qvec_deploy.builder.pipeline import build
+from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.compile_bundle import compile_bundle
+from qvec_deploy.bundle.manifest import write_manifest
+from qvec_deploy.bundle.model_repository import export_to_repository
+from qvec_deploy.cli.commands import commands
+from qvec_deploy.errors import IncompatibleError, StorageError
+from qvec_deploy.recipe import load_recipe
+from qvec_deploy.runtimes.engine_options import Batches
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_work")]
+
+
+@pytest.fixture
+def bundle(pico_recipe: Callable[..., Path]) -> Bundle:
+    recipe = pico_recipe(vector=None, **{"lambda": 0.0})
+    return Bundle.open(make_once("served", lambda folder: build(load_recipe(recipe), folder)))
+
+
+@pytest.fixture
+def tensorrt_bundle(pico_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle without engines, on a machine that has a TensorRT of ours."""
+    from qvec_deploy.runtimes.tensorrt import tensorrt_library
+
+    def nowhere() -> Any:
+        raise IncompatibleError("TensorRT cannot be imported", hint="none")
+
+    def make(folder: Path) -> None:
+        target = {"runtime": "tensorrt", "lowering": "packed", "batch_sizes": [1, 4]}
+        recipe = pico_recipe(vector=None, target=target, **{"lambda": 0.0})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tensorrt_library, "load_tensorrt", nowhere)
+            build(load_recipe(recipe), folder)
+
+    made = make_once("served_by_tensorrt", make)
+    install(monkeypatch)
+    return Path(shutil.copytree(made, tmp_path / "out" / "pico"))
+
+
+def _config(model: Path) -> Any:
+    """The configuration as Triton's schema reads it; what the schema does not have is an error."""
+    path = distribution("tritonclient").locate_file("tritonclient/grpc/model_config_pb2.py")
+    spec = importlib.util.spec_from_file_location("model_config_pb2", str(path))
+    assert spec is not None and spec.loader is not None
+    schema = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(schema)
+    return text_format.Parse((model / "config.pbtxt").read_text(), schema.ModelConfig())
+
+
+def test_triton_finds_a_model_that_is_what_its_configuration_says(bundle: Bundle, tmp_path: Path) -> None:
+    done = export_to_repository(bundle.directory, tmp_path / "models")
+    assert done.directory == tmp_path / "models" / "pico"
+    files = {str(path.relative_to(done.directory)) for path in done.directory.rglob("*") if path.is_file()}
+    assert files == {"config.pbtxt", "1/model.onnx", "1/weights.qvec.safetensors"}
+    config = _config(done.directory)
+    assert (config.name, config.backend, config.max_batch_size) == ("pico", "onnxruntime", 8)
+    assert list(config.dynamic_batching.preferred_batch_size) == [4, 8]
+    (group,) = config.instance_group
+    assert (group.count, group.Kind.Name(group.kind)) == (1, "KIND_CPU")
+    parameters = {name: value.string_value for name, value in config.parameters.items()}
+    assert parameters == {"inter_op_thread_count": "1", "intra_op_thread_count": "1"}
+    assert [warm_up.batch_size for warm_up in config.model_warmup] == [1, 4, 8]
+    stock = onnxruntime.InferenceSession(str(done.directory / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+    for found, said in ((stock.get_inputs(), config.input), (stock.get_outputs(), config.output)):
+        ((tensor,), (entry,)) = found, said
+        assert (tensor.name, tensor.shape[1:]) == (entry.name, list(entry.dims))
+        assert (tensor.type, config.DESCRIPTOR.file.enum_types_by_name["DataType"].values[entry.data_type].name) == (
+            "tensor(float)",
+            "TYPE_FP32",
+        )
+    images = parity_images(bundle.manifest.model.input_shape)
+    with bundle.session() as session:
+        np.testing.assert_array_equal(stock.run(None, {config.input[0].name: images})[0], session.run(images))
+    for warm_up in config.model_warmup:
+        assert list(warm_up.inputs) == [config.input[0].name]
+        assert list(warm_up.inputs[config.input[0].name].dims) == list(config.input[0].dims)
+
+
+def test_classes_keep_their_names(bundle: Bundle, tmp_path: Path) -> None:
+    named = Path(shutil.copytree(bundle.directory, tmp_path / "named"))
+    names = (*(f"class {i}" for i in range(bundle.manifest.model.classes - 1)), "two\nlines")
+    model = bundle.manifest.model.model_copy(update={"class_names": names})
+    write_manifest(named, bundle.manifest.model_copy(update={"model": model}))
+    done = export_to_repository(named, tmp_path / "models", "packed")
+    assert (done.directory / "labels.txt").read_text().splitlines() == [*names[:-1], "two lines"]
+    assert _config(done.directory).output[0].label_filename == "labels.txt"
+    assert done.lowering == "packed"
+
+
+def test_what_is_there_stays(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "models" / "pico").mkdir(parents=True)
+    (tmp_path / "models" / "pico" / "config.pbtxt").write_text("mine")
+    with pytest.raises(StorageError, match="exists"):
+        export_to_repository(bundle.directory, tmp_path / "models")
+    assert (tmp_path / "models" / "pico" / "config.pbtxt").read_text() == "mine"
+    with pytest.raises(StorageError, match="is in the bundle"):
+        export_to_repository(bundle.directory, bundle.directory / "models")
+    with pytest.raises(IncompatibleError, match="no lowering `w8a8`"):
+        export_to_repository(bundle.directory, tmp_path / "none", "w8a8")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_bundle_whose_engine_was_not_built_is_refused(tensorrt_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleError, match="no engine for lowering `packed`"):
+        export_to_repository(tensorrt_bundle, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_static_engine_takes_whole_batches(tensorrt_bundle: Path, tmp_path: Path) -> None:
+    compile_bundle(tensorrt_bundle)
+    done = export_to_repository(tensorrt_bundle, tmp_path / "models")
+    config = _config(done.directory)
+    assert (config.platform, config.max_batch_size, list(config.input[0].dims)) == ("tensorrt_plan", 0, [1, 3, 32, 32])
+    assert not config.HasField("dynamic_batching") and len(config.model_warmup) == 1
+    (group,) = config.instance_group
+    assert group.Kind.Name(group.kind) == "KIND_GPU"
+    plan = (done.directory / "1" / "model.plan").read_bytes()
+    assert plan == (tensorrt_bundle / "engine.packed.b1.plan").read_bytes()
+
+
+def test_a_dynamic_engine_takes_any_batch(tensorrt_bundle: Path, tmp_path: Path) -> None:
+    from qvec_deploy.bundle import compile_bundle as module
+
+    compile_bundle(tensorrt_bundle)
+    with pytest.MonkeyPatch.context() as patch:
+        options = module.EngineOptions(batch_sizes=(1, 4), dynamic=True)
+        patch.setattr(module, "engine_options", lambda *_: options)
+        compile_bundle(tensorrt_bundle)
+    done = export_to_repository(tensorrt_bundle, tmp_path / "models")
+    config = _config(done.directory)
+    assert (config.max_batch_size, list(config.input[0].dims)) == (4, [3, 32, 32])
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
+
+
+def test_the_command(bundle: Bundle, tmp_path: Path) -> None:
+    arguments = ["export", str(bundle.directory), "--format", "triton", "-o", str(tmp_path / "models")]
+    done = CliRunner().invoke(commands, [*arguments, "--json"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == {
+        "directory": str(tmp_path / "models" / "pico"),
+        "lowering": "int4",
+        "batches": 8,
+        "calibrated": None,
+    }
+    assert CliRunner().invoke(commands, [*arguments, "--expanded"]).exit_code == 2
+
+
+@pytest.mark.parametrize("batches", [Batches.of(3), Batches(1, 8, 8)])
+def test_batches_are_read_as_they_are_written(batches: Batches) -> None:
+    assert Batches.parse(str(batches)) == batches
