@@ -58,6 +58,7 @@ def test_a_device_does_its_work_without_what_builds(tmp_path: Path) -> None:
         ["verify", bundle],
         ["inspect", bundle],
         ["bench", bundle, "--lowering", "int4", "--lowering", "int8", "--blocks", "2", "--quiet", "-o", "bench"],
+        ["predict", bundle, "pictures/0/0.png"],
         ["report", bundle, "-o", "report"],
         ["compare", bundle, bundle, "--stored", "-o", "compared", "--quiet"],
         ["export", bundle, "-o", "int8.onnx", "--lowering", "int8"],
