@@ -56,8 +56,8 @@ class DatasetSpec:
     """Which images.
 
     Attributes:
-        name: `tiny/lower` and its kin are bundled; any other name goes to timm's dataset factory (`folder`,
-            `torch/...`, `hfds/...`).
+        name: `tiny/lower` and its kin are bundled; a name without a prefix is an image folder, and any
+            other goes to timm's dataset factory (`torch/...`, `hfds/...`).
         limit: At most this many images, the first ones, or evenly spaced ones of a folder, which is
             sorted by class. A generated set draws this many even beyond its usual size.
     """

@@ -15,9 +15,11 @@ from fake_tensorrt import GPU, install
 from qvec_deploy.bench import gpu_watch as nvml
 from qvec_deploy.bench.environment import GpuState
 from qvec_deploy.cli import doctor_command as doctor
+from qvec_deploy.cli import parts
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes import cuda_driver as cuda
 from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
+from qvec_deploy.runtimes.onnxruntime import ort_loading
 from qvec_deploy.runtimes.onnxruntime_cuda import ort_cuda_session as onnxruntime_cuda
 from qvec_deploy.runtimes.registry import RUNTIMES
 
@@ -116,6 +118,22 @@ def test_what_is_missing_of_a_runtime_is_said_by_lowering(
     assert "runtime tensorrt: works\n  but not lowering packed: lowering `packed` needs TensorRT 10.9" in text
     (line,) = [line for line in text.splitlines() if line.startswith("torch-cuda") and " packed " in line]
     assert line.split()[:3] == ["torch-cuda", "packed", "no"]
+
+
+def test_parts_are_told_and_two_runtimes_in_one_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parts, "find_spec", lambda name: None if name in ("ray", "sklearn") else object())
+    monkeypatch.setattr(ort_loading, "distributions", lambda name: iter([name]))
+    found = doctor.examine()
+    assert found["parts"]["build"] == {"missing": ["sklearn"]}
+    assert found["parts"]["sign"] == {"missing": []}
+    text = _text(found, capsys)
+    assert "part build: no: without sklearn: pip install 'qvec-deploy[build]'" in text
+    assert "part sign: installed" in text
+    assert "onnxruntime and onnxruntime-gpu are both installed" in text
+    monkeypatch.setattr(ort_loading, "distributions", lambda name: iter(["x"] if name == "onnxruntime" else []))
+    assert ort_loading.installed_twice() is None
 
 
 def test_the_remedy_names_the_capability_that_is_asked_for() -> None:

@@ -16,8 +16,10 @@ _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 def installed_twice() -> str | None:
     """What to say where both distributions of ONNX Runtime are installed; None where that is not so."""
     if all(list(distributions(name=name)) for name in _DISTRIBUTIONS):
-        both = " ".join(_DISTRIBUTIONS)
-        return f"both of {both} are installed, and each overwrote the other: pip uninstall -y {both}, then install one"
+        return (
+            f"{' and '.join(_DISTRIBUTIONS)} are both installed, and the later one overwrote files of the other: "
+            f"pip uninstall -y {' '.join(_DISTRIBUTIONS)}, then install one"
+        )
     return None
 
 

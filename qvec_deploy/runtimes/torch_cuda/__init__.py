@@ -43,6 +43,6 @@ TORCH_CUDA = Runtime(
     ),
     packages=("torch", "triton"),
     preload=("torch", "timm", "torch._dynamo"),  # a custom operator's first call imports the last
-    remedy="an NVIDIA GPU, its driver, and torch with CUDA: pip install torch; `packed` also needs triton and "
-    "compute capability 8.0 or later",
+    remedy="an NVIDIA GPU, its driver, and torch with CUDA: pip install 'qvec-deploy[build]'; `packed` also needs "
+    "triton and compute capability 8.0 or later",
 )
