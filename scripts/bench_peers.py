@@ -32,7 +32,7 @@ WORKER = Path(__file__).resolve().parent / "peer_worker.py"
 PACKAGES = {
     "ort": ["onnxruntime", "onnx"],
     "openvino": ["openvino", "nncf"],
-    "olive": ["olive-ai", "onnxruntime"],
+    "olive": ["olive-ai", "onnxruntime", "requests"],
 }
 PEERS = (
     "ort-dynamic",

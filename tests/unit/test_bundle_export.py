@@ -65,3 +65,16 @@ def test_what_is_there_stays(bundle: Bundle, tmp_path: Path) -> None:
         export_model(bundle.directory, tmp_path / "other.onnx", "w8a8")
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "pico.yaml"}
     assert (tmp_path / "model.onnx").read_bytes() == b"mine"
+
+
+def test_an_image_is_answered_alike_in_any_company(pico_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = pico_recipe(target={"lowering": "int8", "threads": 1}, vector=None, **{"lambda": 0.0})
+    bundle = build(load_recipe(recipe), tmp_path / "int8").bundle
+    shape = bundle.manifest.model.input_shape
+    images = np.random.default_rng(0).standard_normal((32, *shape), dtype=np.float32)
+    images[5] *= 20  # one grid for a whole batch would be made for this image
+    with bundle.session() as session:
+        together = session.run(images)
+        for size in (1, 8):
+            apart = np.concatenate([session.run(images[start : start + size]) for start in range(0, 32, size)])
+            np.testing.assert_allclose(apart, together, rtol=1e-4, atol=1e-5)
