@@ -9,6 +9,7 @@ from typing import Any
 
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
+from qvec_deploy.io.state_dict import Weights
 from qvec_deploy.models import Architecture, describe, head_name, is_skipped
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.runtimes.registry import check_lowering
@@ -56,12 +57,16 @@ class Plan:
 
     Attributes:
         sources: Label and mixing weight of every vector.
+        receiver_weights: Whether averaged (`ema`) or raw weights are taken, where the receiver's file says.
+        left_aside: What the receiver's file holds beside the network.
     """
 
     recipe: Recipe
     architecture: Architecture
     tensors: tuple[TensorPlan, ...]
     sources: tuple[tuple[str, float], ...]
+    receiver_weights: Weights | None = None
+    left_aside: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> tuple[TensorPlan, ...]:
@@ -121,7 +126,8 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
         if tensor.scheme is not None:
             tensor.scheme.groups(tensor.shape[1])
     mixing = recipe.vector.mixing() if recipe.vector is not None else ()
-    return Plan(recipe, architecture, tensors, tuple(zip(used, mixing, strict=True)) if used else ())
+    sources = tuple(zip(used, mixing, strict=True)) if used else ()
+    return Plan(recipe, architecture, tensors, sources, receiver.weights, receiver.aside)
 
 
 def count_classes(model: str, receiver: Checkpoint) -> int:

@@ -58,7 +58,7 @@ class BuildContext:
     def receiver(self, recipe: Recipe) -> Checkpoint:
         """The opened receiver."""
         source = recipe.locate(recipe.receiver.checkpoint)
-        return self.files.checkpoint(source, source)
+        return self.files.checkpoint(source, source, recipe.receiver.weights)
 
     def sources(self, recipe: Recipe) -> dict[str, Source]:
         """The opened vectors by label."""

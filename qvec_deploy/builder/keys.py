@@ -67,6 +67,7 @@ def weights_key(
     return {
         **structure_key(plan),
         "receiver": receiver.fingerprint(),
+        "weights": receiver.weights,
         "lambda": recipe.lam if patch else 0.0,
         "patch": patch,
         "control": control.model_dump(mode="json") if control is not None else None,

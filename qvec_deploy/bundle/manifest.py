@@ -95,7 +95,8 @@ class Gate(ManifestPart):
 class Manifest(ManifestPart):
     """Everything a bundle says about itself.
 
-    `unverified` says why nobody knows whether the patch helps; null where images have shown it. `interface` came with
+    `receiver_weights` is `ema` or `raw` where the receiver's file had both or said so. `unverified` says why nobody
+    knows whether the patch helps; null where images have shown it. `interface` and `receiver_weights` came with
     version 1.2.
     """
 
@@ -108,6 +109,7 @@ class Manifest(ManifestPart):
     model: Model
     engine: Engine
     interface: Interface | None = None
+    receiver_weights: str | None = None
     lam: float
     vectors: tuple[PatchVector, ...]
     control: str | None

@@ -108,6 +108,7 @@ def write_bundle(staging: Path, contents: BundleContents) -> None:
             missing=own.missing,
         ),
         interface=interface_of(own.plan),
+        receiver_weights=own.plan.receiver_weights,
         lam=candidate.patch_scale,
         vectors=tuple(PatchVector(name=name, weight=weight) for name, weight in own.plan.sources),
         control=own.control,

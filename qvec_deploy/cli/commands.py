@@ -33,6 +33,8 @@ from qvec_deploy.errors import QvecError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
+    from qvec_deploy.io.state_dict import Weights
+
 EPILOG = (
     "Exit codes: 0 ok, 1 our bug, 2 usage or recipe, 3 gate missed, 4 incompatible, 5 integrity, 6 files and disk, "
     "7 remote fetch, 130 interrupted."
@@ -121,12 +123,13 @@ def commands() -> None:
 
 @commands.command()
 @click.argument("path", type=PATH)
+@click.option("--weights", type=click.Choice(["raw", "ema"]), help="Of a checkpoint that holds both.")
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: Path, weights: Weights | None, as_json: bool) -> None:
     """Print what a bundle, vector, packed file or checkpoint is, without opening an engine."""
     from qvec_deploy.cli.printing import document_lines, inspect_path
 
-    document = inspect_path(path)
+    document = inspect_path(path, weights)
     show(document, as_json, lambda: click.echo("\n".join(document_lines(document))))
 
 

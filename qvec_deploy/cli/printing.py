@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import click
 from qvec_deploy.cli.options import print_table
 from qvec_deploy.errors import StorageError
 from qvec_deploy.io.files import storage_errors
+from qvec_deploy.io.state_dict import Weights
+from qvec_deploy.io.stored_tensors import TensorInfo
 from qvec_deploy.planner import Plan
 from qvec_deploy.report.page import Table
 
@@ -25,6 +27,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "model": plan.architecture.name,
         "classes": plan.architecture.classes,
         "input_shape": list(plan.architecture.input_shape),
+        "receiver_weights": plan.receiver_weights,
+        "left_aside": list(plan.left_aside),
         "lambda": recipe.lam,
         "vectors": [{"name": name, "weight": weight} for name, weight in plan.sources],
         "skip": list(recipe.quantize.skip),
@@ -65,11 +69,21 @@ def print_plan(plan: Plan, *, tensors: bool = True) -> None:
     click.echo(
         f"{plan.architecture.name}, {plan.architecture.classes} classes, "
         f"input {shape_text(plan.architecture.input_shape)}\n"
-        f"lambda {'selected when built' if plan.recipe.lam is None else f'{plan.recipe.lam:g}'}, vectors: {vectors}\n"
+        f"{_taken(plan)}lambda {'selected when built' if plan.recipe.lam is None else f'{plan.recipe.lam:g}'}, "
+        f"vectors: {vectors}\n"
         f"{plan.recipe.target.runtime}, lowering {plan.recipe.target.lowering}\n"
         f"{weights:,} weights in {len(plan.quantized)} Linears quantized, {plan.stored_bits_per_weight:.3f} bits each "
         f"with their scales; {plan.stored_bytes / 1e6:.1f} MB in all"
     )
+
+
+def _taken(plan: Plan) -> str:
+    """Lines about a receiver's file that holds more than one network's weights."""
+    lines = [f"weights of the receiver: {plan.receiver_weights}"] if plan.receiver_weights is not None else []
+    if plan.left_aside:
+        first, more = ", ".join(plan.left_aside[:5]), len(plan.left_aside) - 5
+        lines.append(f"left aside in its file: {first}" + (f" and {more} more" if more > 0 else ""))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def shape_text(shape: Sequence[int]) -> str:
@@ -77,7 +91,7 @@ def shape_text(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
-def inspect_path(path: Path) -> dict[str, Any]:
+def inspect_path(path: Path, weights: Weights | None = None) -> dict[str, Any]:
     """What a bundle, vector, packed file or checkpoint says about itself; headers only."""
     from qvec_deploy.bundle.manifest import read_manifest
     from qvec_deploy.io.checkpoint import Checkpoint
@@ -89,12 +103,16 @@ def inspect_path(path: Path) -> dict[str, Any]:
         return {"kind": "bundle", **read_manifest(path).model_dump(mode="json")}
     if not exists:
         raise StorageError(f"{path} does not exist", hint="name a bundle, a vector, a packed file or a checkpoint")
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(path, weights=weights)
     text = checkpoint.metadata.get("qvec", "")
     if '"qvec-packed"' in text:
         return _packed_document(path)
-    tensors = checkpoint.tensors
+    tensors: Mapping[str, TensorInfo] = checkpoint.tensors
     document: dict[str, Any] = {"kind": "checkpoint", "tensors": len(tensors)}
+    if checkpoint.weights is not None:
+        document["which_weights"] = checkpoint.weights
+    if checkpoint.aside:
+        document["left_aside"] = list(checkpoint.aside)
     if '"qvec-vector"' in text:
         vector = QuantizationVector.open(path)
         header, tensors = vector.header, vector.tensors

@@ -42,7 +42,12 @@ class Receiver(Block):
     """The fine-tuned model that is deployed."""
 
     checkpoint: str = Field(
-        min_length=1, description="`.safetensors`, `.pt` state dict, or `hf://org/repo@revision/path`."
+        min_length=1,
+        description="A file of the model's weights, whatever saved it, an index of shards, or "
+        "`hf://org/repo@revision/path`.",
+    )
+    weights: Literal["raw", "ema"] | None = Field(
+        default=None, description="Which weights to take from a file that holds raw and averaged (EMA) ones."
     )
     model: str = Field(min_length=1, description="timm model name.")
     model_args: dict[str, ModelArg] = Field(

@@ -10,6 +10,7 @@ import numpy as np
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
+from qvec_deploy.io.state_dict import Weights
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.sketch import Sketch, make_sketch
@@ -86,14 +87,14 @@ class OpenFiles:
 
     def __init__(self, *, offline: bool = False) -> None:
         self._offline = offline
-        self._checkpoints: dict[tuple[str, str], Checkpoint] = {}
+        self._checkpoints: dict[tuple[str, str, Weights | None], Checkpoint] = {}
         self._vectors: dict[tuple[str, str], QuantizationVector] = {}
 
-    def checkpoint(self, source: str, label: str) -> Checkpoint:
+    def checkpoint(self, source: str, label: str, weights: Weights | None = None) -> Checkpoint:
         """An opened checkpoint; `label` is what errors and records call it."""
-        key = (source, label)
+        key = (source, label, weights)
         if key not in self._checkpoints:
-            self._checkpoints[key] = Checkpoint.open(source, offline=self._offline, label=label)
+            self._checkpoints[key] = Checkpoint.open(source, offline=self._offline, label=label, weights=weights)
         return self._checkpoints[key]
 
     def vector(self, source: str, label: str) -> QuantizationVector:

@@ -13,6 +13,8 @@ from qvec_deploy.builder.select.trial_model import TrialModel
 from qvec_deploy.datasets import DataConfig
 from qvec_deploy.errors import IncompatibleError, errors_about
 from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.io.state_dict import NetworkTensors
+from qvec_deploy.io.stored_tensors import StoredTensors
 from qvec_deploy.planner import Plan, check_tensors, make_plan
 from qvec_deploy.progress import Progress
 from qvec_deploy.recipe import Recipe
@@ -137,7 +139,9 @@ class CellNetwork:
         self.plan, receiver = files.plan, files.receiver
         self.weights: State = {tensor.name: receiver.read(tensor.name) for tensor in self.plan.tensors}
         self._shown = dict(self.weights)
-        place = Checkpoint(receiver.path, receiver.source, receiver.tensors, self._shown.__getitem__, {})
+        shown = StoredTensors(receiver.tensors, self._shown.__getitem__, (receiver.path,))
+        names = NetworkTensors({name: name for name in receiver.tensors}, None, ())
+        place = Checkpoint(receiver.path, receiver.source, shown, names)
         self.model = TrialModel(self.plan, place, {}, selecting.batches)
         self.show(self.weights, None)
         with progress.stage("forward"):

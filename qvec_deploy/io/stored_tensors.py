@@ -1,0 +1,210 @@
+"""Files of named tensors as they are stored. What a file is, its bytes say; no pickled code is ever run."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import pathlib
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError, first_line
+from qvec_deploy.io.files import storage_errors
+from qvec_deploy.io.state_dict import Weights, unwrap
+from qvec_deploy.tensors import Float32
+
+FLOATS = {name: np.dtype(kind) for name, kind in {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.items()}
+"""Dtypes that weights may have, as safetensors names them, and how their bytes are read."""
+_MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how torch.save began before it wrote zip archives
+_INERT = (
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+)
+"""Classes of dicts in Lightning's checkpoints that are read as plain dicts."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and safetensors dtype name of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class StoredTensors:
+    """What one file, or one index with its shards, holds.
+
+    Attributes:
+        read: One tensor as float32, by its stored name.
+        files: Every file that holds a part.
+        weights: Whether these are raw or averaged weights, where the file had both or says so.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    read: Callable[[str], Float32]
+    files: tuple[Path, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    weights: Weights | None = None
+
+
+def open_stored(path: Path, weights: Weights | None) -> StoredTensors:
+    """Open a file of tensors, whatever it is called; headers only.
+
+    Raises:
+        IncompatibleError: A kind of file that is known and not read.
+        IntegrityError: Not a file of tensors, or a damaged one.
+        RecipeError: It holds raw and averaged weights, and `weights` does not say which.
+        StorageError: It, or a shard, cannot be read.
+    """
+    with storage_errors(path), path.open("rb") as file:
+        start = file.read(1024)
+    if start.startswith(b"version https://git-lfs"):
+        raise IntegrityError(
+            f"{path} is a Git LFS pointer, not the file it stands for", hint="run `git lfs pull` in its repository"
+        )
+    text = start.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise IntegrityError(
+            f"{path} is a web page saved in the place of a checkpoint", hint="download the file itself (its raw link)"
+        )
+    if start.startswith((b"PK", _LEGACY)):
+        return _open_torch(path, weights, zipped=start.startswith(b"PK"))
+    if start[8:9] == b"{":
+        return _open_safetensors(path)
+    if text.startswith(b"{") and b"\0" not in start:
+        return _open_index(path, weights)
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)  # damaged: the library says how
+    raise IntegrityError(
+        f"{path} is not a checkpoint", hint="use a safetensors file, or what torch.save(model.state_dict(), path) wrote"
+    )
+
+
+def _open_safetensors(path: Path) -> StoredTensors:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:  # the library validates sizes, offsets and holes
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(
+            f"{path} is not a whole safetensors file: {error}", hint="copy or download it again"
+        ) from error
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header: dict[str, Any] = json.loads(stream.read(min(length, _MAX_HEADER)))
+    header.pop("__metadata__", None)
+    start = 8 + length
+    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+    tensors = {name: TensorInfo(tuple(entry["shape"]), entry["dtype"]) for name, entry in ordered}
+
+    def read(name: str) -> Float32:
+        info = tensors[name]
+        count = int(np.prod(info.shape, dtype=np.int64))
+        if count == 0:
+            return np.zeros(info.shape, np.float32)
+        offset = start + header[name]["data_offsets"][0]
+        # Read, not mapped: pages of a mapped file count as resident memory for as long as it is open.
+        values = np.fromfile(path, FLOATS[info.dtype], count, offset=offset)
+        if info.dtype == "BF16":  # a bfloat16 is the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        result: Float32 = values.astype(np.float32, copy=False).reshape(info.shape)
+        return result
+
+    return StoredTensors(tensors, read, (path,), metadata)
+
+
+def _open_index(path: Path, weights: Weights | None) -> StoredTensors:
+    """Shards that a `*.index.json` lists, as Hugging Face's libraries write it."""
+    try:
+        shards = json.loads(path.read_bytes())["weight_map"]
+        names = {str(name): str(shard) for name, shard in shards.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise IntegrityError(
+            f"{path} is JSON and no index of shards", hint="name the checkpoint, or the *.index.json beside its shards"
+        ) from error
+    opened = {}
+    for shard in sorted(set(names.values())):
+        if Path(shard).name != shard:
+            raise IntegrityError(f"{path} names {shard}, outside its folder", hint="download the checkpoint again")
+        if not (path.parent / shard).is_file():
+            raise StorageError(f"{path.parent / shard}, a shard of {path.name}, is missing", hint="download it too")
+        opened[shard] = open_stored(path.parent / shard, weights)
+    missing = [name for name, shard in names.items() if name not in opened[shard].tensors]
+    if missing:
+        raise IntegrityError(f"{names[missing[0]]} lacks {missing[0]}", hint="download the checkpoint again")
+    tensors = {name: opened[shard].tensors[name] for name, shard in names.items()}
+    files = (path, *(file for stored in opened.values() for file in stored.files))
+    return StoredTensors(tensors, lambda name: opened[names[name]].read(name), files)
+
+
+def _open_torch(path: Path, weights: Weights | None, *, zipped: bool) -> StoredTensors:
+    import torch
+
+    try:
+        names_in_zip = _members(path) if zipped else []
+        if any(name.endswith(".npy") for name in names_in_zip):
+            raise IncompatibleError(
+                f"{path} is a NumPy archive",
+                hint="load it into the timm model (load_pretrained) and save its state dict",
+            )
+        with torch.serialization.safe_globals(_harmless()):
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except IncompatibleError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise IntegrityError(
+            f"{path} holds pickled code, which is never run",
+            hint="load it where it was trained and save the state dict: torch.save(model.state_dict(), path)",
+        ) from error
+    except Exception as error:  # a damaged pickle can make the unpickler raise anything
+        raise IntegrityError(
+            f"{path} is not a whole torch checkpoint: {first_line(error)}",
+            hint="copy it again, or save it with torch.save(model.state_dict(), path)",
+        ) from error
+    state, kind = unwrap(saved, weights, lambda value: isinstance(value, torch.Tensor), str(path))
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+    tensors = {
+        name: TensorInfo(tuple(value.shape), names.get(value.dtype, str(value.dtype).removeprefix("torch.")))
+        for name, value in state.items()
+    }
+
+    def read(name: str) -> Float32:
+        values: Float32 = state[name].detach().to(torch.float32).contiguous().numpy()
+        return values
+
+    return StoredTensors(tensors, read, (path,), weights=kind)
+
+
+def _members(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def _harmless() -> list[Any]:
+    """What training scripts save beside weights, and torch's loader may make of a pickle: values without behaviour."""
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # how NumPy pickles a number
+    types = [type(np.dtype(kind)) for kind in ("f4", "f8", "f2", "i4", "i8", "u1", "b1", "U1")]
+    return [
+        argparse.Namespace,
+        collections.defaultdict,
+        pathlib.PurePosixPath,
+        pathlib.PosixPath,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *types,
+        *((dict, name) for name in _INERT),
+    ]
