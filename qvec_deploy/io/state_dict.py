@@ -61,7 +61,7 @@ def unwrap(saved: Any, wanted: Weights | None, is_tensor: Any, what: str) -> tup
 
     Args:
         saved: A dict of tensors, or of dicts, to any depth.
-        wanted: Which weights to take where there are both.
+        wanted: The kind of weights to take where there are both.
         is_tensor: Whether a value is a tensor.
         what: The file, for errors.
 
@@ -94,7 +94,7 @@ def find_network(shapes: Shapes, wanted: Weights | None, kind: Weights | None, w
     Two prefixes with the same tensors under them are one network twice.
 
     Args:
-        kind: What `unwrap` said of these tensors.
+        kind: `unwrap` said so of these tensors.
 
     Raises:
         IncompatibleError: Weights of another library, or of two networks.

@@ -165,7 +165,7 @@ def code_rows(source: str, bits: int, *, whole: bool, at_top: bool) -> list[str]
     Args:
         source: Name of the payload.
         whole: Rows need no padding in any Linear.
-        at_top: Leave a code in the highest bits of its byte, not in the lowest.
+        at_top: A code stays in the highest bits of its byte, not in the lowest.
     """
     rows = "unsigned" if whole else "whole_units"
     lines = [f"turned = Transpose <perm = [1, 2, 0]> ({source})", "zero_axis = Constant <value_ints = [0]> ()"]
