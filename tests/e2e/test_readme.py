@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from study_recipes import write_study
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,9 @@ def test_the_demo(tmp_path: Path) -> None:
     assert "demo_3bit" in done.stdout and "random_3" in done.stdout and "report.html" in done.stdout
     assert "Next, with your own" in done.stdout
     assert (ROOT / "out" / "demo_3bit" / "manifest.json").is_file()
+    shown = re.search(r"demo_picture\.png, shows (\S+)", done.stdout)
+    named = re.search(r"^out/demo_picture\.png\n +\d+\.\d+ %  (\S+)$", done.stdout, re.MULTILINE)
+    assert shown and named and named[1] == shown[1]
 
 
 def test_the_test_command_is_the_check() -> None:
@@ -66,6 +70,7 @@ def own_folder(tmp_path: Path, pico_recipe: Callable[..., Path]) -> Path:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     small = write_study(tmp_path / "small")  # the bundled study takes an hour
     shutil.copy(small, tmp_path / "recipes" / "study_tiny.yaml")
+    Image.new("RGB", (80, 60)).save(tmp_path / "picture.png")
     return tmp_path
 
 
@@ -83,6 +88,12 @@ def test_every_other_command(
     shutil.copy(own, "recipes/my_model.yaml")  # the newcomer names their own model and images
     for command in commands[1:]:
         words = shlex.split(command.replace("FILE_OR_BUNDLE", "out/NAME").replace("OLD NEW", "out/NAME out/NAME"))
+        if words[0] == "pip":  # what tests/e2e/test_predict.py looks into
+            assert Path(words[-1]).is_file()
+            continue
+        if words[0] == "python":
+            assert _run([sys.executable, "-I", *words[1:]], own_folder).returncode == 0, command
+            continue
         assert words[0] == ".venv/bin/qvec-deploy", command
         code, _, log = run(*words[1:])
         assert code == 0, f"{command}\n{log}"
