@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qvec_deploy.errors import IncompatibleError, RecipeError
@@ -99,6 +99,8 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
     architecture = describe(
         recipe.receiver.model, count_classes(recipe.receiver.model, receiver), recipe.receiver.model_args
     )
+    changes = recipe.receiver.data_config.model_dump(exclude_none=True)
+    architecture = replace(architecture, data_config={**architecture.data_config, **changes})
     check_tensors(receiver, architecture)
     grid, target = recipe.quantize, recipe.target
     check_lowering(target.runtime, target.lowering, grid.bits, grid.granularity, grid.group_size)

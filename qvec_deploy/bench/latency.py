@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from qvec_deploy.bench.runnable import Flushable, Runnable, Staged, Stages
+from qvec_deploy.bench.runnable import Flushable, Prepares, Runnable, Staged, Stages
 from qvec_deploy.bench.statistics import median
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.tensors import Float32
@@ -155,6 +155,10 @@ class _Measurement:
         self, sessions: Mapping[str, Runnable], images: Float32, seed: int, cold_l2: bool, clock: Clock
     ) -> None:
         self._sessions, self._images, self._clock = sessions, images, clock
+        self._taken = {
+            name: session.prepare(images) if isinstance(session, Prepares) else images
+            for name, session in sessions.items()
+        }
         self._draw = random.Random(seed)
         self._flush = require_flushable(sessions) if cold_l2 else {}
         self._staged: dict[str, Stages] = {}
@@ -181,11 +185,12 @@ class _Measurement:
 
     def block(self) -> None:
         """Run every session once for the clock, then every session that has stages once more for those."""
-        clock, images = self._clock, self._images
+        clock = self._clock
         for name in self._shuffled(self._sessions):
             session = self._sessions[name]
             if name in self._flush:
                 self._flush[name]()
+            images = self._taken[name]
             start = clock()
             session.run(images)
             taken_ms = (clock() - start) / NANOSECONDS_PER_MS
@@ -194,7 +199,7 @@ class _Measurement:
         for name in self._shuffled(self._staged):
             if name in self._flush:
                 self._flush[name]()
-            self._stage_ms[name].append(time_stages(self._staged[name], images, clock))
+            self._stage_ms[name].append(time_stages(self._staged[name], self._images, clock))
 
     def warm_up(self, least: int, deadline: _Deadline) -> tuple[int, dict[str, bool]]:
         """Run blocks until every session is warm, and forget their samples; how many, and which sessions were."""

@@ -15,6 +15,14 @@ class Runnable(Protocol):
         ...
 
 
+@runtime_checkable
+class Prepares(Protocol):
+    """A session that may take images in another form than normalised ones."""
+
+    def prepare(self, images: Float32) -> Any:
+        """What `run` is timed with, of `images` (batch, channels, height, width)."""
+
+
 class Stages(Protocol):
     """One run, part by part. `put`, `enqueue` and `get` hand work to the GPU's stream and return at once.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.builder.images import activation_images
 from qvec_deploy.builder.keys import coordinates_key, engine_key, structure_key, weights_key
+from qvec_deploy.bundle.interface import model_metadata
 from qvec_deploy.errors import IncompatibleError, QvecError
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.checkpoint import Checkpoint
@@ -163,7 +164,8 @@ class BuildContext:
         """Batches (B, C, H, W) on which activations are looked at, decoded once."""
         recipe = plan.recipe
         images = recipe.images.model_dump(mode="json") if recipe.images is not None else None
-        key = canonical_json([images, recipe.quantize.calibration.model_dump(mode="json")])
+        config = recipe.receiver.data_config.model_dump(mode="json")
+        key = canonical_json([images, recipe.quantize.calibration.model_dump(mode="json"), config])
         if key not in self._images:
             self._images[key] = activation_images(recipe, plan.architecture)
         return self._images[key]
@@ -178,7 +180,8 @@ class BuildContext:
         target = plan.recipe.target
         calibrates = find_lowering(target.runtime, target.lowering).calibrates_activations
         images = self.activation_images(plan) if calibrates else []
-        return {**engine_key(plan, self.weights_key(plan), images), "class_names": self.class_names}
+        metadata = model_metadata(plan, self.class_names)
+        return {**engine_key(plan, self.weights_key(plan), images), "metadata": metadata}
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -16,7 +16,10 @@ from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.builder.weights import load_model
 from qvec_deploy.bundle.compile_bundle import compile_engines
 from qvec_deploy.bundle.interface import model_metadata
+from qvec_deploy.bundle.standalone_run import ImagePreprocessor
 from qvec_deploy.bundle.write import Artifact
+from qvec_deploy.datasets import DataConfig
+from qvec_deploy.datasets.pixels import pixels_of
 from qvec_deploy.datasets.splits import BATCH
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.planner import Plan
@@ -76,7 +79,8 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
         if isinstance(backend, ModelWriter):
             images = context.activation_images(plan) if calibrates else []
             images = images[: -(-CALIBRATION_IMAGES // BATCH)]
-            backend.write_model(directory, lowering, images, threads, model_metadata(plan, context.class_names))
+            metadata = model_metadata(plan, context.class_names)
+            backend.write_model(directory, lowering, images, threads, metadata, _pixels(plan))
         if row.compiles:
             compile_engines(recipe.target, directory, timings, context.progress)
         with backend.open(directory, lowering, threads) as session:
@@ -99,7 +103,17 @@ def _reference(plan: Plan, directory: Path) -> Float32:
     """The weight file is mapped only while PyTorch reads it: its pages would count while the engine loads."""
     model, args = plan.architecture, plan.recipe.receiver.model_args
     weights = PackedFile.open(directory / WEIGHTS_FILE)
-    return reference_logits(weights, model.name, model.classes, args, parity_images(model.input_shape))
+    images, config = parity_images(model.input_shape), _pixels(plan)
+    if config is not None:  # as the engine is given them
+        preprocessor = ImagePreprocessor(model.data_config)
+        images = np.stack([preprocessor.normalised(each) for each in pixels_of(images, config.mean, config.std)])
+    return reference_logits(weights, model.name, model.classes, args, images)
+
+
+def _pixels(plan: Plan) -> DataConfig | None:
+    """The preprocessing whose normalisation is a part of the model; None where none is."""
+    in_graph = plan.recipe.target.preprocessing == "in_graph"
+    return DataConfig.from_mapping(plan.architecture.data_config) if in_graph else None
 
 
 def _write_activations(plan: Plan, context: BuildContext, directory: Path) -> None:

@@ -87,12 +87,18 @@ class Bundle:
         """
         from qvec_deploy.datasets import standalone_run
 
-        paths, model = [str(path) for path in images], self.manifest.model
+        paths, model, interface = [str(path) for path in images], self.manifest.model, self.manifest.interface
         try:
             standalone_run.require_pictures(paths)
             with self.session(threads=threads) as session:
                 return standalone_run.classify(
-                    session.run, paths, model.data_config, model.class_names, top=top, batch=batch_size
+                    session.run,
+                    paths,
+                    model.data_config,
+                    model.class_names,
+                    as_pixels=interface is not None and interface.input.dtype == "uint8",
+                    top=top,
+                    batch=batch_size,
                 )
         except standalone_run.RunError as error:
             kind = {each.exit_code: each for each in (IncompatibleError, StorageError)}[error.exit_code]

@@ -6,7 +6,7 @@ from qvec_deploy.bench.results import Model
 from qvec_deploy.bundle.manifest import Interface, TensorSpec
 from qvec_deploy.io.files import canonical_json
 from qvec_deploy.planner import Plan
-from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.engine_files import METADATA_PREFIX, MODEL_FILE, PREPROCESSING_KEY, WEIGHTS_FILE
 from qvec_deploy.runtimes.graph import INPUT, OUTPUT
 from qvec_deploy.runtimes.registry import find_runtime
 
@@ -29,11 +29,13 @@ def model_of(plan: Plan, class_names: tuple[str, ...] = ()) -> Model:
 def interface_of(plan: Plan) -> Interface:
     """How the engine's files are opened and run."""
     channels, height, width = plan.architecture.input_shape
-    row = find_runtime(plan.recipe.target.runtime)
+    row, in_graph = find_runtime(plan.recipe.target.runtime), plan.recipe.target.preprocessing == "in_graph"
+    images = TensorSpec(name=INPUT, dtype="float32", shape=("batch", channels, height, width))
+    pixels = TensorSpec(name=INPUT, dtype="uint8", shape=("batch", height, width, channels))
     return Interface(
         model=MODEL_FILE,
         weights=WEIGHTS_FILE,
-        input=TensorSpec(name=INPUT, dtype="float32", shape=("batch", channels, height, width)),
+        input=pixels if in_graph else images,
         output=TensorSpec(name=OUTPUT, dtype="float32", shape=("batch", plan.architecture.classes)),
         session_options=dict(row.session_options),
         session_config=dict(row.session_config),
@@ -44,7 +46,6 @@ def model_metadata(plan: Plan, class_names: tuple[str, ...]) -> dict[str, str]:
     """What model.onnx says about itself, by key: JSON, for programs that have the model without its manifest."""
     interface = interface_of(plan)
     values = {
-        "preprocessing": model_of(plan).data_config,
         "class_names": list(class_names),
         "input": interface.input.model_dump(mode="json"),
         "output": interface.output.model_dump(mode="json"),
@@ -54,4 +55,6 @@ def model_metadata(plan: Plan, class_names: tuple[str, ...]) -> dict[str, str]:
             "config": interface.session_config,
         },
     }
-    return {f"qvec.{name}": canonical_json(value).decode() for name, value in values.items()}
+    named: dict[str, object] = {PREPROCESSING_KEY: model_of(plan).data_config}
+    named |= {f"{METADATA_PREFIX}{name}": value for name, value in values.items()}
+    return {name: canonical_json(value).decode() for name, value in named.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
 
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.quantize.methods import METHODS, ROUND_TO_NEAREST, by_moments, calibrated_methods
@@ -38,6 +38,20 @@ def _model_arg(value: Any) -> Any:
 ModelArg = Annotated[int | float | bool | str | list[int], BeforeValidator(_model_arg)]
 
 
+class DataConfigChanges(Block):
+    """Where a fine-tune's preprocessing differs from timm's configuration of its model."""
+
+    mean: tuple[float, float, float] | None = Field(default=None, description="Subtracted, of values in [0, 1].")
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(default=None, description="Divided by.")
+    crop_pct: float | None = Field(
+        default=None, gt=0, le=1, description="Share of the resized image that the crop keeps."
+    )
+    crop_mode: Literal["center", "squash", "border"] | None = Field(default=None, description="As in timm.")
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = Field(
+        default=None, description="How images are resized."
+    )
+
+
 class Receiver(Block):
     """The fine-tuned model that is deployed."""
 
@@ -52,6 +66,10 @@ class Receiver(Block):
     model: str = Field(min_length=1, description="timm model name.")
     model_args: dict[str, ModelArg] = Field(
         default_factory=dict, description="Arguments for timm.create_model beyond the name, such as img_size."
+    )
+    data_config: DataConfigChanges = Field(
+        default=DataConfigChanges(),
+        description="Preprocessing that the fine-tune was trained with, where timm's for the model is another.",
     )
 
 
@@ -222,6 +240,10 @@ class Target(Block):
         default="int4", description="What the runtime multiplies with; `qvec-deploy doctor` prints the table."
     )
     threads: int | None = Field(default=None, ge=1, description="Threads of the engine; all available cores if absent.")
+    preprocessing: Literal["outside", "in_graph"] = Field(
+        default="outside",
+        description="`in_graph`: the model takes uint8 images of its size and normalises them itself.",
+    )
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1,), min_length=1, description="Batch sizes whose latency is measured."
     )

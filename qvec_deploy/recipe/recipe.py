@@ -32,7 +32,7 @@ from qvec_deploy.recipe.blocks import (
 )
 from qvec_deploy.recipe.matrix import Matrix
 from qvec_deploy.recipe.reading import Places, assign, parse
-from qvec_deploy.runtimes.registry import find_runtime
+from qvec_deploy.runtimes.registry import RUNTIMES, find_runtime
 from qvec_deploy.tensors import GridRule
 
 
@@ -93,6 +93,9 @@ class Recipe(Block):
         if self.measure.l2 == "cold" and self.target.on_cpu:
             runtime = self.target.runtime
             raise ValueError(f"measure.l2: cold empties a GPU's cache; target.runtime: {runtime} runs on the CPU")
+        if self.target.preprocessing == "in_graph" and not find_runtime(self.target.runtime).stands_alone:
+            takers = ", ".join(row.name for row in RUNTIMES.values() if row.stands_alone)
+            raise ValueError(f"target.preprocessing: in_graph is for {takers}, not for {self.target.runtime}")
         self._check_select()
         self._check_judges()
         self._check_gates()

@@ -7,6 +7,10 @@ WEIGHTS_FILE = "weights.qvec.safetensors"
 STRUCTURE_FILE = "structure.json"
 ACTIVATIONS_FILE = "activations.json"
 
+METADATA_PREFIX = "qvec."
+PREPROCESSING_KEY = f"{METADATA_PREFIX}preprocessing"
+"""In the metadata of model.onnx: what images are resized, cropped and normalised by, as JSON."""
+
 
 def is_of_engine(name: str) -> bool:
     """Whether a bundle's file is a part of what runs: not one that describes or checks it, nor of another engine."""

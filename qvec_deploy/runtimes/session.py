@@ -7,10 +7,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
+    from qvec_deploy.datasets import DataConfig
     from qvec_deploy.runtimes.engine_options import EngineOptions
 
 Advance = Callable[[int, int], None]
@@ -79,13 +83,20 @@ class ModelWriter(Backend, Protocol):
     """The code of a runtime that reads model.onnx as it is: every lowering is a file of its own."""
 
     def write_model(
-        self, directory: Path, lowering: str, batches: Sequence[Float32], threads: int, metadata: Mapping[str, str]
+        self,
+        directory: Path,
+        lowering: str,
+        batches: Sequence[Float32],
+        threads: int,
+        metadata: Mapping[str, str],
+        pixels: DataConfig | None,
     ) -> None:
         """Put a lowering's model in the place of the stored one.
 
         Args:
             batches: Images (B, C, H, W) that activations are calibrated on, where the lowering needs that.
             metadata: What the file says about itself.
+            pixels: The preprocessing whose normalisation goes into the graph; None leaves it outside.
 
         Raises:
             IncompatibleError: A scheme that the lowering cannot take.
@@ -112,14 +123,14 @@ def largest_batch(failed: int, runs: Callable[[int], bool]) -> int:
     return batch
 
 
-def require_images(images: Float32, shape: tuple[int, int, int]) -> None:
-    """Refuse what is no batch of an engine's images, of which one has `shape` (C, H, W).
+def require_images(images: NDArray[np.generic], shape: tuple[int, int, int], dtype: str = "float32") -> None:
+    """Refuse what is no batch of an engine's images, of which one has `shape`.
 
     Raises:
         IncompatibleError: Another shape or type, or no image.
     """
-    if images.shape[1:] != shape or images.dtype != "float32" or not len(images):
+    if images.shape[1:] != shape or images.dtype != dtype or not len(images):
         raise IncompatibleError(
-            f"the engine takes float32 images (batch, {', '.join(map(str, shape))}), got {images.dtype} {images.shape}",
+            f"the engine takes {dtype} images (batch, {', '.join(map(str, shape))}), got {images.dtype} {images.shape}",
             hint="preprocess images as the manifest's data_config says",
         )

@@ -23,7 +23,7 @@ from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import RUNTIMES, check_lowering, find_runtime, runtime_bits_per_weight
 from qvec_deploy.runtimes.runtime import Lowering, Runtime
-from qvec_deploy.runtimes.session import Compiler
+from qvec_deploy.runtimes.session import Compiler, ModelWriter
 from qvec_deploy.tensors import Scheme
 
 ROWS = (
@@ -59,6 +59,7 @@ def test_a_row_says_what_the_rest_has_to_know(row: Runtime) -> None:
     assert len({each.name for each in row.lowerings}) == len(row.lowerings)
     assert row.remedy and row.packages and row.preload
     assert row.compiles == isinstance(row.load(), Compiler)
+    assert row.stands_alone == isinstance(row.load(), ModelWriter)
     if not row.compiles:
         with pytest.raises(IncompatibleError, match="compiles nothing"):
             row.load_compiler()

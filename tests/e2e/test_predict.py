@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import yaml
 from PIL import Image
 
 from qvec_deploy.bundle.bundle import Bundle
@@ -99,15 +100,62 @@ def test_batches_answer_alike(released: Path, pictures: list[Path]) -> None:
         assert chances[0] == pytest.approx(chances[1], abs=1e-5)
 
 
-def test_a_real_image_is_answered_as_in_the_evaluation(released: Path, pictures: list[Path]) -> None:
-    """A picture of the input's size is not resized: the answer is that of the dataset's own preprocessing."""
-    bundle = Bundle.open(released)
+@pytest.fixture
+def pixels(build_once: Callable[..., Path], pico_recipe: Callable[..., Path]) -> Path:
+    """A bundle whose model normalises images itself, and whose images are not cropped; do not write to it."""
+    receiver = yaml.safe_load(pico_recipe().read_text())["receiver"]
+    return build_once(
+        "pixels",
+        receiver={**receiver, "data_config": {"crop_pct": 1.0, "mean": [0.4, 0.5, 0.6]}},
+        target={"threads": 1, "preprocessing": "in_graph"},
+        evaluate={"dataset": "tiny/realdigits", "limit": 40},
+    )
+
+
+def test_a_picture_is_answered_as_in_the_evaluation(pixels: Path, pictures: list[Path]) -> None:
+    """A picture of the input's size is not resized where nothing is cropped: the dataset's images are answered so."""
+    bundle = Bundle.open(pixels)
     config = DataConfig.from_mapping(bundle.manifest.model.data_config)
+    assert (config.crop_pct, config.mean) == (1.0, (0.4, 0.5, 0.6))
     images, _ = open_tiny(DatasetSpec("tiny/realdigits", limit=3), config).take(range(3))
     with bundle.session(threads=1) as session:
         logits = np.concatenate([session.run(images[index : index + 1]) for index in range(3)])
     found = bundle.predict(pictures[:3], threads=1)
-    assert [each.classes[0].label for each in found] == logits.argmax(1).tolist()
+    for each, row in zip(found, logits.astype(np.float64), strict=True):
+        shares = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+        assert [entry.probability for entry in each.classes] == np.sort(shares)[::-1][:5].tolist()
+
+
+def test_a_model_that_normalises_itself(
+    pixels: Path, pictures: list[Path], device: Callable[..., tuple[int, str, str]], run: Run, tmp_path: Path
+) -> None:
+    interface = Bundle.open(pixels).manifest.interface
+    assert interface is not None and (interface.input.dtype, interface.input.shape) == ("uint8", ("batch", 32, 32, 3))
+    session = onnxruntime.InferenceSession(pixels / "model.onnx", providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    assert (entry.name, entry.type, entry.shape) == ("images", "tensor(uint8)", ["batch", 32, 32, 3])
+    assert run("verify", pixels)[0] == 0
+    assert run("bench", pixels, "--lowering", "int8", "--lowering", "packed", "--blocks", 2, "--quiet")[0] == 0
+    assert run("export", pixels, "-o", tmp_path / "int8.onnx", "--lowering", "int8", "--expanded")[0] == 0
+    assert run("release", pixels, "--to", tmp_path / "released", "--quiet")[0] == 0
+    code, out, _ = device(tmp_path / "released", *pictures, "--json")
+    found = Bundle.open(pixels).predict(pictures)
+    assert code == 0 and json.loads(out)["predictions"] == [
+        each.as_dict() | {"classes": _classes(each)} for each in found
+    ]
+
+
+def test_normalising_in_the_graph_changes_no_bit(
+    pixels: Path, build_once: Callable[..., Path], pictures: list[Path]
+) -> None:
+    values = yaml.safe_load((pixels / "recipe.yaml").read_text())
+    outside = build_once(
+        "pixels_outside",
+        receiver=values["receiver"],
+        target={"threads": 1},
+        evaluate={"dataset": "tiny/realdigits", "limit": 40},
+    )
+    assert Bundle.open(pixels).predict(pictures) == Bundle.open(outside).predict(pictures)
 
 
 def test_the_manifest_and_the_model_say_what_a_device_needs(released: Path) -> None:

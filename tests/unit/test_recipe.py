@@ -88,6 +88,10 @@ def test_unknown_fields_name_line_and_nearest(
         (MINIMAL + "quantize: {bits: 32}\n", "lowering `float` goes with bits 16 or 32"),
         (MINIMAL + "target: {lowering: float}\n", "lowering `float` goes with bits 16 or 32"),
         (MINIMAL + "target: {threads: 0}\n", "target.threads"),
+        (
+            MINIMAL + "target: {runtime: tensorrt, preprocessing: in_graph}\n",
+            "target.preprocessing: in_graph is for onnxruntime, not for tensorrt",
+        ),
         (MINIMAL + "target: {batch_sizes: []}\n", "target.batch_sizes"),
         (MINIMAL + "measure: {blocks: 1}\n", "measure.blocks"),
         (MINIMAL + "evaluate: {split: test}\n", "evaluate.dataset: this field is needed"),

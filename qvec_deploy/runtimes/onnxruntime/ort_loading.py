@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
+from qvec_deploy.datasets.pixels import pixels_of
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.runtimes.engine_files import PREPROCESSING_KEY
 from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
+from qvec_deploy.tensors import Float32
 
 PROVIDER = "CPUExecutionProvider"
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -47,3 +53,16 @@ def open_model(source: str | bytes, directory: Path, threads: int, *, profile: P
     if session.get_providers() != [PROVIDER]:
         raise IncompatibleError(f"the engine runs on {session.get_providers()}", hint=f"{PROVIDER} was asked for")
     return session
+
+
+def takes_pixels(session: Any) -> bool:
+    """Whether the model of a session normalises images itself."""
+    return bool(session.get_inputs()[0].type == "tensor(uint8)")
+
+
+def as_taken(session: Any, images: Float32) -> NDArray[Any]:
+    """Normalised images as the model of a session takes them."""
+    if not takes_pixels(session):
+        return images
+    config = json.loads(session.get_modelmeta().custom_metadata_map[PREPROCESSING_KEY])
+    return pixels_of(images, config["mean"], config["std"])

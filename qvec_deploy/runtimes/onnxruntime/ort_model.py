@@ -9,14 +9,16 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model
 
+from qvec_deploy.datasets import DataConfig
 from qvec_deploy.io.files import storage_errors, write_bytes
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.graph import DOMAIN, INPUT
 from qvec_deploy.runtimes.graph.operator import INPUT_SCALE_ATTRIBUTE, STANDARD, Ranges, define_operator
+from qvec_deploy.runtimes.graph.pixel_input import take_pixels
 from qvec_deploy.runtimes.graph.stored import load_stored
 from qvec_deploy.runtimes.onnxruntime import LOWERING_KEY, ONNXRUNTIME
-from qvec_deploy.runtimes.onnxruntime.ort_loading import PROVIDER, open_model
+from qvec_deploy.runtimes.onnxruntime.ort_loading import PROVIDER, as_taken, open_model
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.tensors import Float32
 
@@ -27,12 +29,14 @@ def write_model(
     batches: Sequence[Float32],
     threads: int,
     metadata: Mapping[str, str] | None = None,
+    pixels: DataConfig | None = None,
 ) -> None:
     """Make the model in a directory the lowering's own.
 
     Args:
         batches: Images (B, C, H, W) that inputs are calibrated on, where the lowering needs that.
         metadata: What the file says about itself, beside its lowering.
+        pixels: The preprocessing whose normalisation goes into the graph; None leaves it outside.
 
     Raises:
         IncompatibleError: A scheme that the lowering cannot take.
@@ -41,6 +45,8 @@ def write_model(
     if find_lowering(ONNXRUNTIME.name, lowering).calibrates_activations:
         ranges = input_ranges(directory, batches, threads)
     model = lowered_model(directory, lowering, ranges)
+    if pixels is not None:
+        take_pixels(model, pixels)
     helper.set_model_props(model, {**(metadata or {}), LOWERING_KEY: lowering})
     write_bytes(directory / MODEL_FILE, model.SerializeToString(deterministic=True))
 
@@ -79,7 +85,7 @@ def input_ranges(directory: Path, batches: Iterable[Float32], threads: int) -> R
             graph.node.append(helper.make_node(operator, [value], [names[-1]], keepdims=0))
             graph.output.append(helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, []))
     session = open_model(model.SerializeToString(), directory, threads)
-    found = [session.run(names, {INPUT: batch}) for batch in batches]
+    found = [session.run(names, {INPUT: as_taken(session, batch)}) for batch in batches]
     extremes = list(zip(*found, strict=True))
     return {
         linear: (float(min(extremes[2 * index])), float(max(extremes[2 * index + 1])))

@@ -10,14 +10,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import require_file
 from qvec_deploy.runtimes.onnxruntime import is_written_as
-from qvec_deploy.runtimes.onnxruntime.ort_loading import PROVIDER, open_model
+from qvec_deploy.runtimes.onnxruntime.ort_loading import PROVIDER, as_taken, open_model, takes_pixels
 from qvec_deploy.runtimes.session import require_images
 from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
+    from qvec_deploy.datasets import DataConfig
     from qvec_deploy.runtimes.session import Session
 
 
@@ -35,12 +39,18 @@ class OnnxRuntime:
         return None
 
     def write_model(
-        self, directory: Path, lowering: str, batches: Sequence[Float32], threads: int, metadata: Mapping[str, str]
+        self,
+        directory: Path,
+        lowering: str,
+        batches: Sequence[Float32],
+        threads: int,
+        metadata: Mapping[str, str],
+        pixels: DataConfig | None,
     ) -> None:
         """As `ModelWriter.write_model`."""
         from qvec_deploy.runtimes.onnxruntime.ort_model import write_model
 
-        write_model(directory, lowering, batches, threads, metadata)
+        write_model(directory, lowering, batches, threads, metadata, pixels)
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[Session]:
@@ -72,22 +82,30 @@ class OnnxRuntime:
 
 
 class OnnxSession:
-    """A loaded ONNX Runtime session."""
+    """A loaded ONNX Runtime session.
+
+    Where the model normalises images itself, it takes pixels (B, H, W, C) uint8 too, which is what it is timed with.
+    """
 
     def __init__(self, session: Any) -> None:
         self._session = session
         self._input = session.get_inputs()[0]
         self._output = session.get_outputs()[0].name
+        self._takes_pixels = takes_pixels(session)
+        sides = self._input.shape[1:]
+        self._shape = tuple(sides)
+        self.input_shape: tuple[int, int, int] = (sides[2], *sides[:2]) if self._takes_pixels else tuple(sides)
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        _, channels, height, width = self._input.shape
-        return channels, height, width
+    def prepare(self, images: Float32) -> NDArray[Any]:
+        """As `Prepares.prepare`."""
+        return as_taken(self._session, images)
 
-    def run(self, images: Float32) -> Float32:
+    def run(self, images: NDArray[Any]) -> Float32:
         """As `Session.run`."""
-        require_images(images, self.input_shape)
+        if self._takes_pixels and images.dtype != np.uint8:
+            require_images(images, self.input_shape)
+            images = self.prepare(images)
+        require_images(images, self._shape, "uint8" if self._takes_pixels else "float32")
         logits: Float32 = self._session.run([self._output], {self._input.name: images})[0]
         return logits
 
