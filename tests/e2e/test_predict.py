@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from PIL import Image
 
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.datasets import DataConfig, DatasetSpec
-from qvec_deploy.datasets.standalone_run import REQUIREMENTS
+from qvec_deploy.datasets.standalone_run import REQUIREMENTS, as_text
 from qvec_deploy.datasets.tiny import open_tiny
 
 Run = Callable[..., tuple[int, str, str]]
 
+HEADER = "onnxruntime_cxx_api.h"
 PACKAGES = ("numpy", "numpy.libs", "PIL", "pillow.libs", "onnxruntime")
 RUN = """
 import runpy, sys
@@ -145,16 +147,15 @@ def test_a_model_that_normalises_itself(
     ]
 
 
-def test_normalising_in_the_graph_changes_no_bit(
-    pixels: Path, build_once: Callable[..., Path], pictures: list[Path]
-) -> None:
-    values = yaml.safe_load((pixels / "recipe.yaml").read_text())
-    outside = build_once(
-        "pixels_outside",
-        receiver=values["receiver"],
-        target={"threads": 1},
-        evaluate={"dataset": "tiny/realdigits", "limit": 40},
-    )
+@pytest.fixture
+def outside(pixels: Path, build_once: Callable[..., Path]) -> Path:
+    """The same with images that are normalised outside; do not write to it."""
+    receiver = yaml.safe_load((pixels / "recipe.yaml").read_text())["receiver"]
+    images = {"dataset": "tiny/realdigits", "limit": 40}
+    return build_once("pixels_outside", receiver=receiver, target={"threads": 1}, evaluate=images)
+
+
+def test_normalising_in_the_graph_changes_no_bit(pixels: Path, outside: Path, pictures: list[Path]) -> None:
     assert Bundle.open(pixels).predict(pictures) == Bundle.open(outside).predict(pictures)
 
 
@@ -265,3 +266,63 @@ def test_what_another_runtime_needs_is_not_released(build_once: Callable[..., Pa
     assert run("release", own, "--to", tmp_path / "r", "--accept-unverified", "--quiet")[0] == 0
     assert not (tmp_path / "r" / "run.py").exists()
     assert "run.py" not in (tmp_path / "r" / "MODEL_CARD.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def run_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C++ program, compiled."""
+    where = Path(os.environ.get("ONNXRUNTIME", "/usr"))
+    headers = [path for path in (where / "include", where / "include" / "onnxruntime") if (path / HEADER).is_file()]
+    if not headers:
+        pytest.skip(f"no {HEADER}: set ONNXRUNTIME to an unpacked release of ONNX Runtime, with include/ and lib/")
+    program = tmp_path_factory.mktemp("cpp") / "run_model"
+    source = Path(__file__).parents[2] / "scripts" / "cpp" / "run_model.cc"
+    library = where / "lib"
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-L{library}", f"-Wl,-rpath,{library}"]
+    command = ["g++", source, "-isystem", headers[0], *flags, "-lonnxruntime", "-o", program]
+    subprocess.run(command, check=True)
+    return program
+
+
+def _cpp(program: Path, *arguments: object) -> tuple[int, str, str]:
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("form", ["pixels", "outside"])
+def test_the_cpp_program_answers_as_predict_does(
+    run_model: Path, form: str, request: pytest.FixtureRequest, pictures: list[Path], tmp_path: Path
+) -> None:
+    bundle, picture = request.getfixturevalue(form), tmp_path / "picture.ppm"
+    Image.open(pictures[0]).save(picture)
+    text = as_text(Bundle.open(bundle).predict([picture], threads=1))
+    assert _cpp(run_model, bundle, picture) == (0, text.partition("\n")[2] + "\n", "")
+
+
+def test_the_cpp_program_reads_any_name(run_model: Path, outside: Path, pictures: list[Path], tmp_path: Path) -> None:
+    own, picture = Path(shutil.copytree(outside, tmp_path / "own")), tmp_path / "picture.ppm"
+    Image.open(pictures[0]).save(picture)
+    names = ['"quoted"', "back\\slash", "é", "猫", "🐈", "tab\t", "a, b", "", "]", "\x7f"]
+    model = onnx.load(own / "model.onnx", load_external_data=False)
+    props = {entry.key: entry.value for entry in model.metadata_props} | {"qvec.class_names": json.dumps(names)}
+    onnx.helper.set_model_props(model, props)
+    (own / "model.onnx").write_bytes(model.SerializeToString())
+    (found,) = Bundle.open(outside).predict([picture], threads=1)
+    out = _cpp(run_model, own, picture)[1]
+    assert [line.partition("%  ")[2] for line in out.splitlines()] == [names[entry.label] for entry in found.classes]
+
+
+def test_the_cpp_program_refuses(run_model: Path, outside: Path, pictures: list[Path], tmp_path: Path) -> None:
+    Image.open(pictures[3]).save(tmp_path / "large.ppm")
+    Image.open(pictures[0]).save(tmp_path / "whole.ppm")
+    (tmp_path / "cut.ppm").write_bytes((tmp_path / "whole.ppm").read_bytes()[:-1])
+    for code, arguments in (
+        (2, [outside]),
+        (4, [outside, tmp_path / "large.ppm"]),
+        (4, [tmp_path, tmp_path / "whole.ppm"]),
+        (6, [outside, tmp_path / "cut.ppm"]),
+        (6, [outside, pictures[0]]),
+        (6, [outside, tmp_path / "none.ppm"]),
+    ):
+        told = _cpp(run_model, *arguments)
+        assert told[:2] == (code, "") and len(told[2].splitlines()) == 1
