@@ -194,7 +194,7 @@ int main(int count, char** arguments) {
     return 2;
   }
 #ifndef _WIN32
-  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // official builds report from 1.29 on
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // recent official builds report their use
 #endif
   Picture picture;
   try {
