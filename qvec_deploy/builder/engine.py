@@ -16,11 +16,11 @@ from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.builder.weights import load_model
 from qvec_deploy.bundle.compile_bundle import compile_engines
 from qvec_deploy.bundle.interface import model_metadata
-from qvec_deploy.bundle.standalone_run import ImagePreprocessor
 from qvec_deploy.bundle.write import Artifact
 from qvec_deploy.datasets import DataConfig
 from qvec_deploy.datasets.pixels import pixels_of
 from qvec_deploy.datasets.splits import BATCH
+from qvec_deploy.datasets.standalone_run import ImagePreprocessor
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.planner import Plan
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from qvec_deploy.bundle.standalone_run import ImagePreprocessor
 from qvec_deploy.datasets.pixels import pixels_of
+from qvec_deploy.datasets.standalone_run import ImagePreprocessor
 
 
 @pytest.mark.parametrize(
