@@ -16,11 +16,25 @@ from qvec_deploy.cli.options import PATH, echo_json, json_option, progress_shown
 @click.option(
     "--accept-unverified", is_flag=True, help="Let a patch pass that no image has verified; the card says so."
 )
+@click.option(
+    "--with",
+    "additions",
+    type=click.Choice(["docker"]),
+    multiple=True,
+    help="Add a Dockerfile that runs it.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing release.")
 @quiet_option
 @json_option
 def release(
-    bundle: Path, to: Path, key: Path | None, accept_unverified: bool, force: bool, quiet: bool, as_json: bool
+    bundle: Path,
+    to: Path,
+    key: Path | None,
+    accept_unverified: bool,
+    additions: tuple[str, ...],
+    force: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Check a bundle and its gates, and copy it with model card, bill of materials and signature."""
     from qvec_deploy.bundle.release.release import release as make_release
@@ -30,6 +44,7 @@ def release(
         to,
         key=key,
         accept_unverified=accept_unverified,
+        with_docker="docker" in additions,
         force=force,
         progress=progress_shown(quiet or as_json),
     )

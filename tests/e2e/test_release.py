@@ -130,6 +130,19 @@ def test_a_release_is_a_bundle(gated: Path, tmp_path: Path, run: Run) -> None:
     assert code == 0, err
 
 
+def test_docker_gets_its_files_where_they_are_asked_for(
+    gated: Path, own: Path, tmp_path: Path, run: Run, refused: Callable[..., str]
+) -> None:
+    assert run("release", gated, "--to", tmp_path / "with", "--with", "docker", "--quiet")[0] == 0
+    assert run("release", tmp_path / "with", "--to", tmp_path / "without", "--quiet")[0] == 0
+    files = [set(Bundle.open(tmp_path / name).manifest.files) for name in ("with", "without")]
+    assert files[0] - files[1] == {"Dockerfile", ".dockerignore"} and files[1] < files[0]
+    assert "docker build -t pico ." in (tmp_path / "with" / "MODEL_CARD.md").read_text()
+    _edit(own, interface=None)
+    assert "no run.py" in refused(4, "release", own, "--to", tmp_path / "none", "--with", "docker", "--quiet")
+    assert not (tmp_path / "none").exists()
+
+
 def test_what_it_says_is_what_was_measured(gated: Path, signed: Path) -> None:
     card = (signed / "MODEL_CARD.md").read_text()
     manifest = Bundle.open(gated).manifest

@@ -9,6 +9,7 @@ from dataclasses import replace
 from qvec_deploy import formatting
 from qvec_deploy.bench.summary import numbered_warnings, rows
 from qvec_deploy.bundle.manifest import LAMBDA0
+from qvec_deploy.bundle.release.container_image import PICTURES, image_name
 from qvec_deploy.bundle.release.release_subject import BOM_FILE, REQUIREMENTS_FILE, RUN_FILE, Subject
 from qvec_deploy.bundle.release.signature import SIGNATURE_FILE
 from qvec_deploy.io.yaml import dump_yaml
@@ -86,11 +87,22 @@ def _quick_start(subject: Subject) -> str:
     """How to run it without qvec-deploy."""
     if not subject.stands_alone:
         return ""
-    return (
+    commands = (
         "```bash\n"
         f"pip install -r {REQUIREMENTS_FILE}   # ONNX Runtime, numpy, Pillow\n"
         f"python {RUN_FILE} picture.png         # the five most probable classes\n"
         f"python {RUN_FILE} --json *.png        # many pictures, as JSON\n"
+        "```"
+    )
+    if not subject.with_docker:
+        return commands
+    image = image_name(subject)
+    return (
+        f"{commands}\n\n"
+        "Or in a container, which is built in this folder and used in that of the pictures:\n\n"
+        "```bash\n"
+        f"docker build -t {image} .\n"
+        f'docker run --rm -v "$PWD:{PICTURES}:ro" {image} picture.png\n'
         "```"
     )
 

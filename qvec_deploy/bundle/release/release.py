@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import MANIFEST_FILE, hash_files, write_manifest
 from qvec_deploy.bundle.release.bom import bill_of_materials
+from qvec_deploy.bundle.release.container_image import container_files
 from qvec_deploy.bundle.release.model_card import model_card
 from qvec_deploy.bundle.release.release_subject import (
     BOM_FILE,
@@ -23,9 +24,10 @@ from qvec_deploy.bundle.release.release_subject import (
 from qvec_deploy.bundle.release.signature import SIGNATURE_FILE, open_signer
 from qvec_deploy.bundle.write import require_release
 from qvec_deploy.datasets import standalone_run
-from qvec_deploy.errors import IntegrityError
+from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_outside, staging_directory, storage_errors, write_bytes
 from qvec_deploy.progress import Progress
+from qvec_deploy.runtimes.registry import RUNTIMES
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def release(
     *,
     key: Path | None = None,
     accept_unverified: bool = False,
+    with_docker: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Release:
@@ -59,10 +62,12 @@ def release(
         to: The release; it appears whole or not at all.
         key: Elliptic-curve private key that signs it, a PEM file.
         accept_unverified: Let a patch pass that was tried on no image of the receiver's task; the card says so.
+        with_docker: Add what Docker builds an image from that runs it.
 
     Raises:
         GateError: It misses a gate, was not judged or measured, or its patch is unverified.
-        IncompatibleError: It has no engine, its engine cannot be opened here, or the library that signs is missing.
+        IncompatibleError: It has no engine, its engine cannot be opened here or run in a container, or the library that
+            signs is missing.
         IntegrityError: It is damaged, or was edited after the build.
         RecipeError: The key cannot sign.
         StorageError: `to` exists or lies inside the bundle, or the disk refuses.
@@ -73,7 +78,12 @@ def release(
     with progress.stage("open", directory.name):
         bundle = Bundle.open(directory)
         require_release(bundle, accept_unverified=accept_unverified)
-        subject = read_subject(bundle)
+        subject = replace(read_subject(bundle), with_docker=with_docker)
+        if with_docker and not subject.stands_alone:
+            raise IncompatibleError(
+                f"{directory} brings no {RUN_FILE} for a container to run",
+                hint=f"release it without Docker, or build it anew with target.runtime: {next(iter(RUNTIMES))}",
+            )
         require_listed_only(bundle)
     with (
         staging_directory(to, force=force) as staging,
@@ -136,6 +146,10 @@ def _describe(place: Path, subject: Subject) -> dict[str, str]:
         write_bytes(place / RUN_FILE, Path(standalone_run.__file__).read_bytes())
         write_bytes(place / REQUIREMENTS_FILE, standalone_run.REQUIREMENTS.encode())
         added += [RUN_FILE, REQUIREMENTS_FILE]
+    if subject.with_docker:
+        for name, text in container_files(subject).items():
+            write_bytes(place / name, text.encode())
+            added.append(name)
     files |= hash_files(place, added)
     write_bytes(place / BOM_FILE, bill_of_materials(subject, files))
     files |= hash_files(place, [BOM_FILE])

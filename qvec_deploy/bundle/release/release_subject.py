@@ -22,8 +22,10 @@ CARD_FILE = "MODEL_CARD.md"
 BOM_FILE = "sbom.cdx.json"
 REPORT_FILE = "report.json"
 RUN_FILE, REQUIREMENTS_FILE = "run.py", "requirements.txt"
-OWN_FILES = (CARD_FILE, BOM_FILE, RUN_FILE, REQUIREMENTS_FILE)
-"""What a release adds to a bundle and lists in its manifest; the last two where the vendor's library alone runs it."""
+DOCKERFILE, DOCKERIGNORE_FILE = "Dockerfile", ".dockerignore"
+OWN_FILES = (CARD_FILE, BOM_FILE, RUN_FILE, REQUIREMENTS_FILE, DOCKERFILE, DOCKERIGNORE_FILE)
+"""What a release adds to a bundle and lists in its manifest: the program where the vendor's library alone runs the
+model, the files for Docker where they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class Subject:
 
     Attributes:
         report: Its measurements, with the gates judged anew from them.
+        with_docker: Whether the release brings what Docker builds an image from.
     """
 
     manifest: Manifest
     recipe: Recipe
     report: Report
+    with_docker: bool = False
 
     @property
     def shipped(self) -> CandidateRow:
