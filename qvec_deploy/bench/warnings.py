@@ -159,12 +159,12 @@ def _sample_doubts(samples: tuple[float, ...]) -> list[tuple[MeasurementWarning,
         detail = f"The standard deviation is {100 * variation:.0f} % of the mean"
         doubts.append((MeasurementWarning.NOISY_SAMPLES, detail))
     half = len(samples) // 2
-    if half >= statistics.samples_needed(0.5):  # below that a statistics.median of half the samples says little
+    if half >= statistics.samples_needed(0.5):  # below that a median of half the samples says little
         drift = statistics.median(samples[half:]) / statistics.median(samples[:half]) - 1
         if abs(drift) > DRIFT_LIMIT:
-            detail = f"The second half's statistics.median differs from the first half's by {100 * drift:+.1f} %"
+            detail = f"The second half's median differs from the first half's by {100 * drift:+.1f} %"
             doubts.append((MeasurementWarning.DRIFT, detail))
     if samples[0] > FIRST_SAMPLE_LIMIT * statistics.median(samples):
-        detail = f"The first sample took {samples[0] / statistics.median(samples):.1f} times the statistics.median"
+        detail = f"The first sample took {samples[0] / statistics.median(samples):.1f} times the median"
         doubts.append((MeasurementWarning.SLOW_FIRST_SAMPLE, detail))
     return doubts

@@ -1,5 +1,6 @@
 """Each warning appears where it should, and only there."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -144,3 +145,15 @@ def test_little_to_recover():
 def test_headroom_begins_at_two_points_below_float(top1, found):
     """One that is as good as float, or better, has none."""
     assert len(headroom_finding("ptq", top1, 0.77)) == found
+
+
+def test_details_are_sentences():
+    """No name of a variable stands in them."""
+    slow_first = (40.0, *STEADY[1:])
+    drifting = (*STEADY[:20], *(2 * value for value in STEADY[20:]))
+    samples = {"float": LatencySamples(1, slow_first), "int4": LatencySamples(1, drifting)}
+    details = [finding.detail for finding in latency_findings(samples, "float")]
+    assert any("first sample took" in detail for detail in details)
+    assert any("half's median" in detail for detail in details)
+    for detail in details:
+        assert not re.search(r"[a-z_]\.[a-z]", detail), detail
