@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the demo's releases and exports where they were not built, and write what came out into a record.
 
-    scripts/check_processors.py [aarch64] [web] [openvino] [--output FILE] [--work DIR]
+    scripts/check_processors.py [requirements] [aarch64] [web] [openvino] [--output FILE] [--work DIR]
 
 Needs Debian on x86-64, PyPI and npm; environments are made in a temporary folder, and nothing is installed on the
 machine. Takes some ten minutes, most of them for `aarch64`, which is emulated: its seconds say nothing about speed. The

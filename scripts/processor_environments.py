@@ -14,6 +14,8 @@ from typing import Any, Protocol
 SCRIPTS = Path(__file__).resolve().parent
 LOWERINGS = ("int4", "int8", "packed", "float")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
+LARGEST_MB = 250
+"""Of the packages that a release needs."""
 CORES = {"cortex-a72": "0xd08", "neoverse-n1": "0xd0c", "max": "0xd40"}
 """Processors that are emulated, by QEMU's name, and the part that /proc/cpuinfo shows: a Raspberry Pi 4, a server with
 the dot product, and everything that QEMU knows, which is shown as a Neoverse V1."""
@@ -184,12 +186,53 @@ class OpenVino:
         """As `Environment.program`: OpenVINO's Python has no ONNX Runtime."""
 
 
+class Requirements:
+    """What a release's Dockerfile installs, in a virtual environment on this machine; the image itself is not built."""
+
+    def make(self, work: Path, requirements: str) -> None:
+        """As `Environment.make`: the release's requirements from PyPI, and how large they are."""
+        (work / "requirements.txt").write_text(requirements)
+        self._python = _venv(work / "venv", []) / "python"
+        before = _bytes(work / "venv")
+        run([self._python, "-m", "pip", "install", "--quiet", "-r", work / "requirements.txt"])
+        self._megabytes = round((_bytes(work / "venv") - before) / 1e6)
+
+    def models(self) -> Sequence[tuple[str, str, bool]]:
+        """As `Environment.models`: releases as they are."""
+        return [(lowering, "release", True) for lowering in LOWERINGS]
+
+    def processors(self) -> Sequence[str]:
+        """As `Environment.processors`."""
+        return ["x86-64"]
+
+    def probe(self, processor: str, arguments: Sequence[str]) -> dict[str, Any]:
+        """As `Environment.probe`; too large is a failure."""
+        if self._megabytes > LARGEST_MB:
+            raise Failed(f"the packages are {self._megabytes} MB, more than {LARGEST_MB}")
+        told = last_json(run([self._python, SCRIPTS / "processor_probe.py", *arguments]))
+        return {**told, "packages_mb": self._megabytes}
+
+    def program(self, processor: str, arguments: Sequence[str]) -> str:
+        """As `Environment.program`."""
+        return run([self._python, *arguments])
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
 def _venv(folder: Path, packages: Sequence[str]) -> Path:
     """A virtual environment with these packages; the folder of its programs."""
     venv.create(folder, with_pip=True)
     programs = folder / "bin"
-    run([programs / "python", "-m", "pip", "install", "--quiet", *packages])
+    if packages:
+        run([programs / "python", "-m", "pip", "install", "--quiet", *packages])
     return programs
 
 
-ENVIRONMENTS: dict[str, type[Environment]] = {"aarch64": Aarch64, "web": WebAssembly, "openvino": OpenVino}
+ENVIRONMENTS: dict[str, type[Environment]] = {
+    "requirements": Requirements,
+    "aarch64": Aarch64,
+    "web": WebAssembly,
+    "openvino": OpenVino,
+}
