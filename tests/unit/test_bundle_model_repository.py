@@ -85,7 +85,10 @@ def test_triton_finds_a_model_that_is_what_its_configuration_says(bundle: Bundle
     for found, said in ((stock.get_inputs(), config.input), (stock.get_outputs(), config.output)):
         ((tensor,), (entry,)) = found, said
         assert (tensor.name, tensor.shape[1:]) == (entry.name, list(entry.dims))
-        assert (tensor.type, config.DESCRIPTOR.file.enum_types_by_name["DataType"].values[entry.data_type].name) == (
+        assert (
+            tensor.type,
+            config.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number[entry.data_type].name,
+        ) == (
             "tensor(float)",
             "TYPE_FP32",
         )
@@ -95,6 +98,17 @@ def test_triton_finds_a_model_that_is_what_its_configuration_says(bundle: Bundle
     for warm_up in config.model_warmup:
         assert list(warm_up.inputs) == [config.input[0].name]
         assert list(warm_up.inputs[config.input[0].name].dims) == list(config.input[0].dims)
+
+
+def test_pixels_are_taken_as_they_are(pico_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    target = {"runtime": "onnxruntime", "lowering": "int4", "threads": 2, "preprocessing": "in_graph"}
+    recipe = pico_recipe(vector=None, target={**target, "batch_sizes": [16, 1]}, **{"lambda": 0.0})
+    build(load_recipe(recipe), tmp_path / "pixels")
+    config = _config(export_to_repository(tmp_path / "pixels", tmp_path / "models").directory)
+    names = config.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number
+    assert (names[config.input[0].data_type].name, list(config.input[0].dims)) == ("TYPE_UINT8", [32, 32, 3])
+    assert (config.max_batch_size, list(config.dynamic_batching.preferred_batch_size)) == (16, [16])
+    assert config.parameters["intra_op_thread_count"].string_value == "2"
 
 
 def test_classes_keep_their_names(bundle: Bundle, tmp_path: Path) -> None:
