@@ -284,6 +284,15 @@ def run_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_the_cpp_program_is_correct_cpp() -> None:
+    """Against declarations of our own, where ONNX Runtime's headers are not to be had."""
+    root = Path(__file__).parents[2]
+    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    command += ["-I", root / "tests" / "onnxruntime_declarations", root / "scripts" / "cpp" / "run_model.cc"]
+    subprocess.run(command, check=True)
+
+
 def _cpp(program: Path, *arguments: object) -> tuple[int, str, str]:
     done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
