@@ -70,7 +70,8 @@ class Engine:
     @property
     def size_mb(self) -> float:
         """Of the model's files."""
-        return sum(path.stat().st_size for path in self.model.parent.glob(f"{self.model.stem}*")) / 1e6
+        parts = (self.model, self.model.with_suffix(".bin"), self.model.with_name(f"{self.model.name}.data"))
+        return sum(path.stat().st_size for path in parts if path.is_file()) / 1e6
 
 
 def make_own(folder: Path, model: str) -> None:
@@ -95,7 +96,8 @@ def make_own(folder: Path, model: str) -> None:
     full = ["lambda=0", "vector=null", "variants=[]", "quantize={bits: 32}", "target.lowering=float"]
     build(load_recipe(recipe, [*quick, *changes, "target.lowering=int8"]), folder / "quantized")
     build(load_recipe(recipe, [*quick, *full]), folder / "full")
-    export_model(folder / "full", folder / "float.onnx")
+    # Weights already turned: other tools quantize what a MatMul reads, and nothing behind a Transpose.
+    export_model(folder / "full", folder / "float.onnx", expanded=True)
     for lowering in OWN[1:]:
         export_model(folder / "quantized", folder / f"{lowering}.onnx", lowering)
 
