@@ -30,7 +30,7 @@ VNNI = any(flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_vnni",
 AIMS = {  # name: (limit, whether the figure must not be above it)
     "build_s": (10.0, True),
     "build_peak_gb": (1.2, True),
-    "output_mb": (38.8, True),
+    "output_mb": (38.9, True),
     "int8_speed_up": (3.2 if VNNI else 1.7, False),
     "int8_load_ratio": (2.0, True),
     "int8_peak_ratio": (1.3, True),
