@@ -99,8 +99,7 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
     architecture = describe(
         recipe.receiver.model, count_classes(recipe.receiver.model, receiver), recipe.receiver.model_args
     )
-    changes = recipe.receiver.data_config.model_dump(exclude_none=True)
-    architecture = replace(architecture, data_config={**architecture.data_config, **changes})
+    architecture = replace(architecture, data_config=_preprocessing(recipe, architecture))
     check_tensors(receiver, architecture)
     grid, target = recipe.quantize, recipe.target
     check_lowering(target.runtime, target.lowering, grid.bits, grid.granularity, grid.group_size)
@@ -130,6 +129,32 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
     mixing = recipe.vector.mixing() if recipe.vector is not None else ()
     sources = tuple(zip(used, mixing, strict=True)) if used else ()
     return Plan(recipe, architecture, tensors, sources, receiver.weights, receiver.aside)
+
+
+def _preprocessing(recipe: Recipe, architecture: Architecture) -> dict[str, Any]:
+    """The model's own preprocessing with the recipe's changes; mean and std have one number a channel.
+
+    Raises:
+        IncompatibleError: The model takes neither gray images nor RGB.
+        RecipeError: Another number of means or deviations than the model has channels.
+    """
+    channels = architecture.input_shape[0]
+    if channels not in (1, 3):
+        raise IncompatibleError(
+            f"the model takes images of {channels} channels", hint="gray (in_chans: 1) and RGB images can be prepared"
+        )
+    config = {**architecture.data_config, **recipe.receiver.preprocessing.model_dump(exclude_none=True)}
+    for name in ("mean", "std"):
+        values = tuple(config[name])
+        if len(values) == 3 and channels == 1 and getattr(recipe.receiver.preprocessing, name) is None:
+            values = (sum(values) / 3,)  # timm's are of RGB
+        if len(values) not in (1, channels):
+            raise RecipeError(
+                f"receiver.preprocessing.{name} has {len(values)} numbers",
+                hint=f"give one, or {channels}: one a channel",
+            )
+        config[name] = values * channels if len(values) == 1 else values
+    return config
 
 
 def count_classes(model: str, receiver: Checkpoint) -> int:

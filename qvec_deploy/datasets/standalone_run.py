@@ -71,20 +71,27 @@ class ImagePreprocessor:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         channels, self._height, self._width = config["input_size"]
-        if channels != 3:
-            raise RunError(4, f"the model takes images of {channels} channels", "pictures are prepared in RGB only")
+        if channels not in (1, 3):
+            raise RunError(4, f"the model takes images of {channels} channels", "pictures are gray or RGB")
+        self.colours = "L" if channels == 1 else "RGB"
         self._mode = config["crop_mode"]
         self._resample = Image.Resampling[config["interpolation"].upper()]
         self._scale = tuple(math.floor(side / config["crop_pct"]) for side in (self._height, self._width))
         self._mean, self._std = (np.asarray(config[name], np.float32)[:, None, None] for name in ("mean", "std"))
         border = tuple(round(255 * value) for value in config["mean"])
-        self._fill = border if self._mode == "border" else (0, 0, 0)
+        fill = border if self._mode == "border" else (0,) * channels
+        self._fill = fill[0] if channels == 1 else fill
 
     def pixels(self, image: Image.Image) -> np.ndarray[Any, Any]:
-        """(H, W, C) uint8 of an RGB picture: resized and cropped."""
+        """(H, W, C) uint8 of any picture: gray or RGB, resized and cropped.
+
+        Raises:
+            ValueError: Its pixels are no numbers of a known range.
+        """
+        image = in_bytes(image).convert(self.colours)
         width, height = self._resized_size(image)
         image = self._cropped(image.resize((width, height), self._resample))
-        return np.array(image, np.uint8)
+        return np.array(image, np.uint8).reshape(self._height, self._width, -1)
 
     def normalised(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """(C, H, W) float32 of what `pixels` gives."""
@@ -109,11 +116,27 @@ class ImagePreprocessor:
         """The middle; what is too small is put on a background first."""
         more = max(self._width - image.width, 0), max(self._height - image.height, 0)
         if any(more):
-            larger = Image.new("RGB", (image.width + more[0], image.height + more[1]), self._fill)
+            larger = Image.new(self.colours, (image.width + more[0], image.height + more[1]), self._fill)
             larger.paste(image, (more[0] // 2, more[1] // 2))
             image = larger
         left, top = round((image.width - self._width) / 2), round((image.height - self._height) / 2)
         return image.crop((left, top, left + self._width, top + self._height))
+
+
+def in_bytes(image: Image.Image) -> Image.Image:
+    """The picture with 8 bits a channel. Pillow would cut off values above 255 instead of scaling them.
+
+    Raises:
+        ValueError: Its pixels are of 32 bits or floats, whose range no file states.
+    """
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if image.mode in ("I", "F") and not sixteen:
+        raise ValueError(
+            f"its pixels are {'floats' if image.mode == 'F' else 'of 32 bits'}, of a range that is not known"
+        )
+    if not sixteen:
+        return image
+    return Image.fromarray(np.rint(np.asarray(image, np.float64) * (255 / 65535)).astype(np.uint8))
 
 
 def require_pictures(paths: Iterable[str]) -> None:
@@ -141,7 +164,7 @@ def prepare(path: str, preprocessor: ImagePreprocessor, *, as_pixels: bool) -> n
     """
     try:
         with Image.open(path) as opened:
-            pixels = preprocessor.pixels(opened.convert("RGB"))
+            pixels = preprocessor.pixels(opened)
     except Exception as error:  # decoders raise anything on hostile files
         raise RunError(6, _reason(path, error), "repair or leave out the file") from error
     return pixels if as_pixels else preprocessor.normalised(pixels)

@@ -17,7 +17,7 @@ import numpy as np
 from qvec_deploy.datasets.hub_datasets import is_on_hub, names_of, require_datasets
 from qvec_deploy.datasets.image_folder import ImageFolder
 from qvec_deploy.datasets.spec import DataConfig, DatasetSpec, Float32, Int64, Split
-from qvec_deploy.datasets.standalone_run import ImagePreprocessor, RunError
+from qvec_deploy.datasets.standalone_run import ImagePreprocessor, RunError, in_bytes
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.io.files import canonical_json, sha256_bytes, sha256_file, storage_errors
 
@@ -38,7 +38,7 @@ class TimmDataset:
         transform: From an RGB image to an array (C, H, W), or to a tensor of PyTorch's.
     """
 
-    def __init__(self, spec: DatasetSpec, inner: Any, transform: Any, classes: int) -> None:
+    def __init__(self, spec: DatasetSpec, inner: Any, transform: Any, classes: int, colours: str = "RGB") -> None:
         self.name = spec.name or "folder"
         self.split = spec.split
         self.classes = classes
@@ -46,7 +46,7 @@ class TimmDataset:
         # A reader opens a file for each image; what torchvision's datasets do is up to each of them.
         self.parallel = getattr(inner, "reader", None) is not None
         self._spec, self._inner, self._root = spec, inner, spec.root or Path()
-        self._transform = transform
+        self._transform, self._colours = transform, colours
         count = len(inner)
         # A folder is sorted by class, so its first images would be one class.
         self._rows = (
@@ -60,7 +60,7 @@ class TimmDataset:
 
     def limited(self, limit: int) -> TimmDataset:
         """At most so many images of it, as the spec's `limit`."""
-        return TimmDataset(replace(self._spec, limit=limit), self._inner, self._transform, self.classes)
+        return TimmDataset(replace(self._spec, limit=limit), self._inner, self._transform, self.classes, self._colours)
 
     @property
     def identity(self) -> str:
@@ -104,7 +104,7 @@ class TimmDataset:
         return np.stack(images).astype(np.float32, copy=False), np.asarray(labels, np.int64)
 
     def _read(self, row: int) -> tuple[Any, int]:
-        """One RGB image and its label; past timm's loading, which puts a neighbour in a broken one's place."""
+        """One gray or RGB image and its label; past timm's loading, which puts a neighbour in a broken one's place."""
         from PIL import Image
 
         reader = getattr(self._inner, "reader", None)
@@ -114,13 +114,13 @@ class TimmDataset:
             else:
                 file, label = reader[row]
                 with file, Image.open(file) as opened:
-                    return opened.convert("RGB"), self._checked(label)
-        except (OSError, Image.DecompressionBombError) as error:
+                    return in_bytes(opened).convert(self._colours), self._checked(label)
+            return in_bytes(image).convert(self._colours), self._checked(label)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             name = reader.filename(row) if reader else f"image {row}"
             raise StorageError(
                 f"{self.name}: {name} cannot be read: {error}", hint="repair or remove the file"
             ) from error
-        return image.convert("RGB"), self._checked(label)
 
     def _checked(self, label: Any) -> int:
         if not isinstance(label, (int, np.integer)) or not 0 <= label < self.classes:
@@ -145,7 +145,8 @@ def open_timm(spec: DatasetSpec, config: DataConfig) -> TimmDataset:
             f"cannot open `{spec.name or 'folder'}` {spec.split} in {folder}: it holds no images",
             hint="an image folder holds one folder of images per class",
         )
-    return TimmDataset(spec, inner, _evaluation_transform(config), _classes(spec, inner))
+    colours = "L" if config.input_size[0] == 1 else "RGB"
+    return TimmDataset(spec, inner, _evaluation_transform(config), _classes(spec, inner), colours)
 
 
 def _evaluation_transform(config: DataConfig) -> Callable[[Any], Any]:

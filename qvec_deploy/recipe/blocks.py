@@ -38,11 +38,18 @@ def _model_arg(value: Any) -> Any:
 ModelArg = Annotated[int | float | bool | str | list[int], BeforeValidator(_model_arg)]
 
 
-class DataConfigChanges(Block):
+class Preprocessing(Block):
     """Where a fine-tune's preprocessing differs from timm's configuration of its model."""
 
-    mean: tuple[float, float, float] | None = Field(default=None, description="Subtracted, of values in [0, 1].")
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(default=None, description="Divided by.")
+    mean: tuple[float, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=3,
+        description="Subtracted, of values in [0, 1]; one number, or one each channel.",
+    )
+    std: tuple[PositiveFloat, ...] | None = Field(
+        default=None, min_length=1, max_length=3, description="Divided by; one number, or one a channel."
+    )
     crop_pct: float | None = Field(
         default=None, gt=0, le=1, description="Share of the resized image that the crop keeps."
     )
@@ -67,8 +74,8 @@ class Receiver(Block):
     model_args: dict[str, ModelArg] = Field(
         default_factory=dict, description="Arguments for timm.create_model beyond the name, such as img_size."
     )
-    data_config: DataConfigChanges = Field(
-        default=DataConfigChanges(),
+    preprocessing: Preprocessing = Field(
+        default=Preprocessing(),
         description="Preprocessing that the fine-tune was trained with, where timm's for the model is another.",
     )
 

@@ -108,7 +108,7 @@ def pixels(build_once: Callable[..., Path], pico_recipe: Callable[..., Path]) ->
     receiver = yaml.safe_load(pico_recipe().read_text())["receiver"]
     return build_once(
         "pixels",
-        receiver={**receiver, "data_config": {"crop_pct": 1.0, "mean": [0.4, 0.5, 0.6]}},
+        receiver={**receiver, "preprocessing": {"crop_pct": 1.0, "mean": [0.4, 0.5, 0.6]}},
         target={"threads": 1, "preprocessing": "in_graph"},
         evaluate={"dataset": "tiny/realdigits", "limit": 40},
     )

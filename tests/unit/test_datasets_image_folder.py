@@ -64,6 +64,6 @@ def test_pixels_and_labels_are_timms(tmp_path: Path, mode: str) -> None:
 
 def test_models_of_other_channels_are_refused(tmp_path: Path) -> None:
     write_pictures(tmp_path)
-    config = DataConfig(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
-    with pytest.raises(IncompatibleError, match="1 channels"):
+    config = DataConfig(input_size=(2, 8, 8), mean=(0.5,), std=(0.5,))
+    with pytest.raises(IncompatibleError, match="2 channels"):
         open_dataset(DatasetSpec("folder", root=tmp_path), config)

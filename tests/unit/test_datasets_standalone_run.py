@@ -71,8 +71,6 @@ def _saved(folder: Path, kind: str) -> Path:
     if kind == "P with transparency":
         palette = image.convert("P")
         palette.save(path, transparency=bytes(range(256)))
-    elif kind == "16 bits":
-        Image.fromarray(np.arange(50 * 37, dtype=np.uint16).reshape(37, 50) * 35).save(path)
     elif kind == "exif":
         exif = Image.Exif()
         exif[0x0112] = 6  # turned by 90 degrees, which timm does not look at
@@ -84,7 +82,7 @@ def _saved(folder: Path, kind: str) -> Path:
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # timm leaves files open
-@pytest.mark.parametrize("kind", ["L", "LA", "1", "P", "P with transparency", "RGBA", "CMYK", "16 bits", "exif"])
+@pytest.mark.parametrize("kind", ["L", "LA", "1", "P", "P with transparency", "RGBA", "CMYK", "exif"])
 def test_every_kind_of_picture_is_read_as_a_dataset_of_timms_is(tmp_path: Path, kind: str) -> None:
     from timm.data import create_dataset
 
@@ -93,6 +91,42 @@ def test_every_kind_of_picture_is_read_as_a_dataset_of_timms_is(tmp_path: Path, 
     path, config = _saved(folder, kind), _config(crop_pct=0.9)
     transform = image_transform(DataConfig.from_mapping(config))
     wanted = create_dataset("", str(tmp_path), transform=transform)[0][0].numpy()
+    assert prepare(str(path), ImagePreprocessor(config), as_pixels=False).tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_scaled_and_not_cut_off(tmp_path: Path, channels: int) -> None:
+    values = (np.arange(50 * 37, dtype=np.uint32).reshape(37, 50) * 35).astype(np.uint16)
+    preprocessor = ImagePreprocessor(_config(crop_pct=1.0, input_size=(channels, 37, 37), mean=(0.5,), std=(0.5,)))
+    for ending in ("png", "tif"):
+        Image.fromarray(values).save(tmp_path / f"deep.{ending}")
+        Image.fromarray(np.rint(values / 257).astype(np.uint8)).save(tmp_path / f"flat.{ending}")
+        deep, flat = (prepare(str(tmp_path / f"{n}.{ending}"), preprocessor, as_pixels=True) for n in ("deep", "flat"))
+        np.testing.assert_array_equal(deep, flat)
+        assert deep.shape == (37, 37, channels) and len(np.unique(deep)) > 100
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_of_no_known_range_are_refused(tmp_path: Path, kind: type) -> None:
+    path = tmp_path / "odd.tif"
+    Image.fromarray(np.full((8, 8), 3, kind)).save(path)
+    with pytest.raises(RunError, match="range that is not known"):
+        prepare(str(path), ImagePreprocessor(_config()), as_pixels=True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # timm leaves files open
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["L", "RGB", "RGBA", "CMYK", "1"])
+def test_a_gray_model_gets_gray_pictures_as_timm_gives_them(tmp_path: Path, kind: str, mode: str) -> None:
+    from timm.data import create_dataset, create_transform
+
+    folder = tmp_path / "class"
+    folder.mkdir()
+    path = folder / ("picture.jpg" if kind == "CMYK" else "picture.png")
+    _picture((50, 37)).convert(kind).save(path)
+    config = _config(input_size=(1, 32, 32), mean=(0.4,), std=(0.3,), crop_mode=mode, crop_pct=0.9)
+    transform = create_transform(**config, is_training=False)
+    wanted = create_dataset("", str(tmp_path), transform=transform, input_img_mode="L")[0][0].numpy()
     assert prepare(str(path), ImagePreprocessor(config), as_pixels=False).tobytes() == wanted.tobytes()
 
 
@@ -146,7 +180,7 @@ def test_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     assert caught.value.exit_code == 4
 
 
-def test_other_channels_than_rgb_are_refused() -> None:
+def test_other_channels_than_gray_and_rgb_are_refused() -> None:
     with pytest.raises(RunError) as caught:
-        ImagePreprocessor(_config(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,)))
+        ImagePreprocessor(_config(input_size=(4, 8, 8), mean=(0.5,), std=(0.5,)))
     assert caught.value.exit_code == 4

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 from qvec_deploy.builder.context import BuildContext
@@ -187,3 +188,40 @@ def test_the_table_of_lowerings_is_what_a_plan_takes(pico_recipe: Callable[..., 
             mixed = (bits > 8) != (lowering == "float")  # refused already as a recipe
             assert error.exit_code == (2 if mixed else 4), (lowering, bits, granularity)
         assert planned == takes, (lowering, bits, granularity)
+
+
+def _with_channels(
+    pico_recipe: Callable[..., Path], pico_states: States, folder: Path, channels: int, **preprocessing: object
+) -> Path:
+    state = dict(pico_states["receiver"])
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:, :1].repeat(channels, axis=1)
+    recipe = pico_recipe(vector=None, receiver__preprocessing=preprocessing, **{"lambda": 0.0})
+    values = yaml.safe_load(recipe.read_text())
+    values["receiver"]["checkpoint"] = _receiver(folder, state)
+    values["receiver"]["model_args"]["in_chans"] = channels
+    recipe.write_text(yaml.safe_dump(values))
+    return recipe
+
+
+def test_a_gray_model_is_normalised_by_one_number(
+    pico_recipe: Callable[..., Path], pico_states: States, tmp_path: Path
+) -> None:
+    config = _plan(_with_channels(pico_recipe, pico_states, tmp_path, 1)).architecture.data_config
+    assert config["input_size"][0] == len(config["mean"]) == len(config["std"]) == 1
+    given = _plan(_with_channels(pico_recipe, pico_states, tmp_path, 1, mean=[0.13], std=[0.31]))
+    assert given.architecture.data_config["mean"] == (0.13,)
+    with pytest.raises(RecipeError, match=r"preprocessing\.mean has 3 numbers"):
+        _plan(_with_channels(pico_recipe, pico_states, tmp_path, 1, mean=[0.1, 0.2, 0.3]))
+
+
+def test_one_number_is_for_every_channel(pico_recipe: Callable[..., Path]) -> None:
+    assert _plan(pico_recipe(receiver__preprocessing={"mean": [0.4]})).architecture.data_config["mean"] == (0.4,) * 3
+    with pytest.raises(RecipeError, match=r"preprocessing\.std has 2 numbers"):
+        _plan(pico_recipe(receiver__preprocessing={"std": [0.4, 0.5]}))
+
+
+def test_models_of_other_channels_are_refused(
+    pico_recipe: Callable[..., Path], pico_states: States, tmp_path: Path
+) -> None:
+    with pytest.raises(IncompatibleError, match="4 channels"):
+        _plan(_with_channels(pico_recipe, pico_states, tmp_path, 4))
