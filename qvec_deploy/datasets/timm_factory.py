@@ -23,10 +23,10 @@ from qvec_deploy.io.files import canonical_json, sha256_bytes, sha256_file, stor
 
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "eval", "evaluation"),
-    "test": ("test",),
+    "val": ("val", "valid", "validation", "eval", "evaluation", "dev"),
+    "test": ("test", "testing"),
 }
-"""The names timm looks for inside the root."""
+"""Folders of a split inside the root, in any case; the first that is there is taken."""
 
 _STREAMS = ("hfids", "tfds", "wds")
 
@@ -169,16 +169,28 @@ def _folder(spec: DatasetSpec, *, search: bool) -> Path:
         raise StorageError(f"{spec.root}: no such folder", hint="check `root`; it holds one folder per class")
     if not search:
         return spec.root
-    found = {split for split, names in _SPLIT_FOLDERS.items() for name in names if (spec.root / name).is_dir()}
+    with storage_errors(spec.root):
+        folders = {path.name.lower(): path for path in sorted(spec.root.iterdir()) if path.is_dir()}
+    found = {split for split, names in _SPLIT_FOLDERS.items() for name in names if name in folders}
     if found and spec.split not in found:
         raise StorageError(
             f"{spec.root} has {', '.join(sorted(found))} and no {spec.split}",
             hint=f"choose one of these splits, or name the folder of {spec.split} itself",
         )
-    for name in _SPLIT_FOLDERS[spec.split]:
-        if (spec.root / name).is_dir():
-            return spec.root / name
-    return spec.root
+    if not found:
+        _refuse_unknown_splits(spec, [path for name, path in folders.items() if not name.startswith(".")])
+    return next((folders[name] for name in _SPLIT_FOLDERS[spec.split] if name in folders), spec.root)
+
+
+def _refuse_unknown_splits(spec: DatasetSpec, folders: Sequence[Path]) -> None:
+    """Folders that hold folders, and no picture, are splits and no classes."""
+    with storage_errors(spec.root or Path()):
+        held = [list(folder.iterdir()) for folder in folders]
+    if held and all(paths and all(path.is_dir() for path in paths) for paths in held):
+        raise StorageError(
+            f"{spec.root} seems to hold splits: {', '.join(folder.name for folder in folders)}",
+            hint=f"name the folder of {spec.split} itself as `root`, or call it `{spec.split}`",
+        )
 
 
 def _create(spec: DatasetSpec, folder: Path | None) -> Any:

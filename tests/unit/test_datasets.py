@@ -418,6 +418,9 @@ def test_numbered_folders_are_sorted_by_number(tmp_path):
         ("eval", "val"),
         ("evaluation", "val"),
         ("test", "test"),
+        ("Testing", "test"),
+        ("TRAIN", "train"),
+        ("Dev", "val"),
     ],
 )
 def test_a_root_with_a_folder_per_split(tmp_path, inner, split):
@@ -467,6 +470,14 @@ def test_a_folder_without_the_split(tmp_path):
     write_classes(tmp_path / "validation", {"a": 1})
     with pytest.raises(StorageError, match="has train, val and no test"):
         open_folder(tmp_path, "test")
+
+
+def test_splits_of_other_names_are_no_classes(tmp_path):
+    for split in ("part1", "part2"):
+        write_classes(tmp_path / split, {"a": 1, "b": 2})
+    with pytest.raises(StorageError, match="seems to hold splits: part1, part2"):
+        open_folder(tmp_path, "test")
+    assert len(open_folder(tmp_path / "part2", "test")) == 3
 
 
 def cut_short(path: Path) -> None:
