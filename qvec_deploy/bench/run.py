@@ -57,7 +57,7 @@ def open_images(options: BenchOptions) -> OpenedDataset | None:
     if options.evaluate is None:
         return None
     evaluate = options.evaluate
-    spec = DatasetSpec(evaluate.dataset, evaluate.split, options.data_root, evaluate.limit)
+    spec = DatasetSpec(evaluate.dataset, evaluate.split, options.data_root, evaluate.limit, evaluate.class_order)
     config = DataConfig.from_mapping(options.model.data_config)
     return open_dataset(spec, config, expected_classes=options.model.classes)
 

@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
+from qvec_deploy.datasets.spec import ClassOrder
+from qvec_deploy.errors import RecipeError
+
 ENDINGS = (".png", ".jpg", ".jpeg")
 """Of the files that timm takes for pictures, in either case."""
 
@@ -18,7 +21,16 @@ class ImageFolder:
     has what timm's datasets of files have: itself as its `reader`.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, class_order: ClassOrder | None = "natural") -> None:
+        """List a folder.
+
+        Args:
+            class_order: `natural` is timm's (9 before 10, case aside), `plain` that of torchvision's ImageFolder (by
+                character: 10 before 9). None is for folders where the two are one.
+
+        Raises:
+            RecipeError: They are not, and nobody said which numbers the classes.
+        """
         self._root = str(root)
         found = [
             (f"{folder}/{name}", "" if folder == self._root else Path(folder).name)
@@ -26,7 +38,7 @@ class ImageFolder:
             for name in names
             if Path(name.lstrip(".")).suffix.lower() in ENDINGS
         ]
-        classes = sorted({label for _, label in found}, key=_by_number)
+        classes = _ordered({label for _, label in found}, class_order, root)
         self.class_to_idx = {label: number for number, label in enumerate(classes)}
         self.samples = sorted(
             ((path, self.class_to_idx[label]) for path, label in found), key=lambda sample: _by_number(sample[0])
@@ -49,6 +61,18 @@ class ImageFolder:
         """Where a picture is: below the folder, or as it can be opened."""
         path = self.samples[row][0]
         return path if absolute else os.path.relpath(path, self._root)
+
+
+def _ordered(labels: set[str], order: ClassOrder | None, root: Path) -> list[str]:
+    natural, plain = sorted(labels, key=_by_number), sorted(labels)
+    if order is None and natural != plain:
+        number = next(n for n, (one, other) in enumerate(zip(natural, plain, strict=True)) if one != other)
+        raise RecipeError(
+            f"{root}: class {number} is `{natural[number]}` as timm orders the folders, and `{plain[number]}` as "
+            "torchvision's ImageFolder does",
+            hint="say which the model was trained with: evaluate.class_order: natural (timm) or plain (torchvision)",
+        )
+    return plain if order == "plain" else natural
 
 
 def _by_number(name: str) -> list[int | str]:

@@ -15,6 +15,7 @@ from qvec_deploy.errors import RecipeError
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 Split = Literal["train", "val", "test"]
+ClassOrder = Literal["natural", "plain"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -60,12 +61,14 @@ class DatasetSpec:
             other goes to timm's dataset factory (`torch/...`, `hfds/...`).
         limit: At most this many images, the first ones, or evenly spaced ones of a folder, which is
             sorted by class. A generated set draws this many even beyond its usual size.
+        class_order: How folders number their classes, as in `ImageFolder`; None refuses folders where it matters.
     """
 
     name: str
     split: Split = "test"
     root: Path | None = None
     limit: int | None = None
+    class_order: ClassOrder | None = "natural"
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:

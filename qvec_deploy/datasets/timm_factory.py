@@ -139,7 +139,7 @@ def open_timm(spec: DatasetSpec, config: DataConfig) -> TimmDataset:
     if on_hub:
         require_datasets(spec.name)
     folder = None if on_hub and spec.root is None else _folder(spec, search=prefix == "")
-    inner = ImageFolder(folder) if folder is not None and prefix == "" else _create(spec, folder)
+    inner = ImageFolder(folder, spec.class_order) if folder is not None and prefix == "" else _create(spec, folder)
     if len(inner) == 0:
         raise StorageError(
             f"cannot open `{spec.name or 'folder'}` {spec.split} in {folder}: it holds no images",

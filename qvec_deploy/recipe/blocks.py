@@ -274,6 +274,11 @@ class Evaluate(Block):
     limit: int | None = Field(
         default=None, ge=1, description="Use at most so many images, evenly spaced over a folder."
     )
+    class_order: Literal["natural", "plain"] | None = Field(
+        default=None,
+        description="How a folder's classes are numbered, needed where it matters: `natural` as by timm (9 before 10, "
+        "case aside), `plain` as by torchvision's ImageFolder.",
+    )
     batch_size: int = Field(default=32, ge=1, description="Images per call while accuracy is measured.")
 
 

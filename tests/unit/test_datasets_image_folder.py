@@ -13,7 +13,7 @@ from without_build import write_pictures
 from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 from qvec_deploy.datasets.image_folder import ImageFolder
 from qvec_deploy.datasets.timm_factory import image_transform
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, RecipeError
 
 TREES = {
     "numbers": ["10/1.png", "9/10.png", "9/9.png", "9/b2.png", "9/B10.png", "1/a.png"],
@@ -67,3 +67,22 @@ def test_models_of_other_channels_are_refused(tmp_path: Path) -> None:
     config = DataConfig(input_size=(2, 8, 8), mean=(0.5,), std=(0.5,))
     with pytest.raises(IncompatibleError, match="2 channels"):
         open_dataset(DatasetSpec("folder", root=tmp_path), config)
+
+
+@pytest.mark.parametrize("names", [("1", "2", "10"), ("B", "a"), ("x9", "x10")])
+def test_an_order_of_classes_that_matters_is_asked_for(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").touch()
+    with pytest.raises(RecipeError, match="as timm orders the folders") as caught:
+        ImageFolder(tmp_path, None)
+    assert "evaluate.class_order" in caught.value.hint
+    assert list(ImageFolder(tmp_path, "plain").class_to_idx) == sorted(names)
+    assert list(ImageFolder(tmp_path, "natural").class_to_idx) == list(ReaderImageFolder(str(tmp_path)).class_to_idx)
+
+
+def test_an_order_that_is_one_is_not_asked_for(tmp_path: Path) -> None:
+    for name in ("01", "02", "10"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").touch()
+    assert list(ImageFolder(tmp_path, None).class_to_idx) == ["01", "02", "10"]
