@@ -15,11 +15,11 @@ from qvec_deploy.bench.results import Parity
 from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.builder.weights import load_model
 from qvec_deploy.bundle.compile_bundle import compile_engines
+from qvec_deploy.bundle.export_bundle import CALIBRATION_IMAGES
 from qvec_deploy.bundle.interface import model_metadata
 from qvec_deploy.bundle.write import Artifact
 from qvec_deploy.datasets import DataConfig
 from qvec_deploy.datasets.pixels import pixels_of
-from qvec_deploy.datasets.splits import BATCH
 from qvec_deploy.datasets.standalone_run import ImagePreprocessor
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.planner import Plan
@@ -27,9 +27,6 @@ from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import find_lowering, find_runtime
 from qvec_deploy.runtimes.session import ModelWriter
 from qvec_deploy.tensors import INPUT_SCALE, Float32
-
-CALIBRATION_IMAGES = 64
-"""Images, at most, that show the ranges of activations: more change no answer that fewer would not."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,10 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
             return EngineFacts(missing, None)
         if isinstance(backend, ModelWriter):
             images = context.activation_images(plan) if calibrates else []
-            images = images[: -(-CALIBRATION_IMAGES // BATCH)]
+            shown = np.concatenate(images)[:CALIBRATION_IMAGES] if images else np.zeros(0, np.float32)
+            batches = [shown[start : start + 16] for start in range(0, len(shown), 16)]
             metadata = model_metadata(plan, context.class_names)
-            backend.write_model(directory, lowering, images, threads, metadata, _pixels(plan))
+            backend.write_model(directory, lowering, batches, threads, metadata, _pixels(plan))
         if row.compiles:
             compile_engines(recipe.target, directory, timings, context.progress)
         with backend.open(directory, lowering, threads) as session:

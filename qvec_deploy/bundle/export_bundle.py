@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RUNTIME = next(iter(RUNTIMES))
 """ONNX Runtime on the CPU, whose lowerings are ONNX files."""
 CALIBRATION_IMAGES = 64
+"""Images, at most, that the ranges of activations are taken from."""
 LARGEST_FILE = 2**31 - 1
 """Bytes of a protobuf message."""
 

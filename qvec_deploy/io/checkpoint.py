@@ -85,7 +85,7 @@ class Checkpoint:
         return values
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file, or of its shards' and which weights of it are taken; read once."""
+        """SHA-256 of the file, or of the hashes of an index and its shards; read once."""
         if self._sha256 is None:
             hashes = [sha256_file(path) for path in self._stored.files]
             self._sha256 = hashes[0] if len(hashes) == 1 else sha256_bytes("".join(hashes).encode())

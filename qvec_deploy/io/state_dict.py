@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ _AVERAGED_WORDS = ("ema", "averaged", "average", "avg", "swa")
 _WRAPPERS = {"module", "_orig_mod", "model", "net", "network"}
 _NETWORK_SHARE = 0.9
 """Of all weights, what lies under a prefix for the rest to count as other things: losses, metrics, counters."""
+_PART_SHARE = 0.3
+"""What lies at least under a prefix that is one of a file's networks."""
 
 _FOREIGN = {
     ("lora_", "base_model.model."): (
@@ -94,7 +97,7 @@ def find_network(shapes: Shapes, wanted: Weights | None, kind: Weights | None, w
     Two prefixes with the same tensors under them are one network twice.
 
     Args:
-        kind: `unwrap` said so of these tensors.
+        kind: Raw or averaged, where the dict that held these tensors says it.
 
     Raises:
         IncompatibleError: Weights of another library, or of two networks.
@@ -118,16 +121,20 @@ def _unwrap_once(found: NetworkTensors, shapes: Shapes, wanted: Weights | None, 
             groups[head][rest] = stored
     sizes = {head: _size(names.values(), shapes) for head, names in groups.items()}
     total = _size(found.names.values(), shapes)
-    large = [head for head, size in sizes.items() if size > 0.3 * total and _is_network(groups[head])]
-    if len(large) > 1:
-        head, kind = _one_of(large, wanted, what)
-    elif large and sizes[large[0]] >= _NETWORK_SHARE * total:
-        head = large[0]
-        kind = "ema" if _is_averaged(head) else found.weights
-    else:
+    networks = [head for head, size in sizes.items() if size > _PART_SHARE * total and _is_network(groups[head])]
+    if not networks:
         return None
+    head, kind = max(networks, key=sizes.__getitem__), found.weights
+    alike = [other for other in networks if _inner_names(groups[other]) == _inner_names(groups[head])]
+    if len(alike) > 1:
+        head, kind = _one_of(sorted(alike), wanted, what)
+    elif sizes[head] < _NETWORK_SHARE * total:
+        return None
+    elif _is_averaged(head):
+        kind = "ema"
     names = groups[head]
-    outside = [stored for stored in found.names.values() if stored not in set(names.values())]
+    taken = set(names.values())
+    outside = [stored for stored in found.names.values() if stored not in taken]
     return replace(found, names=names, weights=kind, aside=(*found.aside, *outside))
 
 
@@ -135,6 +142,14 @@ def _is_network(names: Collection[str]) -> bool:
     """Whether names under a prefix look like a network's: several modules, none of them a number."""
     children = {name.partition(".")[0] for name in names}
     return (len(children) > 1 and not any(child.isdigit() for child in children)) or children <= _WRAPPERS
+
+
+def _inner_names(names: Collection[str]) -> set[str]:
+    """Names without the wrappers' prefixes that are left before them."""
+    parts = [name.split(".") for name in names]
+    while all(len(part) > 1 and part[0] in _WRAPPERS for part in parts):
+        parts = [part[1:] for part in parts]
+    return {".".join(part) for part in parts}
 
 
 def _is_averaged(head: str) -> bool:
@@ -168,11 +183,5 @@ def _refuse_foreign(shapes: Shapes, what: str) -> None:
             raise IncompatibleError(f"{what} holds {library}", hint=hint)
 
 
-def _size(names: Collection[str] | Iterator[str], shapes: Shapes) -> int:
-    total = 0
-    for name in names:
-        size = 1
-        for dimension in shapes[name]:
-            size *= dimension
-        total += size
-    return total
+def _size(names: Collection[str], shapes: Shapes) -> int:
+    return sum(math.prod(shapes[name]) for name in names)

@@ -157,3 +157,14 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"a": "../a-1.safetensors"}}))
     with pytest.raises(IntegrityError, match="outside its folder"):
         Checkpoint.open(index)
+
+
+def test_two_large_parts_of_one_network_are_no_two_networks(tmp_path: Path) -> None:
+    state = {f"{part}.{name}.weight": torch.ones(40, 40) for part in ("trunk", "neck") for name in (f"{part}1", "norm")}
+    assert set(_open(tmp_path, state).tensors) == set(state)
+
+
+def test_a_norm_and_a_head_are_no_networks(tmp_path: Path) -> None:
+    """They have the same names of tensors, and hardly any weights."""
+    state = {**STATE, "fc_norm.weight": torch.ones(4), "fc_norm.bias": torch.ones(4)}
+    assert set(_open(tmp_path, state).tensors) == set(state)
