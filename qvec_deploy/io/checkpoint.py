@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_file, sha256_bytes, sha256_file
 from qvec_deploy.io.hub import fetch, is_remote
+from qvec_deploy.io.model_config import CONFIG_FILE, ModelConfig, read_configs
 from qvec_deploy.io.state_dict import NetworkTensors, Weights, find_network
 from qvec_deploy.io.stored_tensors import FLOATS, StoredTensors, TensorInfo, open_stored
 from qvec_deploy.tensors import Float32
@@ -37,6 +38,7 @@ class Checkpoint:
         self.metadata = stored.metadata
         self.weights, self.aside = network.weights, network.aside
         self._names, self._stored = network.names, stored
+        self._config_path: Callable[[], Path] = lambda: path.parent / CONFIG_FILE
         self._sha256: str | None = None
 
     @classmethod
@@ -57,13 +59,30 @@ class Checkpoint:
             IncompatibleError: Weights of another library, or of several networks.
             RecipeError: It holds raw and averaged weights and `weights` does not say which, or names those it lacks.
         """
-        path = fetch(str(source), offline=offline) if is_remote(str(source)) else Path(source)
+        remote = is_remote(str(source))
+        path = fetch(str(source), offline=offline) if remote else Path(source)
         require_file(path, what="checkpoint")
         stored = open_stored(path, weights)
         if not stored.tensors:
             raise IntegrityError(f"{path} holds no tensors", hint="use the file that the training run saved")
         shapes = {name: info.shape for name, info in stored.tensors.items()}
-        return cls(path, label or str(source), stored, find_network(shapes, weights, stored.weights, str(path)))
+        opened = cls(path, label or str(source), stored, find_network(shapes, weights, stored.weights, str(path)))
+        if remote:
+            beside = f"{str(source).rpartition('/')[0]}/{CONFIG_FILE}"
+            opened._config_path = lambda: fetch(beside, offline=offline)
+        return opened
+
+    def configs(self) -> tuple[ModelConfig, ...]:
+        """What the file itself, and then a config.json beside it, says about the model.
+
+        Raises:
+            IntegrityError: The config.json is no JSON.
+        """
+        try:
+            beside = self._config_path()
+        except FetchError:  # the repository has none
+            beside = None
+        return read_configs(self.path, self._stored.notes, beside)
 
     def read(self, name: str) -> Float32:
         """One tensor as float32, read from the file now; float32 comes out bit for bit.

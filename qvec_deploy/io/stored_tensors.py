@@ -18,6 +18,7 @@ import numpy as np
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError, first_line
 from qvec_deploy.io.files import storage_errors
+from qvec_deploy.io.model_config import notes_of, notes_of_metadata
 from qvec_deploy.io.state_dict import Weights, unwrap
 from qvec_deploy.tensors import Float32
 
@@ -50,6 +51,7 @@ class StoredTensors:
         read: One tensor as float32, by its stored name.
         files: Every file that holds a part.
         weights: Whether these are raw or averaged weights, where the file had both or says so.
+        notes: What the file says about the model, as `io.model_config.notes_of`.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -57,6 +59,7 @@ class StoredTensors:
     files: tuple[Path, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     weights: Weights | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_stored(path: Path, weights: Weights | None) -> StoredTensors:
@@ -123,7 +126,7 @@ def _open_safetensors(path: Path) -> StoredTensors:
         result: Float32 = values.astype(np.float32, copy=False).reshape(info.shape)
         return result
 
-    return StoredTensors(tensors, read, (path,), metadata)
+    return StoredTensors(tensors, read, (path,), metadata, notes=notes_of_metadata(metadata))
 
 
 def _open_index(path: Path, weights: Weights | None) -> StoredTensors:
@@ -185,7 +188,7 @@ def _open_torch(path: Path, weights: Weights | None, *, zipped: bool) -> StoredT
         values: Float32 = state[name].detach().to(torch.float32).contiguous().numpy()
         return values
 
-    return StoredTensors(tensors, read, (path,), weights=kind)
+    return StoredTensors(tensors, read, (path,), weights=kind, notes=notes_of(saved))
 
 
 def _members(path: Path) -> list[str]:

@@ -1,0 +1,197 @@
+"""What a checkpoint, or a config.json beside it, says about the model: its name, classes, size and preprocessing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qvec_deploy.errors import IntegrityError
+from qvec_deploy.io.files import storage_errors
+
+CONFIG_FILE = "config.json"
+PREPROCESSING_FIELDS = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+"""Of preprocessing, in timm's words."""
+_MAX_CONFIG = 16 * 2**20
+_IN_SAVED = ("arch", "args", "pretrained_cfg", "config", "model_args", "hyper_parameters", "num_classes")
+_CLASSES_IN_SAVED = ("class_names", "classes", "label_names", "idx_to_class", "id2label", "class_to_idx", "label2id")
+"""Entries of what training scripts save that say something about the model, and those that name its classes."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What one place says about a model; everything may be absent.
+
+    Attributes:
+        source: The place: a file's name, or words for a part of the checkpoint.
+        architecture: timm's name of the model, without the tag of pretrained weights.
+        classes: Outputs of the head.
+        args: Arguments for timm.create_model beyond the name.
+        preprocessing: By timm's names, as `PREPROCESSING_FIELDS`.
+        class_names: By label.
+    """
+
+    source: str
+    architecture: str | None = None
+    classes: int | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+
+
+def notes_of(saved: Any) -> dict[str, Any]:
+    """The entries of a saved dict that may describe the model, as plain values; no tensors."""
+    if not isinstance(saved, Mapping):
+        return {}
+    return {key: _plain(saved[key]) for key in (*_IN_SAVED, *_CLASSES_IN_SAVED) if saved.get(key) is not None}
+
+
+def notes_of_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The same of a safetensors file's metadata, whose values are text: JSON, or a word."""
+    found = {}
+    for key in (*_IN_SAVED, *_CLASSES_IN_SAVED):
+        if key in metadata:
+            try:
+                found[key] = json.loads(metadata[key])
+            except (ValueError, RecursionError):
+                found[key] = metadata[key]
+    return found
+
+
+def read_configs(path: Path, notes: Mapping[str, Any], beside: Path | None) -> tuple[ModelConfig, ...]:
+    """What a checkpoint at `path` and the config.json beside it say, the checkpoint's own words first.
+
+    Args:
+        notes: As `notes_of`.
+        beside: Where the config.json is, if there is one.
+
+    Raises:
+        IntegrityError: The config.json is no JSON.
+    """
+    found = (_from_notes(path.name, notes), _from_file(beside) if beside is not None else None)
+    return tuple(config for config in found if config is not None)
+
+
+def named_classes(value: Any) -> tuple[str, ...]:
+    """Class names by label, of a list, or of a map from label to name or from name to label; empty if it is none.
+
+    Labels must be 0, 1, 2, and so on.
+    """
+    if isinstance(value, str) or value is None:
+        return ()
+    if isinstance(value, Mapping):
+        pairs = [(_label(key), name) for key, name in value.items()]
+        if any(label is None for label, _ in pairs):
+            pairs = [(_label(label), name) for name, label in value.items()]
+        by_label = {label: str(name) for label, name in pairs if label is not None}
+        whole = len(by_label) == len(pairs) and set(by_label) == set(range(len(pairs)))
+        return tuple(by_label[label] for label in range(len(pairs))) if whole else ()
+    texts = list(value) if isinstance(value, Iterable) else []
+    return tuple(texts) if all(isinstance(text, str) for text in texts) else ()
+
+
+def _from_notes(name: str, notes: Mapping[str, Any]) -> ModelConfig | None:
+    """What a training script wrote: timm's (`arch`, `args`), Lightning's, or a dict of one's own."""
+    arguments = {**_dict(notes.get("hyper_parameters")), **_dict(notes.get("args"))}
+    config = {**_dict(notes.get("config")), **_dict(notes.get("pretrained_cfg"))}
+    architecture = _text(arguments.get("model")) or _text(config.get("architecture")) or _text(notes.get("arch"))
+    names = next((found for key in _CLASSES_IN_SAVED if (found := named_classes(notes.get(key)))), ())
+    described = ModelConfig(
+        source=name,
+        architecture=architecture,
+        classes=_count(notes.get("num_classes")) or _count(arguments.get("num_classes")),
+        args=_arguments({**_dict(arguments.get("model_kwargs")), **_dict(notes.get("model_args"))}, arguments),
+        preprocessing={**_preprocessing(config), **_preprocessing(arguments)},
+        class_names=names or named_classes(config.get("label_names")),
+    )
+    return described if described != ModelConfig(source=name) else None
+
+
+def _from_file(path: Path) -> ModelConfig | None:
+    """The layout of timm on the Hub, of today and of its first versions, or of Transformers' wrapper around timm."""
+    if not path.is_file():
+        return None
+    with storage_errors(path), path.open("rb") as file:
+        text = file.read(_MAX_CONFIG)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} is not JSON: {error}", hint="copy it again, or remove it") from error
+    architecture = _text(values.get("architecture")) if isinstance(values, dict) else None
+    if architecture is None:  # another program's file
+        return None
+    config = _dict(values.get("pretrained_cfg")) or values
+    names = (values.get("label_names"), config.get("label_names"), values.get("id2label"))
+    return ModelConfig(
+        source=path.name,
+        architecture=architecture,
+        classes=_count(values.get("num_classes")),
+        args=_arguments(_dict(values.get("model_args")), values),
+        preprocessing=_preprocessing(config),
+        class_names=next((found for each in names if (found := named_classes(each))), ()),
+    )
+
+
+def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is well formed of it; a training script leaves empty what it took from the model."""
+    found: dict[str, Any] = {}
+    for name in ("mean", "std"):
+        numbers = values.get(name)
+        if isinstance(numbers, list | tuple) and numbers and all(_is_number(number) for number in numbers):
+            found[name] = tuple(float(number) for number in numbers)
+    size = values.get("input_size")
+    if isinstance(size, list | tuple) and len(size) == 3 and all(_count(side) for side in size):
+        found["input_size"] = tuple(size)
+    if _is_number(values.get("crop_pct")) and 0 < values["crop_pct"] <= 1:
+        found["crop_pct"] = float(values["crop_pct"])
+    for name, words in (("crop_mode", ("center", "squash", "border")), ("interpolation", _INTERPOLATIONS)):
+        if values.get(name) in words:
+            found[name] = values[name]
+    return found
+
+
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+def _arguments(model_args: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of timm.create_model: those kept as such, and what timm's train.py takes by other names."""
+    found = {key: value for key, value in model_args.items() if value is not None}
+    for name, argument in (("img_size", "img_size"), ("in_chans", "in_chans"), ("gp", "global_pool")):
+        value = values.get(name)
+        if value is not None and not isinstance(value, Mapping) and argument not in found:
+            found[argument] = value
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A namespace as a dict, to any depth that it nests."""
+    if not isinstance(value, Mapping) and hasattr(value, "__dict__"):
+        value = vars(value)
+    return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _label(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
