@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 NONE = "–"
 BYTES_PER_MB = 1e6
@@ -89,3 +90,15 @@ def with_error(value: float, error: float) -> tuple[str, str]:
 def signed_text(text: str) -> str:
     """Hyphen-minus made a minus sign."""
     return text.replace("-", "−")
+
+
+def preprocessing(config: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """How images are prepared, by timm's names, each group with who says so."""
+    groups: dict[str, list[str]] = {}
+    for name, value in config.items():
+        if name in origins:
+            numbers = isinstance(value, Sequence) and not isinstance(value, str)
+            between = " x " if name == "input_size" else " "
+            text = between.join(f"{number:g}" for number in value) if numbers else value
+            groups.setdefault(origins[name], []).append(f"{name} {text}")
+    return "; ".join(f"{', '.join(fields)} ({origin})" for origin, fields in groups.items())

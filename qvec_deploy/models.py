@@ -28,6 +28,7 @@ class Architecture:
         linears: Names of the nn.Linear modules, the head's included.
         head: Name of the classification head module.
         data_config: timm's preprocessing: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
+        fixed_size: Whether the model takes images of one size only.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Architecture:
     linears: tuple[str, ...]
     head: str
     data_config: Mapping[str, Any]
+    fixed_size: bool = True
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -86,7 +88,9 @@ def _describe(name: str, classes: int, args_json: str) -> Architecture:
 
     model, args = _template(name, classes, args_json), json.loads(args_json)
     data_config = dict(_timm().data.resolve_model_data_config(model))
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    pretrained: Any = model.pretrained_cfg or {}
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or args.get("img_size")
+    size = [size, size] if isinstance(size, int) else size
     if size is not None:  # timm answers with the pretrained size even where `img_size` was given
         data_config["input_size"] = (args.get("in_chans", data_config["input_size"][0]), *size)
     return Architecture(
@@ -96,6 +100,7 @@ def _describe(name: str, classes: int, args_json: str) -> Architecture:
         linears=tuple(key for key, module in model.named_modules() if isinstance(module, torch.nn.Linear)),
         head=head_name(name),
         data_config=data_config,
+        fixed_size=size is not None or bool(pretrained.get("fixed_input_size")),
     )
 
 

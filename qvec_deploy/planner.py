@@ -12,6 +12,7 @@ from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
 from qvec_deploy.io.state_dict import Weights
 from qvec_deploy.models import Architecture, describe, head_name, is_skipped
 from qvec_deploy.recipe import Recipe
+from qvec_deploy.recipe.preprocessing import PreparedImages, prepare_images
 from qvec_deploy.runtimes.registry import check_lowering
 from qvec_deploy.tensors import Scheme
 
@@ -57,6 +58,7 @@ class Plan:
 
     Attributes:
         sources: Label and mixing weight of every vector.
+        images: How images are prepared, and who says so.
         receiver_weights: Whether averaged (`ema`) or raw weights are taken, where the receiver's file says.
         left_aside: What the receiver's file holds beside the network.
     """
@@ -65,6 +67,7 @@ class Plan:
     architecture: Architecture
     tensors: tuple[TensorPlan, ...]
     sources: tuple[tuple[str, float], ...]
+    images: PreparedImages
     receiver_weights: Weights | None = None
     left_aside: tuple[str, ...] = ()
 
@@ -99,8 +102,9 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
     architecture = describe(
         recipe.receiver.model, count_classes(recipe.receiver.model, receiver), recipe.receiver.model_args
     )
-    architecture = replace(architecture, data_config=_preprocessing(recipe, architecture))
     check_tensors(receiver, architecture)
+    images = prepare_images(recipe, architecture, receiver.configs())
+    architecture = replace(architecture, data_config=images.config)
     grid, target = recipe.quantize, recipe.target
     check_lowering(target.runtime, target.lowering, grid.bits, grid.granularity, grid.group_size)
     scheme, skip = recipe.quantize.scheme(), recipe.quantize.skip
@@ -128,33 +132,7 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
             tensor.scheme.groups(tensor.shape[1])
     mixing = recipe.vector.mixing() if recipe.vector is not None else ()
     sources = tuple(zip(used, mixing, strict=True)) if used else ()
-    return Plan(recipe, architecture, tensors, sources, receiver.weights, receiver.aside)
-
-
-def _preprocessing(recipe: Recipe, architecture: Architecture) -> dict[str, Any]:
-    """The model's own preprocessing with the recipe's changes; mean and std have one number a channel.
-
-    Raises:
-        IncompatibleError: The model takes neither gray images nor RGB.
-        RecipeError: Another number of means or deviations than the model has channels.
-    """
-    channels = architecture.input_shape[0]
-    if channels not in (1, 3):
-        raise IncompatibleError(
-            f"the model takes images of {channels} channels", hint="gray (in_chans: 1) and RGB images can be prepared"
-        )
-    config = {**architecture.data_config, **recipe.receiver.preprocessing.model_dump(exclude_none=True)}
-    for name in ("mean", "std"):
-        values = tuple(config[name])
-        if len(values) == 3 and channels == 1 and getattr(recipe.receiver.preprocessing, name) is None:
-            values = (sum(values) / 3,)  # timm's are of RGB
-        if len(values) not in (1, channels):
-            raise RecipeError(
-                f"receiver.preprocessing.{name} has {len(values)} numbers",
-                hint=f"give one, or {channels}: one a channel",
-            )
-        config[name] = values * channels if len(values) == 1 else values
-    return config
+    return Plan(recipe, architecture, tensors, sources, images, receiver.weights, receiver.aside)
 
 
 def count_classes(model: str, receiver: Checkpoint) -> int:

@@ -27,7 +27,10 @@ class _Part(BaseModel):
 
 
 class Model(_Part):
-    """What the engine takes and gives; classes that nobody has named have no `class_names`."""
+    """What the engine takes and gives; classes that nobody has named have no `class_names`.
+
+    `preprocessing_from` says of fields of `data_config` who said so; bundles of before have none of it.
+    """
 
     name: str
     args: dict[str, Any]
@@ -35,6 +38,7 @@ class Model(_Part):
     input_shape: tuple[int, int, int]
     data_config: dict[str, Any]
     class_names: tuple[str, ...] = ()
+    preprocessing_from: dict[str, str] = {}
 
 
 class Parity(_Part):
@@ -228,6 +232,7 @@ class Report:
         gates: What the recipe asks of it.
         class_names: Names in the order of labels; empty where the dataset has none.
         device: What the roofline was drawn for; None without one.
+        preprocessing: How images were prepared and who said so, a sentence.
 
     Raises:
         ValueError: Candidates that do not fit together.
@@ -249,6 +254,7 @@ class Report:
     gates: tuple[GateResult, ...] = ()
     class_names: tuple[str, ...] = ()
     device: Device | None = None
+    preprocessing: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

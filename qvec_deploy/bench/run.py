@@ -9,6 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from qvec_deploy import formatting
 from qvec_deploy.bench.accuracy import Accuracy, compare
 from qvec_deploy.bench.entries import BenchEntry, BenchOptions
 from qvec_deploy.bench.environment import Environment, capture_environment, complete_environment
@@ -127,6 +128,7 @@ def _report(
         warnings=(),
         created_by=f"qvec-deploy {version('qvec-deploy')}",
         class_names=images.class_names if images is not None else (),
+        preprocessing=formatting.preprocessing(options.model.data_config, options.model.preprocessing_from),
     )
 
 

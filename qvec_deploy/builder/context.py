@@ -164,8 +164,8 @@ class BuildContext:
         """Batches (B, C, H, W) on which activations are looked at, decoded once."""
         recipe = plan.recipe
         images = recipe.images.model_dump(mode="json") if recipe.images is not None else None
-        config = recipe.receiver.preprocessing.model_dump(mode="json")
-        key = canonical_json([images, recipe.quantize.calibration.model_dump(mode="json"), config])
+        calibration = recipe.quantize.calibration.model_dump(mode="json")
+        key = canonical_json([images, calibration, plan.architecture.data_config])
         if key not in self._images:
             self._images[key] = activation_images(recipe, plan.architecture)
         return self._images[key]

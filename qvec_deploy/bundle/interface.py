@@ -23,6 +23,7 @@ def model_of(plan: Plan, class_names: tuple[str, ...] = ()) -> Model:
         input_shape=plan.architecture.input_shape,
         data_config=config,
         class_names=class_names,
+        preprocessing_from=dict(plan.images.origins),
     )
 
 

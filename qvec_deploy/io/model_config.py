@@ -62,11 +62,7 @@ def notes_of_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_configs(path: Path, notes: Mapping[str, Any], beside: Path | None) -> tuple[ModelConfig, ...]:
-    """What a checkpoint at `path` and the config.json beside it say, the checkpoint's own words first.
-
-    Args:
-        notes: As `notes_of`.
-        beside: Where the config.json is, if there is one.
+    """What a checkpoint at `path`, by its notes, and the config.json `beside` it say, the checkpoint first.
 
     Raises:
         IntegrityError: The config.json is no JSON.

@@ -35,12 +35,29 @@ def _model_arg(value: Any) -> Any:
     return value
 
 
+def _side_or_sides(value: Any) -> Any:
+    """One refusal in place of one for every member of the union."""
+    sides = value if isinstance(value, list | tuple) else [value]
+    if len(sides) > 2 or not sides or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError("give a number of pixels, or [height, width]")
+    return value if isinstance(value, int) else tuple(value) * (2 if len(value) == 1 else 1)
+
+
+Sides = Annotated[int | tuple[int, int], BeforeValidator(_side_or_sides)]
 ModelArg = Annotated[int | float | bool | str | list[int], BeforeValidator(_model_arg)]
 
 
 class Preprocessing(Block):
-    """Where a fine-tune's preprocessing differs from timm's configuration of its model."""
+    """Where a fine-tune's preprocessing differs from what its checkpoint, its config.json or timm says."""
 
+    input_size: Sides | None = Field(
+        default=None, description="Of the images, for models that take several sizes: a number, or [height, width]."
+    )
+    resize: Sides | None = Field(
+        default=None,
+        description="Before the crop: a number for the shorter side, [height, width] for exactly that; in place of "
+        "crop_pct and crop_mode.",
+    )
     mean: tuple[float, ...] | None = Field(
         default=None,
         min_length=1,
@@ -76,7 +93,8 @@ class Receiver(Block):
     )
     preprocessing: Preprocessing = Field(
         default=Preprocessing(),
-        description="Preprocessing that the fine-tune was trained with, where timm's for the model is another.",
+        description="Preprocessing that the fine-tune was trained with, where neither the checkpoint, nor a "
+        "config.json beside it in timm's layout, nor timm's for the model says it.",
     )
 
 

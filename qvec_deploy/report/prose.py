@@ -188,6 +188,7 @@ def method(report: Report, rows: Sequence[CandidateRow]) -> tuple[tuple[str, str
     """How the numbers came about: pairs of a term and its sentences."""
     entries = [
         ("Accuracy", _accuracy_method(report)),
+        ("Preprocessing", f"{report.preprocessing}." if report.preprocessing else ""),
         ("Latency", _latency_method(report, rows)),
         ("Memory", _memory_method(report)),
         ("Selection", _selection_method(report)),

@@ -118,7 +118,9 @@ def _facts(subject: Subject) -> Iterable[tuple[str, str]]:
     )
     yield "Takes", f"images of {' × '.join(map(str, manifest.model.input_shape))}, normalised as below"
     yield "Gives", f"logits of {manifest.model.classes:,} classes"
-    yield "Preprocessing", ", ".join(f"{name} {value}" for name, value in sorted(manifest.model.data_config.items()))
+    model = manifest.model
+    origins = model.preprocessing_from or dict.fromkeys(model.data_config, "")
+    yield "Preprocessing", formatting.preprocessing(model.data_config, origins).replace(" ()", "")
     yield "Engine", f"{engine.runtime}, lowering {engine.lowering}{threads}"
     yield "Weights", candidate_text.grid(own)
     yield "Method", subject.method
