@@ -1,7 +1,8 @@
 """What the user wants: receiver, vector, lambda and bit width tied to one target."""
 
-from qvec_deploy.recipe.blocks import FLOAT_BITS, Evaluate, Gates, Images, Measure, Select
+from qvec_deploy.recipe.blocks import FLOAT_BITS, Evaluate, Images, Select
 from qvec_deploy.recipe.load import load_recipe, load_recipes, recipe_schema
+from qvec_deploy.recipe.measuring_blocks import Gates, Measure
 from qvec_deploy.recipe.recipe import Recipe
 
 __all__ = [

@@ -20,17 +20,15 @@ from qvec_deploy.recipe.blocks import (
     Block,
     Calibration,
     Evaluate,
-    Gates,
     Images,
-    Measure,
     Quantize,
     Receiver,
     Select,
     Target,
-    Variant,
     Vector,
 )
 from qvec_deploy.recipe.matrix import Matrix
+from qvec_deploy.recipe.measuring_blocks import Gates, Measure, Variant
 from qvec_deploy.recipe.reading import Places, assign, parse
 from qvec_deploy.runtimes.registry import RUNTIMES, find_runtime
 from qvec_deploy.tensors import GridRule
