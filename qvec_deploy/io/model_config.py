@@ -30,8 +30,8 @@ class ModelConfig:
         architecture: timm's name of the model, without the tag of pretrained weights.
         classes: Outputs of the head.
         args: Arguments for timm.create_model beyond the name.
-        preprocessing: By timm's names, as `PREPROCESSING_FIELDS`.
-        class_names: By label.
+        preprocessing: Values by timm's names, which are `PREPROCESSING_FIELDS`.
+        class_names: The names, the one of label 0 first.
     """
 
     source: str
