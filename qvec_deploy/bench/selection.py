@@ -56,6 +56,7 @@ class Confirmed:
         error: Standard error of `score`.
         gain: How much better it is than its own method at lambda 0, image by image; None for lambda 0 itself.
         gain_error: Standard error of `gain`.
+        changed: Images for which its answer is not the float receiver's; None where labels score.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Confirmed:
     error: float
     gain: float | None = None
     gain_error: float | None = None
+    changed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Selection:
         mixing: How the weights came about: `given`, `one`, `ridge` or `descent`.
         confirmed: The finalists, lambda 0 among them.
         shipped: The finalist of the least confirmed score, among those at lambda 0 and the patches whose gain is more
-            than one standard error.
+            than one standard error. A patch of a method that changes no answer at lambda 0 has nothing to give back.
     """
 
     by: str

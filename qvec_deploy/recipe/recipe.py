@@ -44,12 +44,14 @@ class Recipe(Block):
     version: Literal[1] = Field(description="Version of this file's format.")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the candidate and the bundle.")
     receiver: Receiver = Field(description="The model that is deployed.")
-    vector: Vector | None = Field(default=None, description="The quantization vector; needed unless lambda is 0.")
+    vector: Vector | None = Field(
+        default=None, description="The quantization vector; without one the recipe is plain PTQ."
+    )
     lam: float | None = Field(
         default=None,
         alias="lambda",
-        description="Scale of the vector; 0 is plain PTQ. Absent: selected without labels where `images` are given, "
-        "else 1.",
+        description="Scale of the vector; 0 is plain PTQ. Absent: 0 without a `vector`; with one it is selected without "
+        "labels, on `images` or on generated ones.",
     )
     select: Select | None = Field(
         default=None,
@@ -78,8 +80,8 @@ class Recipe(Block):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.lam != 0 and self.vector is None and (self.select is None or self.select.by != "best"):
-            what = "a lambda other than 0" if self.select is None else "a selected lambda"
-            raise ValueError(f"{what} needs a `vector`; write `lambda: 0` for plain PTQ")
+            given, what = ("lambda", "a lambda other than 0") if self.select is None else ("select", "a selected lambda")
+            raise ValueError(f"{what} needs a `vector`; leave out `{given}` for plain PTQ")
         if (self.quantize.bits in FLOAT_BITS) != (self.target.lowering == "float"):
             raise ValueError("lowering `float` goes with bits 16 or 32, and only with them")
         names = [variant.name for variant in self.variants]
@@ -158,7 +160,12 @@ class Recipe(Block):
         named = {"vector.files", "vector.folder", "vector.donors"} & set(overrides)
         if named and values["vector"] is not None:
             values["vector"]["weights"] = []  # they were those of other vectors
-        if overrides.get("lambda") is not None:
+        brings = any(key.split(".")[0] == "vector" and value is not None for key, value in overrides.items())
+        if brings and self.vector is None and "lambda" not in overrides:
+            raise RecipeError(f"{where}variant {name}: its `vector` needs a `lambda`", hint="1 is the paper's")
+        if overrides.get("vector", values["vector"]) is None and (self.select is None or self.select.by != "best"):
+            values["lambda"] = 0.0
+        if overrides.get("lambda", values["lambda"]) is not None:
             values["select"] = None
         for key, value in overrides.items():
             assign(values, key, value)
@@ -280,7 +287,10 @@ def validate(values: dict[str, Any], folder: Path, where: str, places: Places) -
 
 
 def _completed(values: Any, folder: Path, where: str) -> Any:
-    """`select: best` and a folder of vectors spelled out, and one of `lambda` and `select` where neither is given."""
+    """`select: best` and a folder of vectors spelled out, and one of `lambda` and `select` where neither is given.
+
+    With a vector lambda is selected, so that 0 is taken where plain quantization loses nothing that a vector gives back.
+    """
     if not isinstance(values, dict):
         return values
     values = {**values, "vector": _listed(values.get("vector"), folder, where)}
@@ -288,8 +298,9 @@ def _completed(values: Any, folder: Path, where: str) -> Any:
     if isinstance(select, str):
         return {**values, "select": {"by": select}}
     if values.get("lambda") is None and select is None:
-        selects = values.get("images") is not None and values["vector"] is not None
-        return {**values, **({"select": {}} if selects else {"lambda": 1.0})}
+        grid = values.get("quantize")
+        is_float = isinstance(grid, dict) and grid.get("bits") in FLOAT_BITS
+        return {**values, **({"lambda": 0.0} if values["vector"] is None or is_float else {"select": {}})}
     return values
 
 

@@ -74,7 +74,10 @@ def remarks(report: Report) -> tuple[str, ...]:
     found = []
     if _lam(report, selection.shipped) == 0:
         patched = any(_lam(report, entry.name) != 0 for entry in selection.confirmed)
+        shipped = next(entry for entry in selection.confirmed if entry.name == selection.shipped)
         no_better = "The patch was not clearly better" if patched else "No lambda was better than 0"
+        if shipped.changed == 0:
+            no_better = f"Without a patch it gives float's answer to all {selection.confirming:,} confirming images"
         found.append(f"{no_better}: lambda 0 is shipped, without a patch.")
     if selection.images.startswith(GENERATED):
         found.append("It was selected and confirmed on generated images only, on none of the receiver's task.")

@@ -217,13 +217,56 @@ VAL = {"dataset": "folder", "split": "val"}
 SELECTING = {"lambda": None, "images": {"dataset": "tiny/realdigits", "split": "val"}}
 
 
-def test_a_lambda_that_nobody_gave_is_selected_where_there_are_images(pico_recipe: Callable[..., Path]) -> None:
+def test_a_lambda_that_nobody_gave_is_selected(pico_recipe: Callable[..., Path]) -> None:
     recipe = load_recipe(pico_recipe(**SELECTING))
     assert recipe.lam is None
     assert recipe.select is not None
     assert recipe.select.by == "label_free"
-    assert load_recipe(pico_recipe(**{"lambda": None})).lam == 1.0
+    assert load_recipe(pico_recipe(**{"lambda": None})).select == recipe.select  # on generated images
     assert load_recipe(pico_recipe(images=SELECTING["images"])).select is None
+
+
+def test_without_a_vector_a_recipe_is_plain_ptq(write: Callable[[str], Path], pico_recipe: Callable[..., Path]) -> None:
+    for recipe in (
+        load_recipe(write(MINIMAL.replace("lambda: 0\n", ""))),
+        load_recipe(pico_recipe(**{"lambda": None}, vector=None)),
+        load_recipe(pico_recipe(**SELECTING, vector=None)),
+    ):
+        assert (recipe.lam, recipe.select) == (0.0, None)
+
+
+def test_a_float_engine_has_no_lambda_to_select(pico_recipe: Callable[..., Path]) -> None:
+    quantize, target = {"bits": 32}, {"lowering": "float"}
+    recipe = load_recipe(pico_recipe(**{"lambda": None}, quantize=quantize, target=target))
+    assert (recipe.lam, recipe.select) == (0.0, None)
+
+
+@pytest.mark.parametrize("settings", [{}, {"lambda": None}])
+def test_a_variant_without_the_vector_is_plain_ptq(
+    pico_recipe: Callable[..., Path], settings: dict[str, Any]
+) -> None:
+    variants = [{"name": "plain", "set": {"vector": None}}]
+    plain = load_recipe(pico_recipe(**settings, variants=variants)).candidates()[-2]
+    assert (plain.name, plain.lam, plain.select, plain.vector) == ("plain", 0.0, None, None)
+
+
+def test_a_variant_that_brings_a_vector_says_its_lambda(pico_recipe: Callable[..., Path]) -> None:
+    def variants(**more: Any) -> list[dict[str, Any]]:
+        return [{"name": "patched", "set": {"vector": {"files": ["a"]}, **more}}]
+
+    refused = _refusal(pico_recipe(**{"lambda": None}, vector=None, variants=variants()))
+    assert "variant patched: its `vector` needs a `lambda`" in refused.message
+    recipe = load_recipe(pico_recipe(**{"lambda": None}, vector=None, variants=variants(**{"lambda": 1.0})))
+    assert recipe.candidates()[-2].lam == 1.0
+
+
+@pytest.mark.parametrize("name", ["cpu_3bit", "edge_3bit"])
+def test_a_starter_takes_gptaq_and_has_the_vector_beside_it(name: str) -> None:
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
+    assert (recipe.lam, recipe.quantize.method, recipe.quantize.calibration.on) == (0.0, "gptaq", None)
+    vector = next(candidate for candidate in recipe.candidates() if candidate.name == "vector")
+    assert vector.lam == 1.0 and vector.vector is not None
+    assert vector.quantize.scheme() == vector.vector.scheme.scheme()  # it helps on its own grid only
 
 
 def test_a_word_is_short_for_select(pico_recipe: Callable[..., Path]) -> None:

@@ -125,6 +125,20 @@ def test_equal_scores_ship_lambda_0(proposed: Callable[..., tuple[Choice, Plan]]
     assert next(finalist for finalist in choice.finalists if finalist.name == done.shipped).lam == 0
 
 
+def test_where_plain_quantization_changes_no_answer_lambda_0_is_shipped(
+    proposed: Callable[..., tuple[Choice, Plan]],
+) -> None:
+    """However much nearer to the float receiver's probabilities the patch is."""
+    choice, plan = proposed()
+    target = np.random.default_rng(0).standard_normal((20, 10)).astype(np.float32)
+    outputs = {"ptq": lambda batches: target * 0.5, "pico": lambda batches: target * 0.99}
+    done = confirm(choice, outputs, lambda batches: target, plan, on="engine")
+    plain, patched = done.confirmed
+    assert (plain.changed, patched.changed) == (0, 0)
+    assert patched.gain is not None and patched.gain > 10 * (patched.gain_error or 0.0) > 0
+    assert done.shipped == "ptq"
+
+
 def test_a_patch_within_chance_of_lambda_0_is_not_shipped(proposed: Callable[..., tuple[Choice, Plan]]) -> None:
     """It is better on average, by less than one standard error of the difference."""
     choice, plan = proposed()

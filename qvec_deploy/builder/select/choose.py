@@ -121,19 +121,23 @@ def confirm(
     target = None if labels is not None else float_outputs(images)
     confirmed: list[Confirmed] = []
     plain: dict[str, Float64] = {}
+    lossless: set[str] = set()
+    unfit: set[str] = set()
     for finalist in choice.finalists:
         logits = outputs[finalist.name](images)
         scores = wrong(labels, logits) if labels is not None else divergences(target, logits)  # type: ignore[arg-type]
-        entry = Confirmed(finalist.name, *_mean(scores))
+        changed = int((logits.argmax(axis=1) != target.argmax(axis=1)).sum()) if target is not None else None
+        entry, method = Confirmed(finalist.name, *_mean(scores), changed=changed), finalist.quantize.method
         if finalist.lam == 0:
-            plain[finalist.quantize.method] = scores
+            plain[method] = scores
+            lossless |= {method} if changed == 0 else set()
         else:
-            gain, error = _mean(plain[finalist.quantize.method] - scores)
+            gain, error = _mean(plain[method] - scores)
             entry = replace(entry, gain=gain, gain_error=error)
+            # The images are the same for both: a patch has to be better by more than chance moves the difference.
+            unfit |= {finalist.name} if gain <= error or method in lossless else set()
         confirmed.append(entry)
-    # The images are the same for all: a patch has to be better than lambda 0 by more than chance moves the difference.
-    fit = [entry for entry in confirmed if entry.gain is None or entry.gain > (entry.gain_error or 0.0)]
-    shipped = min(fit, key=lambda entry: entry.score).name
+    shipped = min((entry for entry in confirmed if entry.name not in unfit), key=lambda entry: entry.score).name
     count = sum(len(batch) for batch in images)
     return replace(choice.selection, confirming=count, on=on, confirmed=tuple(confirmed), shipped=shipped)
 
