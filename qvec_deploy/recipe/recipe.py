@@ -50,8 +50,8 @@ class Recipe(Block):
     lam: float | None = Field(
         default=None,
         alias="lambda",
-        description="Scale of the vector; 0 is plain PTQ. Absent: 0 without a `vector`; with one it is selected without "
-        "labels, on `images` or on generated ones.",
+        description="Scale of the vector; 0 is plain PTQ. Absent: 0 without a `vector`; with one it is selected "
+        "without labels, on `images` or on generated ones.",
     )
     select: Select | None = Field(
         default=None,
@@ -80,8 +80,8 @@ class Recipe(Block):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.lam != 0 and self.vector is None and (self.select is None or self.select.by != "best"):
-            given, what = ("lambda", "a lambda other than 0") if self.select is None else ("select", "a selected lambda")
-            raise ValueError(f"{what} needs a `vector`; leave out `{given}` for plain PTQ")
+            what = "a lambda other than 0" if self.select is None else "a selected lambda"
+            raise ValueError(f"{what} needs a `vector`; leave out `lambda` and `select` for plain PTQ")
         if (self.quantize.bits in FLOAT_BITS) != (self.target.lowering == "float"):
             raise ValueError("lowering `float` goes with bits 16 or 32, and only with them")
         names = [variant.name for variant in self.variants]
@@ -289,7 +289,7 @@ def validate(values: dict[str, Any], folder: Path, where: str, places: Places) -
 def _completed(values: Any, folder: Path, where: str) -> Any:
     """`select: best` and a folder of vectors spelled out, and one of `lambda` and `select` where neither is given.
 
-    With a vector lambda is selected, so that 0 is taken where plain quantization loses nothing that a vector gives back.
+    With a vector lambda is selected, so that it is 0 where plain quantization loses nothing.
     """
     if not isinstance(values, dict):
         return values

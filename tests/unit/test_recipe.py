@@ -242,9 +242,7 @@ def test_a_float_engine_has_no_lambda_to_select(pico_recipe: Callable[..., Path]
 
 
 @pytest.mark.parametrize("settings", [{}, {"lambda": None}])
-def test_a_variant_without_the_vector_is_plain_ptq(
-    pico_recipe: Callable[..., Path], settings: dict[str, Any]
-) -> None:
+def test_a_variant_without_the_vector_is_plain_ptq(pico_recipe: Callable[..., Path], settings: dict[str, Any]) -> None:
     variants = [{"name": "plain", "set": {"vector": None}}]
     plain = load_recipe(pico_recipe(**settings, variants=variants)).candidates()[-2]
     assert (plain.name, plain.lam, plain.select, plain.vector) == ("plain", 0.0, None, None)
