@@ -95,10 +95,9 @@ def signed_text(text: str) -> str:
 def preprocessing(config: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     """How images are prepared, by timm's names, each group with who says so."""
     groups: dict[str, list[str]] = {}
-    for name, value in config.items():
-        if name in origins:
-            numbers = isinstance(value, Sequence) and not isinstance(value, str)
-            between = " x " if name == "input_size" else " "
-            text = between.join(f"{number:g}" for number in value) if numbers else value
-            groups.setdefault(origins[name], []).append(f"{name} {text}")
+    for name, origin in origins.items():
+        value = config[name] if isinstance(config[name], Sequence) else (config[name],)
+        between = " x " if name == "input_size" else " "
+        text = value if isinstance(value, str) else between.join(f"{number:g}" for number in value)
+        groups.setdefault(origin, []).append(f"{name} {text}")
     return "; ".join(f"{', '.join(fields)} ({origin})" for origin, fields in groups.items())

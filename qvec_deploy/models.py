@@ -73,6 +73,13 @@ def head_name(name: str) -> str:
     return head
 
 
+def pretrained_classes(name: str) -> int:
+    """Outputs that timm's model has where nobody says how many."""
+    head_name(name)
+    config = _timm().get_pretrained_cfg(name)
+    return int((config.num_classes if config is not None else 0) or 1000)
+
+
 def describe(name: str, classes: int, args: ModelArgs) -> Architecture:
     """Look at a timm model's structure; no weights are allocated or read.
 

@@ -10,7 +10,7 @@ from typing import Any
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
 from qvec_deploy.io.state_dict import Weights
-from qvec_deploy.models import Architecture, describe, head_name, is_skipped
+from qvec_deploy.models import Architecture, describe, head_name, is_skipped, pretrained_classes
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.recipe.preprocessing import PreparedImages, prepare_images
 from qvec_deploy.runtimes.registry import check_lowering
@@ -88,10 +88,11 @@ class Plan:
         return 8 * sum(tensor.stored_bytes for tensor in self.quantized) / weights if weights else 32.0
 
 
-def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] | None = None) -> Plan:
+def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str, Any] | None = None) -> Plan:
     """Decide everything that headers can decide, and refuse everything that headers show to be wrong.
 
     Args:
+        receiver: The opened receiver; None plans for timm's model itself, with the classes it was pretrained for.
         vectors: Label to opened vector (anything with `header` and `checkpoint`-like `tensors`), in the recipe's order.
 
     Raises:
@@ -99,11 +100,12 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
         IncompatibleError: Names, shapes or dtypes that do not match; a vector for another grid; a lowering that
             cannot take these bits.
     """
-    architecture = describe(
-        recipe.receiver.model, count_classes(recipe.receiver.model, receiver), recipe.receiver.model_args
-    )
-    check_tensors(receiver, architecture)
-    images = prepare_images(recipe, architecture, receiver.configs())
+    model = recipe.receiver.model
+    classes = count_classes(model, receiver) if receiver is not None else pretrained_classes(model)
+    architecture = describe(model, classes, recipe.receiver.model_args)
+    if receiver is not None:
+        check_tensors(receiver, architecture)
+    images = prepare_images(recipe, architecture, receiver.configs() if receiver is not None else ())
     architecture = replace(architecture, data_config=images.config)
     grid, target = recipe.quantize, recipe.target
     check_lowering(target.runtime, target.lowering, grid.bits, grid.granularity, grid.group_size)
@@ -132,7 +134,8 @@ def make_plan(recipe: Recipe, receiver: Checkpoint, vectors: Mapping[str, Any] |
             tensor.scheme.groups(tensor.shape[1])
     mixing = recipe.vector.mixing() if recipe.vector is not None else ()
     sources = tuple(zip(used, mixing, strict=True)) if used else ()
-    return Plan(recipe, architecture, tensors, sources, images, receiver.weights, receiver.aside)
+    weights, aside = (receiver.weights, receiver.aside) if receiver is not None else (None, ())
+    return Plan(recipe, architecture, tensors, sources, images, weights, aside)
 
 
 def count_classes(model: str, receiver: Checkpoint) -> int:

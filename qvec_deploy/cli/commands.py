@@ -19,7 +19,7 @@ from qvec_deploy.cli.compare_command import compare
 from qvec_deploy.cli.compile_command import compile_command
 from qvec_deploy.cli.donor_command import donor
 from qvec_deploy.cli.export_command import export
-from qvec_deploy.cli.options import PATH, Printed, echo_json, json_option, show
+from qvec_deploy.cli.options import PATH, Printed, at_work, echo_json, json_option, show
 from qvec_deploy.cli.parts import missing_part
 from qvec_deploy.cli.plan_command import plan
 from qvec_deploy.cli.predict_command import predict
@@ -137,9 +137,10 @@ def inspect(path: Path, weights: Weights | None, as_json: bool) -> None:
 @json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine can do, and how to get the rest."""
-    from qvec_deploy.cli.doctor_command import examine, print_examination
+    with at_work("look at this machine"):
+        from qvec_deploy.cli.doctor_command import examine, print_examination
 
-    found = examine()
+        found = examine()
     show(found, as_json, lambda: print_examination(found))
 
 

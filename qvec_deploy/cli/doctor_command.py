@@ -22,6 +22,7 @@ def examine() -> dict[str, Any]:
     from qvec_deploy.runtimes.onnxruntime.ort_loading import installed_twice
     from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_session import providers
     from qvec_deploy.runtimes.tensorrt.tensorrt_library import describe_tensorrt
+    from qvec_deploy.runtimes.torch_cuda.torch_session import cuda_of_torch
 
     environment = capture_environment(1)
     runtimes = {}
@@ -32,7 +33,7 @@ def examine() -> dict[str, Any]:
         **{name: getattr(environment, name) for name in _OF_ENVIRONMENT},
         "parts": {part: {"missing": missing_modules(part)} for part in PARTS},
         "gpu": _gpu(),
-        "torch_cuda": _torch_cuda(),
+        "torch_cuda": cuda_of_torch(),
         "triton": installed_version("triton"),
         "tensorrt": describe_tensorrt(),
         "onnxruntime_providers": providers(),
@@ -67,15 +68,6 @@ def _gpu() -> dict[str, Any]:
         state = watch.state() if watch is not None else None
     known = (state.driver, state.memory_bytes) if state is not None else (None, None)
     return {**found, "driver": known[0], "memory_bytes": known[1]}
-
-
-def _torch_cuda() -> str | None:
-    """The CUDA that PyTorch was built with."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch.version.cuda
 
 
 def print_examination(found: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,11 +69,8 @@ def _train(recipe: Any, output: Path, *, force: bool, offline: bool, quiet: bool
 
 
 @contextlib.contextmanager
-def _bars(quiet: bool) -> Iterator[Callable[[str, TrainingProgress], None] | None]:
-    """A bar a run on a terminal, with loss and time left; a line a run elsewhere; nothing when quiet."""
-    if quiet:
-        yield None
-        return
+def _bars(quiet: bool) -> Iterator[Callable[[str, TrainingProgress], None]]:
+    """A bar a run on a terminal, with loss and time left; elsewhere lines, few of them when quiet."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -87,15 +85,22 @@ def _bars(quiet: bool) -> Iterator[Callable[[str, TrainingProgress], None] | Non
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
+        told = time.monotonic()
 
         def watch(run: str, progress: TrainingProgress) -> None:
+            nonlocal told
+            if bars.disable and time.monotonic() - told > (60 if quiet else 5):
+                told = time.monotonic()
+                at = f"step {progress.step}/{progress.steps}, loss {progress.loss:.3f}"
+                console.print(f"[dim]{progress.seconds:7.1f} s[/]  {_TITLES[run]}, {at} ...", highlight=False)
             if run not in tasks:
                 tasks[run] = bars.add_task(_TITLES[run], total=progress.steps, loss=progress.loss)
             bars.update(tasks[run], completed=progress.step, loss=progress.loss)
             if progress.step == progress.steps:
                 bars.remove_task(tasks[run])
+            if progress.step == progress.steps and not quiet:
                 console.print(
                     f"[dim]{progress.seconds:7.1f} s[/]  {_TITLES[run]}, loss {progress.loss:.3f}", highlight=False
                 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qvec_deploy.cli.options import PATH, json_option, show
+from qvec_deploy.cli.options import PATH, at_work, json_option, show
 
 
 @click.command()
@@ -39,7 +39,8 @@ def export(
 def _onnx(bundle: Path, output: Path, lowering: str | None, expanded: bool, force: bool, as_json: bool) -> None:
     from qvec_deploy.bundle.export_bundle import export_model
 
-    done = export_model(bundle, output, lowering, expanded=expanded, force=force)
+    with at_work(f"export  {output}"):
+        done = export_model(bundle, output, lowering, expanded=expanded, force=force)
 
     def print_text() -> None:
         form = f"{done.lowering}, {'unpacked' if done.expanded else 'packed'}"
@@ -52,7 +53,8 @@ def _onnx(bundle: Path, output: Path, lowering: str | None, expanded: bool, forc
 def _triton(bundle: Path, repository: Path, lowering: str | None, as_json: bool) -> None:
     from qvec_deploy.bundle.model_repository import export_to_repository
 
-    done = export_to_repository(bundle, repository, lowering)
+    with at_work(f"export  {repository}"):
+        done = export_to_repository(bundle, repository, lowering)
 
     def print_text() -> None:
         click.echo(f"{done.directory}  {done.lowering}, batches of {done.batches}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,13 +50,22 @@ quiet_option = click.option("--quiet", is_flag=True, help="Print results and err
 
 
 def progress_shown(quiet: bool) -> Progress:
-    """Progress on stderr, or none."""
+    """Progress on stderr, or no more than a sign of life a minute."""
     from rich.console import Console
 
-    from qvec_deploy.cli.terminal_progress import TerminalProgress
-    from qvec_deploy.progress import Progress
+    from qvec_deploy.cli.terminal_progress import QuietProgress, TerminalProgress
 
-    return Progress() if quiet else TerminalProgress(Console(stderr=True))
+    console = Console(stderr=True)
+    return QuietProgress(console) if quiet else TerminalProgress(console)
+
+
+def at_work(title: str) -> contextlib.AbstractContextManager[Any]:
+    """Show that a command is at work, if it takes more than a moment."""
+    from rich.console import Console
+
+    from qvec_deploy.cli.terminal_progress import busy
+
+    return busy(Console(stderr=True), title)
 
 
 class Printed:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qvec_deploy.cli.options import batch_size_option, json_option, offline_option, recipe_option, set_option, show
+from qvec_deploy.cli.options import (
+    batch_size_option,
+    json_option,
+    offline_option,
+    progress_shown,
+    quiet_option,
+    recipe_option,
+    set_option,
+    show,
+)
 from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -23,6 +32,8 @@ if TYPE_CHECKING:
 @click.option("--roofline", is_flag=True, help="Predict the shortest time at float, at int8 and at the recipe's bits.")
 @click.option("--device", metavar="NAME", help="Predict for this GPU, or `cpu`, measured here; default: as the target.")
 @batch_size_option
+@click.option("--tensors", is_flag=True, help="Print what happens to every tensor, too.")
+@quiet_option
 @json_option
 def plan(
     recipe_path: Path,
@@ -31,37 +42,42 @@ def plan(
     roofline: bool,
     device: str | None,
     batch_sizes: tuple[int, ...],
+    tensors: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
-    """Print every decision of a recipe, or what it can gain at best; no weights are read."""
-    from qvec_deploy.builder.context import BuildContext
-    from qvec_deploy.cli.printing import plan_document, print_plan
-    from qvec_deploy.cli.roofline_table import print_roofline, roofline_document
-    from qvec_deploy.recipe import load_recipes
-
+    """Print what a build would do with what is there, or what it can gain at best; no weights are read."""
     if not roofline and (device is not None or batch_sizes):
         raise RecipeError("--device and --batch-size say what to predict for", hint="add --roofline")
-    recipes = load_recipes(recipe_path, overrides)
-    if len(recipes) > 1:
+    with progress_shown(quiet).stage("plan", str(recipe_path)):
+        from qvec_deploy.builder.preview import preview, require_files
+        from qvec_deploy.cli.plan_text import plan_document, print_plan, print_tensors
+        from qvec_deploy.cli.roofline_table import print_roofline, roofline_document
+        from qvec_deploy.recipe import load_recipes
+
+        recipes = load_recipes(recipe_path, overrides)
+        found = preview(recipes[0], offline=offline) if len(recipes) == 1 else None
+    if found is None:
         if roofline:
             raise RecipeError("--roofline looks at one build", hint="fix the matrix's fields: --set matrix={}")
         from qvec_deploy.cli.sweep_command import list_builds
 
         list_builds(recipes, offline=offline, as_json=as_json)
         return
-    plans = BuildContext(offline).plans(recipes[0])
-    found = _look_ahead(plans[-1], device, batch_sizes) if roofline else None
-    names = [made.recipe.name for made in plans]
-    document = plan_document(plans[-1]) | {"candidates": names}
-    document |= {"roofline": roofline_document(*found)} if found is not None else {}
+    ahead = _look_ahead(found.plan, device, batch_sizes) if roofline else None
+    document = plan_document(found) | ({"roofline": roofline_document(*ahead)} if ahead is not None else {})
 
     def print_text() -> None:
-        print_plan(plans[-1], tensors=found is None)
-        click.echo(f"candidates: {', '.join(names)}")
-        if found is not None:
-            print_roofline(*found)
+        print_plan(found)
+        if tensors:
+            click.echo()
+            print_tensors(found.plan)
+        if ahead is not None:
+            click.echo()
+            print_roofline(*ahead)
 
     show(document, as_json, print_text)
+    require_files(found)
 
 
 def _look_ahead(plan: Plan, name: str | None, batch_sizes: tuple[int, ...]) -> tuple[Device, str, list[Outlook]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qvec_deploy.cli.options import PATH, json_option, show, threads_option
+from qvec_deploy.cli.options import PATH, at_work, json_option, show, threads_option
 
 
 @click.command()
@@ -23,6 +23,7 @@ def predict(
     from qvec_deploy.bundle.bundle import Bundle
     from qvec_deploy.datasets.standalone_run import as_text
 
-    found = Bundle.open(bundle).predict(images, top=top, threads=threads, batch_size=batch_size)
+    with at_work(f"predict  {bundle}"):
+        found = Bundle.open(bundle).predict(images, top=top, threads=threads, batch_size=batch_size)
     document = {"predictions": [prediction.as_dict() for prediction in found]}
     show(document, as_json, lambda: click.echo(as_text(found)))

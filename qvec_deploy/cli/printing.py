@@ -1,4 +1,4 @@
-"""Plans and files as tables and as plain documents."""
+"""Files as plain documents, and documents as text."""
 
 from __future__ import annotations
 
@@ -8,82 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
-from qvec_deploy.cli.options import print_table
 from qvec_deploy.errors import StorageError
 from qvec_deploy.io.files import storage_errors
 from qvec_deploy.io.state_dict import Weights
 from qvec_deploy.io.stored_tensors import TensorInfo
-from qvec_deploy.planner import Plan
-from qvec_deploy.report.page import Table
-
-
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """A plan as plain values."""
-    recipe = plan.recipe
-    return {
-        "recipe": recipe.name,
-        "model": plan.architecture.name,
-        "classes": plan.architecture.classes,
-        "input_shape": list(plan.architecture.input_shape),
-        "receiver_weights": plan.receiver_weights,
-        "left_aside": list(plan.left_aside),
-        "lambda": recipe.lam,
-        "vectors": [{"name": name, "weight": weight} for name, weight in plan.sources],
-        "skip": list(recipe.quantize.skip),
-        "runtime": recipe.target.runtime,
-        "lowering": recipe.target.lowering,
-        "stored_bytes": plan.stored_bytes,
-        "stored_bits_per_weight": plan.stored_bits_per_weight,
-        "tensors": [
-            {
-                "name": tensor.name,
-                "shape": list(tensor.shape),
-                "patched": tensor.patched,
-                "scheme": tensor.scheme.as_dict() if tensor.scheme is not None else None,
-                "stored_bytes": tensor.stored_bytes,
-            }
-            for tensor in plan.tensors
-        ],
-    }
-
-
-def print_plan(plan: Plan, *, tensors: bool = True) -> None:
-    """Every tensor's decision, if they are wanted, then the sums."""
-    if tensors:
-        rows = tuple(
-            (
-                tensor.name,
-                shape_text(tensor.shape),
-                "yes" if tensor.patched else "no",
-                str(tensor.scheme) if tensor.scheme is not None else "float32",
-                f"{tensor.stored_bytes:,}",
-            )
-            for tensor in plan.tensors
-        )
-        print_table(Table("", ("Tensor", "Shape", "Patched", "Grid", "Stored bytes"), rows, "llllr"))
-        click.echo()
-    vectors = ", ".join(f"{weight:g} x {name}" for name, weight in plan.sources) or "none"
-    weights = sum(tensor.size for tensor in plan.quantized)
-    click.echo(
-        f"{plan.architecture.name}, {plan.architecture.classes} classes, "
-        f"input {shape_text(plan.architecture.input_shape)}\n"
-        f"{_taken(plan)}lambda {'selected when built' if plan.recipe.lam is None else f'{plan.recipe.lam:g}'}, "
-        f"vectors: {vectors}\n"
-        f"{plan.recipe.target.runtime}, lowering {plan.recipe.target.lowering}\n"
-        f"{weights:,} weights in {len(plan.quantized)} Linears quantized, {plan.stored_bits_per_weight:.3f} bits each "
-        f"with their scales; {plan.stored_bytes / 1e6:.1f} MB in all"
-    )
-
-
-def _taken(plan: Plan) -> str:
-    """Lines about a receiver's file that holds more than one network's weights."""
-    lines = [f"weights of the receiver: {plan.receiver_weights}"] if plan.receiver_weights is not None else []
-    if plan.left_aside:
-        first, more = ", ".join(plan.left_aside[:5]), len(plan.left_aside) - 5
-        lines.append(f"left aside in its file: {first}" + (f" and {more} more" if more > 0 else ""))
-    return "".join(f"{line}\n" for line in lines)
 
 
 def shape_text(shape: Sequence[int]) -> str:

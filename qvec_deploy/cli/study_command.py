@@ -9,6 +9,7 @@ import click
 
 from qvec_deploy.cli.options import (
     address_option,
+    at_work,
     echo_json,
     json_option,
     offline_option,
@@ -96,10 +97,12 @@ def plan(
 ) -> None:
     """Print how many nodes a study has, how many are done, and how long the rest takes. Makes nothing."""
     from qvec_deploy.cli.study_display import print_plan
-    from qvec_deploy.research.study.study_recipe import load_study
-    from qvec_deploy.research.study.study_run import plan_study
 
-    found = plan_study(load_study(study_path, overrides), output, jobs=jobs, offline=offline)
+    with at_work(f"plan  {study_path}"):
+        from qvec_deploy.research.study.study_recipe import load_study
+        from qvec_deploy.research.study.study_run import plan_study
+
+        found = plan_study(load_study(study_path, overrides), output, jobs=jobs, offline=offline)
     if as_json:
         echo_json(found)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Self
@@ -14,6 +15,8 @@ from rich.progress import Progress as Bars
 from qvec_deploy.progress import Advance, Progress
 
 WORTH_A_LINE_S = 0.2  # nine small candidates would fill the screen with zeros
+_SOON_S, _REGULARLY_S = 2.0, 60.0
+"""When work that goes on is told of where there are no bars."""
 TITLES = {
     "plan": "plan",
     "coordinates": "compare coordinates",
@@ -30,6 +33,33 @@ TITLES = {
     "latency": "latency",
     "wait": "wait for the machine",
 }
+
+
+@contextlib.contextmanager
+def signs_of_life(console: Console, title: str, *, quiet: bool = False) -> Iterator[Advance]:
+    """Tell that the block is still at work, where no bar shows it: soon, if not `quiet`, and then once a minute.
+
+    The block may call the yielded function with (done, total).
+    """
+    ended, start, reached = threading.Event(), time.monotonic(), ""
+
+    def advance(done: int, total: int) -> None:
+        nonlocal reached
+        reached = f"  {done}/{total}"
+
+    def tell() -> None:
+        pause = _REGULARLY_S if quiet else _SOON_S
+        while not ended.wait(pause):
+            console.print(f"{time.monotonic() - start:7.0f} s  {title}{reached} ...", style="dim", highlight=False)
+            pause = _REGULARLY_S
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        teller.join()
 
 
 class LiveDisplay:
@@ -50,6 +80,20 @@ class LiveDisplay:
         self._bars.stop()
 
 
+class QuietProgress(Progress):
+    """Shows nothing on stderr but, once a minute, what takes so long."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    @contextlib.contextmanager
+    def show(self, name: str, detail: str) -> Iterator[Advance]:
+        """A line a minute."""
+        with signs_of_life(self._console, _title(name, detail), quiet=True) as advance:
+            yield advance
+
+
 class TerminalProgress(Progress):
     """Shows stages on stderr."""
 
@@ -59,14 +103,28 @@ class TerminalProgress(Progress):
 
     @contextlib.contextmanager
     def show(self, name: str, detail: str) -> Iterator[Advance]:
-        """A bar while the stage runs, a line when it is done and took a while."""
-        title = f"{TITLES.get(name, name)}  {detail}".rstrip()
-        start = time.monotonic()
-        text = TextColumn("{task.description}")
-        columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Bars(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bars:
-            task = bars.add_task(title, total=None)
-            yield lambda done, total: bars.update(task, completed=done, total=total)
+        """A bar while the stage runs, or lines where there is no terminal; a line when it is done and took a while."""
+        title, start = _title(name, detail), time.monotonic()
+        with busy(self._console, title) as advance:
+            yield advance
         seconds = time.monotonic() - start
         if seconds >= WORTH_A_LINE_S:
             self._console.print(f"[dim]{seconds:7.1f} s[/]  {title}", highlight=False)
+
+
+@contextlib.contextmanager
+def busy(console: Console, title: str) -> Iterator[Advance]:
+    """Show on a terminal, or tell in lines elsewhere, that the block is at work."""
+    if not console.is_terminal:
+        with signs_of_life(console, title) as advance:
+            yield advance
+        return
+    text = TextColumn("{task.description}")
+    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _title(name: str, detail: str) -> str:
+    return f"{TITLES.get(name, name)}  {detail}".rstrip()

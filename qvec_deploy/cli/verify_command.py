@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qvec_deploy.cli.options import PATH, echo_json, json_option
+from qvec_deploy.cli.options import PATH, at_work, echo_json, json_option
 
 
 @click.command()
@@ -40,7 +40,8 @@ def verify(bundle: Path, key: Path | None, release: bool, accept_unverified: boo
     if release:
         require_release(opened, accept_unverified=accept_unverified)
         read_subject(opened)
-    checks |= opened.verify()
+    with at_work(f"verify  {bundle}"):
+        checks |= opened.verify()
     missing = opened.engine_missing()
     if as_json:
         echo_json(

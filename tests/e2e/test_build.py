@@ -167,6 +167,8 @@ def test_plan_reads_no_weights(
 
     monkeypatch.setattr(Checkpoint, "read", refuse)
     code, text, _ = run("plan", "--recipe", pico_recipe())
+    assert code == 0 and "blocks.1.mlp.fc2.weight" not in text
+    code, text, _ = run("plan", "--recipe", pico_recipe(), "--tensors")
     assert code == 0 and "blocks.1.mlp.fc2.weight" in text
     code, text, _ = run("plan", "--recipe", pico_recipe(), "--json")
     document = json.loads(text)

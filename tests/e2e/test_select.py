@@ -156,7 +156,7 @@ def test_too_few_images_are_refused_before_anything_is_built(
 def test_plan_of_a_recipe_that_selects(run: Run, pico_recipe: Write) -> None:
     code, out, err = run("plan", "--recipe", pico_recipe(**SELECT, images=IMAGES))
     assert code == 0, err
-    assert "lambda selected when built" in out
+    assert "lambda chosen by the build" in out
 
 
 def test_accepting_the_unverified_needs_release(run: Run, tmp_path: Path) -> None:

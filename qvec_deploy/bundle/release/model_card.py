@@ -12,6 +12,7 @@ from qvec_deploy.bundle.manifest import LAMBDA0
 from qvec_deploy.bundle.release.container_image import PICTURES, image_name
 from qvec_deploy.bundle.release.release_subject import BOM_FILE, REQUIREMENTS_FILE, RUN_FILE, Subject
 from qvec_deploy.bundle.release.signature import SIGNATURE_FILE
+from qvec_deploy.io.model_config import PREPROCESSING_FIELDS
 from qvec_deploy.io.yaml import dump_yaml
 from qvec_deploy.recipe import FLOAT_BITS
 from qvec_deploy.report import candidate_text, prose
@@ -119,7 +120,9 @@ def _facts(subject: Subject) -> Iterable[tuple[str, str]]:
     yield "Takes", f"images of {' × '.join(map(str, manifest.model.input_shape))}, normalised as below"
     yield "Gives", f"logits of {manifest.model.classes:,} classes"
     model = manifest.model
-    origins = model.preprocessing_from or dict.fromkeys(model.data_config, "")
+    origins = model.preprocessing_from or dict.fromkeys(
+        (name for name in PREPROCESSING_FIELDS if name in model.data_config), ""
+    )
     yield "Preprocessing", formatting.preprocessing(model.data_config, origins).replace(" ()", "")
     yield "Engine", f"{engine.runtime}, lowering {engine.lowering}{threads}"
     yield "Weights", candidate_text.grid(own)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import runpy
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import require_file
 from qvec_deploy.packed import PackedFile
+from qvec_deploy.runtimes.cuda_driver import Cuda
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
 from qvec_deploy.runtimes.session import largest_batch, require_images
@@ -32,6 +35,30 @@ GRAPHS = 8  # batch sizes kept captured; the least recently used goes first
 _HINT_DEVICE = "`qvec-deploy doctor` says what each runtime needs; the runtime `onnxruntime` runs on the CPU"
 
 
+def cuda_of_torch() -> str | None:
+    """The CUDA that PyTorch was built with, found without importing PyTorch, which takes seconds; None without."""
+    if "torch" in sys.modules:
+        import torch
+
+        return torch.version.cuda
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    found: str | None = runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")
+    return found
+
+
+def _lacking_without_torch() -> str | None:
+    """What can be told without importing PyTorch; None where only PyTorch knows."""
+    if "torch" in sys.modules:
+        return None
+    try:
+        Cuda()
+    except IncompatibleError as error:
+        return error.message
+    return None
+
+
 class TorchCuda:
     """The `torch-cuda` runtime.
 
@@ -44,6 +71,8 @@ class TorchCuda:
 
     def missing(self, lowering: str | None = None) -> str | None:
         """Why the GPU cannot be used here; `float` needs nothing but PyTorch."""
+        if self._device == "cuda" and (lacking := _lacking_without_torch()) is not None:
+            return lacking
         try:
             import torch
         except ImportError as error:
