@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
 ModelArgs = Mapping[str, int | float | bool | str | list[int]]
 
+HEAD = "head"
+"""The entry of a skip list that stands for every classification head."""
+
 
 @dataclass(frozen=True)
 class Architecture:
     """What a timm model looks like, known without any weights.
 
     Attributes:
-        shapes: Shape of every tensor of the state dict, in its order.
-        linears: Names of the nn.Linear modules, the head's included.
-        head: Name of the classification head module.
+        shapes: Shape of every float tensor of the state dict, in its order.
+        linears: Names of the nn.Linear modules, the heads' included.
+        heads: Names of the classification heads' modules: one, or two of a distilled model, which timm averages.
         data_config: timm's preprocessing: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
         fixed_size: Whether the model takes images of one size only.
     """
@@ -35,7 +38,7 @@ class Architecture:
     classes: int
     shapes: Mapping[str, tuple[int, ...]]
     linears: tuple[str, ...]
-    head: str
+    heads: tuple[str, ...]
     data_config: Mapping[str, Any]
     fixed_size: bool = True
 
@@ -45,13 +48,23 @@ class Architecture:
         channels, height, width = self.data_config["input_size"]
         return int(channels), int(height), int(width)
 
+    @property
+    def backbone(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all that is no head."""
+        return {name: shape for name, shape in self.shapes.items() if not in_head(name, self.heads)}
+
+    def quantized_linears(self, skip: tuple[str, ...]) -> list[str]:
+        """Names of the Linears that are quantized: as the function of this name."""
+        left_out = named_heads(skip, self.heads)
+        return [name for name in self.linears if not is_skipped(name, left_out)]
+
 
 @functools.cache
-def head_name(name: str) -> str:
-    """Module name of the classification head of a timm model, `head` for a ViT, `head.fc` for a Swin.
+def head_names(name: str) -> tuple[str, ...]:
+    """Module names of the classification heads of a timm model: `head` for a ViT, `head.fc` for a Swin.
 
     Raises:
-        RecipeError: timm does not know the model, or it has no single classification head.
+        RecipeError: timm does not know the model, or it has no classification head.
     """
     timm = _timm()
     known = timm.list_models()
@@ -68,14 +81,25 @@ def head_name(name: str) -> str:
         near = difflib.get_close_matches(name, timm.list_pretrained(f"{base}.*"), n=3)
         raise RecipeError(f"timm has no model `{name}`", hint=f"did you mean {' or '.join([base, *near])}?") from error
     head = config.classifier if config is not None else "head"
-    if not isinstance(head, str):
-        raise RecipeError(f"`{name}` has no single classification head", hint="models with one head are supported")
-    return head
+    heads = (head,) if isinstance(head, str) else tuple(head or ())
+    if not heads:
+        raise RecipeError(f"`{name}` has no classification head", hint="models that tell classes apart are deployed")
+    return heads
+
+
+def in_head(tensor: str, heads: tuple[str, ...]) -> bool:
+    """Whether a tensor is one of a classification head's."""
+    return tensor.startswith(tuple(f"{head}." for head in heads))
+
+
+def is_running_statistic(tensor: str) -> bool:
+    """Whether a tensor is what BatchNorm has measured: a part of the model, and no weight."""
+    return tensor.endswith((".running_mean", ".running_var"))
 
 
 def pretrained_classes(name: str) -> int:
     """Outputs that timm's model has where nobody says how many."""
-    head_name(name)
+    head_names(name)
     config = _timm().get_pretrained_cfg(name)
     return int((config.num_classes if config is not None else 0) or 1000)
 
@@ -98,14 +122,15 @@ def _describe(name: str, classes: int, args_json: str) -> Architecture:
     pretrained: Any = model.pretrained_cfg or {}
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or args.get("img_size")
     size = [size, size] if isinstance(size, int) else size
-    if size is not None:  # timm answers with the pretrained size even where `img_size` was given
-        data_config["input_size"] = (args.get("in_chans", data_config["input_size"][0]), *size)
+    channels = args.get("in_chans", data_config["input_size"][0])
+    sides = data_config["input_size"][1:] if size is None else size
+    data_config["input_size"] = (channels, *sides)  # timm answers with the pretrained size whatever it was given
     return Architecture(
         name=name,
         classes=classes,
-        shapes={key: tuple(value.shape) for key, value in model.state_dict().items()},
+        shapes={key: tuple(value.shape) for key, value in model.state_dict().items() if value.is_floating_point()},
         linears=tuple(key for key, module in model.named_modules() if isinstance(module, torch.nn.Linear)),
-        head=head_name(name),
+        heads=head_names(name),
         data_config=data_config,
         fixed_size=size is not None or bool(pretrained.get("fixed_input_size")),
     )
@@ -117,7 +142,7 @@ def create(name: str, classes: int, args: ModelArgs) -> nn.Module:
     Raises:
         RecipeError: Unknown model, or arguments it does not take.
     """
-    head_name(name)
+    head_names(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -126,6 +151,9 @@ def create(name: str, classes: int, args: ModelArgs) -> nn.Module:
             raise RecipeError(
                 f"timm cannot create `{name}` with {dict(args)}: {error}", hint="check receiver.model_args"
             ) from error
+    for module in model.modules():
+        if hasattr(module, "qkv_bias_separate"):  # BEiT, EVA, SwinV2: else a Linear's weight is used without the Linear
+            setattr(module, "qkv_bias_separate", True)  # noqa: B010 - a module of any class
     return model.eval()
 
 
@@ -148,8 +176,10 @@ def _template(name: str, classes: int, args_json: str) -> nn.Module:
     args = json.loads(args_json)
     with torch.device("meta"):
         model = create(name, classes, args)
-    stored = set(model.state_dict())
-    if all(key in stored for key, _ in model.named_buffers()):
+    if not _computes_values(model):
+        for module in model.modules():
+            if "num_batches_tracked" in module._buffers:  # BatchNorm's; not a weight
+                module.num_batches_tracked = torch.zeros((), dtype=torch.long)
         return model
     model = create(name, classes, args)
     for module in model.modules():
@@ -158,12 +188,36 @@ def _template(name: str, classes: int, args_json: str) -> nn.Module:
     return model
 
 
+def _computes_values(model: nn.Module) -> bool:
+    """Whether a model holds tensors that checkpoints do not bring: masks, indices, frequencies."""
+    import torch
+
+    stored = {
+        key
+        for key, value in model.state_dict().items()
+        if value.is_floating_point() or key.endswith(".num_batches_tracked")
+    }
+    if not all(key in stored for key, _ in model.named_buffers()):
+        return True
+    return any(isinstance(value, torch.Tensor) for module in model.modules() for value in vars(module).values())
+
+
 def quantized_linears(model: nn.Module, skip: tuple[str, ...]) -> list[str]:
-    """Names of the nn.Linear modules that are quantized: all but those under a child named in `skip`."""
+    """Names of the nn.Linear modules that are quantized: all but those under a child named in `skip`.
+
+    The entry `head` stands for every classification head, whatever timm calls it.
+    """
     from torch import nn
 
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return [name for name in names if not is_skipped(name, skip)]
+    heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    left_out = named_heads(skip, (heads,) if isinstance(heads, str) else tuple(heads))
+    return [name for name in names if not is_skipped(name, left_out)]
+
+
+def named_heads(skip: tuple[str, ...], heads: tuple[str, ...]) -> tuple[str, ...]:
+    """A skip list with the heads by the names that timm gives them, where it has the entry `head`."""
+    return (*skip, *(head.partition(".")[0] for head in heads)) if HEAD in skip else skip
 
 
 def is_skipped(name: str, skip: tuple[str, ...]) -> bool:

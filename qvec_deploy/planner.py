@@ -10,7 +10,7 @@ from typing import Any
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
 from qvec_deploy.io.state_dict import Weights
-from qvec_deploy.models import Architecture, describe, head_name, is_skipped, pretrained_classes
+from qvec_deploy.models import HEAD, Architecture, describe, head_names, in_head, is_running_statistic, pretrained_classes
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.recipe.preprocessing import PreparedImages, prepare_images
 from qvec_deploy.runtimes.registry import check_lowering
@@ -114,7 +114,7 @@ def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str,
     used = dict(vectors or {}) if recipe.lam != 0 else {}
     for label, vector in used.items():
         _check_vector(label, vector, recipe, architecture)
-    quantized = {f"{name}.weight" for name in architecture.linears if not is_skipped(name, skip)}
+    quantized = {f"{name}.weight" for name in architecture.quantized_linears(skip)}
     if scheme is not None and not quantized:
         raise IncompatibleError(
             f"`{architecture.name}` has no Linear to quantize outside {', '.join(skip) or 'nothing'}",
@@ -124,7 +124,7 @@ def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str,
         TensorPlan(
             name=name,
             shape=shape,
-            patched=bool(used) and not name.startswith(f"{architecture.head}."),
+            patched=bool(used) and not in_head(name, architecture.heads) and not is_running_statistic(name),
             scheme=scheme if name in quantized else None,
         )
         for name, shape in architecture.shapes.items()
@@ -139,12 +139,12 @@ def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str,
 
 
 def count_classes(model: str, receiver: Checkpoint) -> int:
-    """Number of classes, from the receiver's head.
+    """Number of classes, from the receiver's head; of two heads, from the first.
 
     Raises:
         IncompatibleError: The checkpoint has no head.
     """
-    head = head_name(model)
+    head = head_names(model)[0]
     weight = receiver.tensors.get(f"{head}.weight")
     if weight is None or len(weight.shape) < 2 or weight.shape[0] < 1:
         near = difflib.get_close_matches(f"{head}.weight", receiver.tensors, n=1)
@@ -176,17 +176,13 @@ def _check_tensor(where: str, name: str, info: TensorInfo, shape: tuple[int, ...
     if info.shape != shape:
         raise IncompatibleError(f"{where}: {name} has shape {info.shape}, the model has {shape}", hint=hint)
     if info.dtype not in FLOAT_DTYPES:
-        counter = name.endswith("num_batches_tracked")
         raise IncompatibleError(
-            f"{where}: {name} has dtype {info.dtype}",
-            hint="models with BatchNorm are not supported; use a transformer with LayerNorm"
-            if counter
-            else "weights must be float32, float16 or bfloat16",
+            f"{where}: {name} has dtype {info.dtype}", hint="weights must be float32, float16 or bfloat16"
         )
 
 
 def _check_skip(skip: tuple[str, ...], architecture: Architecture) -> None:
-    parts = {part for name in architecture.linears for part in name.split(".")}
+    parts = {HEAD, *(part for name in architecture.linears for part in name.split("."))}
     for entry in skip:
         if entry not in parts:
             near = difflib.get_close_matches(entry, parts, n=2)
@@ -209,7 +205,7 @@ def _check_vector(label: str, vector: Any, recipe: Recipe, architecture: Archite
             f"{label} left {', '.join(header.skip)} float; the recipe skips {skipped}",
             hint="use the vector's skip list in quantize.skip",
         )
-    backbone = {n: s for n, s in architecture.shapes.items() if not n.startswith(f"{architecture.head}.")}
+    backbone = architecture.backbone
     hint = "the donor must be a fine-tune of the same model as the receiver"
     odd = sorted(set(backbone) ^ set(vector.tensors))
     if odd:

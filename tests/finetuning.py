@@ -6,7 +6,7 @@ from qvec_deploy.datasets import Dataset
 from qvec_deploy.donors.finetune import Base, start, weights
 from qvec_deploy.donors.train import Training
 from qvec_deploy.donors.train_config import OnStep, TrainConfig
-from qvec_deploy.models import head_name
+from qvec_deploy.models import head_names
 from qvec_deploy.tensors import Float32, Scheme
 
 
@@ -22,5 +22,5 @@ def finetune(
 ) -> dict[str, Float32]:
     """The float weights; those of a QAT run are latent."""
     model = start(base, task.classes, scheme=scheme, skip=skip, seed=seed)
-    Training(model, task, hyper, head=head_name(base.model), seed=seed).run(on_step)
+    Training(model, task, hyper, heads=head_names(base.model), seed=seed).run(on_step)
     return weights(model)

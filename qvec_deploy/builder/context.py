@@ -16,7 +16,7 @@ from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import canonical_json, write_bytes
 from qvec_deploy.io.machine_lock import MachineLock
-from qvec_deploy.models import head_name
+from qvec_deploy.models import head_names
 from qvec_deploy.planner import Plan, make_plan
 from qvec_deploy.progress import Progress
 from qvec_deploy.recipe import Recipe
@@ -63,7 +63,7 @@ class BuildContext:
 
     def sources(self, recipe: Recipe) -> dict[str, Source]:
         """The opened vectors by label."""
-        return open_sources(recipe, head_name(recipe.receiver.model), self.files)
+        return open_sources(recipe, head_names(recipe.receiver.model), self.files)
 
     def control(self, recipe: Recipe) -> str | None:
         """What stands in for the vector in a patch, as the recipe or the vector's file says; None for a real one."""

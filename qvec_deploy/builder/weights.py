@@ -175,7 +175,8 @@ def load_model(plan: Plan, state: Mapping[str, Float32], *, strict: bool = True)
     import torch
 
     model = structure(plan.architecture.name, plan.architecture.classes, plan.recipe.receiver.model_args)
-    tensors = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}
+    tensors = {name: value for name, value in model.state_dict().items() if not value.is_floating_point()}  # counters
+    tensors |= {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}
     model.load_state_dict(tensors, strict=strict, assign=True)
     return model
 

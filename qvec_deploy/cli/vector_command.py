@@ -75,14 +75,13 @@ def extract(
 ) -> None:
     """Make a vector of a donor's float and QAT checkpoints."""
     from qvec_deploy.io.checkpoint import Checkpoint
-    from qvec_deploy.models import describe
+    from qvec_deploy.models import HEAD, describe
     from qvec_deploy.tensors import Scheme
     from qvec_deploy.vectors.extract import extract_vector
 
     _require_output(output, (fp, qat, base, moments), force=force)
     named = _model_args(model, arguments)
     architecture = describe(model, 1, named) if model is not None else None
-    head = architecture.head if architecture is not None else "head"
     scheme = Scheme(bits, granularity, group_size, clip, method)
     opened = Checkpoint.open(base, offline=offline) if base is not None else None
     header = extract_vector(
@@ -90,7 +89,7 @@ def extract(
         _state(Checkpoint.open(qat, offline=offline)),
         output,
         scheme=scheme,
-        skip=skip or (head.split(".")[0],),
+        skip=skip or (HEAD,),
         architecture=architecture,
         base=(_state(opened), opened.fingerprint()) if opened is not None else None,
         moments=_state(Checkpoint.open(moments, offline=offline)) if moments is not None else None,

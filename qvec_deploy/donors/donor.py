@@ -22,7 +22,7 @@ from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import sha256_file
 from qvec_deploy.io.safetensors_file import write_safetensors
-from qvec_deploy.models import create, describe, head_name
+from qvec_deploy.models import create, describe, head_names
 from qvec_deploy.quantize.modelopt import insert_fake_quantizers
 from qvec_deploy.tensors import Float32, Scheme
 
@@ -121,7 +121,7 @@ def _model_bytes(recipe: DonorRecipe, base: Base, task: Task) -> int:
     from qvec_deploy.vectors.extract import require_skip
 
     state = start(base, task.train.classes, scheme=None, skip=(), seed=0).state_dict()
-    require_skip(state, recipe.skip, head_name(recipe.base.model))
+    require_skip(state, recipe.skip, head_names(recipe.base.model))
     return sum(value.numel() * value.element_size() for value in state.values())
 
 

@@ -23,7 +23,7 @@ from qvec_deploy.errors import FetchError, IncompatibleError, RecipeError, Stora
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import canonical_json, sha256_bytes
 from qvec_deploy.io.hub import hub_errors
-from qvec_deploy.models import describe, head_name
+from qvec_deploy.models import describe, head_names, in_head
 from qvec_deploy.tensors import Float32
 
 
@@ -48,8 +48,8 @@ def open_base(recipe: DonorRecipe, *, offline: bool = False) -> Base:
     if base.checkpoint is None:
         return Base(base.model, _pretrained(recipe, offline=offline), base.model_args)
     checkpoint = Checkpoint.open(recipe.locate(base.checkpoint), offline=offline, label=base.checkpoint)
-    head = f"{head_name(base.model)}."
-    names = [name for name in checkpoint.tensors if not name.startswith(head)]
+    heads = head_names(base.model)
+    names = [name for name in checkpoint.tensors if not in_head(name, heads)]
     odd = sorted(set(names) - set(describe(base.model, 1, base.model_args).shapes))
     if odd:  # a deeper model's file has all tensors of this one
         raise IncompatibleError(
@@ -108,8 +108,8 @@ def begin(recipe: DonorRecipe, base: Base, data: Dataset, run: str) -> tuple[nn.
     """The model of a run, `fp` in float or `qat` on the recipe's grid, before its first step, and its training."""
     train, scheme = recipe.train, recipe.scheme.scheme() if run == "qat" else None
     model = start(base, data.classes, scheme=scheme, skip=recipe.skip, seed=train.seed, device=train.device)
-    head = head_name(recipe.base.model)
-    return model, Training(model, data, recipe.hyper(len(data)), head=head, seed=train.seed)
+    heads = head_names(recipe.base.model)
+    return model, Training(model, data, recipe.hyper(len(data)), heads=heads, seed=train.seed)
 
 
 def require_device(device: str) -> None:

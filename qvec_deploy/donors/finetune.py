@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.models import ModelArgs, create, head_name
+from qvec_deploy.models import ModelArgs, create, head_names, in_head, is_running_statistic
 from qvec_deploy.quantize.modelopt import insert_fake_quantizers, latent_state_dict
 from qvec_deploy.tensors import Float32, Scheme
 
@@ -37,7 +37,7 @@ def start(
     what the vector is to hold.
     """
     model = create(base.model, classes, base.args)
-    model.load_state_dict(_initial_state(model, base, head=head_name(base.model), seed=seed))
+    model.load_state_dict(_initial_state(model, base, heads=head_names(base.model), seed=seed))
     model.to(device)
     if scheme is not None:
         insert_fake_quantizers(model, scheme, skip)
@@ -49,12 +49,17 @@ def weights(model: torch.nn.Module) -> dict[str, Float32]:
     return {name: value.detach().cpu().numpy().copy() for name, value in latent_state_dict(model).items()}
 
 
-def _initial_state(model: torch.nn.Module, base: Base, *, head: str, seed: int) -> dict[str, torch.Tensor]:
+def _initial_state(model: torch.nn.Module, base: Base, *, heads: tuple[str, ...], seed: int) -> dict[str, torch.Tensor]:
     """The base's tensors, and a fresh head: weights N(0, 0.02^2) from the seed, biases 0."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, value in model.state_dict().items():
-        if name.startswith(f"{head}."):
+        if is_running_statistic(name):
+            raise IncompatibleError(
+                f"{base.model} has BatchNorm (`{name}`), whose statistics are no weights",
+                hint="train donors of models with LayerNorm",
+            )
+        if in_head(name, heads):
             fresh = torch.zeros(value.shape)
             state[name] = fresh.normal_(0.0, HEAD_STD, generator=generator) if value.ndim > 1 else fresh
         elif name not in base.state:

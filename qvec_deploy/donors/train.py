@@ -17,6 +17,7 @@ from qvec_deploy.datasets import Dataset
 from qvec_deploy.donors.feed import Rows, feed
 from qvec_deploy.donors.train_config import OnStep, TrainConfig, TrainingProgress
 from qvec_deploy.errors import RecipeError
+from qvec_deploy.models import in_head
 from qvec_deploy.quantize.modelopt import refresh_clip
 
 
@@ -49,7 +50,7 @@ class Training:
         data: Dataset,
         hyper: TrainConfig,
         *,
-        head: str,
+        heads: tuple[str, ...],
         seed: int,
     ) -> None:
         if len(data) < hyper.batch_size:
@@ -59,7 +60,7 @@ class Training:
         self.step = 0
         self._model, self._data, self._hyper, self._seed = model, data, hyper, seed
         self._device = next(model.parameters()).device
-        groups = parameter_groups(model, hyper, head=head)
+        groups = parameter_groups(model, hyper, heads=heads)
         self._optimizer = torch.optim.AdamW(groups)
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         self._loss = nn.CrossEntropyLoss(label_smoothing=hyper.label_smoothing)
@@ -153,7 +154,7 @@ def rate(step: int, hyper: TrainConfig) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (hyper.steps - warmup)))
 
 
-def parameter_groups(model: nn.Module, hyper: TrainConfig, *, head: str) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, hyper: TrainConfig, *, heads: tuple[str, ...]) -> list[dict[str, object]]:
     """AdamW's groups: backbone or head by rate, with weight decay or without.
 
     Vectors have no decay, nor have the tokens that the model itself exempts (`no_weight_decay`); with `decay_all`
@@ -163,7 +164,7 @@ def parameter_groups(model: nn.Module, hyper: TrainConfig, *, head: str) -> list
     exempt = own()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        lr = hyper.head_lr if name.startswith(f"{head}.") else hyper.lr
+        lr = hyper.head_lr if in_head(name, heads) else hyper.lr
         spared = not hyper.decay_all and (parameter.ndim < 2 or name in exempt)
         groups.setdefault((lr, 0.0 if spared else hyper.weight_decay), []).append(parameter)
     return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]

@@ -18,6 +18,9 @@ _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_state_dict_
 """Entries of a saved dict that hold a network's tensors, and those that hold their moving average."""
 _AVERAGED_WORDS = ("ema", "averaged", "average", "avg", "swa")
 _WRAPPERS = {"module", "_orig_mod", "model", "net", "network"}
+_COMPUTED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
+"""Last part of the names of tensors that no answer depends on, or that timm computes itself; older releases of it
+stored them."""
 _NETWORK_SHARE = 0.9
 """Of all weights, what lies under a prefix for the rest to count as other things: losses, metrics, counters."""
 _PART_SHARE = 0.3
@@ -107,6 +110,10 @@ def find_network(shapes: Shapes, wanted: Weights | None, kind: Weights | None, w
     found = NetworkTensors({name: name for name in shapes}, kind, ())
     while (inner := _unwrap_once(found, shapes, wanted, what)) is not None:
         found = inner
+    computed = {name: stored for name, stored in found.names.items() if name.rpartition(".")[2] in _COMPUTED}
+    if len(computed) < len(found.names):
+        names = {name: stored for name, stored in found.names.items() if name not in computed}
+        found = replace(found, names=names, aside=(*found.aside, *computed.values()))
     if wanted is not None and found.weights is not None and found.weights != wanted:
         raise RecipeError(f"{what} holds only {found.weights} weights", hint=f"leave out weights: {wanted}")
     return found

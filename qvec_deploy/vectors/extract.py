@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
-from qvec_deploy.models import Architecture, is_skipped
+from qvec_deploy.models import HEAD, Architecture, in_head, is_skipped
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.coordinates import UNRELATED
 from qvec_deploy.vectors.sketch import make_sketch
@@ -58,17 +58,17 @@ def extract_vector(
     """
     if dtype not in DTYPES:
         raise RecipeError(f"vectors are not stored as {dtype}", hint=f"choose {' or '.join(DTYPES)}")
-    head = architecture.head if architecture is not None else "head"
-    names = [name for name in fp if not name.startswith(f"{head}.")]
-    _require_same_task(fp, qat, head)
+    heads = architecture.heads if architecture is not None else (HEAD,)
+    names = [name for name in fp if not in_head(name, heads)]
+    _require_same_task(fp, qat, heads)
     if architecture is not None:
         _require_architecture(fp, names, architecture)
     elif len(names) == len(fp):
         raise IncompatibleError(
-            f"the donor has no tensor under `{head}.`: its head is not known, and must not get into rho",
+            f"the donor has no tensor under `{HEAD}.`: its head is not known, and must not get into rho",
             hint="name the donor's model: --model, and --model-arg where its arguments are not timm's",
         )
-    require_skip(fp, skip, head)
+    require_skip(fp, skip, heads)
     if base is not None:
         _require_base(names, fp, base[0])
     _require_latent({name: qat[name] for name in names}, scheme, skip)
@@ -92,9 +92,9 @@ def extract_vector(
     return write_vector(path, header, rho.items(), dtype=dtype, sketch=sketch, moments=moments)
 
 
-def require_skip(tensors: Mapping[str, Any], skip: tuple[str, ...], head: str) -> None:
-    """Refuse a skip entry that matches no Linear; the head's name may stand for a head that is not there."""
-    parts = set(head.split("."))
+def require_skip(tensors: Mapping[str, Any], skip: tuple[str, ...], heads: tuple[str, ...]) -> None:
+    """Refuse a skip entry that matches no Linear; a head's name may stand for a head that is not there."""
+    parts = {HEAD, *(part for head in heads for part in head.split("."))}
     for name, tensor in tensors.items():
         *modules, kind = name.split(".")
         if kind == "weight" and tensor.ndim == 2:
@@ -150,11 +150,11 @@ def on_grid(weight: Float32, scheme: Scheme) -> bool:
     return bool(len(rows)) and bool(settled.all())
 
 
-def _require_same_task(fp: State, qat: State, head: str) -> None:
+def _require_same_task(fp: State, qat: State, heads: tuple[str, ...]) -> None:
     odd = sorted(set(fp) ^ set(qat)) or [name for name in fp if fp[name].shape != qat[name].shape]
     if not odd:
         return
-    if all(name.startswith(f"{head}.") and name in fp and name in qat for name in odd):
+    if all(in_head(name, heads) and name in fp and name in qat for name in odd):
         raise IncompatibleError(
             f"the donor's checkpoints were not fine-tuned on the same task: {odd[0]} is {fp[odd[0]].shape} "
             f"and {qat[odd[0]].shape}",
@@ -166,7 +166,7 @@ def _require_same_task(fp: State, qat: State, head: str) -> None:
 
 
 def _require_architecture(fp: State, names: list[str], architecture: Architecture) -> None:
-    shapes = {n: shape for n, shape in architecture.shapes.items() if not n.startswith(f"{architecture.head}.")}
+    shapes = architecture.backbone
     odd = sorted(shapes.keys() ^ set(names)) or [name for name in names if fp[name].shape != shapes[name]]
     if not odd:
         return

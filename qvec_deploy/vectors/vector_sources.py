@@ -11,6 +11,7 @@ import numpy as np
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
 from qvec_deploy.io.state_dict import Weights
+from qvec_deploy.models import in_head
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.sketch import Sketch, make_sketch
@@ -51,7 +52,7 @@ class Source(Protocol):
 class DonorPair:
     """A donor's FP and QAT checkpoints; rho is their difference, computed on demand."""
 
-    def __init__(self, fp: Checkpoint, qat: Checkpoint, header: PairHeader, head: str) -> None:
+    def __init__(self, fp: Checkpoint, qat: Checkpoint, header: PairHeader, heads: tuple[str, ...]) -> None:
         odd = sorted(set(fp.tensors) ^ set(qat.tensors))
         odd += [name for name, info in fp.tensors.items() if not odd and qat.tensors[name].shape != info.shape]
         if odd:
@@ -60,7 +61,7 @@ class DonorPair:
                 hint="a donor is two fine-tunes of one model on one task",
             )
         self.header = header
-        self.tensors = {name: info for name, info in fp.tensors.items() if not name.startswith(f"{head}.")}
+        self.tensors = {name: info for name, info in fp.tensors.items() if not in_head(name, heads)}
         self._fp, self._qat = fp, qat
 
     def read(self, name: str) -> Float32:
@@ -105,7 +106,7 @@ class OpenFiles:
         return self._vectors[key]
 
 
-def open_sources(recipe: Recipe, head: str, files: OpenFiles) -> dict[str, Source]:
+def open_sources(recipe: Recipe, heads: tuple[str, ...], files: OpenFiles) -> dict[str, Source]:
     """Open the vectors of a recipe, headers only; empty without a vector."""
     if recipe.vector is None:
         return {}
@@ -116,7 +117,7 @@ def open_sources(recipe: Recipe, head: str, files: OpenFiles) -> dict[str, Sourc
         assert recipe.vector.scheme is not None  # noqa: S101 - the recipe's validator made sure
         header = PairHeader(recipe.vector.scheme.scheme(), recipe.quantize.skip)
         fp, qat = (files.checkpoint(recipe.locate(path), path) for path in (donor.fp, donor.qat))
-        sources[f"{donor.qat} - {donor.fp}"] = DonorPair(fp, qat, header, head)
+        sources[f"{donor.qat} - {donor.fp}"] = DonorPair(fp, qat, header, heads)
     return sources
 
 

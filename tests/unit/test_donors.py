@@ -173,7 +173,7 @@ def test_parameter_groups(scheme):
     if scheme is not None:
         insert_fake_quantizers(model, scheme, ("head",))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, TrainConfig(), head="head")
+    groups = parameter_groups(model, TrainConfig(), heads=("head",))
     found = [
         (names[id(parameter)], (group["lr"], group["weight_decay"]))
         for group in groups
@@ -185,7 +185,7 @@ def test_parameter_groups(scheme):
 
 def test_a_head_is_a_module_and_not_a_prefix():
     model = nn.ModuleDict({"head": nn.Linear(2, 2), "header": nn.Linear(2, 2)})
-    groups = parameter_groups(model, TrainConfig(), head="head")
+    groups = parameter_groups(model, TrainConfig(), heads=("head",))
     fast = [id(parameter) for group in groups if group["lr"] == 1e-3 for parameter in group["params"]]
     assert sorted(fast) == sorted(id(parameter) for parameter in model["head"].parameters())
 
@@ -369,7 +369,7 @@ def test_label_smoothing_raises_the_loss_of_a_sure_model(base, letters):
 def test_rolled_images_are_shifted_in_a_circle(letters):
     model = Watcher()
     task = Recording(letters)
-    Training(model, task, TrainConfig(steps=40, batch_size=4, roll=2), head="head", seed=0).run()
+    Training(model, task, TrainConfig(steps=40, batch_size=4, roll=2), heads=("head",), seed=0).run()
     shifts = set()
     for rows, seen in zip(task.taken, model.seen, strict=True):
         images = torch.from_numpy(letters.take(rows)[0])
@@ -383,14 +383,14 @@ def test_rolled_images_are_shifted_in_a_circle(letters):
 def test_without_rolling_the_images_are_as_they_are(letters):
     model = Watcher()
     task = Recording(letters)
-    Training(model, task, TrainConfig(steps=3, batch_size=4), head="head", seed=0).run()
+    Training(model, task, TrainConfig(steps=3, batch_size=4), heads=("head",), seed=0).run()
     for rows, seen in zip(task.taken, model.seen, strict=True):
         assert np.array_equal(seen.numpy(), letters.take(rows)[0])
 
 
 def test_a_model_trains_in_training_mode_and_comes_back_in_evaluation_mode(letters):
     model = Watcher().eval()
-    Training(model, letters, TrainConfig(steps=2, batch_size=4), head="head", seed=0).run()
+    Training(model, letters, TrainConfig(steps=2, batch_size=4), heads=("head",), seed=0).run()
     assert model.modes == [True, True]
     assert not model.training
 
@@ -400,7 +400,7 @@ def test_training_leaves_the_random_numbers_of_others_alone(letters):
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    Training(model, letters, TrainConfig(steps=2, batch_size=4), head="head", seed=0).run()
+    Training(model, letters, TrainConfig(steps=2, batch_size=4), heads=("head",), seed=0).run()
     assert torch.equal(torch.rand(3), expected)
 
 

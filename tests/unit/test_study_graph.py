@@ -125,7 +125,7 @@ def _pico(**changes: Any) -> dict[str, Any]:
         ({"grids": [{"bits": 3, "granularity": "group", "group_size": 24}]},
          RecipeError, r"model pico: blocks\.0\.attn\.qkv: rows of 32 weights are not a multiple of group_size 24"),
         ({"models": [_pico(timm="resnet18", model_args={}, skip=["fc"])]},
-         IncompatibleError, r"model pico: it has BatchNorm \(`bn1\.num_batches_tracked`\)"),
+         IncompatibleError, r"model pico: it has BatchNorm \(`bn1\.running_mean`\)"),
         ({"models": [_pico(timm="convnext_atto", model_args={"conv_mlp": True}, skip=["head"])]},
          IncompatibleError, "model pico: it has no Linear to quantize outside head"),
         ({"tasks": [{"name": "a", "dataset": "generated/structured"}, {"name": "b", "dataset": "tiny/upper"}]},

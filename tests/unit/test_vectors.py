@@ -62,7 +62,7 @@ def test_donors_that_differ_are_refused(tmp_path: Path, pico_states: States) -> 
         save_file(pico_states["fp"], tmp_path / "fp.safetensors")
         fp, qat = (Checkpoint.open(tmp_path / f"{name}.safetensors") for name in ("fp", "qat"))
         with pytest.raises(IncompatibleError, match="differ in"):
-            DonorPair(fp, qat, PairHeader(Scheme(3, "channel"), ("head",)), "head")
+            DonorPair(fp, qat, PairHeader(Scheme(3, "channel"), ("head",)), ("head",))
 
 
 def test_two_tasks_are_no_donor(tmp_path: Path, pico_states: States) -> None:
@@ -162,7 +162,7 @@ def test_two_checkpoints_are_the_same_vector_as_their_file(tmp_path: Path, pico_
     for name in ("fp", "qat"):
         save_file(pico_states[name], tmp_path / f"{name}.safetensors")
     fp, qat = (Checkpoint.open(tmp_path / f"{name}.safetensors", label=name) for name in ("fp", "qat"))
-    pair = DonorPair(fp, qat, PairHeader(Scheme(3, "channel"), ("head",)), "head")
+    pair = DonorPair(fp, qat, PairHeader(Scheme(3, "channel"), ("head",)), ("head",))
     assert set(pair.tensors) == set(vector.tensors)
     for name in vector.tensors:
         np.testing.assert_array_equal(pair.read(name), vector.read(name))

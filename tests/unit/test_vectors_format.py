@@ -74,7 +74,7 @@ def test_a_donor_of_two_checkpoints_has_the_same_sketch(tmp_path: Path, pico_sta
     for name in ("fp", "qat"):
         save_file(pico_states[name], tmp_path / f"{name}.safetensors")
     fp, qat = (Checkpoint.open(tmp_path / f"{name}.safetensors") for name in ("fp", "qat"))
-    pair = DonorPair(fp, qat, PairHeader(Scheme(3, "channel"), ("head",)), "head")
+    pair = DonorPair(fp, qat, PairHeader(Scheme(3, "channel"), ("head",)), ("head",))
     from_file = _extract(pico_states, tmp_path / "v.safetensors").sketch()
     assert from_file is not None and pair.moments() is None
     for name, linear in pair.sketch().linears.items():

@@ -11,7 +11,7 @@ import numpy as np
 from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, open_dataset
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.models import Architecture, ModelArgs, describe, is_skipped
+from qvec_deploy.models import Architecture, ModelArgs, describe
 from qvec_deploy.planner import check_tensors, count_classes
 from qvec_deploy.tensors import Float32, Scheme
 from qvec_deploy.vectors.extract import on_grid
@@ -72,7 +72,7 @@ class AnalysisInputs:
     @property
     def quantized(self) -> list[str]:
         """Names of the weights that go on the grid."""
-        return [f"{name}.weight" for name in self.architecture.linears if not is_skipped(name, self.skip)]
+        return [f"{name}.weight" for name in self.architecture.quantized_linears(self.skip)]
 
 
 def open_inputs(request: AnalysisRequest) -> AnalysisInputs:
@@ -90,8 +90,7 @@ def open_inputs(request: AnalysisRequest) -> AnalysisInputs:
     check_tensors(qat, architecture)
     vectors = {source: QuantizationVector.open(source, offline=request.offline) for source in request.vectors}
     scheme, skip = _one_grid(vectors)
-    head = f"{architecture.head}."
-    backbone = {name: shape for name, shape in architecture.shapes.items() if not name.startswith(head)}
+    backbone = architecture.backbone
     for label, vector in vectors.items():
         _check_vector(label, vector, backbone)
     dataset, labelled = _open_images(request, architecture)

@@ -52,8 +52,7 @@ class CellFiles:
     @property
     def backbone(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor that vectors cover."""
-        architecture = self.plan.architecture
-        return {name: s for name, s in architecture.shapes.items() if not name.startswith(f"{architecture.head}.")}
+        return self.plan.architecture.backbone
 
     @property
     def sources(self) -> dict[str, QuantizationVector]:

@@ -12,7 +12,7 @@ from qvec_deploy.errors import FetchError, IncompatibleError, RecipeError, Stora
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import write_bytes
 from qvec_deploy.io.hub import fetch, is_remote
-from qvec_deploy.models import ModelArgs, describe, head_name
+from qvec_deploy.models import ModelArgs, describe, head_names
 from qvec_deploy.tensors import Scheme
 
 _ROOT = "checkpoints/vision/ilharco_timm_supervised"
@@ -108,7 +108,7 @@ def require_model(path: Path, model: str, model_args: ModelArgs, classes: int) -
     checkpoint = Checkpoint.open(path)
     shapes = describe(model, classes, model_args).shapes
     found = {name: info.shape for name, info in checkpoint.tensors.items()}
-    head = f"{head_name(model)}.weight"
+    head = f"{head_names(model)[0]}.weight"
     if head in found and found[head][0] != classes:
         raise IncompatibleError(
             f"{path} has a head for {found[head][0]} classes, and the task has {classes}",

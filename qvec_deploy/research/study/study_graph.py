@@ -16,7 +16,7 @@ from qvec_deploy.donors.donor_recipe import DonorBase, DonorGrid, DonorRecipe, D
 from qvec_deploy.errors import IncompatibleError, RecipeError, errors_about
 from qvec_deploy.io.files import require_file, sha256_bytes, sha256_file
 from qvec_deploy.io.hub import is_remote
-from qvec_deploy.models import Architecture, is_skipped
+from qvec_deploy.models import Architecture, is_running_statistic, is_skipped, named_heads
 from qvec_deploy.research.study.cell_values import CellRequest, DonorFiles, TaskData
 from qvec_deploy.research.study.released import checkpoint_pattern, identify, pinned
 from qvec_deploy.research.study.study_node import StudyNode, Task
@@ -273,16 +273,17 @@ def image_identities(
 def check_model(model: StudyModel, architecture: Architecture, grids: Sequence[DonorGrid]) -> None:
     """Refuse a model that cannot be put on the grids."""
     for entry in model.skip:
-        if not any(is_skipped(linear, (entry,)) for linear in architecture.linears):
+        named = named_heads((entry,), architecture.heads)
+        if not any(is_skipped(linear, named) for linear in architecture.linears):
             raise RecipeError(
                 f"model {model.name}: skip `{entry}` matches none of its Linears", hint="the head's name is usual"
             )
-    counter = next((name for name in architecture.shapes if name.endswith("num_batches_tracked")), None)
-    if counter is not None:
+    measured = next(filter(is_running_statistic, architecture.shapes), None)
+    if measured is not None:
         raise IncompatibleError(
-            f"model {model.name}: it has BatchNorm (`{counter}`)", hint="use a transformer with LayerNorm"
+            f"model {model.name}: it has BatchNorm (`{measured}`)", hint="use a transformer with LayerNorm"
         )
-    linears = [name for name in architecture.linears if not is_skipped(name, model.skip)]
+    linears = architecture.quantized_linears(model.skip)
     if not linears:
         raise IncompatibleError(
             f"model {model.name}: it has no Linear to quantize outside {', '.join(model.skip)}",

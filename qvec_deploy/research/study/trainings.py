@@ -19,7 +19,8 @@ from qvec_deploy.donors.finetune import weights
 from qvec_deploy.donors.train import Training, TrainState
 from qvec_deploy.donors.train_config import TrainConfig, TrainingProgress
 from qvec_deploy.errors import IntegrityError
-from qvec_deploy.models import create, describe, head_name, is_skipped
+from qvec_deploy.models import create, describe, head_names, quantized_linears
+from qvec_deploy.quantize.layer_inputs import linear_at
 from qvec_deploy.research.study.study_recipe import BaseTraining
 from qvec_deploy.research.study.study_store import TaskContext
 from qvec_deploy.tensors import Float32
@@ -52,14 +53,14 @@ def train_base(
     data = open_dataset(DatasetSpec(wanted.dataset, "train", root), config)
     torch.manual_seed(wanted.seed)
     network = create(model, data.classes, model_args)
-    for name, module in network.named_modules():
+    for name in quantized_linears(network, skip):
         # timm starts Linears at a standard deviation of 0.02, from which a network this narrow learns slowly.
-        if isinstance(module, nn.Linear) and not is_skipped(name, skip):
-            nn.init.normal_(module.weight, 0.0, module.in_features**-0.5)
+        linear = linear_at(network, name)
+        nn.init.normal_(linear.weight, 0.0, linear.in_features**-0.5)
     shared = wanted.model_dump(include={"steps", "batch_size", "lr", "weight_decay", "roll"})
     hyper = TrainConfig(**shared, head_lr=wanted.lr)
     require_device(device)
-    training = Training(network.to(device), data, hyper, head=head_name(model), seed=wanted.seed)
+    training = Training(network.to(device), data, hyper, heads=head_names(model), seed=wanted.seed)
     seconds = _run(training, "base", save_every, at)
     return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}, seconds
 

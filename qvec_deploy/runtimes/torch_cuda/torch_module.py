@@ -131,6 +131,7 @@ def _half(name: str, array: Float32, device: torch.device) -> Tensor:
 def _load(model: nn.Module, state: dict[str, Tensor], linears: list[str]) -> None:
     """Assign the state; whatever it lacks must be a quantized Linear's own."""
     own = {f"{path}.{name}" for path in linears for name in model.get_submodule(path).state_dict()}
+    own |= {name for name, value in model.state_dict().items() if not value.is_floating_point()}  # counters
     found: Any = model.load_state_dict(state, strict=False, assign=True)
     missing = sorted(set(found.missing_keys) - own)
     if missing or found.unexpected_keys:
