@@ -35,7 +35,7 @@ _FOREIGN = {
         "Transformers' ViT, which names its weights in another way than timm",
         "fine-tune the timm model, or rename the weights to timm's names",
     ),
-    ("encoder.layers.encoder_layer_", "conv_proj."): (
+    ("encoder.layers.encoder_layer_",): (
         "torchvision's ViT, which names its weights in another way than timm",
         "fine-tune the timm model, or rename the weights to timm's names",
     ),

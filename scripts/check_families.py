@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""Plan and build a small configuration of every family of timm's vision transformers, and keep what came out.
+
+    scripts/check_families.py [--only NAME ...] [--output FILE] [--seconds N]
+
+Weights are random: what is tried is structure, never accuracy. Every family is planned, exported, put on 3 bits and run
+in every lowering of ONNX Runtime on the CPU by the product's own functions, in a process of its own with a time limit.
+The exit code is 3 where something fails that `plan` had not refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+from timm_families import FAMILIES, Family
+
+from qvec_deploy.bench.environment import capture_environment
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.pipeline import build_candidate
+from qvec_deploy.errors import QvecError
+from qvec_deploy.io.cache import Cache
+from qvec_deploy.io.files import write_bytes
+from qvec_deploy.models import create
+from qvec_deploy.recipe import load_recipe
+from qvec_deploy.runtimes.registry import find_runtime
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "scripts" / "families.record.json"
+RUNTIME = find_runtime("onnxruntime")
+CLASSES, BITS = 10, 3
+
+
+def random_state(family: Family) -> dict[str, np.ndarray]:
+    """Weights that show whatever is lost on the way: none is 0, and activations stay of order one."""
+    generator = np.random.default_rng(0)
+    state = {}
+    for name, tensor in create(family.model, CLASSES, family.args).state_dict().items():
+        value, noise = tensor.numpy(), generator.standard_normal(tensor.shape)
+        if not tensor.is_floating_point():
+            state[name] = value
+            continue
+        if name.endswith("running_var"):
+            value = np.exp(0.3 * noise)
+        elif value.ndim >= 2 and value[0].size > 1:
+            value = noise * value[0].size ** -0.5
+        else:
+            value = value + 0.1 * noise
+        state[name] = np.ascontiguousarray(value, np.float32)
+    return state
+
+
+def try_family(name: str, folder: Path) -> dict[str, Any]:
+    """Plan and build a family in every lowering."""
+    family = FAMILIES[name]
+    save_file(random_state(family), folder / "receiver.safetensors")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "name": "family",
+                "receiver": {
+                    "checkpoint": "receiver.safetensors",
+                    "model": family.model,
+                    "model_args": family.args,
+                },
+                "lambda": 0,
+                "images": {"dataset": "generated/structured", "limit": 16},
+            }
+        )
+    )
+    context = BuildContext(offline=True, cache=Cache(folder / "cache"))
+    row: dict[str, Any] = {"model": family.model, "args": family.args}
+    try:
+        plan = context.plan(load_recipe(recipe, _settings(RUNTIME.baseline.name)))
+        row["input"] = list(plan.architecture.input_shape)
+        plan = context.plan(load_recipe(recipe, _settings("int4")))
+    except QvecError as error:
+        return {**row, "refused": error.message}
+    row["quantized"] = len(plan.quantized)
+    row["share"] = round(sum(t.size for t in plan.quantized) / sum(t.size for t in plan.tensors), 3)
+    row["lowerings"] = {}
+    for lowering in RUNTIME.lowerings:
+        built = build_candidate(load_recipe(recipe, _settings(lowering.name)), context)
+        assert built.parity is not None, built.missing
+        row["lowerings"][lowering.name] = float(f"{built.parity.relative_error:.1e}")
+    return row
+
+
+def _settings(lowering: str) -> list[str]:
+    bits = RUNTIME.float_bits if lowering == RUNTIME.baseline.name else BITS
+    return [f"quantize.bits={bits}", f"target.lowering={lowering}"]
+
+
+def try_apart(name: str, seconds: float) -> dict[str, Any]:
+    """The same in a process of its own; what it dies of is told."""
+    command = [sys.executable, __file__, "--child", name]
+    started = time.monotonic()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {**vars(FAMILIES[name]), "failed": f"it took more than {seconds:g} s"}
+    if done.returncode:
+        return {**vars(FAMILIES[name]), "failed": (done.stderr.strip() or "killed").splitlines()[-1]}
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {**row, "seconds": round(time.monotonic() - started)}
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    """One line."""
+    if "refused" in row or "failed" in row:
+        print(f"{name:24} {'refused' if 'refused' in row else 'FAILED'}: {row.get('refused', row.get('failed'))}")
+    else:
+        errors = "  ".join(f"{lowering} {error:.0e}" for lowering, error in row["lowerings"].items())
+        print(f"{name:24} {row['quantized']:3} tensors, {row['share']:4.0%} of weights on the grid; {errors}")
+    sys.stdout.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=FAMILIES, metavar="NAME", help="a family; repeatable")
+    parser.add_argument("--output", type=Path, default=RECORD, help="the record; families that are not tried stay in it")
+    parser.add_argument("--seconds", type=float, default=600, help="time limit of one family")
+    parser.add_argument("--child", choices=FAMILIES, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        with TemporaryDirectory() as folder:
+            print(json.dumps(try_family(options.child, Path(folder))))
+        return 0
+    kept = json.loads(options.output.read_text())["families"] if options.output.exists() else {}
+    found: dict[str, Any] = {name: row for name, row in kept.items() if name in FAMILIES}
+    for name in options.only or FAMILIES:
+        found[name] = try_apart(name, options.seconds)
+        show(name, found[name])
+        environment = capture_environment(1)
+        record = {
+            "date": datetime.date.today().isoformat(),
+            "cpu": environment.cpu,
+            "packages": environment.packages,
+            "families": {each: found[each] for each in FAMILIES if each in found},
+        }
+        write_bytes(options.output, (json.dumps(record, indent=1) + "\n").encode())
+    return 3 if any("failed" in row for row in found.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
