@@ -29,6 +29,7 @@ class Architecture:
     Attributes:
         shapes: Shape of every float tensor of the state dict, in its order.
         linears: Names of the nn.Linear modules, the heads' included.
+        convolutions: Names of the nn.Conv2d modules without depthwise ones, whose few weights share no input.
         heads: Names of the classification heads' modules: one, or two of a distilled model, which timm averages.
         data_config: timm's preprocessing: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
         fixed_size: Whether the model takes images of one size only.
@@ -38,6 +39,7 @@ class Architecture:
     classes: int
     shapes: Mapping[str, tuple[int, ...]]
     linears: tuple[str, ...]
+    convolutions: tuple[str, ...]
     heads: tuple[str, ...]
     data_config: Mapping[str, Any]
     fixed_size: bool = True
@@ -53,10 +55,11 @@ class Architecture:
         """The shapes of all that is no head."""
         return {name: shape for name, shape in self.shapes.items() if not in_head(name, self.heads)}
 
-    def quantized_linears(self, skip: tuple[str, ...]) -> list[str]:
-        """Names of the Linears that are quantized: as the function of this name."""
+    def quantized(self, skip: tuple[str, ...], *, convolutions: bool = False) -> list[str]:
+        """Names of the modules that are quantized: all but those under a child named in `skip`."""
         left_out = named_heads(skip, self.heads)
-        return [name for name in self.linears if not is_skipped(name, left_out)]
+        candidates = (*self.linears, *self.convolutions) if convolutions else self.linears
+        return [name for name in candidates if not is_skipped(name, left_out)]
 
 
 @functools.cache
@@ -130,6 +133,11 @@ def _describe(name: str, classes: int, args_json: str) -> Architecture:
         classes=classes,
         shapes={key: tuple(value.shape) for key, value in model.state_dict().items() if value.is_floating_point()},
         linears=tuple(key for key, module in model.named_modules() if isinstance(module, torch.nn.Linear)),
+        convolutions=tuple(
+            key
+            for key, module in model.named_modules()
+            if isinstance(module, torch.nn.Conv2d) and not 1 < module.groups == module.in_channels
+        ),
         heads=head_names(name),
         data_config=data_config,
         fixed_size=size is not None or bool(pretrained.get("fixed_input_size")),

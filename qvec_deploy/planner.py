@@ -11,10 +11,12 @@ from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
 from qvec_deploy.io.state_dict import Weights
 from qvec_deploy.models import HEAD, Architecture, describe, head_names, in_head, is_running_statistic, pretrained_classes
+from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.recipe import Recipe
+from qvec_deploy.recipe.blocks import Quantize
 from qvec_deploy.recipe.preprocessing import PreparedImages, prepare_images
 from qvec_deploy.runtimes.registry import check_lowering
-from qvec_deploy.tensors import Scheme
+from qvec_deploy.tensors import Scheme, matrix_shape
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 
@@ -47,7 +49,7 @@ class TensorPlan:
         """Bytes in the packed file: payload and scales, or float32 values."""
         if self.scheme is None:
             return 4 * self.size
-        rows, columns = self.shape
+        rows, columns = matrix_shape(self.shape)
         words = self.scheme.bits * -(-columns // 32)
         return 4 * rows * (words + self.scheme.groups(columns))
 
@@ -109,17 +111,12 @@ def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str,
     architecture = replace(architecture, data_config=images.config)
     grid, target = recipe.quantize, recipe.target
     check_lowering(target.runtime, target.lowering, grid.bits, grid.granularity, grid.group_size)
-    scheme, skip = recipe.quantize.scheme(), recipe.quantize.skip
-    _check_skip(skip, architecture)
+    scheme = grid.scheme()
+    _check_skip(grid, architecture)
     used = dict(vectors or {}) if recipe.lam != 0 else {}
     for label, vector in used.items():
         _check_vector(label, vector, recipe, architecture)
-    quantized = {f"{name}.weight" for name in architecture.quantized_linears(skip)}
-    if scheme is not None and not quantized:
-        raise IncompatibleError(
-            f"`{architecture.name}` has no Linear to quantize outside {', '.join(skip) or 'nothing'}",
-            hint="only Linear layers are quantized: use a transformer, or a shorter skip list",
-        )
+    quantized = _quantized(recipe, architecture)
     tensors = tuple(
         TensorPlan(
             name=name,
@@ -131,11 +128,42 @@ def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str,
     )
     for tensor in tensors:
         if tensor.scheme is not None:
-            tensor.scheme.groups(tensor.shape[1])
+            tensor.scheme.groups(matrix_shape(tensor.shape)[1])
     mixing = recipe.vector.mixing() if recipe.vector is not None else ()
     sources = tuple(zip(used, mixing, strict=True)) if used else ()
     weights, aside = (receiver.weights, receiver.aside) if receiver is not None else (None, ())
     return Plan(recipe, architecture, tensors, sources, images, weights, aside)
+
+
+def _quantized(recipe: Recipe, architecture: Architecture) -> set[str]:
+    """Names of the weights that go on the grid; none for the float engine.
+
+    Raises:
+        IncompatibleError: There are none, or convolutions with a method or a vector that knows Linears alone.
+    """
+    grid = recipe.quantize
+    if grid.scheme() is None:
+        return set()
+    names = architecture.quantized(grid.skip, convolutions=grid.convolutions)
+    if not names:
+        more = architecture.quantized(grid.skip, convolutions=True)
+        kinds = "Linear or convolution" if grid.convolutions else "Linear"
+        raise IncompatibleError(
+            f"`{architecture.name}` has no {kinds} to quantize outside {', '.join(grid.skip) or 'nothing'}",
+            hint=f"set quantize.convolutions: true, it has {len(more)} of them" if more else "use a shorter skip list",
+        )
+    if grid.convolutions and grid.calibrated:
+        weights_only = ", ".join(name for name, row in METHODS.items() if not row.calibrated)
+        raise IncompatibleError(
+            f"method `{grid.method}` looks at what reaches Linears, and knows no convolutions",
+            hint=f"use {weights_only}, or leave out quantize.convolutions",
+        )
+    if grid.convolutions and recipe.lam != 0 and recipe.vector is not None:
+        raise IncompatibleError(
+            "vectors are trained with convolutions in float, and quantize.convolutions puts them on the grid",
+            hint="leave out quantize.convolutions, or the vector",
+        )
+    return {f"{name}.weight" for name in names}
 
 
 def count_classes(model: str, receiver: Checkpoint) -> int:
@@ -181,13 +209,16 @@ def _check_tensor(where: str, name: str, info: TensorInfo, shape: tuple[int, ...
         )
 
 
-def _check_skip(skip: tuple[str, ...], architecture: Architecture) -> None:
-    parts = {HEAD, *(part for name in architecture.linears for part in name.split("."))}
-    for entry in skip:
+def _check_skip(grid: Quantize, architecture: Architecture) -> None:
+    modules, kinds = architecture.linears, "Linear"
+    if grid.convolutions:
+        modules, kinds = (*modules, *architecture.convolutions), "Linear or convolution"
+    parts = {HEAD, *(part for name in modules for part in name.split("."))}
+    for entry in grid.skip:
         if entry not in parts:
             near = difflib.get_close_matches(entry, parts, n=2)
             raise RecipeError(
-                f"quantize.skip: `{entry}` matches no Linear of `{architecture.name}`",
+                f"quantize.skip: `{entry}` matches no {kinds} of `{architecture.name}`",
                 hint=f"names are matched exactly; nearest: {', '.join(near) or ', '.join(sorted(parts)[:5])}",
             )
 

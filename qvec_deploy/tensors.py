@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -118,6 +119,11 @@ class Scheme:
         grain = f"group of {self.group_size}" if self.granularity == "group" else f"per {self.granularity}"
         clip = f", clip {self.clip:g}" if self.clip != 1.0 else ""
         return f"{self.bits} bits {grain}, {self.method}{clip}"
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A quantized weight as a matrix: a Linear's (out, in) as it is, a convolution's (out, in * height * width)."""
+    return shape[0], math.prod(shape[1:])
 
 
 @dataclass(frozen=True, eq=False)

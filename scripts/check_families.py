@@ -93,7 +93,8 @@ def try_family(name: str, folder: Path) -> dict[str, Any]:
     row["lowerings"] = {}
     for lowering in RUNTIME.lowerings:
         built = build_candidate(load_recipe(recipe, _settings(lowering.name)), context)
-        assert built.parity is not None, built.missing
+        if built.parity is None:
+            raise RuntimeError(built.missing)
         row["lowerings"][lowering.name] = float(f"{built.parity.relative_error:.1e}")
     return row
 
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=FAMILIES, metavar="NAME", help="a family; repeatable")
-    parser.add_argument("--output", type=Path, default=RECORD, help="the record; families that are not tried stay in it")
+    parser.add_argument("--output", type=Path, default=RECORD, help="the record; what is not tried stays in it")
     parser.add_argument("--seconds", type=float, default=600, help="time limit of one family")
     parser.add_argument("--child", choices=FAMILIES, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -121,9 +121,46 @@ FAMILIES: dict[str, Family] = {
 """Every family by name, those without attention that are built of a transformer's blocks included."""
 
 CONVOLUTIONAL = frozenset(
-    "byobnet convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet ghostnet hardcorenas hgnet hrnet "
-    "inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mobilenetv3 nasnet nfnet pnasnet rdnet regnet repghost "
-    "res2net resnest resnet resnetv2 rexnet selecsls senet sknet starnet tresnet vgg vovnet xception "
-    "xception_aligned".split()
+    [
+        "byobnet",
+        "convmixer",
+        "convnext",
+        "cspnet",
+        "cspnext",
+        "densenet",
+        "dla",
+        "dpn",
+        "efficientnet",
+        "fasternet",
+        "ghostnet",
+        "hardcorenas",
+        "hgnet",
+        "hrnet",
+        "inception_resnet_v2",
+        "inception_v3",
+        "inception_v4",
+        "lcnetv2",
+        "mobilenetv3",
+        "nasnet",
+        "nfnet",
+        "pnasnet",
+        "rdnet",
+        "regnet",
+        "repghost",
+        "res2net",
+        "resnest",
+        "resnet",
+        "resnetv2",
+        "rexnet",
+        "selecsls",
+        "senet",
+        "sknet",
+        "starnet",
+        "tresnet",
+        "vgg",
+        "vovnet",
+        "xception",
+        "xception_aligned",
+    ]
 )
 """timm's modules of other networks."""

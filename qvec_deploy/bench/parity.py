@@ -65,7 +65,8 @@ def _scale_input(_: Any, inputs: tuple[Any, ...], *, factor: Any) -> tuple[Any, 
 def _dequantize(linear: Any, _: object, *, weights: PackedFile, key: str) -> None:
     import torch
 
-    dequantized = torch.from_numpy(unpack(weights.packed(key)).dequantize())
+    shape = weights.tensors[key].shape
+    dequantized = torch.from_numpy(unpack(weights.packed(key)).dequantize().reshape(shape))
     linear.weight = torch.nn.Parameter(dequantized, requires_grad=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -243,7 +244,7 @@ def stored_bits_per_weight(weights: PackedFile) -> float:
     for name, info in weights.tensors.items():
         if info.scheme is not None and info.scale is not None:
             bits += 8 * (info.data.size + info.scale.size)
-            count += info.shape[0] * info.shape[1]
+            count += math.prod(info.shape)
         elif name.endswith(INPUT_SCALE):
             bits += 8 * info.data.size
     return bits / count if count else 32.0

@@ -23,7 +23,7 @@ from qvec_deploy.progress import Advance
 from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.torch_cuda.torch_structure import write_structure
-from qvec_deploy.tensors import INPUT_SCALE, Float32, PackedTensor, QuantizedTensor
+from qvec_deploy.tensors import INPUT_SCALE, Float32, PackedTensor, QuantizedTensor, matrix_shape
 from qvec_deploy.vectors.patch import mix, patch
 from qvec_deploy.vectors.vector_sources import Source
 
@@ -133,8 +133,9 @@ def _nearest(
         if scheme is None:
             yield name, weight
             continue
-        quantized = quantize(weight, scheme)
-        errors[name.removesuffix(".weight")] = relative_error(weight, quantized)
+        matrix = weight.reshape(matrix_shape(weight.shape))
+        quantized = quantize(matrix, scheme)
+        errors[name.removesuffix(".weight")] = relative_error(matrix, quantized)
         yield name, quantized
 
 

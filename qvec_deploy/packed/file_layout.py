@@ -17,10 +17,10 @@ from typing import Any, Final, Literal
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
 from qvec_deploy.io.files import canonical_json
 from qvec_deploy.packed.codec import words_per_row
-from qvec_deploy.tensors import Scheme
+from qvec_deploy.tensors import Scheme, matrix_shape
 
 FORMAT: Final = "qvec-packed"
-VERSION: Final = "1.0.0"
+VERSION: Final = "1.1.0"
 MAX_HEADER: Final = 4 << 20  # bytes; ViT-L needs 0.1 MB, and a hostile length must not make us allocate
 
 FloatType = Literal["F32", "F16"]
@@ -31,6 +31,8 @@ _SCALE: Final = ".scale"
 _ITEM_SIZE: Final = {"F32": 4, "I32": 4, "F16": 2}  # bytes; in the order in which safetensors stores them
 _FLOAT_TYPES: Final[dict[str, FloatType]] = {"F32": "F32", "F16": "F16"}
 _RANK: Final = {dtype: rank for rank, dtype in enumerate(_ITEM_SIZE)}
+_MATRIX: Final = 2  # dimensions of a quantized Linear
+_CONVOLUTION: Final = 4  # of a quantized convolution
 _MAX_DIMENSIONS: Final = 8
 _MAX_SIZE: Final = 1 << 40  # of one dimension
 _MAX_NAME: Final = 256
@@ -43,7 +45,7 @@ class Entry:
     """One weight of the model.
 
     Attributes:
-        shape: Of the weight itself; (out, in) where it is quantized.
+        shape: Of the weight itself; (out, in) where it is quantized, or a convolution's (out, in, height, width).
         scheme: How it is quantized; None for a float tensor.
         dtype: How a float tensor is stored; F32 where it is quantized.
     """
@@ -100,11 +102,17 @@ def place(layout: Layout) -> dict[str, Stored]:
     return placed
 
 
-def encode(layout: Layout, version: str = VERSION) -> bytes:
+def version_of(layout: Layout) -> str:
+    """The lowest version of the format that knows all that is in a layout."""
+    convolutions = any(entry.scheme is not None and len(entry.shape) == _CONVOLUTION for entry in layout.values())
+    return VERSION if convolutions else "1.0.0"
+
+
+def encode(layout: Layout, version: str | None = None) -> bytes:
     """The file up to its data: length, JSON, and spaces to a multiple of 8 bytes.
 
     Args:
-        version: Written into it; only a reader that compares says other than VERSION.
+        version: Written into it; the lowest that will do if absent. Only a reader that compares gives one.
 
     Raises:
         IntegrityError: The layout is none, or has too many tensors for MAX_HEADER.
@@ -115,7 +123,8 @@ def encode(layout: Layout, version: str = VERSION) -> bytes:
         for name, entry in layout.items()
         if entry.scheme
     }
-    document = canonical_json({"format": FORMAT, "version": version, "tensors": schemes}).decode("ascii")
+    written = {"format": FORMAT, "version": version or version_of(layout), "tensors": schemes}
+    document = canonical_json(written).decode("ascii")
     header: dict[str, Any] = {_METADATA: {_KEY: document}}
     for name, stored in place(layout).items():
         span = [stored.offset, stored.offset + stored.size]
@@ -153,6 +162,8 @@ def decode(text: bytes) -> tuple[dict[str, Entry], str]:
                 _require(found.pop(part, None), part, dtype, stored_shape)
         for name, (dtype, shape) in found.items():
             layout[name] = Entry(shape, dtype=_float_type(name, dtype))
+        if version == "1.0.0" != version_of(layout):
+            raise IntegrityError("a quantized convolution is not in version 1.0.0", hint=_REBUILD)
         expected = encode(layout, version)
     except RecipeError as error:
         raise IntegrityError(error.message, hint=_REBUILD) from error
@@ -172,9 +183,9 @@ def _parts(name: str, entry: Entry) -> list[tuple[str, str, tuple[int, ...]]]:
         if name.endswith(".weight" + _SCALE):
             raise IntegrityError(f"{name!r} is a scale without a quantized tensor", hint=_REBUILD)
         return [(name, _float_type(name, entry.dtype), shape)]
-    if len(shape) != 2 or entry.dtype != "F32":
+    if len(shape) not in (_MATRIX, _CONVOLUTION) or entry.dtype != "F32":
         raise IntegrityError(f"{name!r} of shape {shape} is no quantized matrix", hint=_REBUILD)
-    rows, columns = shape
+    rows, columns = matrix_shape(shape)
     return [
         (name, "I32", (rows, words_per_row(columns, entry.scheme.bits))),
         (scale_name(name), "F32", (rows, entry.scheme.groups(columns))),

@@ -7,7 +7,7 @@ serializer would write; we write it ourselves so that a model never has to be in
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -18,7 +18,7 @@ from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import atomic_path, storage_errors
 from qvec_deploy.packed.codec import check_padding
 from qvec_deploy.packed.file_layout import MAX_HEADER, Entry, Layout, Stored, decode, encode, place, scale_name
-from qvec_deploy.tensors import Float32, PackedTensor, Scheme
+from qvec_deploy.tensors import Float32, PackedTensor, Scheme, matrix_shape
 
 FloatArray = NDArray[np.float32] | NDArray[np.float16]
 Bytes = NDArray[np.uint8]
@@ -44,7 +44,7 @@ class PackedInfo:
     """One weight of a packed file.
 
     Attributes:
-        shape: Of the weight itself; (out, in) where it is quantized.
+        shape: Of the weight itself; (out, in) where it is quantized, or a convolution's (out, in, height, width).
         scheme: How it is quantized; None for a float tensor.
         dtype: Of the bytes in `data`: `I32` where it is quantized, else `F32` or `F16`.
         data: The payload, or the float values.
@@ -57,6 +57,11 @@ class PackedInfo:
     dtype: str
     data: Span
     scale: Span | None
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(out, in) of the matrix that a quantized weight is stored as."""
+        return matrix_shape(self.shape)
 
 
 def entry_of(tensor: PackedTensor | FloatArray) -> Entry:
@@ -96,7 +101,7 @@ def write_packed(path: Path, layout: Layout, tensors: Iterable[tuple[str, Packed
             if name not in missing:
                 raise ValueError(f"{name!r} came twice or is not in the layout")
             missing.remove(name)
-            if entry_of(tensor) != layout[name]:
+            if entry_of(tensor) != _entry_of_values(layout[name]):
                 raise ValueError(f"{name!r} is {entry_of(tensor)}, the layout says {layout[name]}")
             for part, array in _parts(name, tensor, places).items():
                 file.seek(len(header) + places[part].offset)
@@ -153,8 +158,7 @@ class PackedFile:
         info = self.tensors.get(name)
         if info is None or info.scheme is None:
             raise self._absent("quantized", name)
-        rows, columns = info.shape
-        tensor = PackedTensor(self._view(name), self._view(scale_name(name)), info.scheme, (rows, columns))
+        tensor = PackedTensor(self._view(name), self._view(scale_name(name)), info.scheme, info.matrix)
         _check_packed(f"{self.path}: {name!r}", tensor)
         return tensor
 
@@ -191,6 +195,11 @@ class PackedFile:
         stored = self._places[stored_name]
         data = self._data[stored.offset : stored.offset + stored.size]
         return data.view(_DTYPES[stored.dtype]).reshape(stored.shape)
+
+
+def _entry_of_values(entry: Entry) -> Entry:
+    """What `entry_of` says of the values: those of a convolution are a matrix."""
+    return entry if entry.scheme is None else replace(entry, shape=matrix_shape(entry.shape))
 
 
 def _read_header(file: BinaryIO, size: int) -> bytes:

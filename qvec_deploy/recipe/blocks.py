@@ -206,6 +206,11 @@ class Quantize(Block):
         default=("head",), description="Child names whose Linears stay float, matched exactly."
     )
 
+    convolutions: bool = Field(
+        default=False,
+        description="Put convolutions on the grid too, the patch embedding included, depthwise ones not.",
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.bits not in FLOAT_BITS:

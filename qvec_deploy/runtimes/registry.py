@@ -14,7 +14,7 @@ from qvec_deploy.runtimes.runtime import Lowering, Runtime, load_backend
 from qvec_deploy.runtimes.session import Session
 from qvec_deploy.runtimes.tensorrt import TENSORRT
 from qvec_deploy.runtimes.torch_cuda import TORCH_CUDA
-from qvec_deploy.tensors import Scheme
+from qvec_deploy.tensors import Scheme, matrix_shape
 
 RUNTIMES: dict[str, Runtime] = {row.name: row for row in (ONNXRUNTIME, TORCH_CUDA, ONNXRUNTIME_CUDA, TENSORRT)}
 """Every runtime by name. The first of a device is the usual one there."""
@@ -93,12 +93,14 @@ def runtime_bits_per_weight(tensors: Iterable[WeightInfo], runtime: str, lowerin
     The width of the runtime's floats where nothing is quantized.
     """
     row, bits, count = find_lowering(runtime, lowering), 0.0, 0
+    width = float(find_runtime(runtime).float_bits)
     for tensor in tensors:
         if tensor.scheme is not None:
-            rows, columns = tensor.shape
+            rows, columns = matrix_shape(tensor.shape)
             count += rows * columns
-            bits += row.weight_bits(rows, columns, tensor.scheme)
-    return bits / count if count else float(find_runtime(runtime).float_bits)
+            linear = len(tensor.shape) == 2  # filters are unpacked to floats
+            bits += row.weight_bits(rows, columns, tensor.scheme) if linear else width * rows * columns
+    return bits / count if count else width
 
 
 def open_engine(backend: str, directory: str, lowering: str, threads: int) -> AbstractContextManager[Session]:

@@ -58,7 +58,7 @@ def predict(
         )
     layers = []
     for operation in operations:
-        low = operation.layer in quantized
+        low = operation.layer in quantized and operation.kind != "convolution"  # filters are unpacked to floats
         bits = mode.weight_bits if low else mode.float_bits
         rate = device.gflops.get(mode.arithmetic if low else mode.floats, device.gflops[mode.floats])
         moved = (operation.weights * bits + batch_size * operation.values * mode.float_bits) / 8

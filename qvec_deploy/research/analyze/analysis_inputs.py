@@ -72,7 +72,7 @@ class AnalysisInputs:
     @property
     def quantized(self) -> list[str]:
         """Names of the weights that go on the grid."""
-        return [f"{name}.weight" for name in self.architecture.quantized_linears(self.skip)]
+        return [f"{name}.weight" for name in self.architecture.quantized(self.skip)]
 
 
 def open_inputs(request: AnalysisRequest) -> AnalysisInputs:

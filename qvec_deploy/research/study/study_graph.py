@@ -283,7 +283,7 @@ def check_model(model: StudyModel, architecture: Architecture, grids: Sequence[D
         raise IncompatibleError(
             f"model {model.name}: it has BatchNorm (`{measured}`)", hint="use a transformer with LayerNorm"
         )
-    linears = architecture.quantized_linears(model.skip)
+    linears = architecture.quantized(model.skip)
     if not linears:
         raise IncompatibleError(
             f"model {model.name}: it has no Linear to quantize outside {', '.join(model.skip)}",

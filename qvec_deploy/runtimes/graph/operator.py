@@ -1,9 +1,12 @@
-"""What `QvecLinear` means, as an ONNX function in the model file.
+"""What `QvecLinear` and `QvecDequantize` mean, as ONNX functions in the model file.
 
 The graph of a model is the same for every lowering: a quantized Linear is one node, its payload a reference into the
 packed file. What a lowering makes of it is the function that the file defines the operator by. ONNX Runtime puts the
 function's nodes in the place of each node and computes at load what depends on constants alone: it unpacks the codes
 once, and keeps them as the last node wants them.
+
+Whatever else is quantized, a convolution's filters, is unpacked by `QvecDequantize` to the matrix of float32 that the
+file stands for, in every lowering; its user is a node of ONNX's own, and goes on as if the weights had been floats.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from qvec_deploy.packed import BLOCK, PackedFile, PackedInfo
 from qvec_deploy.runtimes.graph import DOMAIN, OPSET
 from qvec_deploy.tensors import Scheme
 
-OPERATOR = "QvecLinear"
+OPERATOR, DEQUANTIZE = "QvecLinear", "QvecDequantize"
 UNIT = 8
 """Codes that fill whole bytes at every width: `bits` bytes."""
 INPUT_SCALE_ATTRIBUTE, INPUT_ZERO_POINT_ATTRIBUTE = "input_scale", "input_zero_point"
@@ -62,29 +65,46 @@ def define_operator(
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    nodes = [node for node in made.graph.node if node.domain == DOMAIN]
-    linears = [weights.tensors[node.input[1]] for node in nodes]
     made.ClearField("functions")
-    domains = dict(form.domains or {}) | {DOMAIN: 1} if nodes else {}
-    opsets = {entry.domain: entry.version for entry in made.opset_import if not entry.domain} | domains
-    made.ClearField("opset_import")
-    made.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items()))
-    if not nodes:
-        return made
-    payloads = {info.name: info for info in linears}
-    for tensor in made.graph.initializer:
+    nodes, others = (_nodes(made, operator) for operator in (OPERATOR, DEQUANTIZE))
+    _import_domains(made, (dict(form.domains or {}) if nodes else {}) | ({DOMAIN: 1} if nodes or others else {}))
+    linears = [weights.tensors[node.input[1]] for node in nodes]
+    matrices = [weights.tensors[node.input[0]] for node in others]
+    _declare_payloads(made.graph, {info.name: info for info in (*linears, *matrices)})
+    made.graph.ClearField("value_info")
+    if nodes:
+        for node, info in zip(nodes, linears, strict=True):
+            _set_attributes(node, {**_sizes(info), **form.attributes(info), **_input_grid(node, ranges)})
+        results = [onnx.ValueInfoProto(name=node.output[0], type=_FLOATS) for node in nodes]
+        made.graph.value_info.extend(results)  # a runtime's own operators say nothing to onnx's type inference
+        calibrated = all(INPUT_SCALE_ATTRIBUTE in _names(node) for node in nodes)
+        signature = f"{OPERATOR} <{', '.join(_names(nodes[0]))}> (x, qweight, scale, bias) => (y)"
+        made.functions.append(_function(signature, form.body(linears, calibrated), form.domains))
+    if others:
+        for node, info in zip(others, matrices, strict=True):
+            _set_attributes(node, {**_sizes(info), **_standard_attributes(info)})
+        signature = f"{DEQUANTIZE} <{', '.join(_names(others[0]))}> (qweight, scale) => (weight)"
+        made.functions.append(_function(signature, _matrix_body(matrices)))
+    return made
+
+
+def _nodes(model: onnx.ModelProto, operator: str) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type == operator]
+
+
+def _import_domains(model: onnx.ModelProto, domains: Mapping[str, int]) -> None:
+    opsets = {entry.domain: entry.version for entry in model.opset_import if not entry.domain} | dict(domains)
+    model.ClearField("opset_import")
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items()))
+
+
+def _declare_payloads(graph: onnx.GraphProto, payloads: Mapping[str, PackedInfo]) -> None:
+    """Give codes the shape in which functions take them."""
+    for tensor in graph.initializer:
         if tensor.name in payloads:
-            rows, columns = payloads[tensor.name].shape
+            rows, columns = payloads[tensor.name].matrix
             tensor.data_type = TensorProto.UINT8
             tensor.dims[:] = [rows, padded(columns) // UNIT, scheme_of(payloads[tensor.name]).bits]
-    for node, info in zip(nodes, linears, strict=True):
-        _set_attributes(node, info, form, ranges)
-    results = [onnx.ValueInfoProto(name=node.output[0], type=_FLOATS) for node in nodes]
-    made.graph.ClearField("value_info")
-    made.graph.value_info.extend(results)  # a runtime's own operators say nothing to onnx's type inference
-    calibrated = all(INPUT_SCALE_ATTRIBUTE in _names(node) for node in nodes)
-    made.functions.append(_function(linears, form, calibrated, _names(nodes[0])))
-    return made
 
 
 def padded(columns: int) -> int:
@@ -92,39 +112,57 @@ def padded(columns: int) -> int:
     return -(-columns // BLOCK) * BLOCK
 
 
-def _standard_body(linears: Sequence[PackedInfo], _: bool) -> list[str]:
-    """Float32 weights from standard operators.
+def _unpacked(weights: Sequence[PackedInfo]) -> list[str]:
+    """Lines that make `floats` (in, out) and the `step` (out, groups) that they are to be multiplied by.
 
-    A code's bits go to the top of a byte, its highest one flipped: as int8, that is the code times 2^(8 - bits). One
-    scale a row is multiplied after the product, which leaves one float32 copy of the weights in memory.
+    A code's bits go to the top of a byte, its highest one flipped: as int8, that is the code times 2^(8 - bits).
     """
-    bits = width(linears)
+    bits = width(weights)
     flips = sum(1 << (bits * code + bits - 1) for code in range(UNIT)).to_bytes(bits, "little")
-    lines = [
+    return [
         f"flips = Constant <value = uint8[{bits}] {{{', '.join(map(str, flips))}}}> ()",
         "signed = BitwiseXor (qweight, flips)",
-        *code_rows("signed", bits, whole=whole_rows(linears), at_top=True),
+        *code_rows("signed", bits, whole=whole_rows(weights), at_top=True),
         f"raised = Cast <to = {TensorProto.INT8}> (unsigned)",
         f"floats = Cast <to = {TensorProto.FLOAT}> (raised)",
         f"unit = Constant <value_float = {2.0 ** (bits - 8)}> ()",
         "step = Mul (scale, unit)",
     ]
-    if _grouped(linears[0]):
-        return [
-            *lines,
-            "grouped_shape = Constant <value_ints: ints = @grouped> ()",
-            "grouped = Reshape (floats, grouped_shape)",
-            "by_group = Transpose <perm = [1, 0]> (step)",
-            "middle = Constant <value_ints = [1]> ()",
-            "steps = Unsqueeze (by_group, middle)",
-            "scaled = Mul (grouped, steps)",
-            "weight_shape = Constant <value_ints: ints = @weight_shape> ()",
-            "weight = Reshape (scaled, weight_shape)",
-            "product = MatMul (x, weight)",
-            "y = Add (product, bias)",
-        ]
+
+
+def _scaled_groups() -> list[str]:
+    """Lines that make `by_columns` (in, out) of `floats` and the `step` of every group."""
     return [
-        *lines,
+        "grouped_shape = Constant <value_ints: ints = @grouped> ()",
+        "grouped = Reshape (floats, grouped_shape)",
+        "by_group = Transpose <perm = [1, 0]> (step)",
+        "middle = Constant <value_ints = [1]> ()",
+        "steps = Unsqueeze (by_group, middle)",
+        "scaled_groups = Mul (grouped, steps)",
+        "weight_shape = Constant <value_ints: ints = @weight_shape> ()",
+        "by_columns = Reshape (scaled_groups, weight_shape)",
+    ]
+
+
+def _matrix_body(weights: Sequence[PackedInfo]) -> list[str]:
+    """The matrix (out, in) of float32 that a payload stands for."""
+    if _grouped(weights[0]):
+        scaled = _scaled_groups()
+    else:
+        scaled = ["steps = Transpose <perm = [1, 0]> (step)", "by_columns = Mul (floats, steps)"]
+    return [*_unpacked(weights), *scaled, "weight = Transpose <perm = [1, 0]> (by_columns)"]
+
+
+def _standard_body(linears: Sequence[PackedInfo], _: bool) -> list[str]:
+    """Float32 weights from standard operators.
+
+    One scale a row is multiplied after the product, which leaves one float32 copy of the weights in memory.
+    """
+    if _grouped(linears[0]):
+        product = ["product = MatMul (x, by_columns)", "y = Add (product, bias)"]
+        return [*_unpacked(linears), *_scaled_groups(), *product]
+    return [
+        *_unpacked(linears),
         "flat = Constant <value_ints = [-1]> ()",
         "steps = Reshape (step, flat)",
         "product = MatMul (x, floats)",
@@ -136,7 +174,7 @@ def _standard_body(linears: Sequence[PackedInfo], _: bool) -> list[str]:
 def _standard_attributes(info: PackedInfo) -> dict[str, Any]:
     if not _grouped(info):
         return {}
-    (rows, columns), groups = info.shape, scheme_of(info).groups(info.shape[1])
+    (rows, columns), groups = info.matrix, scheme_of(info).groups(info.matrix[1])
     return {"grouped": [groups, columns // groups, rows], "weight_shape": [columns, rows]}
 
 
@@ -221,30 +259,32 @@ def _code_plane(code: int, bits: int, at_top: bool, shifts: set[int]) -> tuple[l
     return lines, plane
 
 
-def _function(
-    linears: Sequence[PackedInfo], form: OperatorForm, calibrated: bool, attributes: Sequence[str]
-) -> onnx.FunctionProto:
-    opsets = ", ".join(f'"{domain}": {version}' for domain, version in {"": OPSET, **(form.domains or {})}.items())
+def _function(signature: str, body: Sequence[str], domains: Mapping[str, int] | None = None) -> onnx.FunctionProto:
+    opsets = ", ".join(f'"{domain}": {version}' for domain, version in {"": OPSET, **(domains or {})}.items())
     text = f"""
     <opset_import: [{opsets}], domain: "{DOMAIN}">
-    {OPERATOR} <{", ".join(attributes)}> (x, qweight, scale, bias) => (y)
+    {signature}
     {{
-        {chr(10).join(form.body(linears, calibrated))}
+        {chr(10).join(body)}
     }}
     """
     return onnx.parser.parse_function(text)
 
 
-def _set_attributes(node: onnx.NodeProto, info: PackedInfo, form: OperatorForm, ranges: Ranges | None) -> None:
-    known = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    rows, columns = info.shape
-    values: dict[str, Any] = {"K": columns, "N": rows, "bits": scheme_of(info).bits, **form.attributes(info)}
-    linear = node.input[1].removesuffix(".weight")
+def _sizes(info: PackedInfo) -> dict[str, Any]:
+    rows, columns = info.matrix
+    return {"K": columns, "N": rows, "bits": scheme_of(info).bits}
+
+
+def _input_grid(node: onnx.NodeProto, ranges: Ranges | None) -> dict[str, Any]:
+    """The attributes of a calibrated input: new ones, or those that the node has."""
+    names = (INPUT_SCALE_ATTRIBUTE, INPUT_ZERO_POINT_ATTRIBUTE)
     if ranges is not None:
-        values[INPUT_SCALE_ATTRIBUTE], values[INPUT_ZERO_POINT_ATTRIBUTE] = byte_grid(*ranges[linear])
-    elif INPUT_SCALE_ATTRIBUTE in known:
-        kept = (INPUT_SCALE_ATTRIBUTE, INPUT_ZERO_POINT_ATTRIBUTE)
-        values |= {name: known[name] for name in kept}
+        return dict(zip(names, byte_grid(*ranges[node.input[1].removesuffix(".weight")]), strict=True))
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute if each.name in names}
+
+
+def _set_attributes(node: onnx.NodeProto, values: Mapping[str, Any]) -> None:
     node.ClearField("attribute")
     node.attribute.extend(helper.make_attribute(name, value) for name, value in values.items())
 
@@ -262,7 +302,7 @@ def _names(node: onnx.NodeProto) -> list[str]:
 
 def whole_rows(linears: Sequence[PackedInfo]) -> bool:
     """Whether no row of any Linear is padded in the payload."""
-    return all(info.shape[1] % BLOCK == 0 for info in linears)
+    return all(info.matrix[1] % BLOCK == 0 for info in linears)
 
 
 def scheme_of(info: PackedInfo) -> Scheme:

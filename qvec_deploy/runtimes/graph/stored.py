@@ -6,7 +6,7 @@ are stored once, at exactly their packed size, and any ONNX Runtime opens the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import onnx
@@ -15,11 +15,11 @@ from onnx import TensorProto, helper
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_file
-from qvec_deploy.packed import PackedFile, Span
+from qvec_deploy.packed import PackedFile, PackedInfo, Span
 from qvec_deploy.packed.file_layout import scale_name
 from qvec_deploy.runtimes.engine_files import MODEL_FILE
 from qvec_deploy.runtimes.graph import DOMAIN
-from qvec_deploy.runtimes.graph.operator import STANDARD, define_operator
+from qvec_deploy.runtimes.graph.operator import DEQUANTIZE, STANDARD, define_operator
 from qvec_deploy.tensors import INPUT_SCALE
 
 _TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "I32": TensorProto.INT32}
@@ -70,14 +70,18 @@ def attach_weights(skeleton: onnx.ModelProto, weights: PackedFile, location: str
             raise IncompatibleError(f"{weights.path} lacks {node.input[1]}", hint="build the bundle again")
         initializers.pop(node.input[2])
         node.input[2] = scale_name(info.name)
-        scale = (info.shape[0], info.scheme.groups(info.shape[1]))
-        initializers[node.input[2]] = _reference(node.input[2], scale, "F32", info.scale, location)
+        initializers[node.input[2]] = _scale(info, location)
         nodes.append(node)
     used = {name for node in nodes for name in node.input}
+    unpacking: list[onnx.NodeProto] = []
     for name, info in weights.tensors.items():
         if name not in used:
             raise IncompatibleError(f"the exported graph does not use {name}", hint="this model cannot be deployed")
         initializers[name] = _reference(name, info.shape, info.dtype, info.data, location)
+        if info.scheme is not None and len(info.shape) > 2:
+            initializers[scale_name(name)] = _scale(info, location)
+            unpacking += _unpack(info, nodes)
+    nodes = [*unpacking, *nodes]
     graph.ClearField("node")
     graph.node.extend(nodes)
     graph.ClearField("initializer")
@@ -93,6 +97,27 @@ def _scaled_input(node: onnx.NodeProto, weights: PackedFile) -> list[onnx.NodePr
         return []
     x, node.input[0] = node.input[0], f"{node.output[0]}_scaled_input"
     return [helper.make_node("Mul", [x, factor], [node.input[0]], name=f"{node.output[0]}_input_scale")]
+
+
+def _scale(info: PackedInfo, location: str) -> TensorProto:
+    assert info.scheme is not None  # noqa: S101 - both are there or neither
+    assert info.scale is not None  # noqa: S101
+    rows, columns = info.matrix
+    return _reference(scale_name(info.name), (rows, info.scheme.groups(columns)), "F32", info.scale, location)
+
+
+def _unpack(info: PackedInfo, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """What makes a convolution's filters of its codes; `nodes` are changed to read the result."""
+    matrix, filters = f"{info.name}_matrix", f"{info.name}_filters"
+    for node in nodes:
+        node.input[:] = [filters if name == info.name else name for name in node.input]
+    shape = helper.make_node("Constant", [], [f"{filters}_shape"], name=f"{filters}_shape", value_ints=info.shape)
+    inputs = [info.name, scale_name(info.name)]
+    return [
+        helper.make_node(DEQUANTIZE, inputs, [matrix], name=matrix, domain=DOMAIN),
+        shape,
+        helper.make_node("Reshape", [matrix, f"{filters}_shape"], [filters], name=filters),
+    ]
 
 
 def float_linear(node: onnx.NodeProto) -> list[onnx.NodeProto]:

@@ -20,14 +20,14 @@ the sum of two of them fits in 16 bits."""
 
 def _int4_attributes(info: PackedInfo) -> dict[str, Any]:
     block = _block(info)
-    columns = info.shape[1]
+    columns = info.matrix[1]
     repeats = -(-columns // block) // scheme_of(info).groups(columns)
     return {"block_size": block, "block_shape": [0, -1, block // 2], "repeats": [1, 1, repeats]}
 
 
 def _int4_body(linears: Sequence[PackedInfo], _: bool) -> list[str]:
     """MatMulNBits: unsigned 4-bit codes u = q + 8 in blocks, two to a byte, low nibble first; float32 arithmetic."""
-    ragged = any(-(-info.shape[1] // _block(info)) * _block(info) != padded(info.shape[1]) for info in linears)
+    ragged = any(-(-info.matrix[1] // _block(info)) * _block(info) != padded(info.matrix[1]) for info in linears)
     nibbles, lines = _nibbles(width(linears))
     if ragged:
         lines += [
@@ -100,7 +100,7 @@ def _table(name: str, index: int, bits: int, codes: int) -> str:
 
 
 def _block(info: PackedInfo) -> int:
-    return block_of(info.shape[1], scheme_of(info).group_size)
+    return block_of(info.matrix[1], scheme_of(info).group_size)
 
 
 def _int8_body(linears: Sequence[PackedInfo], calibrated: bool) -> list[str]:

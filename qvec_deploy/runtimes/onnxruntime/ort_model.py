@@ -13,8 +13,8 @@ from qvec_deploy.datasets import DataConfig
 from qvec_deploy.io.files import storage_errors, write_bytes
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.runtimes.graph import DOMAIN, INPUT
-from qvec_deploy.runtimes.graph.operator import INPUT_SCALE_ATTRIBUTE, STANDARD, Ranges, define_operator
+from qvec_deploy.runtimes.graph import INPUT
+from qvec_deploy.runtimes.graph.operator import INPUT_SCALE_ATTRIBUTE, OPERATOR, STANDARD, Ranges, define_operator
 from qvec_deploy.runtimes.graph.pixel_input import take_pixels
 from qvec_deploy.runtimes.graph.stored import load_stored
 from qvec_deploy.runtimes.onnxruntime import LOWERING_KEY, ONNXRUNTIME
@@ -77,7 +77,7 @@ def input_ranges(directory: Path, batches: Iterable[Float32], threads: int) -> R
     """
     model = define_operator(load_stored(directory), PackedFile.open(directory / WEIGHTS_FILE), STANDARD)
     graph = model.graph
-    linears = {node.input[1].removesuffix(".weight"): node.input[0] for node in graph.node if node.domain == DOMAIN}
+    linears = {node.input[1].removesuffix(".weight"): node.input[0] for node in graph.node if node.op_type == OPERATOR}
     names = []
     for linear, value in linears.items():
         for operator in ("ReduceMin", "ReduceMax"):
@@ -95,7 +95,7 @@ def input_ranges(directory: Path, batches: Iterable[Float32], threads: int) -> R
 
 def is_calibrated(directory: Path) -> bool:
     """Whether the model in a directory knows the ranges of its quantized Linears' inputs."""
-    nodes = [node for node in load_stored(directory).graph.node if node.domain == DOMAIN]
+    nodes = [node for node in load_stored(directory).graph.node if node.op_type == OPERATOR]
     return all(any(each.name == INPUT_SCALE_ATTRIBUTE for each in node.attribute) for node in nodes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -41,10 +41,11 @@ def layer_times(directory: Path, trace: Path, runs: int) -> dict[str, float]:
     import onnx
 
     from qvec_deploy.runtimes.engine_files import MODEL_FILE
+    from qvec_deploy.runtimes.graph.operator import OPERATOR
 
     graph = onnx.load(directory / MODEL_FILE, load_external_data=False).graph
     layers = _layers_of_nodes(graph)
-    inlined = [layers[node.name] for node in graph.node if node.domain]
+    inlined = [layers[node.name] for node in graph.node if node.op_type == OPERATOR]
     taken = _median_us(trace, runs)
     names = _names_of_inlined([name for name, _ in taken], set(layers), inlined)
     cost = min((value for _, value in taken), default=0.0)
@@ -71,16 +72,17 @@ def _median_us(trace: Path, runs: int) -> list[tuple[str, float]]:
 
 def _layers_of_nodes(graph: onnx.GraphProto) -> dict[str, str]:
     """Layer by the name of a node or of what it makes, in the order of the graph: runtimes keep the one or other."""
-    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose"}
+    unpacking = ("Transpose", "Reshape", "QvecDequantize")
+    made = {node.output[0]: node.input[0] for node in graph.node if node.op_type in unpacking}
     weights = {tensor.name for tensor in graph.initializer}
     owners: dict[str, None] = {}
     for node in graph.node:
         if node.op_type in _PRODUCTS:
-            operands = [sources.get(name, name) for name in node.input[:2]]
+            operands = [_source(name, made, weights) for name in node.input[:2]]
             owners |= {name.removesuffix(".weight"): None for name in operands if name in weights}
     direct = []
     for node in graph.node:
-        operands = [sources.get(name, name) for name in node.input]
+        operands = [_source(name, made, weights) for name in node.input]
         stems = [name.removesuffix(end) for name in operands if name in weights for end in _OF_A_LAYER]
         direct.append(next((stem for stem in stems if stem in owners), None))
     layers: dict[str, str] = {}
@@ -90,6 +92,14 @@ def _layers_of_nodes(graph: onnx.GraphProto) -> dict[str, str]:
         if own is not None and node.op_type != "Transpose":
             layers |= dict.fromkeys((node.name, node.output[0]), own)
     return layers
+
+
+def _source(name: str, made: Mapping[str, str], weights: Collection[str]) -> str:
+    """The weight that a value is unpacked from; the value itself where it is none."""
+    source: str | None = name
+    while source is not None and source not in weights:
+        source = made.get(source)
+    return source or name
 
 
 def _between(layers: Sequence[str | None], index: int) -> str:

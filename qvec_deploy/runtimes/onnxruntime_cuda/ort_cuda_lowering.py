@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.runtimes.graph import DOMAIN
+from qvec_deploy.runtimes.graph.operator import DEQUANTIZE
 from qvec_deploy.runtimes.onnxruntime import block_of
 from qvec_deploy.tensors import QuantizedTensor
 
@@ -23,7 +24,7 @@ Convert = Callable[[onnx.NodeProto, QuantizedTensor], tuple[onnx.NodeProto, Arra
 
 
 def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, convert: Convert) -> tuple[onnx.ModelProto, Arrays]:
-    """Replace every packed Linear by the runtime's own operator on the same codes.
+    """Replace every packed Linear by the runtime's own operator on the same codes; filters become floats.
 
     The arrays stay outside the model, for the runtime to take over: inside, they would exist twice and count against
     protobuf's limit of 2 GB. References to float tensors stay references.
@@ -42,6 +43,10 @@ def lower_in_memory(stored: onnx.ModelProto, weights: PackedFile, convert: Conve
     for node in model.graph.node:
         if node.domain != DOMAIN:
             nodes.append(node)
+            continue
+        if node.op_type == DEQUANTIZE:
+            replaced |= set(node.input)
+            arrays[node.output[0]] = unpack(weights.packed(node.input[0])).dequantize()
             continue
         replaced |= {node.input[1], node.input[2]}
         new, values = convert(node, unpack(weights.packed(node.input[1])))

@@ -18,6 +18,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.runtimes.graph import DOMAIN, OPSET
 from qvec_deploy.runtimes.graph.float16 import cast_at_the_ends, half, halve_node
+from qvec_deploy.runtimes.graph.operator import DEQUANTIZE
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.runtimes.tensorrt import TENSORRT
 from qvec_deploy.runtimes.tensorrt.tensorrt_linear import Convert
@@ -75,12 +76,16 @@ def tensorrt_graph(
         if node.domain != DOMAIN:
             nodes.append(halve_node(node))
             continue
+        if node.op_type == DEQUANTIZE:  # filters, which TensorRT is given as float16
+            filters = unpack(weights.packed(node.input[0])).dequantize()
+            arrays[node.output[0]] = numpy_helper.from_array(half(node.input[0], filters), node.output[0])
+            continue
         made = convert(
             node, unpack(weights.packed(node.input[1])), (amax or {}).get(node.input[1].removesuffix(".weight"))
         )
         opset = max(opset, made.opset)
         packed.append(sum(_size(tensor) for tensor in made.tensors))
-        rows, columns = weights.tensors[node.input[1]].shape
+        rows, columns = weights.tensors[node.input[1]].matrix
         unpacked.append(2 * rows * columns)
         nodes += made.nodes
         arrays |= {tensor.name: tensor for tensor in made.tensors}

@@ -80,7 +80,8 @@ def load_engine(structure: Structure, weights: PackedFile, lowering: str, device
     """Put a packed file into its timm model, tensor by tensor; `packed` never has float weights of Linears."""
     convert = find_lowering(TORCH_CUDA.name, lowering).load()
     model = models.structure(structure.name, structure.classes, structure.args).half()  # scales come later, in float32
-    linears = [key.removesuffix(".weight") for key, info in weights.tensors.items() if info.scheme is not None]
+    packed = {key: len(info.shape) for key, info in weights.tensors.items() if info.scheme is not None}
+    linears = [key.removesuffix(".weight") for key, dimensions in packed.items() if dimensions == 2]
     factors, state = {}, {}
     for key in weights.tensors:
         if key.endswith(INPUT_SCALE):
@@ -89,6 +90,9 @@ def load_engine(structure: Structure, weights: PackedFile, lowering: str, device
         if info.scheme is None and not key.endswith(INPUT_SCALE):
             factor = factors.get(key.removesuffix(".weight"), np.float32(1))
             state[key] = _half(key, weights.array(key).astype(np.float32) * factor, device)
+    for key in (key for key, dimensions in packed.items() if dimensions > 2):  # filters become floats
+        filters = unpack(weights.packed(key)).dequantize().reshape(weights.tensors[key].shape)
+        state[key] = _half(key, filters, device)
     for path in linears:
         quantized, bias = unpack(weights.packed(f"{path}.weight")), state.pop(f"{path}.bias", None)
         model.set_submodule(path, convert(path, quantized, bias, factors.get(path), device))
