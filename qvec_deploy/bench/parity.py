@@ -50,9 +50,10 @@ def reference_logits(weights: PackedFile, name: str, classes: int, args: ModelAr
             scaled.register_forward_pre_hook(partial(_scale_input, factor=torch.tensor(factor)))
     for key, info in weights.tensors.items():
         if info.scheme is not None:  # dequantized when the layer runs: one layer's weights in memory, not all
-            linear = model.get_submodule(key.removesuffix(".weight"))
-            linear.register_forward_pre_hook(partial(_dequantize, weights=weights, key=key))
-            linear.register_forward_hook(_forget)
+            module = model.get_submodule(key.removesuffix(".weight"))
+            _forget(module)
+            module.register_forward_pre_hook(partial(_dequantize, weights=weights, key=key))
+            module.register_forward_hook(_forget)
     with torch.inference_mode():
         logits: Float32 = model(torch.from_numpy(images)).numpy()
     return logits
@@ -62,16 +63,19 @@ def _scale_input(_: Any, inputs: tuple[Any, ...], *, factor: Any) -> tuple[Any, 
     return (inputs[0] * factor, *inputs[1:])
 
 
-def _dequantize(linear: Any, _: object, *, weights: PackedFile, key: str) -> None:
+def _dequantize(module: Any, _: object, *, weights: PackedFile, key: str) -> None:
     import torch
 
-    shape = weights.tensors[key].shape
-    dequantized = torch.from_numpy(unpack(weights.packed(key)).dequantize().reshape(shape))
-    linear.weight = torch.nn.Parameter(dequantized, requires_grad=False)
+    values = torch.from_numpy(unpack(weights.packed(key)).dequantize())
+    module.weight = torch.nn.Parameter(values.reshape(module.weight.shape), requires_grad=False)
 
 
-def _forget(linear: Any, *_: object) -> None:
-    linear.weight = None
+def _forget(module: Any, *_: object) -> None:
+    """Leave a weight of the same shape that takes no memory: whoever uses it outside the module gets NaN."""
+    import torch
+
+    nothing = torch.full((), torch.nan).expand(module.weight.shape)
+    module.weight = torch.nn.Parameter(nothing, requires_grad=False)
 
 
 def write_reference(directory: Path, logits: Float32) -> None:

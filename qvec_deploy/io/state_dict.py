@@ -18,7 +18,13 @@ _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_state_dict_
 """Entries of a saved dict that hold a network's tensors, and those that hold their moving average."""
 _AVERAGED_WORDS = ("ema", "averaged", "average", "avg", "swa")
 _WRAPPERS = {"module", "_orig_mod", "model", "net", "network"}
-_COMPUTED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
+_COMPUTED = (
+    "num_batches_tracked",
+    "relative_position_index",
+    "relative_coords_table",
+    "attn_mask",
+    "attention_bias_idxs",
+)
 """Last part of the names of tensors that no answer depends on, or that timm computes itself; older releases of it
 stored them."""
 _NETWORK_SHARE = 0.9

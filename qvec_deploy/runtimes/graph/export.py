@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -18,6 +18,8 @@ import onnx_ir as ir
 import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import ModelArgs, quantized_linears, structure
@@ -34,7 +36,7 @@ class _SkeletonLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.columns, self.rows = linear.in_features, linear.out_features
-        self.register_buffer("weight", torch.zeros((self.rows, 1), dtype=torch.int32))
+        self.register_buffer("weight", torch.zeros((self.rows, 1)))  # models ask for its type and device
         self.register_buffer("scale", torch.zeros((self.rows, 1)))
         self.register_buffer("bias", torch.zeros(self.rows))
 
@@ -81,7 +83,7 @@ def export_skeleton(
 
 
 def _export(model: nn.Module, images: Tensor, weights: set[str]) -> onnx.ModelProto:
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), _AttentionOfFourDimensions():
         try:
             program = torch.onnx.export(
                 model,
@@ -94,13 +96,39 @@ def _export(model: nn.Module, images: Tensor, weights: set[str]) -> onnx.ModelPr
                 optimize=False,
             )
         except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise IncompatibleError(
-                f"the model cannot be exported to ONNX: {reason}",
-                hint="ViT, DeiT-III and Swin models are known to work",
+                f"the model cannot be exported to ONNX: {_reason(error)}",
+                hint="scripts/families.record.json lists the families of timm that can be",
             ) from error
         assert program is not None  # noqa: S101 - with dynamo=True the exporter returns a program
         return _optimize(program.model, weights)
+
+
+class _AttentionOfFourDimensions(TorchFunctionMode):
+    """Attention of (batch, heads, tokens, channels) wherever a model calls any: the exporter knows no other."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is not scaled_dot_product_attention or args[0].dim() == 4:
+            return func(*args, **given)
+        query, key, value, *rest = args
+        mask = rest.pop(0) if rest else given.pop("attn_mask", None)
+        lead = query.shape[:-2]
+        if mask is not None:
+            mask = mask.expand(*lead, *mask.shape[-2:]).reshape(-1, 1, *mask.shape[-2:])
+        query, key, value = (part.reshape(-1, 1, *part.shape[-2:]) for part in (query, key, value))
+        result: Tensor = func(query, key, value, mask, *rest, **given)
+        return result.reshape(*lead, *result.shape[-2:])
+
+
+def _reason(error: BaseException) -> str:
+    """What was wrong in the first place, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
 
 
 def _optimize(model: ir.Model, weights: set[str]) -> onnx.ModelProto:
