@@ -10,7 +10,15 @@ from typing import Any
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
 from qvec_deploy.io.state_dict import Weights
-from qvec_deploy.models import HEAD, Architecture, describe, head_names, in_head, is_running_statistic, pretrained_classes
+from qvec_deploy.models import (
+    HEAD,
+    Architecture,
+    describe,
+    head_names,
+    in_head,
+    is_running_statistic,
+    pretrained_classes,
+)
 from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.recipe.blocks import Quantize

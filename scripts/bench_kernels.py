@@ -236,7 +236,7 @@ def end_to_end(rounds: int) -> dict[str, Any]:
     from qvec_deploy.tensors import Scheme
 
     scheme, architecture = Scheme(BITS, "channel"), describe(END_TO_END, 1000, {})
-    linears = {f"{name}.weight" for name in architecture.linears if name != architecture.head}
+    linears = {f"{name}.weight" for name in architecture.quantized(("head",))}
     state = {name: value.numpy() for name, value in create(END_TO_END, 1000, {}).state_dict().items()}
     layout = {name: Entry(value.shape, scheme if name in linears else None) for name, value in state.items()}
     tensors = ((n, pack(quantize(value, scheme)) if n in linears else value) for n, value in state.items())

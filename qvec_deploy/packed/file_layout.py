@@ -20,6 +20,7 @@ from qvec_deploy.packed.codec import words_per_row
 from qvec_deploy.tensors import Scheme, matrix_shape
 
 FORMAT: Final = "qvec-packed"
+_FIRST: Final = "1.0.0"
 VERSION: Final = "1.1.0"
 MAX_HEADER: Final = 4 << 20  # bytes; ViT-L needs 0.1 MB, and a hostile length must not make us allocate
 
@@ -105,7 +106,7 @@ def place(layout: Layout) -> dict[str, Stored]:
 def version_of(layout: Layout) -> str:
     """The lowest version of the format that knows all that is in a layout."""
     convolutions = any(entry.scheme is not None and len(entry.shape) == _CONVOLUTION for entry in layout.values())
-    return VERSION if convolutions else "1.0.0"
+    return VERSION if convolutions else _FIRST
 
 
 def encode(layout: Layout, version: str | None = None) -> bytes:
@@ -162,8 +163,8 @@ def decode(text: bytes) -> tuple[dict[str, Entry], str]:
                 _require(found.pop(part, None), part, dtype, stored_shape)
         for name, (dtype, shape) in found.items():
             layout[name] = Entry(shape, dtype=_float_type(name, dtype))
-        if version == "1.0.0" != version_of(layout):
-            raise IntegrityError("a quantized convolution is not in version 1.0.0", hint=_REBUILD)
+        if version == _FIRST != version_of(layout):
+            raise IntegrityError(f"a quantized convolution is not in version {_FIRST}", hint=_REBUILD)
         expected = encode(layout, version)
     except RecipeError as error:
         raise IntegrityError(error.message, hint=_REBUILD) from error
@@ -203,7 +204,8 @@ def _metadata(values: Any) -> tuple[str, dict[str, tuple[tuple[int, ...], Scheme
     if document.get("format") != FORMAT:
         raise IntegrityError(f"the metadata does not say format {FORMAT!r}", hint="this is not a packed file")
     version = _version(document.get("version"))
-    hint = _REBUILD if version == VERSION else f"written as version {version}, this reader knows {VERSION}: {_UPGRADE}"
+    known = version in (_FIRST, VERSION)
+    hint = _REBUILD if known else f"written as version {version}, this reader knows {VERSION}: {_UPGRADE}"
     _exactly(document, {"format", "version", "tensors"}, "the metadata", hint)
     schemes = {}
     for name, entry in _object(document["tensors"], "the list of quantized tensors").items():

@@ -203,7 +203,8 @@ class Quantize(Block):
         default=Calibration(), description="What `awq`, `gptq` and `gptaq` look at; no labels."
     )
     skip: tuple[str, ...] = Field(
-        default=("head",), description="Child names whose Linears stay float, matched exactly."
+        default=("head",),
+        description="Child names whose Linears stay float, matched exactly; `head` stands for every classification head.",
     )
 
     convolutions: bool = Field(

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qvec_deploy.packed import VERSION, PackedFile, entry_of, pack, unpack, write_packed
+from qvec_deploy.errors import IntegrityError
+from qvec_deploy.packed import VERSION, Entry, PackedFile, entry_of, pack, unpack, write_packed
 from qvec_deploy.packed.packed_file import FloatArray
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
@@ -17,6 +18,10 @@ SCHEMES = {
     "grouped.weight": Scheme(3, "group", group_size=7, method="mse"),
     "whole.weight": Scheme(3, "tensor", clip=0.75),
 }
+
+
+FILTERS = {"conv.weight": ((7, 7, 3, 2), Scheme(3, "channel"))}
+"""Quantized convolutions, which 1.1.0 added: shape and scheme; as a matrix they are like the others."""
 
 
 def quantized(scheme: Scheme) -> QuantizedTensor:
@@ -36,17 +41,32 @@ def floats() -> dict[str, FloatArray]:
     }
 
 
-def write(path: Path) -> None:
+def write(path: Path, *, filters: bool) -> None:
     weights = {name: pack(quantized(scheme)) for name, scheme in SCHEMES.items()} | floats()
-    write_packed(path, {name: entry_of(tensor) for name, tensor in weights.items()}, weights.items())
+    layout = {name: entry_of(tensor) for name, tensor in weights.items()}
+    if filters:
+        weights |= {name: pack(quantized(scheme)) for name, (_, scheme) in FILTERS.items()}
+        layout |= {name: Entry(shape, scheme) for name, (shape, scheme) in FILTERS.items()}
+    write_packed(path, layout, weights.items())
 
 
-def test_this_version_writes_its_golden_bytes(tmp_path: Path, update_golden: bool) -> None:
-    golden = FILES / f"v{VERSION}.qvec.safetensors"
+@pytest.mark.parametrize(("version", "filters"), [("1.0.0", False), (VERSION, True)])
+def test_the_golden_bytes_are_written(tmp_path: Path, update_golden: bool, version: str, filters: bool) -> None:
+    """A file is of the lowest version that knows what is in it: without convolutions nothing has changed."""
+    golden = FILES / f"v{version}.qvec.safetensors"
     if update_golden:
-        write(golden)
-    write(tmp_path / "new")
+        write(golden, filters=filters)
+    write(tmp_path / "new", filters=filters)
     assert (tmp_path / "new").read_bytes() == golden.read_bytes()
+
+
+def test_a_convolution_is_in_no_file_of_before(tmp_path: Path) -> None:
+    write(tmp_path / "new", filters=True)
+    data = (tmp_path / "new").read_bytes()
+    assert data.count(b"1.1.0") == 1
+    (tmp_path / "new").write_bytes(data.replace(b"1.1.0", b"1.0.0"))
+    with pytest.raises(IntegrityError, match=r"not in version 1\.0\.0"):
+        PackedFile.open(tmp_path / "new")
 
 
 @pytest.mark.parametrize("path", sorted(FILES.glob("*.safetensors")), ids=lambda path: path.name)
@@ -54,8 +74,10 @@ def test_every_released_version_is_read(path: Path) -> None:
     file = PackedFile.open(path)
     file.check()
     assert path.name == f"v{file.version}.qvec.safetensors"
-    assert set(file.tensors) == SCHEMES.keys() | floats().keys()
-    for name, scheme in SCHEMES.items():
+    filters = FILTERS if file.version != "1.0.0" else {}
+    assert set(file.tensors) == SCHEMES.keys() | floats().keys() | filters.keys()
+    assert all(file.tensors[name].shape == shape for name, (shape, _) in filters.items())
+    for name, scheme in {**SCHEMES, **{name: scheme for name, (_, scheme) in filters.items()}}.items():
         tensor = unpack(file.packed(name))
         assert tensor.scheme == scheme
         np.testing.assert_array_equal(tensor.codes, quantized(scheme).codes)

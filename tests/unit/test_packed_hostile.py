@@ -319,9 +319,9 @@ def test_later_minors_are_read(path: Path, good: bytes, version: str) -> None:
 def test_later_minors_with_unknown_keys_are_refused(path: Path, good: bytes) -> None:
     text, data = split(good)
     header = json.loads(text)
-    document(lambda inner: inner.update(version="1.1.0", zero_points=True))(header)
+    document(lambda inner: inner.update(version="1.2.0", zero_points=True))(header)
     hint = refused(path, join(json.dumps(header, separators=(",", ":")).encode(), data), "'zero_points'")
-    assert "1.1.0" in hint and "upgrade" in hint
+    assert "1.2.0" in hint and "upgrade" in hint
 
 
 @pytest.mark.parametrize(
