@@ -204,7 +204,7 @@ class Quantize(Block):
     )
     skip: tuple[str, ...] = Field(
         default=("head",),
-        description="Child names whose Linears stay float, matched exactly; `head` stands for every classification head.",
+        description="Child names whose Linears stay float, matched exactly; `head` stands for all heads.",
     )
 
     convolutions: bool = Field(
