@@ -61,7 +61,10 @@ class DatasetSpec:
             other goes to timm's dataset factory (`torch/...`, `hfds/...`).
         limit: At most this many images, the first ones, or evenly spaced ones of a folder, which is
             sorted by class. A generated set draws this many even beyond its usual size.
-        class_order: How folders number their classes, as in `ImageFolder`; None refuses folders where it matters.
+        class_order: How folders number their classes, as in `ClassRules`; None refuses folders where it matters.
+        class_names: The model's classes in the order of its outputs; folders are matched to them and have no order of
+            their own then.
+        labelled: Whether labels are looked at; without, a folder's pictures may lie anywhere below it.
     """
 
     name: str
@@ -69,6 +72,8 @@ class DatasetSpec:
     root: Path | None = None
     limit: int | None = None
     class_order: ClassOrder | None = "natural"
+    class_names: tuple[str, ...] = ()
+    labelled: bool = True
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -99,10 +104,14 @@ class OpenedDataset(Dataset, Protocol):
     Attributes:
         class_names: Names in the order of labels; empty where the dataset has none.
         parallel: Whether several threads may `take` at once and gain by it.
+        missing: Classes without an image; empty where nobody has named the classes.
+        remarks: What else there is to know about these images, one sentence each: files left aside, odd folders.
     """
 
     class_names: tuple[str, ...]
     parallel: bool
+    missing: tuple[str, ...]
+    remarks: tuple[str, ...]
 
     def limited(self, limit: int) -> OpenedDataset:
         """The same opened once more, but at most `limit` images of it, as a spec with that limit gives them."""
@@ -129,6 +138,8 @@ class DrawnDataset:
     parallel = False
     classes = 0
     class_names: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, spec: DatasetSpec, config: DataConfig, count: int) -> None:
         self.name, self.split = spec.name, spec.split

@@ -5,6 +5,7 @@ Folders are read and all images prepared as timm does, but without it: devices h
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,19 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from qvec_deploy.datasets.folder_classes import ClassRules, some
 from qvec_deploy.datasets.hub_datasets import is_on_hub, names_of, require_datasets
 from qvec_deploy.datasets.image_folder import ImageFolder
-from qvec_deploy.datasets.spec import DataConfig, DatasetSpec, Float32, Int64, Split
+from qvec_deploy.datasets.spec import DataConfig, DatasetSpec, Float32, Int64
+from qvec_deploy.datasets.split_folder import folder_of_split
 from qvec_deploy.datasets.standalone_run import ImagePreprocessor, RunError, in_bytes
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.io.files import canonical_json, sha256_bytes, sha256_file, storage_errors
-
-_SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "eval", "evaluation", "dev"),
-    "test": ("test", "testing"),
-}
-"""Folders of a split inside the root, in any case; the first that is there is taken."""
+from qvec_deploy.progress import Advance
 
 _STREAMS = ("hfids", "tfds", "wds")
 
@@ -42,7 +39,8 @@ class TimmDataset:
         self.name = spec.name or "folder"
         self.split = spec.split
         self.classes = classes
-        self.class_names = _names(inner)
+        self.class_names, self._label_of = _matched(_names(inner), spec.class_names)
+        self.missing, self.remarks = _missing(inner), _remarks(inner)
         # A reader opens a file for each image; what torchvision's datasets do is up to each of them.
         self.parallel = getattr(inner, "reader", None) is not None
         self._spec, self._inner, self._root = spec, inner, spec.root or Path()
@@ -69,26 +67,28 @@ class TimmDataset:
         if not files:
             return f"of {len(self._inner)}"
         with storage_errors(self._root):
-            return _hash([[name, path.stat().st_size] for name, path in files])
+            return _hash([[name, os.stat(path).st_size] for name, path in files])  # noqa: PTH116 - there may be millions
 
     def modified(self) -> str:
         """SHA-256 of when each file was written last."""
         with storage_errors(self._root):
-            return _hash([path.stat().st_mtime_ns for _, path in self._files()])
+            return _hash([os.stat(path).st_mtime_ns for _, path in self._files()])  # noqa: PTH116
 
     def contents(self) -> str:
         """SHA-256 of each file's own; of a dataset without files, nothing more than `identity`."""
         files = self._files()
         with storage_errors(self._root):
-            return _hash([sha256_file(path) for _, path in files]) if files else self.identity
+            return _hash([sha256_file(Path(path)) for _, path in files]) if files else self.identity
 
-    def _files(self) -> list[tuple[str, Path]]:
+    def _files(self) -> list[tuple[str, str]]:
         """Names below the root and where they are; empty where the images are no files."""
         reader = getattr(self._inner, "reader", None)
+        if isinstance(reader, ImageFolder):
+            return [(reader.filename(row), reader.filename(row, absolute=True)) for row in self._rows.tolist()]
         if reader is None or not hasattr(reader, "samples"):
             return []
-        rows = [int(row) for row in self._rows]
-        return [(Path(reader.filename(row)).as_posix(), Path(reader.filename(row, absolute=True))) for row in rows]
+        rows = self._rows.tolist()
+        return [(Path(reader.filename(row)).as_posix(), reader.filename(row, absolute=True)) for row in rows]
 
     def take(self, rows: Sequence[int] | Int64) -> tuple[Float32, Int64]:
         """Images (B, C, H, W) float32, normalised, and labels (B,) int64, of the given rows.
@@ -125,11 +125,18 @@ class TimmDataset:
     def _checked(self, label: Any) -> int:
         if not isinstance(label, (int, np.integer)) or not 0 <= label < self.classes:
             raise RecipeError(f"{self.name} has the label {label!r}", hint=f"labels are 0 to {self.classes - 1}")
-        return int(label)
+        return self._label_of.get(int(label), int(label))
 
 
-def open_timm(spec: DatasetSpec, config: DataConfig) -> TimmDataset:
-    """Open a dataset through timm's factory, with the evaluation transform that `config` describes."""
+def open_timm(
+    spec: DatasetSpec, config: DataConfig, classes: int | None = None, advance: Advance | None = None
+) -> TimmDataset:
+    """Open a dataset through timm's factory, with the evaluation transform that `config` describes.
+
+    Args:
+        classes: Outputs of the model's head, where there is one.
+        advance: Called with the number of folders that are listed.
+    """
     prefix = spec.name.partition("/")[0].lower() if "/" in spec.name else ""
     if prefix in _STREAMS:
         raise RecipeError(
@@ -138,11 +145,17 @@ def open_timm(spec: DatasetSpec, config: DataConfig) -> TimmDataset:
     on_hub = is_on_hub(spec.name)
     if on_hub:
         require_datasets(spec.name)
-    folder = None if on_hub and spec.root is None else _folder(spec, search=prefix == "")
-    inner = ImageFolder(folder, spec.class_order) if folder is not None and prefix == "" else _create(spec, folder)
+    folder = None if on_hub and spec.root is None else folder_of_split(spec, search=prefix == "", classes=classes)
+    if folder is not None and prefix == "":
+        rules = ClassRules(spec.class_names, spec.class_order, classes) if spec.labelled else None
+        inner: Any = ImageFolder(folder, rules, advance)
+    else:
+        inner = _create(spec, folder)
     if len(inner) == 0:
+        aside = str(getattr(inner, "left_aside", "")).rstrip(".")
         raise StorageError(
-            f"cannot open `{spec.name or 'folder'}` {spec.split} in {folder}: it holds no images",
+            f"cannot open `{spec.name or 'folder'}` {spec.split} in {folder}: it holds no images"
+            + (f" of a class; {aside}" if aside else ""),
             hint="an image folder holds one folder of images per class",
         )
     colours = "L" if config.input_size[0] == 1 else "RGB"
@@ -159,38 +172,6 @@ def _evaluation_transform(config: DataConfig) -> Callable[[Any], Any]:
 
 def _prepared(preprocessor: ImagePreprocessor, image: Any) -> Any:
     return preprocessor.normalised(preprocessor.pixels(image))
-
-
-def _folder(spec: DatasetSpec, *, search: bool) -> Path:
-    """The folder to read: the split's own, where `search` is on and the root has one per split."""
-    if spec.root is None:
-        raise RecipeError(f"dataset `{spec.name}` needs a folder", hint="set `root`, or use a bundled tiny/ task")
-    if not spec.root.is_dir():
-        raise StorageError(f"{spec.root}: no such folder", hint="check `root`; it holds one folder per class")
-    if not search:
-        return spec.root
-    with storage_errors(spec.root):
-        folders = {path.name.lower(): path for path in sorted(spec.root.iterdir()) if path.is_dir()}
-    found = {split for split, names in _SPLIT_FOLDERS.items() for name in names if name in folders}
-    if found and spec.split not in found:
-        raise StorageError(
-            f"{spec.root} has {', '.join(sorted(found))} and no {spec.split}",
-            hint=f"choose one of these splits, or name the folder of {spec.split} itself",
-        )
-    if not found:
-        _refuse_unknown_splits(spec, [path for name, path in folders.items() if not name.startswith(".")])
-    return next((folders[name] for name in _SPLIT_FOLDERS[spec.split] if name in folders), spec.root)
-
-
-def _refuse_unknown_splits(spec: DatasetSpec, folders: Sequence[Path]) -> None:
-    """Folders that hold folders, and no picture, are splits and no classes."""
-    with storage_errors(spec.root or Path()):
-        held = [list(folder.iterdir()) for folder in folders]
-    if held and all(paths and all(path.is_dir() for path in paths) for paths in held):
-        raise StorageError(
-            f"{spec.root} seems to hold splits: {', '.join(folder.name for folder in folders)}",
-            hint=f"name the folder of {spec.split} itself as `root`, or call it `{spec.split}`",
-        )
 
 
 def _create(spec: DatasetSpec, folder: Path | None) -> Any:
@@ -223,7 +204,9 @@ def image_transform(config: DataConfig, *, training: bool = False) -> Any:
 
 
 def _classes(spec: DatasetSpec, inner: Any) -> int:
-    """Number of classes."""
+    """Number of classes; none where labels are not looked at."""
+    if not spec.labelled:
+        return 1
     named = _named(inner)
     if not named:
         raise RecipeError(f"{spec.name} does not say which classes it has", hint="convert it to an image folder")
@@ -252,6 +235,26 @@ def _names(inner: Any) -> tuple[str, ...]:
     for name, label in named.items():
         by_label.setdefault(label, str(name))
     return tuple(by_label[label] for label in sorted(by_label)) if set(by_label) == set(range(len(by_label))) else ()
+
+
+def _matched(own: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Names by the labels that images get, and what their labels become; a dataset's own where names do not match."""
+    if own == wanted or not wanted or sorted(own) != sorted(wanted):
+        return own, {}
+    return wanted, {label: wanted.index(name) for label, name in enumerate(own)}
+
+
+def _missing(inner: Any) -> tuple[str, ...]:
+    return inner.missing if isinstance(inner, ImageFolder) else ()
+
+
+def _remarks(inner: Any) -> tuple[str, ...]:
+    if not isinstance(inner, ImageFolder):
+        return ()
+    found = [str(inner.left_aside)] if inner.left_aside.count else []
+    if inner.uncounted:
+        found.append(f"Folders without a picture are no classes: {some(inner.uncounted)}.")
+    return tuple(found)
 
 
 def _hash(facts: Sequence[object]) -> str:

@@ -256,7 +256,9 @@ def test_a_limit_that_leaves_no_image(limit):
 def test_labels_that_the_head_does_not_have(folder):
     with pytest.raises(RecipeError, match="tiny/lower has 26 classes and the model's head 10"):
         open_dataset(DatasetSpec("tiny/lower"), CONFIG, expected_classes=10)
-    with pytest.raises(RecipeError, match="folder has 3 classes and the model's head 1000"):
+    with pytest.raises(
+        RecipeError, match="has 3 classes and the model's head 1000; with pictures: cat, dog, eel; without: none"
+    ):
         open_dataset(DatasetSpec("folder", root=folder), CONFIG, expected_classes=1000)
     assert open_dataset(DatasetSpec("tiny/lower"), CONFIG).classes == 26
 
@@ -478,6 +480,39 @@ def test_splits_of_other_names_are_no_classes(tmp_path):
     with pytest.raises(StorageError, match="seems to hold splits: part1, part2"):
         open_folder(tmp_path, "test")
     assert len(open_folder(tmp_path / "part2", "test")) == 3
+
+
+@pytest.mark.parametrize("names", [("Training_set", "test-images"), ("train2017", "Part A")])
+def test_splits_of_other_names_are_told_from_nested_classes(tmp_path, names):
+    """Also where there are as many splits as classes, and beside other files and folders."""
+    for split in names:
+        write_classes(tmp_path / split, {"a": 1, "b": 1})
+        (tmp_path / split / "labels.csv").touch()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / ".cache" / "x").mkdir(parents=True)
+    with pytest.raises(StorageError, match="seems to hold splits"):
+        open_dataset(DatasetSpec("folder", root=tmp_path), IMAGENET, expected_classes=2)
+    unlabelled = open_dataset(DatasetSpec("folder", root=tmp_path, labelled=False), IMAGENET)
+    assert len(unlabelled) == 4
+
+
+def test_classes_whose_pictures_lie_deeper_are_no_splits(tmp_path):
+    for label in ("cat", "dog", "owl"):
+        write_classes(tmp_path / label, {"s1": 1, "s2": 1})
+    with pytest.raises(StorageError, match="seems to hold splits: cat, dog, owl"):
+        open_folder(tmp_path)
+    by_count = open_dataset(DatasetSpec("folder", root=tmp_path), IMAGENET, expected_classes=3)
+    by_name = open_dataset(DatasetSpec("folder", root=tmp_path, class_names=("owl", "dog", "cat", "x")), IMAGENET)
+    assert by_count.take(range(6))[1].tolist() == [0, 0, 1, 1, 2, 2]
+    assert by_name.take(range(6))[1].tolist() == [2, 2, 1, 1, 0, 0] and by_name.missing == ("x",)
+
+
+def test_several_folders_of_one_split_are_told_from_each_other(tmp_path):
+    for name in ("val", "Validation", "test"):
+        write_classes(tmp_path / name, {"a": 1})
+    with pytest.raises(StorageError, match="several folders for val: val, Validation"):
+        open_folder(tmp_path, "val")
+    assert len(open_folder(tmp_path, "test")) == 1
 
 
 def cut_short(path: Path) -> None:
