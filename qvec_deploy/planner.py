@@ -22,6 +22,7 @@ from qvec_deploy.models import (
 from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.recipe.blocks import Quantize
+from qvec_deploy.recipe.class_names import ClassNames, name_classes
 from qvec_deploy.recipe.preprocessing import PreparedImages, prepare_images
 from qvec_deploy.runtimes.registry import check_lowering
 from qvec_deploy.tensors import Scheme, matrix_shape
@@ -69,6 +70,7 @@ class Plan:
     Attributes:
         sources: Label and mixing weight of every vector.
         images: How images are prepared, and who says so.
+        class_names: What the head's classes are called, and who says so.
         receiver_weights: Whether averaged (`ema`) or raw weights are taken, where the receiver's file says.
         left_aside: What the receiver's file holds beside the network.
     """
@@ -78,6 +80,7 @@ class Plan:
     tensors: tuple[TensorPlan, ...]
     sources: tuple[tuple[str, float], ...]
     images: PreparedImages
+    class_names: ClassNames
     receiver_weights: Weights | None = None
     left_aside: tuple[str, ...] = ()
 
@@ -115,7 +118,9 @@ def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str,
     architecture = describe(model, classes, recipe.receiver.model_args)
     if receiver is not None:
         check_tensors(receiver, architecture)
-    images = prepare_images(recipe, architecture, receiver.configs() if receiver is not None else ())
+    configs = receiver.configs() if receiver is not None else ()
+    images = prepare_images(recipe, architecture, configs)
+    names = name_classes(recipe, classes if receiver is not None else None, configs)
     architecture = replace(architecture, data_config=images.config)
     grid, target = recipe.quantize, recipe.target
     check_lowering(target.runtime, target.lowering, grid.bits, grid.granularity, grid.group_size)
@@ -140,7 +145,7 @@ def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str,
     mixing = recipe.vector.mixing() if recipe.vector is not None else ()
     sources = tuple(zip(used, mixing, strict=True)) if used else ()
     weights, aside = (receiver.weights, receiver.aside) if receiver is not None else (None, ())
-    return Plan(recipe, architecture, tensors, sources, images, weights, aside)
+    return Plan(recipe, architecture, tensors, sources, images, names, weights, aside)
 
 
 def _quantized(recipe: Recipe, architecture: Architecture) -> set[str]:

@@ -29,6 +29,7 @@ from qvec_deploy.bench.warnings import (
     Finding,
     accuracy_findings,
     headroom_finding,
+    image_findings,
     latency_findings,
     machine_findings,
 )
@@ -54,14 +55,22 @@ class BenchResult:
     predictions: Predictions | None
 
 
-def open_images(options: BenchOptions) -> OpenedDataset | None:
+def open_images(options: BenchOptions, progress: Progress) -> OpenedDataset | None:
     """The labelled images of a bench; None without any."""
     if options.evaluate is None:
         return None
-    evaluate = options.evaluate
-    spec = DatasetSpec(evaluate.dataset, evaluate.split, options.data_root, evaluate.limit, evaluate.class_order)
-    config = DataConfig.from_mapping(options.model.data_config)
-    return open_dataset(spec, config, expected_classes=options.model.classes)
+    evaluate, model = options.evaluate, options.model
+    spec = DatasetSpec(
+        evaluate.dataset,
+        evaluate.split,
+        options.data_root,
+        evaluate.limit,
+        evaluate.class_order,
+        model.class_names,
+    )
+    config = DataConfig.from_mapping(model.data_config)
+    with progress.stage("images", evaluate.dataset) as advance:
+        return open_dataset(spec, config, expected_classes=model.classes, advance=advance)
 
 
 def measure_engines(
@@ -92,8 +101,9 @@ def measure_engines(
         layers.fill(_candidate(c, accuracies, [batch[c.name] for batch in latencies], footprints.get(c.name), full))
         for c in entries
     )
-    findings = (*machine_findings(environment), *_findings(accuracies, latencies, entries, options))
-    report = replace(_report(options, images, environment, candidates), warnings=findings, device=layers.device)
+    findings = [*image_findings(images), *machine_findings(environment)]
+    findings += _findings(accuracies, latencies, entries, options)
+    report = replace(_report(options, images, environment, candidates), warnings=tuple(findings), device=layers.device)
     config = DataConfig.from_mapping(options.model.data_config)
     return BenchResult(report, predictions_of(accuracies, images, config) if images is not None else None)
 
@@ -128,7 +138,7 @@ def _report(
         environment=environment,
         warnings=(),
         created_by=f"qvec-deploy {version('qvec-deploy')}",
-        class_names=images.class_names if images is not None else (),
+        class_names=options.model.class_names or (images.class_names if images is not None else ()),
         preprocessing=formatting.preprocessing(options.model.data_config, options.model.preprocessing_from),
     )
 

@@ -13,11 +13,13 @@ from enum import StrEnum
 from qvec_deploy.bench import statistics
 from qvec_deploy.bench.environment import Environment, GpuState
 from qvec_deploy.bench.latency import LatencySamples
+from qvec_deploy.datasets import OpenedDataset
 
 # trtexec warns at 2.5 % for GPU time; host latency on a CPU shared with an operating system is noisier.
 NOISE_LIMIT = 0.10
 DRIFT_LIMIT = 0.05  # a drift of this size is as large as the speed-ups people argue about
 FIRST_SAMPLE_LIMIT = 2.0
+NAMED_CLASSES = 10
 HEADROOM = 0.02  # of top-1; at 4 bits the gap is about half of it, and the best vector cannot give back more
 
 
@@ -32,6 +34,11 @@ class MeasurementWarning(StrEnum):
         member._value_, member.remedy = value, remedy
         return member
 
+    FILES_LEFT_ASIDE = "files left aside", "Convert them to a picture format, or move them out of the folder."
+    CLASSES_WITHOUT_IMAGES = (
+        "classes without images",
+        "Add images of them, or read accuracy as that of the other classes.",
+    )
     BUSY_MACHINE = "busy machine", "Stop other work, wait a minute and measure again."
     FREQUENCY_NOT_FIXED = "frequency not fixed", "Set the frequency governor to performance and measure again."
     CLOCKS_NOT_LOCKED = "clocks not locked", "Lock them with `nvidia-smi --lock-gpu-clocks` and measure again."
@@ -70,6 +77,19 @@ class Finding:
     warning: MeasurementWarning
     subject: str
     detail: str
+
+
+def image_findings(images: OpenedDataset | None) -> list[Finding]:
+    """What there is to know about labelled images before their accuracy is read."""
+    if images is None:
+        return []
+    findings = [Finding(MeasurementWarning.FILES_LEFT_ASIDE, "images", remark) for remark in images.remarks]
+    if images.missing:
+        count, named = len(images.missing), ", ".join(images.missing[:NAMED_CLASSES])
+        more = f" and {count - NAMED_CLASSES:,} more" if count > NAMED_CLASSES else ""
+        detail = f"{count:,} of {images.classes:,} classes have no image: {named}{more}."
+        findings.append(Finding(MeasurementWarning.CLASSES_WITHOUT_IMAGES, "images", detail))
+    return findings
 
 
 def machine_findings(environment: Environment) -> list[Finding]:

@@ -167,7 +167,7 @@ class BuildContext:
         calibration = recipe.quantize.calibration.model_dump(mode="json")
         key = canonical_json([images, calibration, plan.architecture.data_config])
         if key not in self._images:
-            self._images[key] = activation_images(recipe, plan.architecture)
+            self._images[key] = activation_images(recipe, plan)
         return self._images[key]
 
     def weights_key(self, plan: Plan) -> dict[str, Any]:

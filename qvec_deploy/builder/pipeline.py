@@ -70,8 +70,9 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
             plan = context.plan(recipe)  # the last candidate has another method, perhaps
         check_cores(recipe.measure.cores, threads_of(recipe) if recipe.target.on_cpu else 1)
         options = bench_options(recipe, plan)
-        images = open_images(options)  # a wrong folder is refused before anything is built
-        context = replace(context, class_names=images.class_names if images is not None else ())
+        images = open_images(options, context.progress)  # a wrong folder is refused before anything is built
+        own_names = images.class_names if images is not None else ()
+        context = replace(context, class_names=plan.class_names.names or own_names)
         with context.progress.stage("coordinates", recipe.name):
             unknown = context.unknown_coordinates(plan)
         choice = _choose(recipe, plan, context)

@@ -12,7 +12,11 @@ from qvec_deploy.runtimes.registry import find_runtime
 
 
 def model_of(plan: Plan, class_names: tuple[str, ...] = ()) -> Model:
-    """What the engine takes and gives."""
+    """What the engine takes and gives.
+
+    Args:
+        class_names: Names by label, where the plan has none.
+    """
     config = {
         key: list(value) if isinstance(value, tuple) else value for key, value in plan.architecture.data_config.items()
     }
@@ -22,7 +26,7 @@ def model_of(plan: Plan, class_names: tuple[str, ...] = ()) -> Model:
         classes=plan.architecture.classes,
         input_shape=plan.architecture.input_shape,
         data_config=config,
-        class_names=class_names,
+        class_names=class_names or plan.class_names.names,
         preprocessing_from=dict(plan.images.origins),
     )
 

@@ -69,7 +69,7 @@ def bench_bundles(
     entries = _unique(entries)
     machine, progress = MachineLock.here(), progress or Progress()
     options = replace(options, baseline=entries[0].name, alone=lambda: machine.alone(progress.stage("wait")))
-    images = open_images(options)
+    images = open_images(options, progress)
     with machine.shared(progress.stage("wait")):
         return measure_engines(entries, options, images, progress).report
 

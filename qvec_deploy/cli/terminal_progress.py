@@ -19,6 +19,7 @@ _SOON_S, _REGULARLY_S = 2.0, 60.0
 """When work that goes on is told of where there are no bars."""
 TITLES = {
     "plan": "plan",
+    "images": "list the images",
     "coordinates": "compare coordinates",
     "select": "try lambdas",
     "confirm": "confirm the choice",

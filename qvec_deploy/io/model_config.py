@@ -16,8 +16,12 @@ CONFIG_FILE = "config.json"
 PREPROCESSING_FIELDS = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
 """Of preprocessing, in timm's words."""
 _MAX_CONFIG = 16 * 2**20
-_IN_SAVED = ("arch", "args", "pretrained_cfg", "config", "model_args", "hyper_parameters", "num_classes")
-_CLASSES_IN_SAVED = ("class_names", "classes", "label_names", "idx_to_class", "id2label", "class_to_idx", "label2id")
+_IN_SAVED = ("arch", "args", "pretrained_cfg", "config", "meta", "model_args", "hyper_parameters", "num_classes")
+_CLASSES_IN_SAVED = (
+    *("class_names", "classes", "CLASSES", "label_names", "classnames", "labels"),
+    *("idx_to_class", "id2label", "idx2class", "idx2label"),
+    *("class_to_idx", "label2id", "class2idx", "label2idx"),
+)
 """Entries of what training scripts save that say something about the model, and those that name its classes."""
 
 
@@ -79,29 +83,34 @@ def named_classes(value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or value is None:
         return ()
     if isinstance(value, Mapping):
-        pairs = [(_label(key), name) for key, name in value.items()]
-        if any(label is None for label, _ in pairs):
-            pairs = [(_label(label), name) for name, label in value.items()]
-        by_label = {label: str(name) for label, name in pairs if label is not None}
-        whole = len(by_label) == len(pairs) and set(by_label) == set(range(len(pairs)))
-        return tuple(by_label[label] for label in range(len(pairs))) if whole else ()
+        # Names may be numbers too: where all values are numbers and no text, they are the labels.
+        by_label = all(_label(key) is not None for key in value) and not all(isinstance(v, int) for v in value.values())
+        pairs = [(_label(key), each) if by_label else (_label(each), key) for key, each in value.items()]
+        names = {label: str(name) for label, name in pairs if label is not None}
+        whole = len(names) == len(pairs) and set(names) == set(range(len(pairs)))
+        return tuple(names[label] for label in range(len(pairs))) if whole else ()
     texts = list(value) if isinstance(value, Iterable) else []
     return tuple(texts) if all(isinstance(text, str) for text in texts) else ()
+
+
+def names_among(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The class names that one of a dict's entries gives; empty where none does."""
+    return next((found for key in _CLASSES_IN_SAVED if (found := named_classes(values.get(key)))), ())
 
 
 def _from_notes(name: str, notes: Mapping[str, Any]) -> ModelConfig | None:
     """What a training script wrote: timm's (`arch`, `args`), Lightning's, or a dict of one's own."""
     arguments = {**_dict(notes.get("hyper_parameters")), **_dict(notes.get("args"))}
-    config = {**_dict(notes.get("config")), **_dict(notes.get("pretrained_cfg"))}
+    config = {**_dict(notes.get("meta")), **_dict(notes.get("config")), **_dict(notes.get("pretrained_cfg"))}
     architecture = _text(arguments.get("model")) or _text(config.get("architecture")) or _text(notes.get("arch"))
-    names = next((found for key in _CLASSES_IN_SAVED if (found := named_classes(notes.get(key)))), ())
+    names = next((found for each in (notes, arguments, config) if (found := names_among(each))), ())
     described = ModelConfig(
         source=name,
         architecture=architecture,
         classes=_count(notes.get("num_classes")) or _count(arguments.get("num_classes")),
         args=_arguments({**_dict(arguments.get("model_kwargs")), **_dict(notes.get("model_args"))}, arguments),
         preprocessing={**_preprocessing(config), **_preprocessing(arguments)},
-        class_names=names or named_classes(config.get("label_names")),
+        class_names=names,
     )
     return described if described != ModelConfig(source=name) else None
 

@@ -41,6 +41,19 @@ def _side_or_sides(value: Any) -> Any:
     return value if isinstance(value, int) else tuple(value) * (2 if len(value) == 1 else 1)
 
 
+def _class_names(value: Any) -> Any:
+    """One refusal in place of one for every member of the union; YAML reads `0` as a number and `yes` as true."""
+    if isinstance(value, str):
+        return value
+    names = list(value) if isinstance(value, list | tuple) else []
+    wrong = [name for name in names if isinstance(name, bool) or not isinstance(name, int | str)]
+    if wrong or not names:
+        what = f"{wrong[0]!r} is no name: put it in quotes" if wrong else "give a list of names, or a file of them"
+        raise ValueError(what)
+    return tuple(map(str, names))
+
+
+Names = Annotated[str | tuple[str, ...], BeforeValidator(_class_names)]
 Sides = Annotated[int | tuple[int, int], BeforeValidator(_side_or_sides)]
 ModelArg = Annotated[int | float | bool | str | list[int], BeforeValidator(_model_arg)]
 
@@ -88,6 +101,11 @@ class Receiver(Block):
     model: str = Field(min_length=1, description="timm model name.")
     model_args: dict[str, ModelArg] = Field(
         default_factory=dict, description="Arguments for timm.create_model beyond the name, such as img_size."
+    )
+    classes: Names | None = Field(
+        default=None,
+        description="Names of the classes in the order of the head's outputs: a list, or a file: one name a line, a "
+        "line with its label behind it, or JSON. Absent: as the checkpoint or its config.json says.",
     )
     preprocessing: Preprocessing = Field(
         default=Preprocessing(),

@@ -143,6 +143,25 @@ def test_class_names_of_torchvision(attributes: dict[str, Any], names: tuple[str
     assert named(**attributes).class_names == names
 
 
+@pytest.mark.parametrize(
+    ("wanted", "names", "labels"),
+    [
+        (("c", "a", "b"), ("c", "a", "b"), [1, 2, 0]),
+        (("a", "b", "c"), ("a", "b", "c"), [0, 1, 2]),
+        (("x", "y", "z"), ("a", "b", "c"), [0, 1, 2]),  # other names for the same labels
+        ((), ("a", "b", "c"), [0, 1, 2]),
+    ],
+)
+def test_labels_of_torchvision_follow_the_names_of_the_models_classes(
+    wanted: tuple[str, ...], names: tuple[str, ...], labels: list[int]
+) -> None:
+    image = Image.new("RGB", (32, 32))
+    inner = Torchvision([(image, label) for label in range(3)])
+    inner.class_to_idx = {"a": 0, "b": 1, "c": 2}
+    data = TimmDataset(DatasetSpec("torch/x", class_names=wanted), inner, np.asarray, classes=3)
+    assert data.class_names == names and data.take([0, 1, 2])[1].tolist() == labels
+
+
 def write_images(root: Path, names: list[str]) -> Path:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -88,12 +88,32 @@ def test_metadata_of_safetensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "saved",
+    [
+        {"classes": ["x", "y"]},
+        {"class_to_idx": {"y": 1, "x": 0}},
+        {"args": argparse.Namespace(class_names=["x", "y"])},
+        {"hyper_parameters": {"id2label": {0: "x", 1: "y"}}},
+        {"meta": {"CLASSES": ("x", "y")}},
+        {"classes": 2, "config": {"label_names": ["x", "y"]}},
+    ],
+)
+def test_class_names_of_training_scripts(tmp_path: Path, saved: dict[str, Any]) -> None:
+    torch.save({**saved, "state_dict": STATE}, tmp_path / "best.pt")
+    (config,) = Checkpoint.open(tmp_path / "best.pt").configs()
+    assert config.class_names == ("x", "y")
+
+
+@pytest.mark.parametrize(
     ("value", "names"),
     [
         (["x", "y"], ("x", "y")),
         ({"0": "x", "1": "y"}, ("x", "y")),
         ({"y": 1, "x": 0}, ("x", "y")),
         ({1: "y", 0: "x"}, ("x", "y")),
+        ({"x": "0", "y": "1"}, ("x", "y")),
+        ({"0": 0, "1": 1, "10": 2, "2": 3}, ("0", "1", "10", "2")),  # class_to_idx of folders that are numbers
+        ({"0": "1", "1": "0"}, ("1", "0")),
         ({"x": 0, "y": 2}, ()),
         ({"0": "x", "00": "y"}, ()),
         (3, ()),

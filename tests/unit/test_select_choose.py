@@ -54,8 +54,8 @@ def test_copies_of_an_image_are_on_one_side_only() -> None:
 
 def test_selecting_and_confirming_images_differ(pico_recipe: Write) -> None:
     recipe = load_recipe(pico_recipe(images=IMAGES))
-    architecture = BuildContext().plan(recipe).architecture
-    select, other = (np.concatenate(selection_images(recipe, architecture, confirm=half)) for half in (False, True))
+    plan = BuildContext().plan(recipe)
+    select, other = (np.concatenate(selection_images(recipe, plan, confirm=half)) for half in (False, True))
     assert len(select) == len(other) == 20
     assert not {image.tobytes() for image in select} & {image.tobytes() for image in other}
 
@@ -78,7 +78,7 @@ def test_the_students_weights_are_those_the_engine_gets(pico_recipe: Write) -> N
     recipe = load_recipe(pico_recipe())
     context = BuildContext()
     plan, receiver, sources = context.plan(recipe), context.receiver(recipe), context.sources(recipe)
-    trial = TrialModel(plan, receiver, sources, selection_images(recipe, plan.architecture))
+    trial = TrialModel(plan, receiver, sources, selection_images(recipe, plan))
     trial.load(0.5)
     wanted = make_weights(at(plan, 0.5), receiver, sources)
     held = {name: value.numpy() for name, value in trial.model.state_dict().items()}
@@ -91,7 +91,7 @@ def test_swapping_back_to_lambda_0_leaves_nothing_behind(pico_recipe: Write) -> 
     recipe = load_recipe(pico_recipe(images=IMAGES))
     context = BuildContext()
     plan = context.plan(recipe)
-    images = selection_images(recipe, plan.architecture)
+    images = selection_images(recipe, plan)
     trial = TrialModel(plan, context.receiver(recipe), context.sources(recipe), images)
     before, floats = trial.logits(0.0), trial.float_logits()
     trial.logits(1.0)
@@ -207,7 +207,7 @@ def test_descent_never_ends_worse_than_it_started(pico_recipe: Write, tmp_path: 
     recipe = load_recipe(pico_recipe(vector={"files": files}, images=IMAGES))
     context = BuildContext()
     plan = context.plan(recipe)
-    images = selection_images(recipe, plan.architecture)
+    images = selection_images(recipe, plan)
     trial = TrialModel(plan, context.receiver(recipe), context.sources(recipe), images)
     target = trial.float_logits()
     start = (2.0, 1.0)

@@ -15,7 +15,7 @@ import numpy as np
 
 from qvec_deploy.bench.selection import Confirmed, DonorScore, Selection
 from qvec_deploy.builder.context import BuildContext
-from qvec_deploy.builder.images import open_unlabelled, selection_images
+from qvec_deploy.builder.images import open_own_images, selection_images
 from qvec_deploy.builder.select.lambda_search import search
 from qvec_deploy.builder.select.mixing_weights import descend, ridge_weights
 from qvec_deploy.builder.select.score import Float64, divergences, wrong
@@ -66,7 +66,7 @@ def choose(
     select = recipe.select
     if select is None:
         raise RecipeError(f"{recipe.name} selects nothing", hint="add `select` to the recipe")
-    images = selection_images(recipe, plan.architecture)
+    images = selection_images(recipe, plan)
     methods = recipe.methods()
     receiver, sources = context.receiver(recipe), context.sources(recipe)
 
@@ -116,7 +116,7 @@ def confirm(
         float_outputs: What the float engine gives.
     """
     recipe = choice.recipe
-    images = selection_images(recipe, plan.architecture, confirm=True)
+    images = selection_images(recipe, plan, confirm=True)
     labels = _labels(recipe, plan, confirm=True) if choice.selection.by == "labelled" else None
     target = None if labels is not None else float_outputs(images)
     confirmed: list[Confirmed] = []
@@ -166,13 +166,7 @@ def _score(recipe: Recipe, plan: Plan, select: Select, target: Float32) -> Score
 
 
 def _labels(recipe: Recipe, plan: Plan, *, confirm: bool) -> Any:
-    dataset = open_unlabelled(recipe, plan.architecture)
-    if dataset.classes != plan.architecture.classes:
-        raise RecipeError(
-            f"{dataset.name} has {dataset.classes} classes and the model's head {plan.architecture.classes}",
-            hint="select: labelled needs the head's own labels; select: label_free needs none",
-        )
-    return half_of(dataset, confirm=confirm)[1]
+    return half_of(open_own_images(recipe, plan), confirm=confirm)[1]
 
 
 def _mix(

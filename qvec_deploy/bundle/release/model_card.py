@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.summary import numbered_warnings, rows
+from qvec_deploy.bench.warnings import NAMED_CLASSES
 from qvec_deploy.bundle.manifest import LAMBDA0
 from qvec_deploy.bundle.release.container_image import PICTURES, image_name
 from qvec_deploy.bundle.release.release_subject import BOM_FILE, REQUIREMENTS_FILE, RUN_FILE, Subject
@@ -118,8 +119,10 @@ def _facts(subject: Subject) -> Iterable[tuple[str, str]]:
         f"{subject.receiver}, timm {manifest.model.name}{f' ({arguments})' if arguments else ''}",
     )
     yield "Takes", f"images of {' × '.join(map(str, manifest.model.input_shape))}, normalised as below"
-    yield "Gives", f"logits of {manifest.model.classes:,} classes"
     model = manifest.model
+    named, more = ", ".join(model.class_names[:NAMED_CLASSES]), len(model.class_names) - NAMED_CLASSES
+    named = (f": {named}" if named else "") + (f" and {more:,} more, all in manifest.json" if more > 0 else "")
+    yield "Gives", f"logits of {model.classes:,} classes{named}"
     origins = model.preprocessing_from or dict.fromkeys(
         (name for name in PREPROCESSING_FIELDS if name in model.data_config), ""
     )
@@ -146,7 +149,7 @@ def _measurements(subject: Subject) -> str:
 
 def _warnings(subject: Subject) -> str:
     """Each with its remedy, and with its reason where it is about the machine or the shipped candidate; else whom."""
-    own = (subject.shipped.candidate.name, "machine")
+    own = (subject.shipped.candidate.name, "images", "machine")
     lines = []
     for entry in numbered_warnings(subject.report):
         details = "; ".join(detail.rstrip(".") for name, detail in entry.details if name in own)
