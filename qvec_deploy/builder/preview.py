@@ -61,7 +61,7 @@ def preview(recipe: Recipe, *, offline: bool = False) -> Preview:
     files = list(_missing_files(recipe))
     plan, names = _plan_of_what_is_there(recipe, {block for block, _ in files}, offline)
     missing = [f"{block}: {path}" for block, path in files]
-    data, doubts = [], list(plan.images.doubts)
+    data, doubts = [], [*plan.images.doubts, *plan.class_names.doubts]
     for block, settings in (("evaluate", recipe.evaluate), ("images", recipe.images)):
         if settings is None:
             continue
@@ -71,6 +71,8 @@ def preview(recipe: Recipe, *, offline: bool = False) -> Preview:
                 opened = _open(recipe, plan, settings)
             except QvecError as error:
                 doubts.append(f"{block}: {error.message}; {error.hint}")
+        if opened is not None:
+            doubts += [f"{block}: {remark}" for remark in opened.remarks]
         data.append(DataPreview(block, settings, opened))
     return Preview(recipe, plan, names, tuple(data), (*missing, *_missing_here(recipe)), len(files), tuple(doubts))
 
@@ -112,7 +114,9 @@ def _open(recipe: Recipe, plan: Plan, settings: Evaluate | Images) -> OpenedData
         settings.split,
         recipe.data_path(settings.root) if settings.root is not None else None,
         settings.limit,
-        settings.class_order if isinstance(settings, Evaluate) else "natural",
+        settings.class_order if isinstance(settings, Evaluate) else None,
+        plan.class_names.names,
+        labelled=judged,
     )
     config = DataConfig.from_mapping(plan.architecture.data_config)
     return open_dataset(spec, config, expected_classes=plan.architecture.classes if judged else None)

@@ -28,6 +28,8 @@ def plan_document(found: Preview) -> dict[str, Any]:
         "recipe": recipe.name,
         "model": plan.architecture.name,
         "classes": plan.architecture.classes,
+        "class_names": list(plan.class_names.names),
+        "class_names_from": plan.class_names.source,
         "input_shape": list(plan.architecture.input_shape),
         "preprocessing": {name: plan.images.config[name] for name in plan.images.origins},
         "preprocessing_from": dict(plan.images.origins),
@@ -66,6 +68,7 @@ def _data_document(data: DataPreview) -> dict[str, Any]:
         "split": data.settings.split,
         "images": len(opened) if opened is not None else None,
         "class_names": list(opened.class_names) if opened is not None else [],
+        "without_images": list(opened.missing) if opened is not None else [],
     }
 
 
@@ -87,6 +90,7 @@ def plan_lines(found: Preview) -> Iterator[tuple[str, str]]:
     if plan.left_aside:
         yield "left aside", f"in its file: {_some(plan.left_aside)}"
     yield "images", formatting.preprocessing(plan.images.config, plan.images.origins)
+    yield "classes", _classes(found)
     yield "patch", _patch(recipe, plan)
     yield "weights", _grid(recipe, plan)
     yield "engine", _engine(recipe)
@@ -113,6 +117,25 @@ def print_tensors(plan: Plan) -> None:
         for tensor in plan.tensors
     )
     print_table(Table("", ("Tensor", "Shape", "Patched", "Grid", "Stored bytes"), rows, "llllr"))
+
+
+def _classes(found: Preview) -> str:
+    """Which class every output is of, and who says so."""
+    named, data = found.plan.class_names, next((data for data in found.data if data.block == "evaluate"), None)
+    if named.names:
+        return f"{_numbered(named.names)}; from {named.source}"
+    opened = data.opened if data is not None else None
+    if data is None or opened is None or not opened.class_names:
+        return "not named"
+    order = ""
+    if isinstance(data.settings, Evaluate) and data.settings.dataset in ("", "folder"):
+        told = {"natural": "timm's order of the folders", "plain": "torchvision's order of the folders"}
+        order = f", numbered in {told.get(data.settings.class_order or '', 'the order of the folders')}"
+    return f"{_numbered(opened.class_names)}; not named{order}"
+
+
+def _numbered(names: Sequence[str]) -> str:
+    return _some([f"{label} = {name}" for label, name in enumerate(names)])
 
 
 def _patch(recipe: Recipe, plan: Plan) -> str:
@@ -156,8 +179,8 @@ def _data(data: DataPreview) -> str:
         return f"{where}: not opened"
     if not isinstance(settings, Evaluate):
         return f"{where}: {len(opened):,} images, labels aside"
-    names = [f"{label} = {name}" for label, name in enumerate(opened.class_names)]
-    return f"{where}: {len(opened):,} images, {opened.classes:,} classes" + (f": {_some(names)}" if names else "")
+    absent = f", {len(opened.missing):,} of them without an image ({_some(opened.missing)})" if opened.missing else ""
+    return f"{where}: {len(opened):,} images, {opened.classes:,} classes{absent}"
 
 
 def _size(plan: Plan) -> str:

@@ -144,8 +144,8 @@ class _Listing:
         """Pictures of a folder and of all below it, in natural order.
 
         Args:
-            real: Where the folder is once links are followed.
-            above: Where those are that it was reached through: a link to one of them would lead round in a circle.
+            real: The folder's place once links are followed.
+            above: The places of the folders around it: a link to one of them would lead round in a circle.
         """
         pictures, folders = self._read(folder)
         above |= {real}

@@ -23,7 +23,7 @@ def _number_alone(names: Sequence[str]) -> Callable[[str], int] | None:
     """The one number in which names differ, where that is all: ten times as quick as the whole key.
 
     Args:
-        names: In plain order.
+        names: They are in plain order.
     """
     first = names[0]
     start = next((n for n, (one, other) in enumerate(zip(first, names[-1], strict=False)) if one != other), 0)

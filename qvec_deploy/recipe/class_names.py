@@ -25,7 +25,7 @@ class ClassNames:
     """The names of a head's classes.
 
     Attributes:
-        names: By label; empty where nobody says them.
+        names: The name of every label; empty where nobody says them.
         source: Who says them: the recipe, or a file by its name.
         doubts: Names that were found and are not used, a sentence each.
     """
@@ -40,7 +40,7 @@ def name_classes(recipe: Recipe, count: int | None, configs: Sequence[ModelConfi
 
     Args:
         count: Outputs of the head; None where the checkpoint is not there.
-        configs: As `Checkpoint.configs`.
+        configs: What `Checkpoint.configs` gives.
 
     Raises:
         RecipeError: The recipe's names are not as many as the head's outputs, or not all different.
