@@ -25,11 +25,23 @@ class Interval(Protocol):
 
 def three(value: float) -> str:
     """Three significant digits, never in scientific notation: 0.0123, 1.23, 12.3, 123, 1,230."""
+    return significant(value, 3)
+
+
+def significant(value: float, digits: int) -> str:
+    """So many significant digits, never in scientific notation."""
     if value == 0:
         return "0"
-    rounded = float(f"{value:.3g}")
-    digits = max(0, 2 - int(f"{rounded:e}".partition("e")[2]))
-    return signed_text(f"{rounded:,.{digits}f}")
+    rounded = float(f"{value:.{digits}g}")
+    decimals = max(0, digits - 1 - int(f"{rounded:e}".partition("e")[2]))
+    return signed_text(f"{rounded:,.{decimals}f}")
+
+
+def supported_digits(value: float, ends: Interval | None) -> int:
+    """Significant digits of a time that its interval supports: 2 or 3, and 2 without an interval."""
+    if ends is None or ends.high <= ends.low:
+        return 2 if ends is None else 3
+    return min(3, max(2, 1 + math.floor(-math.log10((ends.high - ends.low) / (2 * value)))))
 
 
 def short(value: float) -> str:
@@ -44,12 +56,17 @@ def megabytes(size_bytes: float) -> str:
 
 def percent(fraction: float, count: int) -> str:
     """A share of `count` images in percent, with the decimals that so many images support."""
-    return f"{100 * fraction:.{1 if count < 10_000 else 2}f}"
+    return f"{100 * fraction:.{_decimals(count)}f}"
 
 
 def points(fraction: float, count: int) -> str:
     """A difference of two shares in percentage points, with its sign."""
-    return signed_text(f"{100 * fraction:+.{1 if count < 10_000 else 2}f}")
+    return signed_text(f"{100 * fraction:+.{_decimals(count)}f}")
+
+
+def _decimals(count: int) -> int:
+    """As many as show the second digit of half the interval, which is at most 98 points over the root of the count."""
+    return 0 if count < 100 else 1 if count < 10_000 else 2
 
 
 def percent_interval(ends: Interval, count: int) -> str:
@@ -62,14 +79,19 @@ def points_interval(ends: Interval, count: int) -> str:
     return f"[{points(ends.low, count)}, {points(ends.high, count)}]"
 
 
-def times(ratio: float) -> str:
-    """A ratio: 1.93×."""
-    return f"{ratio:.2f}×"
+def times(ratio: float, ends: Interval | None = None) -> str:
+    """A ratio: 1.93×, or 1.9× where the interval is wider than a fifth."""
+    return f"{ratio:.{_of_ratio(ends)}f}×"
 
 
 def times_interval(ends: Interval) -> str:
     """The ends of a ratio."""
-    return f"[{ends.low:.2f}, {ends.high:.2f}]"
+    decimals = _of_ratio(ends)
+    return f"[{ends.low:.{decimals}f}, {ends.high:.{decimals}f}]"
+
+
+def _of_ratio(ends: Interval | None) -> int:
+    return 1 if ends is not None and ends.high - ends.low > 0.2 else 2
 
 
 def p_value(chance: float) -> str:

@@ -100,7 +100,7 @@ def _speed(shipped: Candidate, limit: float, report: Report) -> GateResult:
         return GateResult("min_speedup", wanted, "the baseline itself is shipped", limit <= 1)
     if entry is None or entry.speed_up is None:
         return GateResult("min_speedup", wanted, "too few samples for an interval", passed=False)
-    found = f"{formatting.times(entry.speed_up.value)} {formatting.times_interval(entry.speed_up)}"
+    found = f"{formatting.times(entry.speed_up.value, entry.speed_up)} {formatting.times_interval(entry.speed_up)}"
     if entry.disturbed:
         found += f", but {DISTURBED} ({', '.join(entry.disturbed)}): measure again"
     return GateResult("min_speedup", wanted, found, entry.speed_up.low >= limit and not entry.disturbed)

@@ -233,6 +233,9 @@ class Report:
         class_names: Names in the order of labels; empty where the dataset has none.
         device: What the roofline was drawn for; None without one.
         preprocessing: How images were prepared and who said so, a sentence.
+        images_folder: Name of the folder that the images are from; None where they are from none.
+        images_sha256: What tells the images, with their labels and preprocessing, from all others; None without images,
+            and where it is not known.
 
     Raises:
         ValueError: Candidates that do not fit together.
@@ -255,6 +258,8 @@ class Report:
     class_names: tuple[str, ...] = ()
     device: Device | None = None
     preprocessing: str = ""
+    images_folder: str | None = None
+    images_sha256: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

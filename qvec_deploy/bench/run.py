@@ -104,8 +104,11 @@ def measure_engines(
     findings = [*image_findings(images), *machine_findings(environment)]
     findings += _findings(accuracies, latencies, entries, options)
     report = replace(_report(options, images, environment, candidates), warnings=tuple(findings), device=layers.device)
-    config = DataConfig.from_mapping(options.model.data_config)
-    return BenchResult(report, predictions_of(accuracies, images, config) if images is not None else None)
+    if images is None:
+        return BenchResult(report, None)
+    predictions = predictions_of(accuracies, images, DataConfig.from_mapping(options.model.data_config))
+    folder = options.data_root.resolve().name if options.data_root is not None else None
+    return BenchResult(replace(report, images_folder=folder, images_sha256=predictions.images), predictions)
 
 
 def _load(entries: Sequence[BenchEntry], options: BenchOptions, stack: contextlib.ExitStack) -> dict[str, Session]:

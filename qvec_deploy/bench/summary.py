@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qvec_deploy import formatting
 from qvec_deploy.bench.environment import Environment
 from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.results import Candidate, ConfidenceBin, Report
@@ -25,6 +26,9 @@ from qvec_deploy.bench.warnings import MeasurementWarning, latency_findings, mac
 
 DISTURBED = "measured on a disturbed machine"
 """Said of every speed that `disturbances` finds something in."""
+
+HASH_SHOWN = 12
+"""Digits of a hash that people read."""
 
 UNSTEADY = (MeasurementWarning.WARM_UP_NOT_STABLE, MeasurementWarning.NOISY_SAMPLES, MeasurementWarning.DRIFT)
 
@@ -55,6 +59,10 @@ class LatencyRow:
     variation: float
     speed_up: Estimate | None
     disturbed: tuple[MeasurementWarning, ...]
+
+    def shown(self, value: float) -> str:
+        """A time or a rate of these samples as text, with the digits that the median's interval supports."""
+        return formatting.significant(value, formatting.supported_digits(self.median_ms, self.median_interval))
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,13 @@ def _latency_rows(candidate: Candidate, report: Report) -> tuple[LatencyRow, ...
         )
         for entry in candidate.latency
     )
+
+
+def dataset_named(report: Report) -> str:
+    """Where the images of accuracy are from: their folder or data set, split and hash."""
+    where = report.dataset if report.images_folder is None else f"{report.images_folder} ({report.dataset})"
+    digest = f", sha256 {report.images_sha256[:HASH_SHOWN]}" if report.images_sha256 is not None else ""
+    return f"{where}, split {report.split}{digest}"
 
 
 def calibration_error(bins: Sequence[ConfidenceBin]) -> float:

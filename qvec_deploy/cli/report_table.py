@@ -10,12 +10,9 @@ from qvec_deploy.cli.options import echo_document, print_table, terminal
 if TYPE_CHECKING:
     from qvec_deploy.bench.results import Report
 
-SHOWN = 2
-"""Details of a warning on the terminal; the report has all of them."""
-
 
 def print_report(report: Report, as_json: bool = False, scenarios: Collection[str] = ()) -> None:
-    """The table, latency by batch size where there are several, what was chosen, the gates and the warnings."""
+    """The decision, the table, latency by batch size where there are several, what was chosen, gates and warnings."""
     from qvec_deploy.report.report_json import to_json
 
     if as_json:
@@ -25,13 +22,16 @@ def print_report(report: Report, as_json: bool = False, scenarios: Collection[st
 
 
 def _print(report: Report, scenarios: Collection[str]) -> None:
+    from qvec_deploy.bench.decision import decide
     from qvec_deploy.bench.summary import numbered_warnings, rows
     from qvec_deploy.report.columns import batch_table, comparison_table
     from qvec_deploy.report.prose import setup
     from qvec_deploy.report.render_terminal import render_candidates, verdict_lines
     from qvec_deploy.report.timing_section import scenarios as scenario_table
 
-    console = terminal()
+    console, decision = terminal(), decide(report)
+    if decision is not None:
+        console.print(f"{decision.sentence}\n", style="bold")
     computed = rows(report)
     console.print(render_candidates(comparison_table(report, computed, on_terminal=True), report.title))
     batches = batch_table(computed)
@@ -46,9 +46,4 @@ def _print(report: Report, scenarios: Collection[str]) -> None:
     for line in verdict_lines(report):
         console.print(line)
     for doubt in numbered_warnings(report):
-        console.print(f"warning: {doubt.title}. {doubt.remedy}", style="yellow")
-        for subject, detail in doubt.details[:SHOWN]:
-            console.print(f"  {subject}: {detail}")
-        more = [subject for subject, _ in doubt.details[SHOWN:]]
-        if more:
-            console.print(f"  and {', '.join(dict.fromkeys(more))}: see the report")
+        console.print(f"warning: {doubt.title} ({len(doubt.details)}). {doubt.remedy}", style="yellow")

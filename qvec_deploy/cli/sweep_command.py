@@ -146,8 +146,9 @@ def _figures(row: SweepRow) -> list[str]:
         top1 = f"{share_cell(wilson(row.correct, row.images), row.images)}, {row.images:,}"
     if row.latency is not None:
         latency = formatting.three(row.latency.median_ms)
-        if row.latency.speed_up is not None:
-            ratio = f"{formatting.times(row.latency.speed_up.value)} {formatting.times_interval(row.latency.speed_up)}"
+        found = row.latency.speed_up
+        if found is not None:
+            ratio = f"{formatting.times(found.value, found)} {formatting.times_interval(found)}"
     size = formatting.megabytes(row.stored_bytes) if row.stored_bytes is not None else NONE
     gates = f"{row.gates}/{row.gates_asked}" if row.gates_asked else NONE
     return [top1, size, latency, ratio, gates]

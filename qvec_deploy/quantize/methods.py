@@ -75,6 +75,7 @@ class Method:
             lowest code is reached.
         scales_columns: Whether its codes are those of other weights: columns were scaled first.
         competes: Whether `select: best` tries it where a recipe names no methods.
+        meaning: What it does, for somebody who has never heard of it: a sentence, or more.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Method:
     error_feedback: bool = False
     scales_columns: bool = False
     competes: bool = False
+    meaning: str = ""
 
     @property
     def calibrated(self) -> bool:
@@ -110,14 +112,28 @@ class Method:
         return getattr(import_module(module), name)
 
 
-ROUND_TO_NEAREST = Method("rtn", "round to nearest, absmax", None, "nothing", grid="rtn")
+ROUND_TO_NEAREST = Method(
+    "rtn",
+    "round to nearest, absmax",
+    None,
+    "nothing",
+    grid="rtn",
+    meaning="Round to nearest: every weight goes to the nearest level, and the levels reach to the largest weight.",
+)
 """The default, and the method of documents that name none."""
 
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
         ROUND_TO_NEAREST,
-        Method("mse", "MSE clipping", None, "nothing", grid="mse"),
+        Method(
+            "mse",
+            "MSE clipping",
+            None,
+            "nothing",
+            grid="mse",
+            meaning="As rtn, but the levels reach only as far as makes the squared error of the weights least.",
+        ),
         Method(
             "awq",
             "AWQ",
@@ -125,6 +141,7 @@ METHODS: dict[str, Method] = {
             "inputs",
             function="qvec_deploy.quantize.calibrators:awq",
             scales_columns=True,
+            meaning="Inputs of a layer that are large on images are given more exact weights before rounding.",
         ),
         Method(
             "gptq",
@@ -134,6 +151,7 @@ METHODS: dict[str, Method] = {
             function="qvec_deploy.quantize.calibrators:gptq",
             from_moments="qvec_deploy.quantize.solver:round_for_inputs",
             error_feedback=True,
+            meaning="Weights are rounded one after another, and those that follow make up for the error on images.",
         ),
         Method(
             "gptaq",
@@ -143,6 +161,7 @@ METHODS: dict[str, Method] = {
             function="qvec_deploy.quantize.gptaq:gptaq",
             error_feedback=True,
             competes=True,
+            meaning="Asymmetric GPTQ: as gptq, but every layer aims at what the float model computes.",
         ),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
@@ -329,6 +330,12 @@ class Images(Block):
     root: str | None = Field(default=None, description="Folder of the data; needed for `folder`.")
     split: Literal["train", "val", "test"] = Field(default="val", description="Which part of the dataset.")
     limit: int = Field(default=400, ge=8, description="Use at most so many images, evenly spaced over a folder.")
+
+
+def named_images(block: Images | Calibration) -> str:
+    """Data set and split in words; images of a folder by its name, without those it lies in."""
+    where = block.dataset if block.root is None else f"{Path(block.root).name} ({block.dataset})"
+    return f"{where}, split {block.split}"
 
 
 class Select(Block):

@@ -15,6 +15,8 @@ from qvec_deploy.report.page import Table
 from qvec_deploy.report.svg import Figure
 
 MOST_CLASSES = 20  # rows of the table by class; where there are more, those that changed most
+MOST_PAYING = 3
+"""Classes that are named where it is said which pay for the bits."""
 HEIGHT = 300.0  # units
 LARGEST = 110.0  # area of the mark of a bin with every image, in square points
 SMALLEST = 5.0
@@ -69,6 +71,25 @@ def by_class(report: Report) -> Table | None:
         rest = f", {'the ' * compared}{len(some)}{' that changed most' * compared} of {len(entries)}"
     note = f"Right answers of {shown.name} among the {report.images:,} images, by the class that is right{rest}."
     return Table.of(f"By class{rest}", some, columns, note=note, folded=True)
+
+
+def class_costs(report: Report) -> tuple[str, ...]:
+    """Which classes pay for the bits, a sentence; none where classes were not counted, or nothing was quantized."""
+    shown, full = described(report), report.first("float")
+    if shown is None or full is None or shown is full or not shown.accuracy or not full.accuracy:
+        return ()
+    before = {entry.label: entry.correct for entry in full.accuracy.classes}
+    lost = {entry.label: before.get(entry.label, 0) - entry.correct for entry in shown.accuracy.classes}
+    paying = sorted((label for label, count in lost.items() if count > 0), key=lambda label: -lost[label])
+    if not paying:
+        return ("No class has fewer right answers than with float.",) if lost else ()
+    counts = {entry.label: entry for entry in shown.accuracy.classes}
+    named = ", ".join(
+        f"“{class_name(report, one.label)}” (right {before[one.label]:,} → {one.correct:,} of {one.count:,})"
+        for one in map(counts.__getitem__, paying[:MOST_PAYING])
+    )
+    rest = f"; {len(paying) - MOST_PAYING} other classes lose less" if len(paying) > MOST_PAYING else ""
+    return (f"The bits are paid for by {named}{rest}.",)
 
 
 def changes(report: Report) -> Table | None:

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Sequence
 from qvec_deploy import formatting
 from qvec_deploy.bench.environment import Environment, GpuState
 from qvec_deploy.bench.results import Report
-from qvec_deploy.bench.summary import DISTURBED, CandidateRow, LatencyRow, numbered_warnings, rows
+from qvec_deploy.bench.summary import DISTURBED, CandidateRow, LatencyRow, dataset_named, numbered_warnings, rows
 from qvec_deploy.report import accuracy_section as accuracy
-from qvec_deploy.report import prose
+from qvec_deploy.report import first_screen, prose
 from qvec_deploy.report import report_verdict as verdict
 from qvec_deploy.report import timing_section as timing
 from qvec_deploy.report.columns import batch_table, comparison_table, speed_up_cell
 from qvec_deploy.report.layer_plot import layer_errors
 from qvec_deploy.report.page import (
-    Answer,
     Beside,
     Block,
     Card,
@@ -24,7 +23,6 @@ from qvec_deploy.report.page import (
     Facts,
     HeadlineTile,
     Page,
-    Pill,
     Prose,
     Section,
 )
@@ -43,16 +41,18 @@ _OF_BATCHES = (
 def report_page(report: Report) -> Page:
     """Everything that a report says."""
     computed = rows(report)
-    images = f"{report.dataset}, {report.split}, {report.images:,} images"
+    images = f"{report.images:,} images of {dataset_named(report)}"
+    decided = report.selected is not None
     return Page(
         title=report.title,
         kicker=f"{report.recipe} · {images}" if report.images else report.recipe,
-        lead=(Prose(prose.headline(report, computed), "headline"), Prose(prose.setup(report), "setup")),
-        answer=_answer(report),
+        lead=() if decided else (Prose(prose.headline(report, computed), "headline"),),
+        answer=first_screen.answer(report),
         tiles=headline_tiles(report, computed),
+        opening=_opening(report, computed) if decided else (),
         sections=(
             Section("gates", "Gates", _given(verdict.gates(report))),
-            Section("comparison", "Comparison", (comparison(report, computed),)),
+            Section("comparison", "Comparison", (comparison(report, computed), Prose(prose.setup(report), "setup"))),
             Section("warnings", "Warnings", doubts(report)),
             Section("trade-offs", "Trade-offs", trade_offs(computed)),
             Section("accuracy", "Accuracy", _accuracy(report, computed)),
@@ -89,10 +89,9 @@ def footer(report: Report) -> str:
     )
 
 
-def _answer(report: Report) -> Answer | None:
-    if report.selected is None:
-        return None
-    return Answer(report.selected, f"ships for {report[report.selected].runtime}", Pill(*verdict.standing(report)))
+def _opening(report: Report, computed: tuple[CandidateRow, ...]) -> tuple[Block, ...]:
+    told = (*first_screen.known(report, computed), *first_screen.file_and_commands(report))
+    return (Beside(told, (first_screen.words(report),)),)
 
 
 def _accuracy(report: Report, computed: tuple[CandidateRow, ...]) -> tuple[Block, ...]:
@@ -166,12 +165,12 @@ def _latency_tile(report: Report, row: CandidateRow) -> HeadlineTile | None:
     entry = row.first_latency
     if entry is None:
         return None
-    notes = [f"median, batch {entry.batch_size}, {formatting.three(entry.images_per_s)} images/s"]
+    notes = [f"median, batch {entry.batch_size}, {entry.shown(entry.images_per_s)} images/s"]
     if not row.baseline:
         notes.append(_speed(report, row, entry))
     if entry.disturbed:
         notes.append(DISTURBED)
-    return HeadlineTile("Latency", formatting.three(entry.median_ms), "ms", tuple(notes))
+    return HeadlineTile("Latency", entry.shown(entry.median_ms), "ms", tuple(notes))
 
 
 def _speed(report: Report, row: CandidateRow, entry: LatencyRow) -> str:

@@ -23,6 +23,15 @@ def grid(candidate: Candidate) -> str:
     return f"{scheme.bits} bits, {method}, {clip}, symmetric, {candidate.levels} levels, one scale per {grain}"
 
 
+def in_short(candidate: Candidate) -> str:
+    """What was done to the weights, in the fewest words, and what they are multiplied as."""
+    if candidate.scheme is None:
+        return "not quantized"
+    patch = candidate.patch
+    added = f" + {'control' if patch.control else 'patch'}, λ = {short(patch.lam)}" if patch is not None else ""
+    return f"{candidate.method}{added}, as {candidate.lowering}"
+
+
 def mixture(candidate: Candidate) -> str:
     """What was added to the receiver, in words."""
     patch = candidate.patch

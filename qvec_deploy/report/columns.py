@@ -64,7 +64,7 @@ def comparison_table(
     return CandidateTable(
         "Comparison of candidates",
         tuple(column.heading(report) for column in shown),
-        tuple(_lines(row, [tuple(column.shown(report, row) for column in shown)]) for row in rows),
+        tuple(_lines(row, [tuple(column.shown(report, row) for column in shown)], explained=True) for row in rows),
         note,
         anchors,
     )
@@ -83,8 +83,9 @@ def batch_table(rows: Sequence[CandidateRow], note: str = "") -> CandidateTable 
     return CandidateTable("Latency by batch size", titles, tuple(lines), note)
 
 
-def _lines(row: CandidateRow, lines: Sequence[tuple[TableCell, ...]]) -> CandidateLines:
-    return CandidateLines(row.candidate.name, row.candidate.role, row.selected, row.marks, tuple(lines))
+def _lines(row: CandidateRow, lines: Sequence[tuple[TableCell, ...]], *, explained: bool = False) -> CandidateLines:
+    what = candidate_text.in_short(row.candidate) if explained else ""
+    return CandidateLines(row.candidate.name, what, row.candidate.role, row.selected, row.marks, tuple(lines))
 
 
 def estimate_values(name: str, estimate: Estimate | None) -> dict[str, Value]:
@@ -129,8 +130,8 @@ def _median_unit(report: Report) -> str:
     return f"median ms, batch {sizes[0]}" if sizes else "median ms"
 
 
-def _three(value: float | None) -> str:
-    return NONE if value is None else formatting.three(value)
+def _p90(entry: LatencyRow) -> str:
+    return NONE if entry.p90_ms is None else entry.shown(entry.p90_ms)
 
 
 def _peak(footprint: Footprint) -> str:
@@ -170,9 +171,9 @@ COLUMNS: tuple[Column, ...] = (
         _PAGE,
         lambda report, row: estimate_values("top1_minus_plain", row.deltas.get(_plain(report))),
     ),
-    Column("Latency", _median_unit, _latency(lambda entry: formatting.three(entry.median_ms)), _BOTH),
-    Column("p90", "ms", _latency(lambda entry: _three(entry.p90_ms)), _PAGE),
-    Column("Throughput", "images/s", _latency(lambda entry: formatting.three(entry.images_per_s)), _PAGE),
+    Column("Latency", _median_unit, _latency(lambda entry: entry.shown(entry.median_ms)), _BOTH),
+    Column("p90", "ms", _latency(lambda entry: _p90(entry)), _PAGE),
+    Column("Throughput", "images/s", _latency(lambda entry: entry.shown(entry.images_per_s)), _PAGE),
     Column(
         "Speed-up",
         lambda report: f"over {report.baseline}",
@@ -200,10 +201,10 @@ BATCH_COLUMNS: tuple[tuple[str, Callable[[CandidateRow, LatencyRow], str | Table
     ("Batch", lambda row, entry: str(entry.batch_size)),
     ("Samples", lambda row, entry: str(entry.samples)),
     ("Median ms", lambda row, entry: _median_interval(entry)),
-    ("p90 ms", lambda row, entry: _three(entry.p90_ms)),
+    ("p90 ms", lambda row, entry: _p90(entry)),
     ("p99 ms", lambda row, entry: _p99(entry)),
     ("CoV %", lambda row, entry: f"{100 * entry.variation:.1f}"),
-    ("Images/s", lambda row, entry: formatting.three(entry.images_per_s)),
+    ("Images/s", lambda row, entry: entry.shown(entry.images_per_s)),
     ("Speed-up", lambda row, entry: speed_up_cell(row, entry)),
 )
 """The columns of the table with a row per candidate and batch size."""
@@ -215,16 +216,16 @@ def speed_up_cell(row: CandidateRow, entry: LatencyRow | None) -> TableCell:
         return TableCell("1", "(baseline)")
     if entry is None or entry.speed_up is None:
         return TableCell(NONE)
-    return TableCell(formatting.times(entry.speed_up.value), formatting.times_interval(entry.speed_up))
+    return TableCell(formatting.times(entry.speed_up.value, entry.speed_up), formatting.times_interval(entry.speed_up))
 
 
 def _median_interval(entry: LatencyRow) -> TableCell:
     interval = entry.median_interval
-    aside = f"[{formatting.three(interval.low)}, {formatting.three(interval.high)}]" if interval else ""
-    return TableCell(formatting.three(entry.median_ms), aside)
+    aside = f"[{entry.shown(interval.low)}, {entry.shown(interval.high)}]" if interval else ""
+    return TableCell(entry.shown(entry.median_ms), aside)
 
 
 def _p99(entry: LatencyRow) -> TableCell:
     if entry.p99_ms is None:
         return TableCell(NONE, f"+{entry.missing_p99:,} samples")
-    return TableCell(formatting.three(entry.p99_ms))
+    return TableCell(entry.shown(entry.p99_ms))

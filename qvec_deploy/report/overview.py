@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.accuracy import PairedAnswers
+from qvec_deploy.bench.decision import decide
 from qvec_deploy.bench.results import Candidate, Report
 from qvec_deploy.bench.statistics import paired_difference
-from qvec_deploy.bench.summary import DISTURBED, CandidateRow, rows
+from qvec_deploy.bench.summary import DISTURBED, CandidateRow, dataset_named, rows
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.formatting import NONE
 from qvec_deploy.report import candidate_text, prose
 from qvec_deploy.report import report_verdict as verdict
 from qvec_deploy.report.build_report import comparison, doubts, footer
 from qvec_deploy.report.columns import share_cell
+from qvec_deploy.report.first_screen import STYLES
 from qvec_deploy.report.page import Answer, Block, Fold, Page, Pill, Prose, Section, Table
 from qvec_deploy.report.plots import Place, Point, scatters
 from qvec_deploy.report.svg import Figure
@@ -68,7 +70,7 @@ def overview(
             )
         shipped = next((row for row in rows(report) if row.selected), None)
         if shipped is None:
-            raise IncompatibleError(f"{name} ships no candidate", hint="report what `qvec-deploy build` has written")
+            raise IncompatibleError(f"{name} holds no candidate", hint="report what `qvec-deploy build` has written")
         standings.append(RankedBundle(name, report, shipped))
     best, *others = sorted(standings, key=_rank)
     return Overview((best, *(replace(each, against_best=paired(each.name, best.name)) for each in others)))
@@ -91,7 +93,7 @@ def headline(shown: Overview) -> str:
     if row.first_latency is not None:
         doubt = f" ({DISTURBED})" if row.first_latency.disturbed else ""
         parts.append(
-            f"{formatting.three(row.first_latency.median_ms)} ms at batch {row.first_latency.batch_size}{doubt}"
+            f"{row.first_latency.shown(row.first_latency.median_ms)} ms at batch {row.first_latency.batch_size}{doubt}"
         )
     sentence = f"{best.name} comes first: {', '.join(parts)}; {verdict.standing(best.report)[0]}."
     for pairs, why in ((True, "image by image, no clear difference"), (False, "their intervals overlap")):
@@ -132,7 +134,7 @@ def bundles_table(shown: Overview) -> Table:
     images = shown.best.report.images
     same = all(standing.name == standing.row.candidate.name for standing in shown.standings)
     columns: tuple[str, ...] = ("Bundle", f"Top-1, %, n = {images:,}", "Size, MB", "Latency, ms", "Gates", "Speed-up")
-    columns += ("Bits, stored / run time", "Patch" if same else "Ships", "Engine")
+    columns += ("Bits, stored / run time", "Patch" if same else "In the bundle", "Engine")
     rows = tuple(_cells(standing, same) for standing in shown.standings)
     note = caveat(shown)
     return Table(
@@ -149,9 +151,9 @@ def _cells(standing: RankedBundle, same: bool) -> tuple[str, ...]:
         standing.name,
         str(share_cell(row.top1, report.images)),
         formatting.megabytes(candidate.stored_bytes),
-        f"{formatting.three(entry.median_ms)} (batch {entry.batch_size})" if entry is not None else NONE,
+        f"{entry.shown(entry.median_ms)} (batch {entry.batch_size})" if entry is not None else NONE,
         verdict.standing(report)[0],
-        f"{formatting.times(ratio.value)} {formatting.times_interval(ratio)}" if ratio is not None else NONE,
+        f"{formatting.times(ratio.value, ratio)} {formatting.times_interval(ratio)}" if ratio is not None else NONE,
         candidate_text.bits(candidate),
         (_patch(candidate).removeprefix(", ") or "none") if same else candidate.name + _patch(candidate),
         f"{candidate.runtime}, {candidate.lowering}",
@@ -189,9 +191,9 @@ def overview_page(shown: Overview) -> Page:
     first = best.report
     return Page(
         title=f"{len(shown.standings)} bundles on {first.dataset}",
-        kicker=f"{first.dataset}, {first.split}, {first.images:,} images",
+        kicker=f"{first.images:,} images of {dataset_named(first)}",
         lead=(Prose(headline(shown), "headline"),),
-        answer=Answer(best.name, f"for {best.row.candidate.runtime}", Pill(*verdict.standing(first))),
+        answer=Answer(best.name, f"for {best.row.candidate.runtime} comes first", Pill(*_decision(first))),
         sections=(
             Section("bundles", "Bundles, the best first", (bundles_table(shown),)),
             Section("trade-offs", "Trade-offs", figures(shown)),
@@ -211,4 +213,10 @@ def _run(one: RankedBundle, name: str) -> Fold:
     gates = verdict.gates(report)
     blocks: list[Block] = [Prose(prose.headline(report, computed)), comparison(report, computed, anchors)]
     blocks += [gates] if gates is not None else []
-    return Fold(name, one.name, (*blocks, *doubts(report, anchors)), Pill(*verdict.standing(report)))
+    return Fold(name, one.name, (*blocks, *doubts(report, anchors)), Pill(*_decision(report)))
+
+
+def _decision(report: Report) -> tuple[str, str]:
+    """What follows for one bundle, and how it is drawn."""
+    decision = decide(report)
+    return (decision.verdict, STYLES[decision.verdict]) if decision is not None else verdict.standing(report)

@@ -38,7 +38,7 @@ class Table:
     Attributes:
         columns: Headings; the first column names what a row is about.
         alignment: `l` or `r` for every column.
-        shipped: The row of this name is what the bundle ships, or comes first; None where no row stands out.
+        shipped: The row of this name is what the bundle holds, or comes first; None where no row stands out.
         titled: Whether the title is shown; else the section's title says it.
     """
 
@@ -50,7 +50,7 @@ class Table:
     shipped: str | None = None
     note: str = ""
     folded: bool = False
-    badge: str = "ships"
+    badge: str = "in the bundle"
     titled: bool = True
 
     @classmethod
@@ -87,9 +87,14 @@ class TableCell:
 
 @dataclass(frozen=True)
 class CandidateLines:
-    """A candidate in a table, with one line of cells or several."""
+    """A candidate in a table, with one line of cells or several.
+
+    Attributes:
+        what: What it is, in a few words; empty where another table has said it.
+    """
 
     name: str
+    what: str
     role: str
     selected: bool
     marks: tuple[int, ...]
@@ -167,6 +172,14 @@ class Verbatim:
 
 
 @dataclass(frozen=True)
+class Commands:
+    """Lines for a shell."""
+
+    kind: ClassVar[str] = "commands"
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Pill:
     """A verdict in a few words.
 
@@ -198,7 +211,7 @@ class Beside:
     right: tuple[Block, ...]
 
 
-Block = Prose | Table | CandidateTable | Figure | Facts | Doubts | Cards | Points | Verbatim | Fold | Beside
+Block = Prose | Table | CandidateTable | Figure | Facts | Doubts | Cards | Points | Verbatim | Commands | Fold | Beside
 
 
 def groups(blocks: Sequence[Block]) -> Iterator[tuple[str, list[Block]]]:
@@ -229,16 +242,25 @@ class HeadlineTile:
 
 @dataclass(frozen=True)
 class Answer:
-    """The line that a reader came for: a name, what is said of it, and the verdict."""
+    """The line that a reader came for: a verdict or a name, and what is said of it.
+
+    Attributes:
+        style: `passed`, `missed` or `none`, as a pill's.
+    """
 
     name: str
     text: str
-    pill: Pill
+    pill: Pill | None = None
+    style: str = "none"
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page."""
+    """A page.
+
+    Attributes:
+        opening: Blocks after the tiles, before the first section.
+    """
 
     title: str
     kicker: str
@@ -247,6 +269,7 @@ class Page:
     footer: str
     answer: Answer | None = None
     tiles: tuple[HeadlineTile, ...] = ()
+    opening: tuple[Block, ...] = ()
 
     @property
     def shown(self) -> tuple[Section, ...]:

@@ -19,7 +19,7 @@ LABEL_PITCH = 13.0  # units between two labels
 LOG_FROM = 10.0  # ratio of largest to smallest from which a logarithmic axis shows more
 
 ORDER: tuple[Role, ...] = ("variant", "float", "ptq", "patched")  # later ones are drawn over earlier ones
-FRONT = "The line is the front of what could ship."
+FRONT = "The line is the front: nothing is better in both."
 MARKERS = {"float": "s", "ptq": "D", "patched": "o", "variant": "^"}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qvec_deploy import formatting
 from qvec_deploy.bench.results import Candidate, Report
 from qvec_deploy.bench.statistics import Estimate, speed_up
-from qvec_deploy.bench.summary import DISTURBED, CandidateRow
+from qvec_deploy.bench.summary import DISTURBED, CandidateRow, dataset_named
 from qvec_deploy.report import candidate_text
 from qvec_deploy.report import report_verdict as verdict
 
@@ -28,17 +28,29 @@ def headline(report: Report, rows: Sequence[CandidateRow]) -> str:
     row = next((row for row in rows if row.selected), None)
     if row is None:
         return _side_by_side(report, rows)
-    missed = verdict.missed(report)
+    missed, compared = verdict.missed(report), _compared(report, row)
     parts = (
         f"{row.candidate.name} {missed}." if missed else "",
         _kept(report, row),
-        _compared(report, row),
+        f"That is {compared}." if compared else "",
         _timed(report, row),
         _surpassed(report, row),
         _as_good(report, row, rows),
         *verdict.remarks(report),
     )
     return " ".join(part for part in parts if part)
+
+
+def remarkable(report: Report, row: CandidateRow, rows: Sequence[CandidateRow]) -> tuple[str, ...]:
+    """What the selected candidate is held against others, a sentence each."""
+    compared = _compared(report, row)
+    parts = (
+        f"{row.candidate.name} is {compared}." if compared else "",
+        _surpassed(report, row),
+        _as_good(report, row, rows),
+        *verdict.remarks(report),
+    )
+    return tuple(part for part in parts if part)
 
 
 def _kept(report: Report, row: CandidateRow) -> str:
@@ -62,7 +74,7 @@ def _compared(report: Report, row: CandidateRow) -> str:
         delta = row.deltas.get(other.name) if other else None
         if other is not None and delta is not None:
             parts.append(_difference(delta, other.name, report.images))
-    return f"That is {' and '.join(parts)}." if parts else ""
+    return " and ".join(parts)
 
 
 def _difference(delta: Estimate, other: str, count: int) -> str:
@@ -78,16 +90,15 @@ def _timed(report: Report, row: CandidateRow) -> str:
     if entry is None:
         return ""
     images = "One image takes" if entry.batch_size == 1 else f"A batch of {entry.batch_size} takes"
-    sentence = f"{images} {formatting.three(entry.median_ms)} ms"
+    sentence = f"{images} {entry.shown(entry.median_ms)} ms"
     ratio = entry.speed_up
     doubt = f" That was {DISTURBED} ({', '.join(entry.disturbed)})." if entry.disturbed else ""
     if row.baseline or ratio is None:
         return f"{sentence}.{doubt}"
-    compared = f"{formatting.times(ratio.value)} {formatting.times_interval(ratio)}"
+    times, interval = formatting.times(ratio.value, ratio), formatting.times_interval(ratio)
     if ratio.contains(1.0):
-        return f"{sentence}, not clearly different from {report.baseline} ({compared}).{doubt}"
-    compared = f"{formatting.times(ratio.value)} the speed of {report.baseline} {formatting.times_interval(ratio)}"
-    return f"{sentence}: {compared}.{doubt}"
+        return f"{sentence}, not clearly different from {report.baseline} ({times} {interval}).{doubt}"
+    return f"{sentence}: {times} the speed of {report.baseline} {interval}.{doubt}"
 
 
 def _surpassed(report: Report, row: CandidateRow) -> str:
@@ -133,7 +144,7 @@ def _as_good(report: Report, row: CandidateRow, rows: Sequence[CandidateRow]) ->
     accuracy = f"not clearly different in accuracy (p = {formatting.p_value(p)})" if p >= CHANCE else "more accurate"
     claims = []
     if gain is not None:
-        faster = f"{formatting.times(gain.value)} as fast {formatting.times_interval(gain)}"
+        faster = f"{formatting.times(gain.value, gain)} as fast {formatting.times_interval(gain)}"
         disturbed = any(entry.disturbed for one in (row, best) for entry in one.latency[:1])
         claims.append(f"may be {faster} (that too was {DISTURBED})" if disturbed else f"is {faster}")
     if abs(ratio - 1) > SMALLER:
@@ -169,14 +180,14 @@ def _in_short(report: Report, row: CandidateRow) -> str:
     if row.top1 is not None:
         parts.insert(0, f"{formatting.percent(row.top1.value, report.images)} % top-1")
     if row.first_latency is not None:
-        parts.append(f"{formatting.three(row.first_latency.median_ms)} ms")
+        parts.append(f"{row.first_latency.shown(row.first_latency.median_ms)} ms")
     return f"{row.candidate.name} ({', '.join(parts)})"
 
 
 def setup(report: Report) -> str:
     """What was built and what it was tried on: quantizer, levels, skip list, lambda, donors, images."""
     shown = _described(report)
-    accuracy = f"Accuracy is top-1 on {report.dataset}, split {report.split}, {report.images:,} images."
+    accuracy = f"Accuracy is top-1 on {report.images:,} images of {dataset_named(report)}."
     return (
         f"Weights of {shown.name}: {candidate_text.grid(shown)}.{_skipped(shown)} "
         f"Patch: {candidate_text.mixture(shown)}. "
@@ -265,7 +276,7 @@ def _selection_method(report: Report) -> str:
     return (
         f"{score}; a mean over images, in the tables with its standard error. PyTorch selected, with the weights that "
         "engines get; the finalists, lambda 0 of every method among them, were then scored on other images, and the "
-        "least score is shipped; a patch must be better than its own method at lambda 0 by more than one standard "
+        "least score is taken; a patch must be better than its own method at lambda 0 by more than one standard "
         "error of their difference, image by image."
     )
 

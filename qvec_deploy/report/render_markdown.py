@@ -14,9 +14,11 @@ from qvec_deploy.report.page import (
     CandidateLines,
     CandidateTable,
     Cards,
+    Commands,
     Doubts,
     Facts,
     Fold,
+    HeadlineTile,
     Page,
     Points,
     Prose,
@@ -37,8 +39,9 @@ def render_markdown(page: Page, figures_in: str) -> str:
     top = [f"# {escape(page.title)}", escape(page.kicker)]
     if page.answer is not None:
         answer = page.answer
-        top.append(f"**{escape(answer.name)}** {escape(answer.text)}: {escape(answer.pill.text)}.")
-    top += [escape(each.text) for each in page.lead]
+        pill = f" ({escape(answer.pill.text)})" if answer.pill is not None else ""
+        top.append(f"**{escape(answer.name)}** {escape(answer.text)}{pill}")
+    top += [_blocks(page.lead, figures_in), _tiles(page.tiles), _blocks(page.opening, figures_in)]
     sections = [_section(section, figures_in) for section in page.shown]
     return "\n\n".join(part for part in [*top, *sections, escape(page.footer)] if part) + "\n"
 
@@ -46,6 +49,13 @@ def render_markdown(page: Page, figures_in: str) -> str:
 def _section(section: Section, figures_in: str) -> str:
     text = _blocks(section.blocks, figures_in)
     return folded(section.title, text) if section.folded else f"## {escape(section.title)}\n\n{text}"
+
+
+def _tiles(tiles: Sequence[HeadlineTile]) -> str:
+    return "\n".join(
+        f"- **{escape(tile.term)}:** {escape(f'{tile.value} {tile.unit}')}; {escape('; '.join(tile.notes))}."
+        for tile in tiles
+    )
 
 
 def _blocks(blocks: Sequence[Block], figures_in: str) -> str:
@@ -101,9 +111,11 @@ def _facts(block: Facts) -> str:
 
 @_text.register
 def _doubts(block: Doubts) -> str:
-    return "\n".join(
-        f"{entry.number}. **{escape(entry.title.capitalize())}.** {escape(entry.remedy)}\n"
-        + "\n".join(f"   - {escape(subject)}: {escape(detail)}" for subject, detail in entry.details)
+    return "\n\n".join(
+        folded(
+            f"{entry.number}. {entry.title.capitalize()} ({len(entry.details)}). {entry.remedy}",
+            "\n".join(f"- {escape(subject)}: {escape(detail)}" for subject, detail in entry.details),
+        )
         for entry in block.entries
     )
 
@@ -128,10 +140,17 @@ def _verbatim(block: Verbatim) -> str:
     return f"{escape(block.title)}:\n\n{quoted}"
 
 
+@_text.register
+def _commands(block: Commands) -> str:
+    lines = "\n".join(block.lines)
+    return f"```bash\n{lines}\n```"
+
+
 def _name(entry: CandidateLines) -> str:
     marks = "".join(f"⁽{str(mark).translate(_SUPERSCRIPTS)}⁾" for mark in entry.marks)
     name = escape(entry.name)
-    return f"**{name}**{marks}" if entry.selected else f"{name}{marks}"
+    named = f"**{name}**{marks}" if entry.selected else f"{name}{marks}"
+    return f"{named}<br>{escape(entry.what)}" if entry.what else named
 
 
 def escape(text: str) -> str:

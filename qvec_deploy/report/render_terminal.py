@@ -16,7 +16,7 @@ STYLES = {"good": "green", "bad": "bold red", "unsure": "yellow"}
 
 
 def render_table(table: Table, styles: Mapping[str, str] | None = None) -> RichTable:
-    """A small table; the row of what ships, or comes first, in bold with a star.
+    """A small table; the row of what the bundle holds, or comes first, in bold with a star.
 
     Args:
         styles: Rich's style of a row, by its first cell.
@@ -36,7 +36,7 @@ def render_candidates(table: CandidateTable, title: str) -> RichTable:
     """A row per line of every candidate; the selected one in bold, with a star."""
     shown = _empty(title)
     if any(entry.selected for entry in table.candidates):
-        shown.caption, shown.caption_justify = Text("* what the bundle ships"), "left"
+        shown.caption, shown.caption_justify = Text("* in the bundle"), "left"
     shown.add_column("Candidate", overflow="fold")
     for name, unit in table.columns:
         shown.add_column(Text(f"{name}\n{unit}" if unit else name), justify="right")

@@ -78,7 +78,7 @@ def remarks(report: Report) -> tuple[str, ...]:
         no_better = "The patch was not clearly better" if patched else "No lambda was better than 0"
         if shipped.changed == 0:
             no_better = f"Without a patch it gives float's answer to all {selection.confirming:,} confirming images"
-        found.append(f"{no_better}: lambda 0 is shipped, without a patch.")
+        found.append(f"{no_better}: lambda 0 was taken, without a patch.")
     if selection.images.startswith(GENERATED):
         found.append("It was selected and confirmed on generated images only, on none of the receiver's task.")
     return tuple(found)
@@ -97,7 +97,7 @@ def standing(report: Report) -> tuple[str, str]:
     total, names = len(report.gates), [gate.name for gate in report.gates if not gate.passed]
     if names:
         return f"misses {len(names)} of {total} gate{'s' if total > 1 else ''}", "missed"
-    return f"within all {total} gates" if total > 1 else "within its gate", "passed"
+    return f"passes all {total} gates" if total > 1 else "passes its gate", "passed"
 
 
 def verdict_of(gate: GateResult) -> str:

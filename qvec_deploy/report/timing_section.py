@@ -106,7 +106,7 @@ def _prediction(row: CandidateRow, entry: TimePrediction, measured: LatencyRow |
         row.candidate.name,
         str(entry.batch_size),
         formatting.three(entry.ms),
-        formatting.three(measured.median_ms) if measured else formatting.NONE,
+        measured.shown(measured.median_ms) if measured else formatting.NONE,
         formatting.times(measured.median_ms / entry.ms) if measured and entry.ms > 0 else formatting.NONE,
         f"{bound} of {len(entry.layers)}",
     )

@@ -199,7 +199,7 @@ def test_an_unverified_patch_needs_a_word_and_the_card_says_so(
     assert not (tmp_path / "r").exists()
     assert run("release", finished, "--to", tmp_path / "r", "--accept-unverified", "--quiet")[0] == 0
     body = (tmp_path / "r" / "MODEL_CARD.md").read_text().split("---\n", 2)[2]
-    assert body.split("\n\n")[1].startswith("**Unverified:** the patch was tried on no image")
+    assert body.split("\n\n")[1].startswith("**Do not ship:** Unverified: the patch was tried on no image")
     assert (tmp_path / "r" / "lambda0" / "model.onnx").is_file()
     assert run("verify", tmp_path / "r")[0] == 0
 

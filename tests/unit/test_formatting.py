@@ -35,6 +35,7 @@ def test_short_numbers_lose_their_zeros():
 def test_decimals_follow_the_number_of_images():
     assert formatting.percent(0.91234, 2_700) == "91.2"
     assert formatting.percent(0.91234, 50_000) == "91.23"
+    assert formatting.percent(0.91234, 40) == "91"
     assert formatting.points(-0.0125, 2_700) == "−1.2"
     assert formatting.points(0.0125, 50_000) == "+1.25"
 
@@ -44,7 +45,9 @@ def test_intervals():
     assert formatting.percent_interval(Estimate(0.1, 0.05, 0.25), 100) == "[5.0, 25.0]"
     assert formatting.points_interval(estimate, 100) == "[−5.0, +25.0]"
     assert formatting.times(1.934) == "1.93×"
-    assert formatting.times_interval(Estimate(2, 1.5, 2.5)) == "[1.50, 2.50]"
+    assert formatting.times_interval(Estimate(2, 1.95, 2.05)) == "[1.95, 2.05]"
+    assert formatting.times_interval(Estimate(2, 1.5, 2.5)) == "[1.5, 2.5]"
+    assert formatting.times(1.934, Estimate(1.934, 1.5, 2.5)) == "1.9×"
 
 
 @pytest.mark.parametrize(

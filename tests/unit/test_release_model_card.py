@@ -76,7 +76,7 @@ def test_folders_of_the_machine_are_not_published() -> None:
 def test_an_unverified_patch_is_said_before_anything_else() -> None:
     card = model_card(subject(unverified="the patch was tried on no image of the receiver's task"))
     first = card.split("---\n", 2)[2].split("\n\n")[1]
-    assert first == "**Unverified:** the patch was tried on no image of the receiver's task."
+    assert first == "**Do not ship:** Unverified: the patch was tried on no image of the receiver's task."
     assert "The patch is unverified" in card.partition("## Use and limits")[2]
     assert "nverified" not in model_card(subject())
 

@@ -10,7 +10,7 @@ import pytest
 from report_example import example_report, gpu_report, selecting_report
 from shown import html_of
 
-from qvec_deploy.bench.summary import rows
+from qvec_deploy.bench.summary import numbered_warnings, rows
 from qvec_deploy.report.build_report import headline_tiles
 from qvec_deploy.report.render_html import unbroken
 
@@ -183,8 +183,8 @@ def test_numbers_keep_their_units_and_intervals_their_ends_on_one_line():
 
 def test_a_missed_gate_stands_out(text):
     assert text.count('<strong class="bad">MISSED</strong>') == 1
-    assert "gptaq misses 1 of 4 gates: max_top1_drop." in text
-    assert '<p class="chosen important">The patch was not clearly better: lambda 0 is shipped' in text
+    assert "gptaq misses 1 of 4 gates: max_top1_drop (wanted" in text
+    assert '<p class="chosen important">The patch was not clearly better: lambda 0 was taken' in text
 
 
 def test_names_break_after_underscores_and_stay_escaped():
@@ -220,6 +220,18 @@ def test_terms_of_parts_are_left_out_without_parts(text):
 
 
 def test_the_answer_is_on_top(text):
-    assert re.search(
-        r"<b>gptaq</b> ships for onnxruntime-cpu <span class=\"pill missed\">misses 1 of 4 gates</span>", text
-    )
+    assert re.search(r'<p class="answer"><b class="missed">Do not ship:</b> gptaq misses 1 of 4 gates', text)
+
+
+@pytest.mark.parametrize(("selected", "said"), [("mean", "You decide:"), (None, None)])
+def test_what_no_gate_judged_is_never_said_to_ship(selected, said):
+    text = html_of(example_report(selected=selected))
+    assert (said is None) == ('class="answer"' not in text)
+    assert not re.search(r"ships|within|passes", unescape(re.sub(r"<style>.*?</style>|<[^>]+>", "", text, flags=re.S)))
+
+
+def test_a_doubt_is_one_line_with_its_count(text, report):
+    summaries = re.findall(r'<li id="warning-\d+">\n<details>\n<summary>(.*?)</summary>', text)
+    counts = [len(entry.details) for entry in numbered_warnings(report)]
+    assert [int(re.search(r"</strong> \((\d+)\)\.", line)[1]) for line in summaries] == counts
+    assert f"{len(counts)} doubts about these numbers:" in text

@@ -57,14 +57,14 @@ def test_what_pytorch_confirmed_is_said_to_be():
 
 def test_a_patch_that_was_no_better_is_said_to_be():
     assert verdict.remarks(selecting_report()) == (
-        "The patch was not clearly better: lambda 0 is shipped, without a patch.",
+        "The patch was not clearly better: lambda 0 was taken, without a patch.",
     )
 
 
 def test_no_lambda_better_than_0_is_another_finding():
     confirmed = tuple(entry for entry in SELECTION.confirmed if entry.name != "mean")
     report = selecting(selecting_report(), confirmed=confirmed)
-    assert verdict.remarks(report) == ("No lambda was better than 0: lambda 0 is shipped, without a patch.",)
+    assert verdict.remarks(report) == ("No lambda was better than 0: lambda 0 was taken, without a patch.",)
     assert "against 0.540 ± 0.042 nats of ptq_mse (λ = 0)" in verdict.chosen(report)
     alone = selecting(report, confirmed=(confirmed[1],))
     assert verdict.chosen(alone).endswith("divergence 0.060 ± 0.010 nats; ± is one standard error.")
@@ -120,7 +120,7 @@ def test_missed_gates_are_counted_and_named():
 def test_the_console_marks_the_selected_row_in_text():
     lines = printed(selecting_report()).splitlines()
     assert [line.split()[0] for line in lines if line.split()[1:2] == ["*"]] == ["gptaq"]
-    assert "* what the bundle ships" in printed(selecting_report())
+    assert "* in the bundle" in printed(selecting_report())
     assert "*" not in printed(example_report(selected=None))
 
 
@@ -129,7 +129,7 @@ def test_the_console_says_how_it_was_selected_and_which_gates_are_missed():
     start = next(index for index, line in enumerate(lines) if line.startswith("selected: "))
     assert lines[start].startswith("selected: gptaq (λ = 0), label-free over 3 methods, on 200 images of eurosat")
     assert lines[start + 1 :] == [
-        "note: The patch was not clearly better: lambda 0 is shipped, without a patch.",
+        "note: The patch was not clearly better: lambda 0 was taken, without a patch.",
         "gate beats lambda0: passed; wanted more right answers than lambda0 at level 0.05, "
         "found lambda0 itself is shipped",
         "gate beats ptq: passed; wanted more right answers than ptq at level 0.05, "

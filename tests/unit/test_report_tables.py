@@ -83,7 +83,7 @@ def test_of_many_classes_those_that_changed_most_are_shown(report):
     assert len(listing.rows) == accuracy.MOST_CLASSES
     assert listing.title == "By class, the 20 that changed most of 30"
     drops = [cells[-1] for cells in listing.rows]
-    assert drops[:4] == ["−13.3"] * 4 and "+0.0" not in drops
+    assert drops[:4] == ["−13"] * 4 and "+0" not in drops
     assert listing.rows[0][0] == "class 6"
 
 

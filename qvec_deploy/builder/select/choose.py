@@ -25,7 +25,7 @@ from qvec_deploy.datasets.splits import half_of
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.planner import Plan
 from qvec_deploy.progress import Advance
-from qvec_deploy.recipe import Recipe, Select
+from qvec_deploy.recipe import Recipe, Select, named_images
 from qvec_deploy.tensors import Float32
 
 Score = Callable[[Float32], Float64]
@@ -92,7 +92,7 @@ def choose(
     resolved = recipe.resolved(curves[0].best, weights if select.donors != "given" else None)
     selection = Selection(
         by=select.by,
-        images=recipe.images.dataset if recipe.images is not None else GENERATED,
+        images=named_images(recipe.images) if recipe.images is not None else GENERATED,
         selecting=len(target),
         confirming=0,
         on="",

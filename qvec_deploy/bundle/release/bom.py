@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.bench.statistics import Estimate
-from qvec_deploy.bench.summary import LatencyRow, rows
+from qvec_deploy.bench.summary import LatencyRow, dataset_named, rows
 from qvec_deploy.bundle.manifest import FileEntry
 from qvec_deploy.bundle.release.release_subject import Subject
 from qvec_deploy.report import candidate_text, prose
@@ -162,7 +162,7 @@ def _model_card(subject: Subject) -> dict[str, Any]:
 def _metrics(subject: Subject) -> Iterator[dict[str, Any]]:
     """What was measured on the shipped engine, in full precision."""
     report, shipped = subject.report, subject.shipped
-    images = f"{report.dataset}, split {report.split}, {report.images:,} images"
+    images = f"{dataset_named(report)}, {report.images:,} images"
     if shipped.top1 is not None:
         yield _metric("top-1 accuracy", shipped.top1, images)
     for other, delta in sorted(shipped.deltas.items()):

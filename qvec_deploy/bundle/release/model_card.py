@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from qvec_deploy import formatting
+from qvec_deploy.bench.decision import Decision, decide
 from qvec_deploy.bench.summary import numbered_warnings, rows
 from qvec_deploy.bench.warnings import NAMED_CLASSES
 from qvec_deploy.bundle.manifest import LAMBDA0
@@ -33,11 +34,10 @@ def model_card(subject: Subject) -> str:
     base model is named: nobody has said which.
     """
     manifest, report = subject.manifest, subject.report
-    doubt = f"**Unverified:** {escape(manifest.unverified)}." if manifest.unverified is not None else ""
     sections = [
         f"---\n{dump_yaml(_front_matter(subject))}---",
         f"# {escape(manifest.name)}",
-        doubt,
+        _decision(subject),
         _quick_start(subject),
         escape(prose.headline(report, rows(report))),
         "## What it is",
@@ -66,6 +66,13 @@ def model_card(subject: Subject) -> str:
         f"Written by {escape(report.created_by)} from the bundle of {manifest.created}.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _decision(subject: Subject) -> str:
+    decision, reason = decide(subject.report), subject.manifest.unverified
+    if reason is not None:
+        decision = Decision("do not ship", (f"Unverified: {reason}.",))
+    return f"**{decision.verdict.capitalize()}:** {escape(' '.join(decision.reasons))}" if decision is not None else ""
 
 
 def _front_matter(subject: Subject) -> dict[str, object]:

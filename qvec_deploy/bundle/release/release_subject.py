@@ -7,14 +7,14 @@ from pathlib import Path
 
 from qvec_deploy.bench.gates import judge
 from qvec_deploy.bench.results import Report
-from qvec_deploy.bench.summary import CandidateRow, rows
+from qvec_deploy.bench.summary import CandidateRow, dataset_named, rows
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import Manifest
 from qvec_deploy.bundle.write import unverified
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import GateError, IntegrityError, RecipeError
 from qvec_deploy.io.files import canonical_json, sha256_bytes, storage_errors
-from qvec_deploy.recipe import FLOAT_BITS, Recipe
+from qvec_deploy.recipe import FLOAT_BITS, Recipe, named_images
 from qvec_deploy.report.report_json import from_json
 from qvec_deploy.runtimes.registry import find_runtime
 
@@ -82,19 +82,19 @@ class Subject:
         """Image sets that the build looked at: name, and what for."""
         recipe, found = self.recipe, []
         images, calibration = recipe.images, recipe.quantize.calibration
-        own = f"{images.dataset}, split {images.split}" if images is not None else "images that the tool generated"
+        own = named_images(images) if images is not None else "images that the tool generated"
         selection = self.manifest.selection
         if selection is not None:
             counts = f"selection, {selection.selecting:,} images, and its confirmation, {selection.confirming:,} others"
             found.append((own, counts))
         if recipe.quantize.calibrated and calibration.on != "moments":
-            other = f"{calibration.dataset}, split {calibration.split}" if calibration.on == "dataset" else own
+            other = named_images(calibration) if calibration.on == "dataset" else own
             generated = "images that the tool generated"
             name = generated if calibration.on == "generated" else other
             found.append((name, f"calibration, at most {calibration.count:,} images"))
         if self.report.images:
             report = self.report
-            found.append((f"{report.dataset}, split {report.split}", f"evaluation, {report.images:,} images"))
+            found.append((dataset_named(report), f"evaluation, {report.images:,} images"))
         return tuple(found)
 
     def limits(self) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class Subject:
         if manifest.unverified is not None:
             found.append(f"The patch is unverified: {manifest.unverified}. This was accepted when it was released.")
         if report.images:
-            found.append(f"Accuracy is known for {report.images:,} images of {report.dataset}, split {report.split}.")
+            found.append(f"Accuracy is known for {report.images:,} images of {dataset_named(report)}.")
         else:
             found.append("Accuracy was not measured.")
         if manifest.selection is not None and manifest.selection.images.startswith(GENERATED):
