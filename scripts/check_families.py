@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
+import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
@@ -32,13 +32,17 @@ from qvec_deploy.errors import QvecError
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.files import write_bytes
 from qvec_deploy.models import create
+from qvec_deploy.quantize import modelopt
 from qvec_deploy.recipe import load_recipe
+from qvec_deploy.runtimes.graph import export
 from qvec_deploy.runtimes.registry import find_runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "scripts" / "families.record.json"
+IMPORTED = (modelopt, export)
 RUNTIME = find_runtime("onnxruntime")
 CLASSES, BITS = 10, 3
+PROCESSES = multiprocessing.get_context("fork")  # what takes long to import is imported once
 
 
 def random_state(family: Family) -> dict[str, np.ndarray]:
@@ -81,50 +85,81 @@ def try_family(name: str, folder: Path) -> dict[str, Any]:
         )
     )
     context = BuildContext(offline=True, cache=Cache(folder / "cache"))
-    row: dict[str, Any] = {"model": family.model, "args": family.args}
-    try:
-        plan = context.plan(load_recipe(recipe, _settings(RUNTIME.baseline.name)))
-        row["input"] = list(plan.architecture.input_shape)
-        plan = context.plan(load_recipe(recipe, _settings("int4")))
-    except QvecError as error:
-        return {**row, "refused": error.message}
-    row["quantized"] = len(plan.quantized)
-    row["share"] = round(sum(t.size for t in plan.quantized) / sum(t.size for t in plan.tensors), 3)
-    row["lowerings"] = {}
-    for lowering in RUNTIME.lowerings:
-        built = build_candidate(load_recipe(recipe, _settings(lowering.name)), context)
+
+    def build(lowering: str, *, convolutions: bool = False) -> float:
+        built = build_candidate(load_recipe(recipe, _settings(lowering, convolutions)), context)
         if built.parity is None:
             raise RuntimeError(built.missing)
-        row["lowerings"][lowering.name] = float(f"{built.parity.relative_error:.1e}")
+        return float(f"{built.parity.relative_error:.1e}")
+
+    baseline, *lowerings = (lowering.name for lowering in RUNTIME.lowerings)
+    try:
+        plan = context.plan(load_recipe(recipe, _settings(baseline)))
+    except QvecError as error:
+        return {"refused": error.message}
+    row: dict[str, Any] = {"input": list(plan.architecture.input_shape), "float": build(baseline)}
+    for part, convolutions in (("linears", False), ("convolutions", True)):
+        if convolutions and not plan.architecture.convolutions:
+            continue
+        try:
+            quantized = context.plan(load_recipe(recipe, _settings(lowerings[0], convolutions)))
+        except QvecError as error:
+            row[part] = {"refused": error.message}
+            continue
+        share = sum(t.size for t in quantized.quantized) / sum(t.size for t in quantized.tensors)
+        errors = {lowering: build(lowering, convolutions=convolutions) for lowering in lowerings}
+        row[part] = {"tensors": len(quantized.quantized), "share": round(share, 3), **errors}
     return row
 
 
-def _settings(lowering: str) -> list[str]:
+def _settings(lowering: str, convolutions: bool = False) -> list[str]:
     bits = RUNTIME.float_bits if lowering == RUNTIME.baseline.name else BITS
-    return [f"quantize.bits={bits}", f"target.lowering={lowering}"]
+    filters = str(convolutions).lower()
+    return [
+        f"quantize.bits={bits}",
+        f"quantize.convolutions={filters}",
+        f"target.lowering={lowering}",
+        "target.threads=1",
+    ]
 
 
 def try_apart(name: str, seconds: float) -> dict[str, Any]:
     """The same in a process of its own; what it dies of is told."""
-    command = [sys.executable, __file__, "--child", name]
+    receive, send = PROCESSES.Pipe(duplex=False)
+    child = PROCESSES.Process(target=_answer, args=(name, send), daemon=True)
     started = time.monotonic()
+    child.start()
+    send.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return {**vars(FAMILIES[name]), "failed": f"it took more than {seconds:g} s"}
-    if done.returncode:
-        return {**vars(FAMILIES[name]), "failed": (done.stderr.strip() or "killed").splitlines()[-1]}
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**row, "seconds": round(time.monotonic() - started)}
+        row = receive.recv() if receive.poll(seconds) else {"failed": f"it took more than {seconds:g} s"}
+    except EOFError:
+        row = {"failed": "its process died"}
+    child.kill()
+    child.join()
+    return {**vars(FAMILIES[name]), **row, "seconds": round(time.monotonic() - started)}
+
+
+def _answer(name: str, send: Any) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        with TemporaryDirectory() as folder:
+            send.send(try_family(name, Path(folder)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+        send.send({"failed": f"{type(error).__name__}: {error}".splitlines()[0]})
 
 
 def show(name: str, row: dict[str, Any]) -> None:
-    """One line."""
+    """A line or two."""
     if "refused" in row or "failed" in row:
         print(f"{name:24} {'refused' if 'refused' in row else 'FAILED'}: {row.get('refused', row.get('failed'))}")
     else:
-        errors = "  ".join(f"{lowering} {error:.0e}" for lowering, error in row["lowerings"].items())
-        print(f"{name:24} {row['quantized']:3} tensors, {row['share']:4.0%} of weights on the grid; {errors}")
+        print(f"{name:24} float {row['float']:.0e}, {row['seconds']} s")
+        for part in ("linears", "convolutions"):
+            found = row.get(part, {"refused": "there are none"})
+            told = f"refused: {found['refused']}" if "refused" in found else json.dumps(found)[1:-1]
+            print(f"{part:>24} {told}")
     sys.stdout.flush()
 
 
@@ -134,12 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=FAMILIES, metavar="NAME", help="a family; repeatable")
     parser.add_argument("--output", type=Path, default=RECORD, help="the record; what is not tried stays in it")
     parser.add_argument("--seconds", type=float, default=600, help="time limit of one family")
-    parser.add_argument("--child", choices=FAMILIES, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.child:
-        with TemporaryDirectory() as folder:
-            print(json.dumps(try_family(options.child, Path(folder))))
-        return 0
     kept = json.loads(options.output.read_text())["families"] if options.output.exists() else {}
     found: dict[str, Any] = {name: row for name, row in kept.items() if name in FAMILIES}
     for name in options.only or FAMILIES:

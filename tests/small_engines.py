@@ -10,7 +10,7 @@ from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 from shared import export_once
 
 from qvec_deploy.bench.parity import parity_images, reference_logits
-from qvec_deploy.models import create, describe, is_skipped
+from qvec_deploy.models import create, describe
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
@@ -19,7 +19,7 @@ from qvec_deploy.runtimes.graph.stored import attach_weights
 from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_session import OnnxRuntimeCuda
 from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda
 from qvec_deploy.runtimes.torch_cuda.torch_structure import write_structure
-from qvec_deploy.tensors import Scheme
+from qvec_deploy.tensors import Scheme, matrix_shape
 
 WIDE_ARGS = {**PICO_ARGS, "embed_dim": 256, "depth": 1, "num_heads": 4}
 """A model all of whose packed Linears have a shape that tensor cores' layout takes."""
@@ -35,6 +35,7 @@ def write_engine(
     *,
     graph: bool = False,
     factors: bool = False,
+    convolutions: bool = False,
 ) -> np.ndarray:
     """Fill a directory, and return PyTorch's logits (2, classes) on the parity images.
 
@@ -43,10 +44,12 @@ def write_engine(
         scheme: Of the packed Linears; None keeps all of them float.
         args: Of the model.
         graph: Write model.onnx too, which takes a second.
+        convolutions: Pack the patch embedding's filters too.
         factors: Give every second packed Linear an input scale, as AWQ does.
     """
     architecture = describe(PICO_MODEL, PICO_CLASSES, args)
     generator = np.random.default_rng(0)
+    packed = architecture.quantized(SKIP, convolutions=convolutions)
     layout, values = {}, {}
     for name, tensor in create(PICO_MODEL, PICO_CLASSES, args).state_dict().items():
         value = tensor.numpy()
@@ -55,9 +58,10 @@ def write_engine(
         elif name.endswith("bias"):
             value = generator.normal(0, 0.1, value.shape).astype(np.float32)
         path = name.removesuffix(".weight")
-        quantized = scheme is not None and path in architecture.linears and not is_skipped(path, SKIP)
+        quantized = scheme is not None and path in packed and name.endswith(".weight")
         layout[name] = Entry(value.shape, scheme if quantized else None)
-        values[name] = pack(quantize(value, scheme)) if quantized and scheme is not None else value
+        matrix = value.reshape(matrix_shape(value.shape)) if quantized else value
+        values[name] = pack(quantize(matrix, scheme)) if quantized and scheme is not None else value
         if quantized and factors and (path.endswith(("proj", "fc2"))):
             factor = generator.uniform(0.5, 2, value.shape[1]).astype(np.float32)
             layout[f"{path}.input_scale"], values[f"{path}.input_scale"] = Entry(factor.shape), factor
