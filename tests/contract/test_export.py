@@ -11,7 +11,7 @@ import pytest
 from shared import export_once
 
 from qvec_deploy.bench.parity import check_parity, parity_images, reference_logits
-from qvec_deploy.models import create, describe, is_skipped
+from qvec_deploy.models import create, describe
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
@@ -35,6 +35,27 @@ MODELS = {
         "deit3_small_patch16_224",
         {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
     ),
+    "deit, two heads": (
+        "deit_tiny_distilled_patch16_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    ),
+    "beit, bias beside its Linear": (
+        "beit_base_patch16_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    ),
+    "eva02, rotary positions": (
+        "eva02_tiny_patch14_224",
+        {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    ),
+    "swinv2": (
+        "swinv2_tiny_window8_256",
+        {"img_size": 32, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+    ),
+    "sam, attention of three dimensions": (
+        "samvit_base_patch16_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    ),
+    "xcit, BatchNorm": ("xcit_nano_12_p16_224", {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}),
     "swin, masks and relative positions": (
         "swin_tiny_patch4_window7_224",
         {"img_size": 56, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 7},
@@ -57,15 +78,15 @@ def test_parity_with_pytorch(tmp_path: Path, family: str, bits: int | None) -> N
 
     name, args = MODELS[family]
     torch.manual_seed(0)
-    model = create(name, 10, args)  # type: ignore[arg-type]
+    model, architecture = create(name, 10, args), describe(name, 10, args)  # type: ignore[arg-type]
     generator = np.random.default_rng(0)
     state = {}
-    for key, value in model.state_dict().items():
+    for key in architecture.shapes:  # not BatchNorm's counters
+        value = model.state_dict()[key]
         noise = generator.normal(0, 0.1, value.shape)  # no tensor may stay zero, or a lost one would not show
         state[key] = (value.numpy() + noise).astype(np.float32)
-    architecture = describe(name, 10, args)  # type: ignore[arg-type]
     scheme = Scheme(bits, "channel") if bits else None
-    quantized = {f"{linear}.weight" for linear in architecture.linears if not is_skipped(linear, ("head",))}
+    quantized = {f"{linear}.weight" for linear in architecture.quantized(("head",))}
     schemes = {key: scheme if key in quantized else None for key in architecture.shapes}
     layout = {key: Entry(shape, schemes[key]) for key, shape in architecture.shapes.items()}
     tensors = [(key, pack(quantize(value, schemes[key])) if schemes[key] else value) for key, value in state.items()]
