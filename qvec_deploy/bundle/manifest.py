@@ -96,8 +96,9 @@ class Manifest(ManifestPart):
     """Everything a bundle says about itself.
 
     `receiver_weights` is `ema` or `raw` where the receiver's file had both or said so. `unverified` says why nobody
-    knows whether the patch helps; null where images have shown it. `interface` and `receiver_weights` came with
-    version 1.2.
+    knows whether the patch helps; null where images have shown it. `recipe_folder` is what relative paths of the recipe
+    start from, where the bundle was built; releases have none. `interface`, `receiver_weights` and `recipe_folder` came
+    with version 1.2.
     """
 
     format: str = FORMAT
@@ -110,6 +111,7 @@ class Manifest(ManifestPart):
     engine: Engine
     interface: Interface | None = None
     receiver_weights: str | None = None
+    recipe_folder: str | None = None
     lam: float
     vectors: tuple[PatchVector, ...]
     control: str | None

@@ -65,7 +65,9 @@ def bench_bundles(
         profile=profile,
     )
     if options.data_root is not None and not options.data_root.is_dir():
-        raise StorageError(f"{options.data_root}: no such folder", hint="name the images' folder with --data")
+        raise StorageError(
+            f"{options.data_root}: no such folder", hint="name the folder with --data; `bench --no-accuracy` needs none"
+        )
     entries = _unique(entries)
     machine, progress = MachineLock.here(), progress or Progress()
     options = replace(options, baseline=entries[0].name, alone=lambda: machine.alone(progress.stage("wait")))

@@ -109,6 +109,7 @@ def write_bundle(staging: Path, contents: BundleContents) -> None:
         ),
         interface=interface_of(own.plan),
         receiver_weights=own.plan.receiver_weights,
+        recipe_folder=str(contents.recipe.folder.resolve()),
         lam=candidate.patch_scale,
         vectors=tuple(PatchVector(name=name, weight=weight) for name, weight in own.plan.sources),
         control=own.control,

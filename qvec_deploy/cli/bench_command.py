@@ -9,6 +9,7 @@ import click
 
 from qvec_deploy.cli import options
 from qvec_deploy.cli.report_table import print_report
+from qvec_deploy.errors import RecipeError
 
 
 def _cores(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -47,6 +48,7 @@ def _cores(context: click.Context, parameter: click.Parameter, text: str | None)
     help="MLPerf's scenario; repeatable.",
 )
 @options.data_option
+@click.option("--no-accuracy", is_flag=True, help="Measure latency, memory and size only; no image is opened.")
 @click.option("-o", "--output", type=options.PATH, help="Write the report into this directory.")
 @options.quiet_option
 @options.json_option
@@ -56,6 +58,7 @@ def bench(
     cores: tuple[int, ...] | None,
     l2: str | None,
     scenarios: tuple[str, ...],
+    no_accuracy: bool,
     output: Path | None,
     quiet: bool,
     as_json: bool,
@@ -66,6 +69,8 @@ def bench(
     from qvec_deploy.io.files import require_report_folder
     from qvec_deploy.report.write_report import write_report, write_tables
 
+    if no_accuracy and settings["data_root"] is not None:
+        raise RecipeError("--data names images, and --no-accuracy wants none", hint="leave one of them out")
     if output is not None:
         require_report_folder(output)
     asked: dict[str, Any] = {
@@ -76,6 +81,7 @@ def bench(
     }
     report = bench_bundles(
         bundles,
+        evaluate=not no_accuracy,
         measure={name: value for name, value in asked.items() if value is not None},
         progress=options.progress_shown(quiet or as_json),
         **settings,

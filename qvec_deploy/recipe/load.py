@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, ...
     recipes = []
     for differs, made in expand(values, str(path), places):
         try:
-            recipes.append(validate(made, path.parent, str(path), places))
+            recipes.append(validate(made, _starts_from(path), str(path), places))
         except RecipeError as error:
             if differs is None:
                 raise
@@ -52,6 +53,18 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, ...
     if twice is not None:
         raise RecipeError(f"{path}: its matrix makes two recipes called {twice}", hint="use other values")
     return tuple(recipes)
+
+
+def _starts_from(path: Path) -> Path:
+    """What relative paths start from: the recipe's folder, or in a bundle that of the recipe that it was built from.
+
+    A manifest names that folder; where it is not there, and in releases, which name none, it is the bundle.
+    """
+    try:
+        named = json.loads((path.parent / "manifest.json").read_bytes())["recipe_folder"]
+        return Path(named) if Path(named).is_dir() else path.parent
+    except (OSError, ValueError, KeyError, TypeError):
+        return path.parent
 
 
 def recipe_schema() -> dict[str, Any]:

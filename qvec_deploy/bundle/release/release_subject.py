@@ -139,9 +139,9 @@ def is_release(manifest: Manifest) -> bool:
 
 
 def without_own_files(manifest: Manifest) -> Manifest:
-    """The manifest that a release was made from."""
+    """The manifest that a release was made from, without the folder of the machine that it was built on."""
     files = {name: entry for name, entry in manifest.files.items() if name not in OWN_FILES}
-    return manifest.model_copy(update={"files": files})
+    return manifest.model_copy(update={"files": files, "recipe_folder": None})
 
 
 def read_subject(bundle: Bundle) -> Subject:
