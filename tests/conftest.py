@@ -148,6 +148,8 @@ def pico_recipe(tmp_path: Path, pico_folder: Path) -> Callable[..., Path]:
             for parent in parents:
                 block = block.setdefault(parent, {})
             block[last] = value
+        if values.get("evaluate") is not None:  # the pico model guesses
+            values["evaluate"] = {"accept_float": True, **values["evaluate"]}
         path = tmp_path / "pico.yaml"
         path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         return path

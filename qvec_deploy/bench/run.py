@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from qvec_deploy import formatting
-from qvec_deploy.bench.accuracy import Accuracy, compare
+from qvec_deploy.bench.accuracy import Accuracy, Answered, compare
 from qvec_deploy.bench.entries import BenchEntry, BenchOptions
 from qvec_deploy.bench.environment import Environment, capture_environment, complete_environment
 from qvec_deploy.bench.evaluation import answers_of, measure_answers
@@ -23,6 +23,7 @@ from qvec_deploy.bench.layers import NO_LAYERS, measure_layers
 from qvec_deploy.bench.parity import check_parity, read_reference
 from qvec_deploy.bench.pinned_cores import pinned_to_cores
 from qvec_deploy.bench.predictions import Predictions, describe_images, predictions_of
+from qvec_deploy.bench.receiver_doubts import receiver_finding
 from qvec_deploy.bench.results import Candidate, LayerError, Patch, PatchDonor, Report
 from qvec_deploy.bench.resume import EvaluationJournal, describe_engine
 from qvec_deploy.bench.warnings import (
@@ -74,9 +75,17 @@ def open_images(options: BenchOptions, progress: Progress) -> OpenedDataset | No
 
 
 def measure_engines(
-    entries: Sequence[BenchEntry], options: BenchOptions, images: OpenedDataset | None, progress: Progress
+    entries: Sequence[BenchEntry],
+    options: BenchOptions,
+    images: OpenedDataset | None,
+    progress: Progress,
+    known: Answered | None = None,
 ) -> BenchResult:
-    """Measure all entries: each alone in a fresh process for its footprint, then interleaved."""
+    """Measure all entries: each alone in a fresh process for its footprint, then interleaved.
+
+    Args:
+        known: Answers of some of them to all images, by name.
+    """
     threads = max(entry.threads for entry in entries)
     on_cpu = [c.threads for c in entries if c.recipe.target.on_cpu]
     with contextlib.ExitStack() as stack:
@@ -91,7 +100,7 @@ def measure_engines(
         journal = None
         if images is not None:
             journal = EvaluationJournal(partial(_described, entries, options, images, batch_size, environment))
-        accuracies = measure_answers(sessions, images, batch_size, progress, journal)
+        accuracies = measure_answers(sessions, images, batch_size, progress, journal, known)
         with options.alone():
             latencies = measure_latencies(sessions, images, options.batch_sizes, options.measure, progress, watch)
             environment = complete_environment(environment, watch.state() if watch is not None else None)
@@ -101,7 +110,8 @@ def measure_engines(
         layers.fill(_candidate(c, accuracies, [batch[c.name] for batch in latencies], footprints.get(c.name), full))
         for c in entries
     )
-    findings = [*image_findings(images), *machine_findings(environment)]
+    findings = _doubts(accuracies, full, options, images)
+    findings += [*image_findings(images), *machine_findings(environment)]
     findings += _findings(accuracies, latencies, entries, options)
     report = replace(_report(options, images, environment, candidates), warnings=tuple(findings), device=layers.device)
     if images is None:
@@ -109,6 +119,19 @@ def measure_engines(
     predictions = predictions_of(accuracies, images, DataConfig.from_mapping(options.model.data_config))
     folder = options.data_root.resolve().name if options.data_root is not None else None
     return BenchResult(replace(report, images_folder=folder, images_sha256=predictions.images), predictions)
+
+
+def _doubts(
+    accuracies: Mapping[str, Accuracy], full: Accuracy | None, options: BenchOptions, images: OpenedDataset | None
+) -> list[Finding]:
+    """Whether the float receiver's answers fit the labels, or the best engine's where it is not among them."""
+    if images is None:
+        return []
+    judged = full or max(accuracies.values(), key=lambda accuracy: accuracy.top1)
+    name = next(name for name, accuracy in accuracies.items() if accuracy is judged)
+    names = options.model.class_names or images.class_names
+    finding = receiver_finding(name, judged, options.model.classes, names)
+    return [finding] if finding is not None else []
 
 
 def _load(entries: Sequence[BenchEntry], options: BenchOptions, stack: contextlib.ExitStack) -> dict[str, Session]:

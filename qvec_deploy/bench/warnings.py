@@ -34,6 +34,21 @@ class MeasurementWarning(StrEnum):
         member._value_, member.remedy = value, remedy
         return member
 
+    OTHER_CLASSES = (
+        "answers of other classes",
+        "Check in this order: the order of the classes (receiver.classes, or evaluate.class_order), whether the "
+        "checkpoint's head is of these classes, receiver.preprocessing.",
+    )
+    NO_BETTER_THAN_GUESSING = (
+        "no better than guessing",
+        "Check in this order: receiver.preprocessing, the order of the classes (receiver.classes, or "
+        "evaluate.class_order), whether the checkpoint's head is of these classes.",
+    )
+    FEWER_RIGHT_THAN_CLAIMED = (
+        "far fewer right answers than its confidence claims",
+        "Check in this order: receiver.preprocessing, the order of the classes (receiver.classes, or "
+        "evaluate.class_order), whether the checkpoint's head is of these classes.",
+    )
     FILES_LEFT_ASIDE = "files left aside", "Convert them to a picture format, or move them out of the folder."
     CLASSES_WITHOUT_IMAGES = (
         "classes without images",

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from qvec_deploy.bench.accuracy import Answered
+from qvec_deploy.bench.entries import BenchOptions
 from qvec_deploy.bench.latency import garbage_collector_off
 from qvec_deploy.bench.pinned_cores import check_cores
 from qvec_deploy.bench.predictions import Predictions
@@ -17,10 +19,12 @@ from qvec_deploy.bench.selection import Selection
 from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.builder.engine import EngineFacts, engine_outputs, make_engine
 from qvec_deploy.builder.measuring import bench_entry, bench_options, is_plain, judged, threads_of
+from qvec_deploy.builder.receiver_check import check_receiver
 from qvec_deploy.builder.select.choose import Choice, choose, confirm
 from qvec_deploy.builder.weights import WeightFacts, write_weights
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.write import Artifact, BundleContents, unverified, write_bundle
+from qvec_deploy.datasets import OpenedDataset
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.files import link_files, staging_directory
 from qvec_deploy.planner import Plan
@@ -75,6 +79,7 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
         context = replace(context, class_names=plan.class_names.names or own_names)
         with context.progress.stage("coordinates", recipe.name):
             unknown = context.unknown_coordinates(plan)
+        known = _believed(recipe, images, options, context, timings)
         choice = _choose(recipe, plan, context)
         resolved = choice.recipe if choice is not None else recipe
         candidates = resolved.candidates(choice.finalists if choice is not None else ())
@@ -85,7 +90,7 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
         if not any(artifact.missing for artifact in artifacts.values()):  # one runtime may lack a single lowering
             entries = [bench_entry(artifact, resolved, shipped) for artifact in artifacts.values()]
             options = replace(options, selected=shipped.plan.recipe.name, alone=context.alone)
-            measured = measure_engines(entries, options, images, context.progress)
+            measured = measure_engines(entries, options, images, context.progress, known)
             report = judged(measured.report, resolved, shipped, selection, artifacts, unknown)
             predictions = measured.predictions
         write_bundle(staging, _contents(resolved, shipped, artifacts, report, predictions, selection, context))
@@ -118,6 +123,20 @@ def build_candidate(recipe: Recipe, context: BuildContext, timings: Path | None 
     made, checked = WeightFacts(**weights.record), EngineFacts.from_dict(engine.record)
     control = context.control(recipe)
     return Artifact(plan, engine.folder, checked.missing, checked.parity, made.errors, tuple(made.notes), control)
+
+
+def _believed(
+    recipe: Recipe, images: OpenedDataset | None, options: BenchOptions, context: BuildContext, timings: Path
+) -> Answered:
+    """The float receiver's answers, by its candidate's name, once they are seen to fit the labels; else nothing.
+
+    Raises:
+        IncompatibleError: They do not, and the recipe does not accept them.
+    """
+    if images is None or recipe.evaluate is None or recipe.evaluate.accept_float:
+        return {}
+    receiver = build_candidate(recipe.float_candidate(), context, timings)
+    return check_receiver(receiver, threads_of(receiver.plan.recipe), images, options, context.progress)
 
 
 def _choose(recipe: Recipe, plan: Plan, context: BuildContext) -> Choice | None:

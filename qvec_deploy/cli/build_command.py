@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of several builds: where.",
 )
+@click.option("--accept-float", is_flag=True, help="Build although the float receiver's answers do not fit the labels.")
 @options.address_option
 @options.set_option
 @options.offline_option
@@ -51,6 +52,7 @@ def build(
     force: bool,
     jobs: int | None,
     executor: ExecutorName,
+    accept_float: bool,
     address: str | None,
     overrides: tuple[str, ...],
     offline: bool,
@@ -71,6 +73,8 @@ def build(
 
     check_address(executor, address)
     loaded = [load_recipes(path, overrides) for path in recipe_paths]
+    if accept_float:
+        loaded = [tuple(recipe.accepting_float() for recipe in recipes) for recipes in loaded]
     if len(loaded) > 1 or len(loaded[0]) > 1:
         from qvec_deploy.cli.sweep_command import run_sweep
 

@@ -20,6 +20,7 @@ _SOON_S, _REGULARLY_S = 2.0, 60.0
 TITLES = {
     "plan": "plan",
     "images": "list the images",
+    "receiver": "try the float receiver",
     "coordinates": "compare coordinates",
     "select": "try lambdas",
     "confirm": "confirm the choice",

@@ -18,22 +18,28 @@ _MOST_THREADS = 16
 Part = Future[tuple[Float32, Int64]]
 
 
-def prefetched(dataset: OpenedDataset, batch_size: int, *, first: int = 0) -> Generator[tuple[Float32, Int64]]:
-    """All images in order, `batch_size` at a time, read ahead by threads; the last batch may be smaller.
+def prefetched(
+    dataset: OpenedDataset, batch_size: int, *, rows: Int64 | None = None
+) -> Generator[tuple[Float32, Int64]]:
+    """Images in order, `batch_size` at a time, read ahead by threads; the last batch may be smaller.
+
+    Args:
+        rows: Which images; all of them by default.
 
     Raises:
         QvecError: As the dataset's `take`; all batches before have been given by then.
     """
     threads = min(_usable_cores(), batch_size, _MOST_THREADS) if dataset.parallel else 1
-    starts = iter(range(first, len(dataset), batch_size))
+    wanted = np.arange(len(dataset)) if rows is None else rows
+    starts = iter(range(0, len(wanted), batch_size))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
     pending: deque[list[Part]] = deque()
 
     def ask() -> None:
         start = next(starts, None)
         if start is not None:
-            rows = np.arange(start, min(start + batch_size, len(dataset)))
-            parts = np.array_split(rows, min(threads, len(rows)))
+            batch = wanted[start : start + batch_size]
+            parts = np.array_split(batch, min(threads, len(batch)))
             pending.append([pool.submit(dataset.take, part) for part in parts])
 
     try:

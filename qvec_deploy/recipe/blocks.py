@@ -321,6 +321,9 @@ class Evaluate(Block):
         "case aside), `plain` as by torchvision's ImageFolder.",
     )
     batch_size: int = Field(default=32, ge=1, description="Images per call while accuracy is measured.")
+    accept_float: bool = Field(
+        default=False, description="Build although the float receiver's answers do not fit the labels."
+    )
 
 
 class Images(Block):

@@ -238,14 +238,27 @@ class Recipe(Block):
                 found.append(self.with_overrides({**changes, "lambda": lam}, name=patched))
         return tuple(found)
 
-    def baselines(self, taken: Sequence[str]) -> tuple[Recipe, ...]:
-        """The float engine, and the methods that a gate wants beaten; `taken` names need no baseline."""
+    def float_candidate(self) -> Recipe:
+        """The receiver as it is, as a candidate."""
+        if self.quantize.bits in FLOAT_BITS:
+            return self.with_overrides({}, name=self.name)
         runtime = find_runtime(self.target.runtime)
         as_float = {"bits": runtime.float_bits, "skip": list(self.quantize.skip)}
-        to_float = {"quantize": as_float, "target.lowering": runtime.baseline.name}
+        return self.at_lambda_0({"quantize": as_float, "target.lowering": runtime.baseline.name}, name="float")
+
+    def accepting_float(self) -> Recipe:
+        """This recipe, for a float receiver whose answers do not fit the labels; without labels it changes nothing."""
+        values = self.as_dict()
+        if self.evaluate is None:
+            return self
+        assign(values, "evaluate.accept_float", True)
+        return validate(values, self._folder, f"recipe {self.name}", {})
+
+    def baselines(self, taken: Sequence[str]) -> tuple[Recipe, ...]:
+        """The float engine, and the methods that a gate wants beaten; `taken` names need no baseline."""
         rivals = [name for name in dict.fromkeys(self.gates.beats) if name in METHODS and name not in taken]
         others = [self.at_lambda_0(self.with_method(name), name=name) for name in rivals]
-        return (self.at_lambda_0(to_float, name="float"), *others)
+        return (self.float_candidate(), *others)
 
     def candidates(self, finalists: Sequence[Recipe] = ()) -> tuple[Recipe, ...]:
         """The recipe's baselines, its variants and itself, in the order of the table: a baseline is a recipe.

@@ -53,7 +53,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_order_is_kept_and_every_image_read_once(parallel: bool, size: int, first: int, sizes: list[int]) -> None:
     data = Numbered(11, parallel)
-    drawn = list(prefetched(data, size, first=first))
+    drawn = list(prefetched(data, size, rows=np.arange(first, len(data))))
     assert [len(labels) for _, labels in drawn] == sizes
     rest = list(range(first, 11))
     assert sorted(data.taken) == rest

@@ -1,0 +1,126 @@
+"""A float receiver that is read wrong stops the build before anything is quantized, and is warning number one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from qvec_deploy.bench import run as bench_run
+from qvec_deploy.builder import pipeline
+from qvec_deploy.datasets import DataConfig, DatasetSpec
+from qvec_deploy.datasets.tiny import open_tiny
+from qvec_deploy.report.report_json import from_json
+
+Run = Callable[..., tuple[int, str, str]]
+
+DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo_digits.yaml"
+DIGITS = tuple("0123456789")
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """Twenty real digits a class, as an image folder."""
+    data = open_tiny(DatasetSpec("tiny/realdigits", limit=400), DataConfig())
+    images, labels = data.pixels
+    kept = dict.fromkeys(DIGITS, 0)
+    for pixels, label in zip(images, labels, strict=True):
+        name = str(label)
+        kept[name] += 1
+        if kept[name] <= 20:
+            (tmp_path / "digits" / "test" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "digits" / "test" / name / f"{kept[name]:02}.png")
+    return tmp_path / "digits"
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the candidates whose weights are written."""
+    names = []
+    write = pipeline.write_weights
+
+    def noted(plan: Any, context: Any, folder: Path) -> Any:
+        names.append(plan.recipe.name)
+        return write(plan, context, folder)
+
+    monkeypatch.setattr(pipeline, "write_weights", noted)
+    return names
+
+
+def recipe(folder: Path, digits: Path, classes: Sequence[str] | None = None, **changes: Any) -> Path:
+    """The demo's receiver of digits at 4 bits, judged on an image folder."""
+    receiver = yaml.safe_load(DEMO.read_text())["receiver"]
+    receiver |= {"checkpoint": str(DEMO.parent / receiver["checkpoint"])}
+    receiver |= {"classes": list(classes)} if classes is not None else {}
+    values = {
+        "version": 1,
+        "name": "digits",
+        "receiver": receiver | changes.pop("receiver", {}),
+        "lambda": 0,
+        "quantize": {"bits": 4, "method": "mse"},
+        "target": {"threads": 1},
+        "evaluate": {"dataset": "folder", "root": str(digits)},
+        "measure": {"blocks": 2, "warmup": 0},
+        **changes,
+    }
+    (folder / "digits.yaml").write_text(yaml.safe_dump(values))
+    return folder / "digits.yaml"
+
+
+SHIFTED = (*DIGITS[1:], "0")
+
+
+def test_names_in_the_wrong_order_stop_the_build(run: Run, tmp_path: Path, digits: Path, made: list[str]) -> None:
+    code, _, err = run("build", "--recipe", recipe(tmp_path, digits, SHIFTED), "-o", tmp_path / "out", "--quiet")
+    assert code == 4 and made == ["float"] and not (tmp_path / "out").exists()
+    assert "the float receiver's answers do not fit the labels (answers of other classes); nothing was quantized" in err
+    assert "In 10 of 10 classes" in err and err.count(" where the label says `") == 5 and "and 5 more" in err
+    assert "always the class 1 place on. Read so, top-1 is 9" in err
+    assert "hint: Check in this order: the order of the classes (receiver.classes" in err and "--accept-float" in err
+
+
+def test_wrong_preprocessing_stops_the_build(run: Run, tmp_path: Path, digits: Path, made: list[str]) -> None:
+    path = recipe(tmp_path, digits, receiver={"preprocessing": {"mean": [1.0], "std": [0.001]}})
+    code, _, err = run("build", "--recipe", path, "-o", tmp_path / "out", "--quiet")
+    assert code == 4 and made == ["float"] and not (tmp_path / "out").exists()
+    assert "hint: Check in this order: receiver.preprocessing, the order of the classes" in err
+
+
+def test_who_accepts_it_is_warned_first(run: Run, tmp_path: Path, digits: Path) -> None:
+    path, out = recipe(tmp_path, digits, SHIFTED), tmp_path / "out"
+    code, text, _ = run("build", "--recipe", path, "-o", out, "--quiet", "--accept-float")
+    assert code == 0 and text.index("answers of other classes") < text.index("warning: ", text.index("warning: ") + 1)
+    first = json.loads((out / "report.json").read_bytes())["warnings"][0]
+    assert (first["warning"], first["subject"]) == ("answers of other classes", "float")
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["evaluate"]["accept_float"] is True
+    code, text, _ = run("bench", out, "--blocks", 2, "--quiet")
+    assert code == 0 and "warning: answers of other classes" in text
+
+
+def test_a_receiver_that_is_read_right_is_asked_once(
+    run: Run, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], list[str]]] = []
+    measure = bench_run.measure_answers
+
+    def noted(sessions: Any, images: Any, batch: int, progress: Any, journal: Any, known: Any) -> Any:
+        asked.append((sorted(sessions), sorted(known)))
+        return measure(sessions, images, batch, progress, journal, known)
+
+    monkeypatch.setattr(bench_run, "measure_answers", noted)
+    (digits / "test" / "notes.txt").write_text("of nobody")
+    names = [*DIGITS[:9], "9"]
+    code, text, err = run("build", "--recipe", recipe(tmp_path, digits, names), "-o", tmp_path / "out", "--quiet")
+    assert code == 0, err
+    assert asked == [(["digits", "float"], ["float"])]
+    report = from_json((tmp_path / "out" / "report.json").read_bytes())
+    accuracy = report["float"].accuracy
+    assert accuracy is not None and accuracy.count == 200 and accuracy.correct > 180
+    assert report.class_names == DIGITS
+    assert "files left aside" in text and "notes.txt" in text
+    assert report.warnings[0].detail == "1 file is left aside (1 .txt), such as notes.txt."
