@@ -24,7 +24,7 @@ def prefetched(
     """Images in order, `batch_size` at a time, read ahead by threads; the last batch may be smaller.
 
     Args:
-        rows: Which images; all of them by default.
+        rows: The images that are wanted; all of them by default.
 
     Raises:
         QvecError: As the dataset's `take`; all batches before have been given by then.
