@@ -9,7 +9,7 @@ from typing import Literal
 from qvec_deploy import formatting
 from qvec_deploy.bench.results import Candidate, Report
 from qvec_deploy.bench.statistics import mcnemar, paired_difference
-from qvec_deploy.bench.warnings import MeasurementWarning
+from qvec_deploy.bench.warnings import RECEIVER_DOUBTS, MeasurementWarning
 
 Verdict = Literal["ship", "do not ship", "you decide"]
 
@@ -44,6 +44,10 @@ def decide(report: Report) -> Decision | None:
     against = tuple(_against(report, shipped))
     if against:
         return Decision("do not ship", against)
+    doubted = next((finding for finding in report.warnings if finding.warning in RECEIVER_DOUBTS), None)
+    if doubted is not None:
+        wrong = f"{doubted.subject} may be read wrong ({doubted.warning}), and nothing here means much then."
+        return Decision("you decide", (wrong, doubted.detail, _weighed(report, shipped)))
     if not report.gates:
         unjudged = f"the recipe asks for no gates, so nothing has judged {shipped.name}."
         return Decision("you decide", (unjudged, _weighed(report, shipped)))

@@ -80,6 +80,16 @@ class MeasurementWarning(StrEnum):
     )
 
 
+RECEIVER_DOUBTS = (
+    MeasurementWarning.OTHER_CLASSES,
+    MeasurementWarning.NO_BETTER_THAN_GUESSING,
+    MeasurementWarning.FEWER_RIGHT_THAN_CLAIMED,
+)
+"""Doubts about the receiver itself: nothing that is measured against it means much."""
+INPUT_DOUBTS = (*RECEIVER_DOUBTS, MeasurementWarning.FILES_LEFT_ASIDE, MeasurementWarning.CLASSES_WITHOUT_IMAGES)
+"""Doubts about what went in, which are told in full wherever doubts are counted."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One doubt.

@@ -24,6 +24,7 @@ def print_report(report: Report, as_json: bool = False, scenarios: Collection[st
 def _print(report: Report, scenarios: Collection[str]) -> None:
     from qvec_deploy.bench.decision import decide
     from qvec_deploy.bench.summary import numbered_warnings, rows
+    from qvec_deploy.bench.warnings import INPUT_DOUBTS
     from qvec_deploy.report.columns import batch_table, comparison_table
     from qvec_deploy.report.prose import setup
     from qvec_deploy.report.render_terminal import render_candidates, verdict_lines
@@ -47,3 +48,6 @@ def _print(report: Report, scenarios: Collection[str]) -> None:
         console.print(line)
     for doubt in numbered_warnings(report):
         console.print(f"warning: {doubt.title} ({len(doubt.details)}). {doubt.remedy}", style="yellow")
+        if doubt.title in INPUT_DOUBTS:
+            for subject, detail in doubt.details:
+                console.print(f"  {subject}: {detail}")

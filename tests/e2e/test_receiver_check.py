@@ -94,7 +94,9 @@ def test_wrong_preprocessing_stops_the_build(run: Run, tmp_path: Path, digits: P
 def test_who_accepts_it_is_warned_first(run: Run, tmp_path: Path, digits: Path) -> None:
     path, out = recipe(tmp_path, digits, SHIFTED), tmp_path / "out"
     code, text, _ = run("build", "--recipe", path, "-o", out, "--quiet", "--accept-float")
-    assert code == 0 and text.index("answers of other classes") < text.index("warning: ", text.index("warning: ") + 1)
+    assert code == 0 and text.startswith("You decide: float may be read wrong (answers of other classes)")
+    assert text.partition("warning: ")[2].startswith("answers of other classes (1). Check in this order")
+    assert "  float: In 10 of 10 classes" in text
     first = json.loads((out / "report.json").read_bytes())["warnings"][0]
     assert (first["warning"], first["subject"]) == ("answers of other classes", "float")
     assert yaml.safe_load((out / "recipe.yaml").read_text())["evaluate"]["accept_float"] is True

@@ -10,7 +10,7 @@ from report_example import example_report, selecting_report
 from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.decision import decide
 from qvec_deploy.bench.results import GateResult, Report
-from qvec_deploy.bench.warnings import Finding, MeasurementWarning
+from qvec_deploy.bench.warnings import RECEIVER_DOUBTS, Finding, MeasurementWarning
 
 ACCURATE = GateResult("max_top1_drop", "at most 9 points below the float receiver", "−5.5 points", passed=True)
 SMALL = GateResult("max_stored_bits", "at most 8 bits a weight", "3.04", passed=True)
@@ -77,3 +77,12 @@ def test_a_patch_that_is_clearly_worse_than_none_does_not_ship(gained: int, lost
 def test_the_example_with_a_missed_gate() -> None:
     decision = decide(selecting_report())
     assert decision is not None and decision.verdict == "do not ship"
+
+
+@pytest.mark.parametrize("kind", RECEIVER_DOUBTS)
+def test_no_gate_ships_a_receiver_that_may_be_read_wrong(kind: MeasurementWarning) -> None:
+    doubted = replace(gated(ACCURATE, SMALL), warnings=(Finding(kind, "float", "2 of 90 answers are right."),))
+    decision = decide(doubted)
+    assert decision is not None and decision.verdict == "you decide"
+    assert decision.reasons[0].startswith(f"float may be read wrong ({kind})")
+    assert decision.reasons[1] == "2 of 90 answers are right."
