@@ -19,6 +19,7 @@ from qvec_deploy.cli.compare_command import compare
 from qvec_deploy.cli.compile_command import compile_command
 from qvec_deploy.cli.donor_command import donor
 from qvec_deploy.cli.export_command import export
+from qvec_deploy.cli.init_command import init
 from qvec_deploy.cli.options import PATH, Printed, at_work, echo_json, json_option, show
 from qvec_deploy.cli.parts import missing_part
 from qvec_deploy.cli.plan_command import plan
@@ -165,6 +166,7 @@ for command in (
     compile_command,
     donor,
     export,
+    init,
     plan,
     predict,
     release,

@@ -167,6 +167,9 @@ class Recipe(Block):
             values["lambda"] = 0.0
         if overrides.get("lambda", values["lambda"]) is not None:
             values["select"] = None
+        method = overrides.get("quantize.method")
+        if method in METHODS and not METHODS[method].calibrated:
+            values["quantize"] |= {"grid": None, "calibration": {}}  # they were those of another method
         for key, value in overrides.items():
             assign(values, key, value)
         return validate(values, self._folder, f"{where}variant {name}", {})

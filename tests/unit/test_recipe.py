@@ -401,3 +401,13 @@ def test_a_variant_with_other_vectors_has_weights_of_its_own(pico_recipe: Callab
 def test_a_level_alone_is_no_gate(pico_recipe: Callable[..., Path]) -> None:
     assert not load_recipe(pico_recipe(gates={"level": 0.01})).gates.asked
     assert load_recipe(pico_recipe(gates={"min_speedup": 1.0})).gates.asked
+
+
+def test_a_variant_of_another_method_has_none_of_its_settings(pico_recipe: Callable[..., Path]) -> None:
+    """Its own grid and calibration belong to the method that was left."""
+    quantize = {"bits": 3, "method": "gptaq", "grid": "mse", "calibration": {"on": "generated", "count": 8}}
+    variants = [{"name": "rounded", "set": {"quantize.method": "rtn"}}]
+    recipe = load_recipe(pico_recipe(quantize=quantize, vector=None, variants=variants, **{"lambda": None}))
+    (rounded,) = [candidate for candidate in recipe.candidates() if candidate.name == "rounded"]
+    assert rounded.quantize.grid is None and rounded.quantize.calibration.on is None
+    assert recipe.shipping(recipe).variants == recipe.variants
