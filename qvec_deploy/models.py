@@ -228,6 +228,57 @@ def named_heads(skip: tuple[str, ...], heads: tuple[str, ...]) -> tuple[str, ...
     return (*skip, *(head.partition(".")[0] for head in heads)) if HEAD in skip else skip
 
 
+@dataclass(frozen=True)
+class ForwardPass:
+    """What a forward pass showed that computed shapes and no values.
+
+    Attributes:
+        outputs: Shape of what the model returns for two images; None where that is no tensor.
+        outside: Modules whose weight was used by others than themselves.
+        error: Why it ended early; None if it did not.
+    """
+
+    outputs: tuple[int, ...] | None
+    outside: tuple[str, ...]
+    error: str | None = None
+
+
+@functools.lru_cache(maxsize=16)
+def trace_forward(name: str, classes: int, args_json: str, input_shape: tuple[int, int, int]) -> ForwardPass:
+    """Run a model on two images without any values.
+
+    Args:
+        args_json: Arguments for timm.create_model, as JSON.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    model = structure(name, classes, json.loads(args_json)).to("meta")
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    owners = {id(module.weight): key for key, module in model.named_modules() if isinstance(module, kinds)}
+    running: list[str] = []
+    outside: dict[str, None] = {}
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):  # not a look at its type or shape
+                used = [owners.get(id(value)) for value in (*args, *(kwargs or {}).values())]
+                outside.update(dict.fromkeys(key for key in used if key is not None and key not in running))
+            return result
+
+    for key in owners.values():
+        module = model.get_submodule(key)
+        module.register_forward_pre_hook(lambda *_, key=key: running.append(key))
+        module.register_forward_hook(lambda *_: running.pop() and None)
+    try:
+        with torch.no_grad(), Watch():
+            result = model(torch.empty((2, *input_shape), device="meta"))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        return ForwardPass(None, tuple(outside), (str(error).strip() or type(error).__name__).splitlines()[0])
+    return ForwardPass(tuple(result.shape) if isinstance(result, torch.Tensor) else None, tuple(outside))
+
+
 def is_skipped(name: str, skip: tuple[str, ...]) -> bool:
     """Whether a component of the dotted module name equals an entry of `skip` (never a substring)."""
     return not set(skip).isdisjoint(name.split("."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from qvec_deploy.models import (
     in_head,
     is_running_statistic,
     pretrained_classes,
+    trace_forward,
 )
 from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.recipe import Recipe
@@ -130,6 +132,7 @@ def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str,
     for label, vector in used.items():
         _check_vector(label, vector, recipe, architecture)
     quantized = _quantized(recipe, architecture)
+    _check_forward(recipe, architecture, quantized)
     tensors = tuple(
         TensorPlan(
             name=name,
@@ -146,6 +149,34 @@ def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str,
     sources = tuple(zip(used, mixing, strict=True)) if used else ()
     weights, aside = (receiver.weights, receiver.aside) if receiver is not None else (None, ())
     return Plan(recipe, architecture, tensors, sources, images, names, weights, aside)
+
+
+def _check_forward(recipe: Recipe, architecture: Architecture, quantized: set[str]) -> None:
+    """Refuse a model that cannot be run on images of its size, or whose weights are used where no grid can follow.
+
+    Raises:
+        IncompatibleError: It is one.
+    """
+    args = json.dumps(recipe.receiver.model_args)
+    found = trace_forward(architecture.name, architecture.classes, args, architecture.input_shape)
+    size = " x ".join(map(str, architecture.input_shape))
+    if found.error is not None:
+        raise IncompatibleError(
+            f"`{architecture.name}` does not run on images of {size}: {found.error}",
+            hint="check receiver.model_args, img_size above all",
+        )
+    if found.outputs != (2, architecture.classes):
+        raise IncompatibleError(
+            f"`{architecture.name}` gives {found.outputs or 'no single tensor'} for 2 images of {size}, and no logits "
+            f"of {architecture.classes} classes",
+            hint="models that tell classes apart are deployed",
+        )
+    odd = [name for name in found.outside if f"{name}.weight" in quantized]
+    if odd:
+        raise IncompatibleError(
+            f"`{architecture.name}` computes with the weight of {_some(odd)} outside of that layer",
+            hint=f"leave it float: add `{odd[0].rpartition('.')[2]}` to quantize.skip",
+        )
 
 
 def _quantized(recipe: Recipe, architecture: Architecture) -> set[str]:

@@ -16,6 +16,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 _RAW = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_state_dict_ema", "ema_model", "ema", "averaged")
 """Entries of a saved dict that hold a network's tensors, and those that hold their moving average."""
+_HEADS = {"head", "head_dist", "heads", "classifier", "fc"}
+"""What timm calls classification heads."""
 _AVERAGED_WORDS = ("ema", "averaged", "average", "avg", "swa")
 _WRAPPERS = {"module", "_orig_mod", "model", "net", "network"}
 _COMPUTED = (
@@ -146,6 +148,8 @@ def _unwrap_once(found: NetworkTensors, shapes: Shapes, wanted: Weights | None, 
     elif _is_averaged(head):
         kind = "ema"
     names = groups[head]
+    if len(alike) < 2 and _has_head(found.names) and not _has_head(names):
+        return None  # a part of the network, such as its encoder
     taken = set(names.values())
     outside = [stored for stored in found.names.values() if stored not in taken]
     return replace(found, names=names, weights=kind, aside=(*found.aside, *outside))
@@ -155,6 +159,10 @@ def _is_network(names: Collection[str]) -> bool:
     """Whether names under a prefix look like a network's: several modules, none of them a number."""
     children = {name.partition(".")[0] for name in names}
     return (len(children) > 1 and not any(child.isdigit() for child in children)) or children <= _WRAPPERS
+
+
+def _has_head(names: Collection[str]) -> bool:
+    return any(name.partition(".")[0] in _HEADS for name in names)
 
 
 def _inner_names(names: Collection[str]) -> set[str]:

@@ -168,3 +168,30 @@ def test_a_norm_and_a_head_are_no_networks(tmp_path: Path) -> None:
     """They have the same names of tensors, and hardly any weights."""
     state = {**STATE, "fc_norm.weight": torch.ones(4), "fc_norm.bias": torch.ones(4)}
     assert set(_open(tmp_path, state).tensors) == set(state)
+
+
+def test_an_encoder_is_no_wrapper_where_the_head_is_beside_it(tmp_path: Path) -> None:
+    """So timm names Gemma's, Qwen's and DeepSeek's: nearly all weights lie under one name, and the head does not."""
+    body = {name: value for name, value in STATE.items() if not name.startswith("head.")}
+    saved = {**_under("encoder", state=body), "head.weight": torch.zeros(1, 1)}
+    assert set(_open(tmp_path, saved).tensors) == set(saved)
+    assert set(_open(tmp_path, _under("module", state=saved)).tensors) == set(saved)
+
+
+def test_what_timm_computes_itself_is_left_aside(tmp_path: Path) -> None:
+    """Counters of BatchNorm, and the masks and indices that older releases of timm stored."""
+    saved = {
+        **STATE,
+        "norm.running_mean": torch.zeros(4),
+        "norm.num_batches_tracked": torch.tensor(7),
+        "blocks.0.attn.relative_position_index": torch.zeros(4, 4, dtype=torch.long),
+        "blocks.0.attn_mask": torch.zeros(4, 4),
+    }
+    checkpoint = _open(tmp_path, saved)
+    assert set(checkpoint.tensors) == {*STATE, "norm.running_mean"}
+    assert set(checkpoint.aside) == set(saved) - set(checkpoint.tensors)
+
+
+def test_a_layer_called_conv_proj_is_no_torchvision_vit(tmp_path: Path) -> None:
+    saved = {**STATE, "stages.0.conv_proj.conv.weight": torch.ones(2, 2, 1, 1)}  # as in MobileViT
+    assert set(_open(tmp_path, saved).tensors) == set(saved)
