@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, batches, open_dataset
+from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, OpenedDataset, batches, open_dataset
 from qvec_deploy.datasets.generated import NAME as GENERATED
 from qvec_deploy.datasets.splits import BATCH, half_of
 from qvec_deploy.errors import errors_about
@@ -48,7 +48,7 @@ def selection_images(recipe: Recipe, plan: Plan, *, confirm: bool = False, count
     return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
 
 
-def open_own_images(recipe: Recipe, plan: Plan) -> Dataset:
+def open_own_images(recipe: Recipe, plan: Plan) -> OpenedDataset:
     """The recipe's `images`, or generated ones where it has none; their labels count for `select: labelled` alone."""
     config = DataConfig.from_mapping(plan.architecture.data_config)
     images = recipe.images or Images(dataset=GENERATED, split="val")

@@ -81,14 +81,17 @@ def judged(
     selection: Selection | None,
     artifacts: Mapping[str, Artifact],
     unknown: Sequence[str],
+    remarks: Sequence[str] = (),
 ) -> Report:
     """The report with the selection, its doubts and the recipe's gates.
 
     Args:
         selection: How it was chosen; None where the recipe names it.
         unknown: Vectors of which nobody knows the coordinates, by label.
+        remarks: What there is to know about the images that choose and calibrate.
     """
-    findings = [Finding(MeasurementWarning.COORDINATES_UNKNOWN, recipe.name, f"{label}.") for label in unknown]
+    findings = [Finding(MeasurementWarning.FILES_LEFT_ASIDE, "unlabelled images", remark) for remark in remarks]
+    findings += [Finding(MeasurementWarning.COORDINATES_UNKNOWN, recipe.name, f"{label}.") for label in unknown]
     findings += [
         Finding(MeasurementWarning.METHOD_LIMITED, name, note)
         for name, artifact in artifacts.items()

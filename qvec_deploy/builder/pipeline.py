@@ -18,6 +18,7 @@ from qvec_deploy.bench.run import measure_engines, open_images
 from qvec_deploy.bench.selection import Selection
 from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.builder.engine import EngineFacts, engine_outputs, make_engine
+from qvec_deploy.builder.images import open_own_images
 from qvec_deploy.builder.measuring import bench_entry, bench_options, is_plain, judged, threads_of
 from qvec_deploy.builder.receiver_check import check_receiver
 from qvec_deploy.builder.select.choose import Choice, choose, confirm
@@ -77,6 +78,7 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
         images = open_images(options, context.progress)  # a wrong folder is refused before anything is built
         own_names = images.class_names if images is not None else ()
         context = replace(context, class_names=plan.class_names.names or own_names)
+        remarks = open_own_images(recipe, plan).remarks if recipe.images is not None else ()
         with context.progress.stage("coordinates", recipe.name):
             unknown = context.unknown_coordinates(plan)
         known = _believed(recipe, images, options, context, timings)
@@ -91,7 +93,7 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
             entries = [bench_entry(artifact, resolved, shipped) for artifact in artifacts.values()]
             options = replace(options, selected=shipped.plan.recipe.name, alone=context.alone)
             measured = measure_engines(entries, options, images, context.progress, known)
-            report = judged(measured.report, resolved, shipped, selection, artifacts, unknown)
+            report = judged(measured.report, resolved, shipped, selection, artifacts, unknown, remarks)
             predictions = measured.predictions
         write_bundle(staging, _contents(resolved, shipped, artifacts, report, predictions, selection, context))
     return BuildResult(Bundle.open(directory), report)

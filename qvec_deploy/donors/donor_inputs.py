@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def open_task(recipe: DonorRecipe) -> Task:
     def spec(split: Split, limit: int | None) -> DatasetSpec:
         return DatasetSpec(task.dataset, split, root, limit)
 
-    train: Dataset = open_dataset(spec(task.train, task.limit), config)
+    opened = open_dataset(spec(task.train, task.limit), config)
+    train: Dataset = opened
     if train.classes < 2:
         raise RecipeError(
             f"{train.name} has {'one class' if train.classes else 'no classes'} to train on",
@@ -93,7 +94,8 @@ def open_task(recipe: DonorRecipe) -> Task:
     why: str | None = "task.val is null"
     if task.val is not None:
         try:
-            val, why = open_dataset(spec(task.val, None), config, expected_classes=train.classes), None
+            judging = replace(spec(task.val, None), class_names=opened.class_names)
+            val, why = open_dataset(judging, config, expected_classes=train.classes), None
         except StorageError as error:  # the training split is there, so this one is what is missing
             why = error.message
     if val is not None and task.dataset == "folder" and _first_file(val) == _first_file(train):

@@ -159,7 +159,7 @@ def _wanted(recipe: Recipe, context: BuildContext) -> dict[str, Any]:
     for named in (recipe.evaluate, recipe.images, recipe.quantize.calibration):
         if named is not None and named.dataset is not None:
             root = recipe.data_path(named.root) if named.root is not None else None
-            opened = open_dataset(DatasetSpec(named.dataset, named.split, root), config)
+            opened = open_dataset(DatasetSpec(named.dataset, named.split, root, labelled=False), config)
             images.append([opened.identity, opened.modified()])
     sources = context.fingerprints(recipe)
     return {"recipe": recipe.as_dict(), "sources": sources, "images": images, "made_by": made_by()}

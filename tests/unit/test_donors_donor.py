@@ -220,8 +220,11 @@ def test_a_folder_without_splits_is_not_measured_on_what_it_trains_on(recipe: Wr
 
 
 def test_splits_of_different_classes(recipe: Write, images: Path):
-    (images / "val" / "b").rename(images.parent / "b")
-    with pytest.raises(RecipeError, match="has 1 classes and the model's head 2"):
+    (images / "val" / "a").rename(images.parent / "a")
+    task = open_task(recipe(task__dataset="folder", task__root=images))
+    assert task.val is not None and task.val.take([0])[1].tolist() == [1]  # some classes, by name
+    (images / "val" / "b").rename(images / "val" / "c")
+    with pytest.raises(RecipeError, match="1 of 1 folders are no classes of the model: c; its 2 classes are a, b"):
         open_task(recipe(task__dataset="folder", task__root=images))
 
 

@@ -164,6 +164,15 @@ def test_test_images_are_never_trained_on(tmp_path: Path, hub: Path) -> None:
     assert len(build_graph(load_study(found))[0]) == 8
 
 
+def test_splits_with_other_classes_are_refused(tmp_path: Path) -> None:
+    """As many classes are not the same ones: their labels would be."""
+    parted = _folder(tmp_path / "parted", "train", "val", "test")
+    (tmp_path / "parted" / "test" / "y").rename(tmp_path / "parted" / "test" / "z")
+    other = {"name": "realdigits", "dataset": "tiny/realdigits"}
+    with pytest.raises(RecipeError, match="test have other classes: y, z"):
+        _nodes(tmp_path, tasks=[parted, other])
+
+
 def test_the_split_that_chooses_of_a_donor_decides_the_cells_of_others(tmp_path: Path) -> None:
     def key(choosing: str, judging: str) -> str:
         donor = {"name": "a", "dataset": "tiny/lower", "selecting_split": choosing, "testing_split": judging}

@@ -256,9 +256,17 @@ def image_identities(
             for split, seen in zip(splits, look(dataset, splits, folder), strict=True):
                 found |= {"classes": seen.classes, split: [seen.revision, seen.images, split]}
             return found
+        names: tuple[str, ...] = ()
         for split in splits:
             spec = DatasetSpec(dataset, split, folder)
             opened = open_dataset(spec, config, expected_classes=found.get("classes"))
+            names = names or opened.class_names
+            if opened.class_names != names:
+                odd = sorted(set(names) ^ set(opened.class_names))
+                raise RecipeError(
+                    f"{splits[0]} and {split} have other classes: {', '.join(odd[:10])}",
+                    hint="every split needs a folder of the same name for each class",
+                )
             if split == "train" and augment == "timm":
                 from qvec_deploy.donors.feed import augmented
 
