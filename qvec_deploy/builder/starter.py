@@ -41,6 +41,7 @@ class Wanted:
     Attributes:
         model: The timm name; None to find it.
         images: A folder of labelled images, with or without a folder for each split.
+        name: The recipe's name; after the checkpoint if absent.
         folder: The folder of the recipe, from which its paths start.
     """
 
@@ -50,6 +51,7 @@ class Wanted:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     weights: Weights | None = None
     images: Path | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def first_recipe(wanted: Wanted, *, offline: bool = False) -> tuple[Recipe, str]
     checkpoint = Checkpoint.open(source, offline=offline, weights=wanted.weights)
     found = identify(checkpoint, wanted.model, wanted.model_args)
     receiver = _block_of_receiver(wanted, found, checkpoint)
-    name = f"{_name(source)}_3bit"
+    name = _as_name(wanted.name) if wanted.name is not None else f"{_as_name(_stem(source))}_3bit"
     bare = {"version": 1, "name": name, "receiver": {key: value for key, value, _ in receiver}}
     plan = make_plan(validate(bare, wanted.folder, source, {}), checkpoint)
     sets = _find_images(wanted.images, wanted, plan, found) if wanted.images is not None else None
@@ -90,13 +92,18 @@ def first_recipe(wanted: Wanted, *, offline: bool = False) -> tuple[Recipe, str]
     return validate(values, wanted.folder, source, places), text
 
 
-def _name(source: str) -> str:
-    """A bundle's name after its checkpoint's; after its folder's, where the file's name says nothing."""
+def _as_name(text: str) -> str:
+    """Text as the name of a recipe."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_.-") or "model"
+
+
+def _stem(source: str) -> str:
+    """The name of a checkpoint; of its folder, where the file's name says nothing."""
     path = Path(source.removeprefix("hf://").partition("@")[0]) if is_remote(source) else Path(source).resolve()
     stem = path.name.partition(".")[0]
     if stem in _EMPTY_NAMES:
         stem = path.parent.name
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-") or "model"
+    return stem
 
 
 def _block_of_receiver(wanted: Wanted, found: Identified, checkpoint: Checkpoint) -> list[tuple[str, Any, str]]:

@@ -46,7 +46,8 @@ def init(
         from qvec_deploy.io.files import write_bytes
 
         folder = output.parent if output is not None else Path()
-        wanted = Wanted(checkpoint, folder, model, model_arguments(arguments), weights, images)
+        name = output.stem if output is not None else None
+        wanted = Wanted(checkpoint, folder, model, model_arguments(arguments), weights, images, name)
         recipe, text = first_recipe(wanted, offline=offline)
         found = preview(recipe, offline=offline)
     path = output or Path(f"{recipe.name}.yaml")

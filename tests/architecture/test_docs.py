@@ -45,7 +45,7 @@ def _documented(text: str) -> set[str]:
 
 @pytest.mark.parametrize(("recipe", "chapter"), [(Recipe, 0), (DonorRecipe, 1), (StudyRecipe, 2)])
 def test_every_field_is_documented_and_no_other(recipe: type[BaseModel], chapter: int) -> None:
-    text = (RECIPES / "README.md").read_text(encoding="utf-8")
+    text = (RECIPES / "README.md").read_text(encoding="utf-8") + (RECIPES / "STUDY.md").read_text(encoding="utf-8")
     chapters = [_documented(part) for part in re.split("\n## (?:Donors|Studies)\n", text)]
     documented = chapters[chapter]
     if recipe is StudyRecipe:  # its fine-tunes are a donor's
@@ -101,7 +101,7 @@ def test_donor_recipes(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("study*.yaml")), ids=lambda path: path.name)
 def test_study_recipes(path: Path) -> None:
     assert load_study(path).name == path.stem
-    assert f"`{path.name}`" in (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert f"`{path.name}`" in (RECIPES / "STUDY.md").read_text(encoding="utf-8")
 
 
 def test_the_map_names_files_that_are_there() -> None:

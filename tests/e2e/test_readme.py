@@ -12,8 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from study_recipes import write_study
+from timm.data import create_transform, resolve_model_data_config
+
+from qvec_deploy.datasets import DataConfig, DatasetSpec
+from qvec_deploy.datasets.tiny import open_tiny
+from tests.pico import PICO_ARGS, PICO_MODEL
 
 ROOT = Path(__file__).parents[2]
 RECURSIVE = "./scripts/test"  # it runs this very test
@@ -21,9 +29,14 @@ RECURSIVE = "./scripts/test"  # it runs this very test
 pytestmark = pytest.mark.usefixtures("warm_jobs")
 
 
+DOCUMENTS = ("README.md", "qvec_deploy/bench/README.md", "qvec_deploy/runtimes/README.md", "recipes/STUDY.md")
+"""In the order in which a newcomer reads them: what a later one needs, an earlier one has made."""
+
+
 def _commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS)
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
 
 
@@ -65,29 +78,38 @@ def test_what_begins_as_a_program_can_be_run(path: Path) -> None:
 
 
 @pytest.fixture
-def own_folder(tmp_path: Path, pico_recipe: Callable[..., Path]) -> Path:
-    """A newcomer's folder: the recipes, and after the first command a recipe of their own, filled in."""
+def own_folder(tmp_path: Path, pico_folder: Path) -> Path:
+    """A newcomer's folder: the recipes, a checkpoint of their own, and images, labelled by the model itself."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     small = write_study(tmp_path / "small")  # the bundled study takes an hour
     shutil.copy(small, tmp_path / "recipes" / "study_tiny.yaml")
     Image.new("RGB", (80, 60)).save(tmp_path / "picture.png")
+    state = {name: torch.from_numpy(value) for name, value in load_file(pico_folder / "receiver.safetensors").items()}
+    arguments = {"model": PICO_MODEL, "model_kwargs": PICO_ARGS}
+    names = [f"class_{label}" for label in range(10)]
+    saved = {"arch": PICO_MODEL, "args": arguments, "class_names": names, "state_dict": state}
+    torch.save(saved, tmp_path / "model_best.pth.tar")
+    model = timm.create_model(PICO_MODEL, num_classes=10, **PICO_ARGS).eval()
+    model.load_state_dict(state)
+    side = model.patch_embed.img_size[0]
+    transform = create_transform(**{**resolve_model_data_config(model), "input_size": (3, side, side)})
+    pixels, _ = open_tiny(DatasetSpec("tiny/realdigits", limit=200), DataConfig()).pixels
+    for row, image in enumerate(map(Image.fromarray, pixels)):
+        label = int(model(transform(image)[None]).argmax())
+        folder = tmp_path / "images" / ("test" if row % 2 else "val") / names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{row}.png")
     return tmp_path
 
 
 def test_every_other_command(
-    own_folder: Path,
-    pico_recipe: Callable[..., Path],
-    run: Callable[..., tuple[int, str, str]],
-    monkeypatch: pytest.MonkeyPatch,
+    own_folder: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands = [command for command in _commands() if command not in ("./scripts/demo", RECURSIVE)]
-    assert commands[0] == "cp recipes/cpu_3bit.yaml recipes/my_model.yaml"
-    assert _run(shlex.split(commands[0]), own_folder).returncode == 0
-    own = pico_recipe(name="NAME", evaluate={"dataset": "tiny/realdigits", "limit": 50})
+    assert [command.split()[1] for command in commands[:3]] == ["init", "plan", "build"]
     monkeypatch.chdir(own_folder)
-    shutil.copy(own, "recipes/my_model.yaml")  # the newcomer names their own model and images
-    for command in commands[1:]:
-        words = shlex.split(command.replace("FILE_OR_BUNDLE", "out/NAME").replace("OLD NEW", "out/NAME out/NAME"))
+    for command in commands:
+        words = shlex.split(command.replace("OLD NEW", "out/my_model out/my_model"))
         if words[0] == "pip":  # what tests/e2e/test_predict.py looks into
             assert Path(words[-1]).is_file()
             continue
@@ -97,3 +119,20 @@ def test_every_other_command(
         assert words[0] == ".venv/bin/qvec-deploy", command
         code, _, log = run(*words[1:])
         assert code == 0, f"{command}\n{log}"
+
+
+def test_a_newcomer_reads_a_short_readme() -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 150
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "recipes/README.md", "qvec_deploy/README.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    path = ROOT / name
+    text = path.read_text(encoding="utf-8")
+    anchors = {
+        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        place, _, anchor = target.partition("#")
+        if "://" not in target:
+            assert (path.parent / place).exists() and (place or anchor in anchors), target

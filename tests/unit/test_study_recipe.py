@@ -27,7 +27,7 @@ def test_the_bundled_study_is_what_it_says() -> None:
     path = RECIPES / "study_tiny.yaml"
     recipe = load_study(path)
     jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), study_schema())
-    assert recipe.name == path.stem and f"`{path.name}`" in (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert recipe.name == path.stem and f"`{path.name}`" in (RECIPES / "STUDY.md").read_text(encoding="utf-8")
     assert len(recipe.tasks.all()) == 6 and recipe.seeds == (1, 2, 3, 4, 5)
     assert [grid_name(grid) for grid in recipe.grids] == ["3bit_tensor_mse", "2bit_channel_mse"]
     assert len(recipe.controls) == 4
@@ -193,7 +193,7 @@ def _fields(block: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def test_every_field_is_documented_and_no_other() -> None:
-    text = (RECIPES / "README.md").read_text(encoding="utf-8").partition("\n## Studies\n")[2]
+    text = (RECIPES / "STUDY.md").read_text(encoding="utf-8")
     documented = {name for name in re.findall(r"^\| `([a-z0-9_.]+)` \|", text, re.MULTILINE) if ".yaml" not in name}
     fields = set(_fields(StudyRecipe))
     assert {name for name in fields if not name.startswith("train.")} <= documented

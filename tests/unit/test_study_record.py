@@ -1,4 +1,4 @@
-"""The README's table of the bundled study is the one of its record."""
+"""The table of recipes/STUDY.md of the bundled study is the one of its record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IN_README = (
 
 
 def _readme_rows() -> list[list[str]]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What the method is worth")[2]
+    text = (ROOT / "recipes" / "STUDY.md").read_text(encoding="utf-8").partition("## A study of your own")[0]
     table = next(block for block in text.split("\n\n") if block.startswith("|"))
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
