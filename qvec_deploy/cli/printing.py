@@ -39,6 +39,9 @@ def inspect_path(path: Path, weights: Weights | None = None) -> dict[str, Any]:
     document: dict[str, Any] = {"kind": "checkpoint", "tensors": len(tensors)}
     if checkpoint.weights is not None:
         document["which_weights"] = checkpoint.weights
+    configs = checkpoint.configs() if '"qvec-vector"' not in text else ()
+    for config in (config for config in configs[::-1] if config.class_names):
+        document |= {"class_names": list(config.class_names), "class_names_from": config.source}
     if checkpoint.aside:
         document["left_aside"] = list(checkpoint.aside)
     if '"qvec-vector"' in text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qvec_deploy.datasets.folder_classes import some
 from qvec_deploy.datasets.spec import SPLITS, DataConfig, Dataset, DatasetSpec, OpenedDataset, Split, batches
 from qvec_deploy.datasets.tiny import PREFIX
 from qvec_deploy.errors import RecipeError
@@ -33,8 +34,10 @@ def open_dataset(
 
         dataset = open_timm(spec, config, expected_classes, advance)
     if expected_classes is not None and dataset.classes != expected_classes:
+        sides = ((dataset.name, dataset.class_names), ("the head", spec.class_names))
+        named = "".join(f"; of {who}: {some(names)}" for who, names in sides if names)
         raise RecipeError(
-            f"{dataset.name} has {dataset.classes} classes and the model's head {expected_classes}",
+            f"{dataset.name} has {dataset.classes} classes and the model's head {expected_classes}{named}",
             hint="accuracy needs the head's own label set: check the dataset, or the checkpoint",
         )
     return dataset

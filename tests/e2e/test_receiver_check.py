@@ -12,9 +12,15 @@ import yaml
 from PIL import Image
 
 from qvec_deploy.bench import run as bench_run
+from qvec_deploy.bench.run import open_images
 from qvec_deploy.builder import pipeline
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.measuring import bench_options
+from qvec_deploy.builder.receiver_check import check_receiver
 from qvec_deploy.datasets import DataConfig, DatasetSpec
 from qvec_deploy.datasets.tiny import open_tiny
+from qvec_deploy.io.cache import Cache
+from qvec_deploy.recipe import load_recipe
 from qvec_deploy.report.report_json import from_json
 
 Run = Callable[..., tuple[int, str, str]]
@@ -70,6 +76,18 @@ def recipe(folder: Path, digits: Path, classes: Sequence[str] | None = None, **c
     }
     (folder / "digits.yaml").write_text(yaml.safe_dump(values))
     return folder / "digits.yaml"
+
+
+@pytest.mark.parametrize("name", ["demo_3bit", "demo_digits"])
+def test_bundled_receivers_are_believed(name: str, tmp_path: Path) -> None:
+    """And where the images are few enough, their answers are kept: nobody asks again."""
+    recipe = load_recipe(DEMO.parent / f"{name}.yaml")
+    context = BuildContext(cache=Cache(tmp_path))
+    images = open_images(bench_options(recipe, context.plan(recipe)), context.progress)
+    assert images is not None and len(images) == {"demo_3bit": 5000, "demo_digits": 500}[name]
+    receiver = pipeline.build_candidate(recipe.float_candidate(), context)
+    known = check_receiver(receiver, 1, images, bench_options(recipe, context.plan(recipe)), context.progress)
+    assert {key: each.count for key, each in known.items()} == ({"float": 500} if name == "demo_digits" else {})
 
 
 SHIFTED = (*DIGITS[1:], "0")

@@ -333,7 +333,8 @@ def test_an_evaluation_folder_with_other_classes(build: Refused, tmp_path: Path)
         (tmp_path / "images" / "test" / label).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "images" / "test" / label / "0.png")
     error, hint = build(2, evaluate={"dataset": "folder", "root": str(tmp_path / "images")})
-    assert "folder has 2 classes" in error and "10" in error and "label set" in hint
+    assert "has 2 classes and the model's head 10; with pictures: cat, dog; without: none" in error
+    assert "receiver.classes" in hint
 
 
 # Where it is written

@@ -254,7 +254,7 @@ def test_a_limit_that_leaves_no_image(limit):
 
 
 def test_labels_that_the_head_does_not_have(folder):
-    with pytest.raises(RecipeError, match="tiny/lower has 26 classes and the model's head 10"):
+    with pytest.raises(RecipeError, match="tiny/lower has 26 classes and the model's head 10; of tiny/lower: a, b, c"):
         open_dataset(DatasetSpec("tiny/lower"), CONFIG, expected_classes=10)
     with pytest.raises(
         RecipeError, match="has 3 classes and the model's head 1000; with pictures: cat, dog, eel; without: none"
