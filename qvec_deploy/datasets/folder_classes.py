@@ -46,12 +46,15 @@ class NumberedClasses:
     uncounted: tuple[str, ...] = ()
 
 
-def number_classes(filled: Sequence[str], empty: Sequence[str], rules: ClassRules, root: Path) -> NumberedClasses:
+def number_classes(
+    filled: Sequence[str], empty: Sequence[str], rules: ClassRules, root: Path, aside: str = ""
+) -> NumberedClasses:
     """Give every folder with pictures its label.
 
     Args:
         filled: Folders with pictures, in natural order.
         empty: Folders without.
+        aside: A sentence about files that are left aside, for errors.
 
     Raises:
         RecipeError: Folders that are no classes of the model, more or fewer than it has, or in an order that timm and
@@ -64,7 +67,7 @@ def number_classes(filled: Sequence[str], empty: Sequence[str], rules: ClassRule
     elif rules.count == len(filled) + len(empty):  # a class that has no picture in this split keeps its place
         classes, missing = [*filled, *empty], tuple(empty)
     else:
-        raise _other_count(filled, empty, rules.count, root)
+        raise _other_count(filled, empty, rules.count, root, aside)
     ordered = order_classes(classes, rules.order, root)
     uncounted = () if missing else tuple(empty)
     return NumberedClasses({name: label for label, name in enumerate(ordered)}, missing, uncounted)
@@ -102,10 +105,11 @@ def _nearest(folders: Sequence[str], names: Sequence[str]) -> str:
     return f"{what} ({', '.join(pairs)}?), or change receiver.classes" if pairs else f"{what} or receiver.classes"
 
 
-def _other_count(filled: Sequence[str], empty: Sequence[str], count: int, root: Path) -> RecipeError:
+def _other_count(filled: Sequence[str], empty: Sequence[str], count: int, root: Path, aside: str) -> RecipeError:
     return RecipeError(
         f"{root} has {len(filled)} classes and the model's head {count}; with pictures: {some(filled)}; without: "
-        f"{some(empty) or 'none'}; the names of the head's classes are not known",
+        f"{some(empty) or 'none'}; the names of the head's classes are not known"
+        + (f"; {aside.rstrip('.')}" if aside else ""),
         hint="accuracy needs the head's own classes: name them in receiver.classes, in the head's order, and a folder "
         "may have some of them only; or give every class a folder: an empty one keeps the place of a class",
     )

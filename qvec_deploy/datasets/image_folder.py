@@ -81,7 +81,8 @@ class ImageFolder:
         filled = list(dict.fromkeys(label for label, _, _ in runs))
         found = NumberedClasses({}, ())
         if rules is not None:
-            found = number_classes(filled, [each for each in listing.labels if each not in set(filled)], rules, root)
+            empty = [label for label in listing.labels if label not in set(filled)]
+            found = number_classes(filled, empty, rules, root, str(self.left_aside))
         self.class_to_idx, self.missing, self.uncounted = found.labels, found.missing, found.uncounted
         self._folders = [folder for _, folder, _ in runs]
         self._names = [name for _, _, names in runs for name in names]

@@ -19,6 +19,7 @@ from qvec_deploy.builder.measuring import bench_options
 from qvec_deploy.builder.receiver_check import check_receiver
 from qvec_deploy.datasets import DataConfig, DatasetSpec
 from qvec_deploy.datasets.tiny import open_tiny
+from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.report.report_json import from_json
@@ -88,6 +89,34 @@ def test_bundled_receivers_are_believed(name: str, tmp_path: Path) -> None:
     receiver = pipeline.build_candidate(recipe.float_candidate(), context)
     known = check_receiver(receiver, 1, images, bench_options(recipe, context.plan(recipe)), context.progress)
     assert {key: each.count for key, each in known.items()} == ({"float": 500} if name == "demo_digits" else {})
+
+
+def test_folders_in_the_order_of_torchvision(tmp_path: Path) -> None:
+    """A model whose class k is the k-th folder in plain order: 94 % that way, refused where nobody says, 9 % never."""
+    names = sorted(map(str, range(21)))
+    data = open_tiny(DatasetSpec("tiny/symbols", limit=420), DataConfig())
+    for row, (pixels, label) in enumerate(zip(*data.pixels, strict=True)):
+        path = tmp_path / "symbols" / "test" / names[label] / f"{row:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    evaluate = {"evaluate.dataset": "folder", "evaluate.root": str(tmp_path / "symbols"), "evaluate.limit": None}
+    recipe = load_recipe(DEMO.parent / "demo_3bit.yaml").with_overrides(evaluate, name="symbols")
+    context = BuildContext(cache=Cache(tmp_path / "cache"))
+    receiver = pipeline.build_candidate(recipe.float_candidate(), context)
+
+    def checked(**changes: Any) -> float:
+        changed = recipe.with_overrides({key.replace("__", "."): each for key, each in changes.items()}, name="symbols")
+        options = bench_options(changed, context.plan(changed))
+        images = open_images(options, context.progress)
+        assert images is not None
+        return check_receiver(receiver, 1, images, options, context.progress)["float"].top1
+
+    with pytest.raises(RecipeError, match="class 2 is `2` as timm orders the folders, and `10` as torchvision's"):
+        checked()
+    assert checked(evaluate__class_order="plain") == checked(receiver__classes=names) == pytest.approx(0.94, abs=0.02)
+    with pytest.raises(IncompatibleError, match=r"In 19 of 21 classes .* and 14 more\. Read so, top-1 is 9") as caught:
+        checked(evaluate__class_order="natural")
+    assert caught.value.hint.startswith("Check in this order: the order of the classes")
 
 
 SHIFTED = (*DIGITS[1:], "0")
