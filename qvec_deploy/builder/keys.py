@@ -77,6 +77,32 @@ def weights_key(
     }
 
 
+def selection_key(
+    plan: Plan,
+    receiver: Checkpoint,
+    sources: Mapping[str, Source],
+    images: Sequence[Float32],
+    looked_at: Mapping[str, Sequence[Float32]],
+    labels: Sequence[int] | None,
+) -> dict[str, Any]:
+    """What decides a selection.
+
+    Args:
+        looked_at: By method, the images that it is calibrated on.
+        labels: Those of the images, where they count.
+    """
+    recipe = plan.recipe
+    return {
+        **coordinates_key(plan, receiver, sources),
+        "weights": receiver.weights,
+        "recipe": recipe.model_dump(mode="json", include={"vector", "select", "quantize", "images"}),
+        "preprocessing": plan.architecture.data_config,
+        "images": _digest(images),
+        "looked_at": {method: _digest(each) for method, each in looked_at.items()},
+        "labels": [int(label) for label in labels] if labels is not None else None,
+    }
+
+
 def engine_key(plan: Plan, weights: Mapping[str, Any], images: Sequence[Float32]) -> dict[str, Any]:
     """What decides an engine: its weights, the target, and what stands in its way on this machine."""
     target = plan.recipe.target

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from qvec_deploy.bench.accuracy import Answered
 from qvec_deploy.bench.entries import BenchOptions
@@ -26,7 +26,7 @@ from qvec_deploy.builder.weights import WeightFacts, write_weights
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.write import Artifact, BundleContents, unverified, write_bundle
 from qvec_deploy.datasets import OpenedDataset
-from qvec_deploy.io.cache import Cache
+from qvec_deploy.io.cache import kept_cache
 from qvec_deploy.io.files import link_files, staging_directory
 from qvec_deploy.planner import Plan
 from qvec_deploy.recipe import Recipe
@@ -56,6 +56,9 @@ def plan(recipe: Recipe, *, offline: bool = False) -> Plan:
 def build(recipe: Recipe, directory: Path, *, force: bool = False, context: BuildContext | None = None) -> BuildResult:
     """Build a recipe with its baselines and variants, measure all of them, and leave a bundle.
 
+    What candidates are made of lies beside the directory until it is there, in `.NAME.parts`: a build that was killed
+    goes on with it, whatever recipe it is of, for all is found by what it is made from.
+
     Args:
         directory: The bundle; it appears whole or not at all.
         context: Progress and offline switch, and what is shared with other builds.
@@ -63,12 +66,13 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
     Raises:
         QvecError: Anything the user can act on; the directory is then as it was before.
     """
+    context = context or BuildContext()
+    parts = directory.parent / f".{directory.name}.parts"
     with (
         staging_directory(directory, force=force) as staging,
-        TemporaryDirectory(prefix=".parts.", dir=staging) as scratch,
+        kept_cache(parts) if context.cache is None else nullcontext(context.cache) as cache,
     ):
-        context = context or BuildContext()
-        context = replace(context, cache=context.cache or Cache(Path(scratch)))
+        context = replace(context, cache=cache)
         timings = directory.resolve().parent  # of tactics, which later builds in the same place read
         *_, plan = context.plans(recipe)  # refuses what headers show to be wrong in any candidate
         if recipe.select is not None:

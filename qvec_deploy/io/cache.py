@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qvec_deploy.errors import StorageError
+from qvec_deploy.errors import QvecError, StorageError
 from qvec_deploy.io.files import (
     canonical_json,
     file_lock,
@@ -22,6 +23,8 @@ from qvec_deploy.io.files import (
 )
 
 ENTRY_FILE = "entry.json"
+WORTH_KEEPING_S = 60.0
+"""What took less is made again rather than left lying about after Ctrl-C."""
 
 
 @dataclass
@@ -86,6 +89,47 @@ class Cache:
                 yield entry
                 _seal(entry)
             entry.folder = final
+
+
+@contextlib.contextmanager
+def kept_cache(folder: Path) -> Iterator[Cache]:
+    """A cache for one piece of work, which is there until the work is done.
+
+    Who was killed finds what was made when the same work is done again, and so does who was interrupted after
+    `WORTH_KEEPING_S`. Several processes may have it at once: the last of them removes it, also after an error that says
+    what to do.
+    """
+    started = time.monotonic()
+    with contextlib.ExitStack() as held:
+        _join(folder, held)
+        try:
+            yield Cache(folder)
+        except BaseException as error:
+            if isinstance(error, QvecError) or time.monotonic() - started < WORTH_KEEPING_S:
+                _leave(folder, held)
+            raise
+        _leave(folder, held)
+
+
+def _join(folder: Path, held: contextlib.ExitStack) -> None:
+    """Make the folder, or take part in it; whoever removes it waits until all have left."""
+    while True:
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+        with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
+            before = folder.stat().st_ino
+            stack.enter_context(file_lock(folder, shared=True))
+            if folder.stat().st_ino == before:  # else somebody has removed it while this one waited
+                held.enter_context(stack.pop_all())
+                return
+
+
+def _leave(folder: Path, held: contextlib.ExitStack) -> None:
+    """Take part no more, and remove the folder if nobody else does."""
+    held.close()
+    with contextlib.suppress(StorageError), file_lock(folder, wait=False) as alone:
+        if alone:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def entry_files(folder: Path) -> list[Path]:

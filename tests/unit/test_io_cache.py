@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from qvec_deploy.errors import FetchError, StorageError
-from qvec_deploy.io.cache import ENTRY_FILE, Cache
+from qvec_deploy.errors import FetchError, QvecError, RecipeError, StorageError
+from qvec_deploy.io import cache
+from qvec_deploy.io.cache import ENTRY_FILE, Cache, kept_cache
 from qvec_deploy.io.files import file_lock, link_files, staging_directory
 from qvec_deploy.jobs.job import Job
 from qvec_deploy.jobs.processes import LocalProcesses
@@ -154,3 +156,34 @@ def test_a_cache_can_be_thrown_away(tmp_path: Path) -> None:
     shutil.rmtree(cache.folder)
     _obtain(cache, "thing", 1, _target(tmp_path, "two"), make)
     assert make.calls == 2 and (tmp_path / "one" / "file").read_text() == "made"
+
+
+def _parts_of(folder: Path, error: BaseException | None) -> list[str]:
+    """What is left of a kept cache with one entry whose block ends so."""
+    with contextlib.suppress(QvecError, KeyboardInterrupt), kept_cache(folder) as kept:
+        with kept.entry("a", 1) as entry:
+            entry.record = "made"
+        if error is not None:
+            raise error
+    return sorted(path.name.split("-")[0] for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_a_kept_cache_is_there_until_its_work_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "parts"
+    assert _parts_of(folder, KeyboardInterrupt()) == []  # it took no time
+    monkeypatch.setattr(cache, "WORTH_KEEPING_S", 0.0)
+    assert _parts_of(folder, KeyboardInterrupt()) == ["a", "locks"]
+    assert _parts_of(folder, RecipeError("no", hint="do")) == []
+    assert _parts_of(folder, KeyboardInterrupt()) == ["a", "locks"]
+    assert _parts_of(folder, None) == []
+
+
+def test_the_last_one_to_leave_removes_a_kept_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    with kept_cache(folder):
+        with kept_cache(folder) as inner, inner.entry("a", 1) as entry:
+            entry.record = 1
+        assert folder.is_dir()
+        with kept_cache(folder) as again, again.entry("a", 1) as entry:
+            assert not entry.new
+    assert not folder.exists()

@@ -7,15 +7,17 @@ decides on images that had no part in the choice.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from qvec_deploy.bench.selection import Confirmed, DonorScore, Selection
 from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.builder.images import open_own_images, selection_images
+from qvec_deploy.builder.keys import selection_key
 from qvec_deploy.builder.select.lambda_search import search
 from qvec_deploy.builder.select.mixing_weights import descend, ridge_weights
 from qvec_deploy.builder.select.score import Float64, divergences, wrong
@@ -55,7 +57,7 @@ def choose(
     context: BuildContext,
     advance: Advance = lambda done, total: None,
 ) -> Choice:
-    """Select lambda, mixing weights and, for `best`, the lambda of every method.
+    """Select lambda, mixing weights and, for `best`, the lambda of every method; what the cache has is not tried again.
 
     Args:
         advance: Told how many methods are done, of how many.
@@ -67,11 +69,49 @@ def choose(
     if select is None:
         raise RecipeError(f"{recipe.name} selects nothing", hint="add `select` to the recipe")
     images = selection_images(recipe, plan)
+    grid = recipe.quantize.scheme()
+    tried = [*recipe.methods(), *([grid.method] if grid is not None else [])]
+    on_grids = {
+        method: _on_grid(plan, recipe.with_overrides(recipe.with_method(method), name=recipe.name)) for method in tried
+    }
+    if context.cache is None:
+        return _proposed(recipe, _select(recipe, select, on_grids, context, images, advance))
+    labels = _labels(recipe, plan, confirm=False) if select.by == "labelled" else None
+    looked_at = {method: context.calibration_images(on_grid) for method, on_grid in on_grids.items()}
+    key = selection_key(plan, context.receiver(recipe), context.sources(recipe), images, looked_at, labels)
+    with context.cache.entry("selection", key) as entry:
+        if entry.new:
+            entry.record = asdict(_select(recipe, select, on_grids, context, images, advance))
+    return _proposed(recipe, TypeAdapter(Selection).validate_python(entry.record))
+
+
+def _proposed(recipe: Recipe, selection: Selection) -> Choice:
+    """What a selection makes of its recipe."""
+    first, weights = selection.curves[0], tuple(donor.weight for donor in selection.donors) or None
+    resolved = recipe.resolved(first.best, weights if selection.mixing != "given" else None)
+    best = {curve.method: curve.best for curve in selection.curves}
+    return Choice(resolved, resolved.finalists(best, best=selection.by == "best"), selection)
+
+
+def _select(
+    recipe: Recipe,
+    select: Select,
+    on_grids: Mapping[str, Plan],
+    context: BuildContext,
+    images: Sequence[Float32],
+    advance: Advance,
+) -> Selection:
+    """Try donors and lambdas.
+
+    Args:
+        on_grids: The plan of every method that is tried.
+    """
     methods = recipe.methods()
+    plan = on_grids[methods[0]]
     receiver, sources = context.receiver(recipe), context.sources(recipe)
 
     def trial_model(method: str) -> TrialModel:
-        on_grid = _on_grid(plan, recipe.with_overrides(recipe.with_method(method), name=recipe.name))
+        on_grid = on_grids[method]
         return TrialModel(on_grid, receiver, sources, images, context.calibration_images(on_grid))
 
     own = trial_model(methods[0])
@@ -89,8 +129,7 @@ def choose(
         score_at = partial(_mean_score, score, trial, weights)
         curves.append(search(score_at, (*select.lambdas, *solved) if sources and same_grid else (0.0,), method))
         advance(index + 1, len(methods))
-    resolved = recipe.resolved(curves[0].best, weights if select.donors != "given" else None)
-    selection = Selection(
+    return Selection(
         by=select.by,
         images=named_images(recipe.images) if recipe.images is not None else GENERATED,
         selecting=len(target),
@@ -102,8 +141,6 @@ def choose(
         confirmed=(),
         shipped="",
     )
-    finalists = resolved.finalists({curve.method: curve.best for curve in curves}, best=select.by == "best")
-    return Choice(resolved, finalists, selection)
 
 
 def confirm(
