@@ -69,7 +69,7 @@ class MeasurementWarning(StrEnum):
         "accuracy difference unclear",
         "Do not claim a difference in accuracy, or evaluate on more images.",
     )
-    NO_HEADROOM = "little to recover", "A vector is not needed here: ship lambda 0."
+    NO_HEADROOM = "little to recover", "A vector is not needed here: take lambda 0."
     LAMBDA_AT_EDGE = "lambda at the edge of its grid", "Widen select.lambdas."
     METHOD_LIMITED = "method limited", "Choose another method or granularity."
     UNVERIFIED = "unverified patch", "Give `images` of the receiver's task, unlabelled ones will do, or `evaluate`."
