@@ -13,14 +13,8 @@ from qvec_deploy.bench.warnings import RECEIVER_DOUBTS, MeasurementWarning
 
 Verdict = Literal["ship", "do not ship", "you decide"]
 
-FORBIDDING = (
-    MeasurementWarning.OTHER_CLASSES,
-    MeasurementWarning.NO_BETTER_THAN_GUESSING,
-    MeasurementWarning.UNVERIFIED,
-)
+FORBIDDING = (MeasurementWarning.UNVERIFIED,)
 """Doubts that no gate outweighs."""
-OPEN = (MeasurementWarning.FEWER_RIGHT_THAN_CLAIMED,)
-"""Doubts with which no gate decides."""
 LEVEL = 0.05  # of the test that plain quantization is better
 
 
@@ -54,16 +48,15 @@ def decide(report: Report) -> Decision | None:
     if doubted is not None:
         wrong = f"{doubted.subject} may be read wrong ({doubted.warning}), and nothing here means much then."
         return Decision("you decide", (wrong, doubted.detail, _weighed(report, shipped)))
-    doubts = tuple(_found(report, OPEN))
     if not report.gates:
         unjudged = f"the recipe asks for no gates, so nothing has judged {shipped.name}."
-        return Decision("you decide", (unjudged, *doubts, _weighed(report, shipped)))
+        return Decision("you decide", (unjudged, _weighed(report, shipped)))
     names = ", ".join(gate.name for gate in report.gates)
     counted = f"all {len(report.gates)} gates" if len(report.gates) > 1 else "its gate"
     passed = f"{shipped.name} passes {counted}: {names}."
     if not any(gate.name.startswith("beats ") or gate.name == "max_top1_drop" for gate in report.gates):
         return Decision("you decide", (passed, "No gate judges its accuracy.", _weighed(report, shipped)))
-    return Decision("you decide", (passed, *doubts)) if doubts else Decision("ship", (passed,))
+    return Decision("ship", (passed,))
 
 
 def _against(report: Report, shipped: Candidate) -> Iterator[str]:
@@ -72,7 +65,10 @@ def _against(report: Report, shipped: Candidate) -> Iterator[str]:
         told = "; ".join(f"{gate.name} (wanted {gate.wanted}, found {gate.found})" for gate in missed)
         total = len(report.gates)
         yield f"{shipped.name} misses {f'{len(missed)} of {total} gates' if total > 1 else 'its gate'}: {told}."
-    yield from _found(report, FORBIDDING)
+    for kind in FORBIDDING:
+        found = [finding.detail for finding in report.warnings if finding.warning is kind]
+        if found:
+            yield " ".join(dict.fromkeys(found))
     plain = report.first("ptq")
     pair = shipped.paired.get(plain.name) if plain is not None and shipped.patch is not None else None
     if pair is not None and plain is not None:
@@ -80,11 +76,6 @@ def _against(report: Report, shipped: Candidate) -> Iterator[str]:
         if difference.high < 0 and mcnemar(pair.gained, pair.lost) < LEVEL:
             points = formatting.points(-difference.value, pair.count).lstrip("+")
             yield f"without the patch, {plain.name} is {points} points better in the same room."
-
-
-def _found(report: Report, kinds: tuple[MeasurementWarning, ...]) -> Iterator[str]:
-    for kind in kinds:
-        yield from dict.fromkeys(finding.detail for finding in report.warnings if finding.warning is kind)
 
 
 def _weighed(report: Report, shipped: Candidate) -> str:

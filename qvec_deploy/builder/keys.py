@@ -88,7 +88,7 @@ def selection_key(
     """What decides a selection.
 
     Args:
-        looked_at: By method, the images that it is calibrated on.
+        looked_at: Images that methods are calibrated on, by method.
         labels: Those of the images, where they count.
     """
     recipe = plan.recipe

@@ -65,22 +65,6 @@ def test_an_unverified_patch_does_not_ship_whatever_the_gates_say() -> None:
     assert decision is not None and decision.sentence == "Do not ship: The patch was tried on no image."
 
 
-@pytest.mark.parametrize(
-    ("doubt", "verdict"),
-    [
-        (MeasurementWarning.NO_BETTER_THAN_GUESSING, "do not ship"),
-        (MeasurementWarning.OTHER_CLASSES, "do not ship"),
-        (MeasurementWarning.FEWER_RIGHT_THAN_CLAIMED, "you decide"),
-        (MeasurementWarning.NOISY_SAMPLES, "ship"),
-    ],
-)
-def test_a_float_model_that_was_read_wrong_does_not_ship(doubt: MeasurementWarning, verdict: str) -> None:
-    found = Finding(doubt, "float", "It is wrong.")
-    decision = decide(replace(gated(ACCURATE), warnings=(found,)))
-    assert decision is not None and decision.verdict == verdict
-    assert ("It is wrong." in decision.reasons) == (verdict != "ship")
-
-
 @pytest.mark.parametrize(("gained", "lost", "verdict"), [(40, 45, "you decide"), (40, 150, "do not ship")])
 def test_a_patch_that_is_clearly_worse_than_none_does_not_ship(gained: int, lost: int, verdict: str) -> None:
     report = example_report()

@@ -138,7 +138,7 @@ def test_little_to_recover():
     assert finding.warning is MeasurementWarning.NO_HEADROOM
     assert finding.subject == "ptq"
     assert finding.detail == "Without a vector it is 1.5 points below the float receiver."
-    assert finding.warning.remedy == "A vector is not needed here: ship lambda 0."
+    assert finding.warning.remedy == "A vector is not needed here: take lambda 0."
 
 
 @pytest.mark.parametrize(("top1", "found"), [(0.5, 0), (0.7499, 0), (0.7501, 1), (0.77, 1), (0.8, 1)])
