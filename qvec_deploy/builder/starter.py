@@ -14,6 +14,7 @@ from typing import Any
 from qvec_deploy import formatting
 from qvec_deploy.builder.identify import Identified, identify
 from qvec_deploy.datasets import SPLITS, DatasetSpec, Split, open_dataset
+from qvec_deploy.datasets.image_folder import class_folders
 from qvec_deploy.datasets.spec import ClassOrder, DataConfig
 from qvec_deploy.datasets.split_folder import folder_of_split
 from qvec_deploy.errors import RecipeError, StorageError
@@ -56,16 +57,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class ImageSets:
-    """What a folder of labelled images offers.
+    """What a folder of images offers.
 
     Attributes:
-        judge: The split that judges.
+        judge: The split that judges; None where no image has a label.
         looked_at: The split whose images are looked at without labels; None where there is no other.
         order: How classes are numbered, where timm and torchvision number them differently.
         count: Images of the split that judges.
     """
 
-    judge: Split
+    judge: Split | None
     looked_at: Split | None
     order: ClassOrder | None
     count: int
@@ -127,9 +128,15 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _find_images(root: Path, wanted: Wanted, plan: Plan, found: Identified) -> ImageSets:
-    """Which splits there are, and whether the order of the classes has to be said."""
+    """Which splits there are, and whether the order of the classes has to be said.
+
+    Pictures that lie in one folder, none of them in a class's, have no labels and can be looked at.
+    """
     classes, config = plan.architecture.classes, DataConfig.from_mapping(plan.architecture.data_config)
     spec = DatasetSpec("folder", root=root, class_order=None, class_names=plan.class_names.names)
+    if root.is_dir() and not class_folders(root):
+        open_dataset(replace(spec, split="val", labelled=False), config)
+        return ImageSets(None, "val", None, 0)
     there = [split for split in SPLITS if _has_split(replace(spec, split=split), classes)]
     if not there:
         folder_of_split(spec, classes=classes)  # says what is wrong
@@ -203,7 +210,7 @@ def _of_vector() -> Iterator[str]:
 
 def _of_evaluation(plan: Plan, sets: ImageSets | None, wanted: Wanted) -> Iterator[str]:
     yield ""
-    if sets is None or wanted.images is None:
+    if sets is None or sets.judge is None or wanted.images is None:
         yield "# Labelled images, on which accuracy is measured; without them only speed and size are:"
         yield from ("# evaluate:", "#   dataset: folder # images in FOLDER/test/CLASS/", "#   root: FOLDER")
         return

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--model", metavar="NAME", help="timm's name of the model.  [default: found by looking at the file]")
 @model_arg_option
 @click.option("--weights", type=click.Choice(["raw", "ema"]), help="Which to take from a file that holds both.")
-@click.option("--images", type=PATH, help="A folder of labelled images: train, val, test, or one folder per class.")
+@click.option("--images", type=PATH, help="A folder of images: train, val, test, one folder per class, or no labels.")
 @click.option("-o", "--output", type=PATH, help="The recipe.  [default: after the checkpoint, in this folder]")
 @click.option("--force", is_flag=True, help="Replace the recipe if it exists.")
 @offline_option

@@ -98,3 +98,11 @@ def test_raw_and_averaged_weights_are_chosen_by_the_user(checkpoint: Path) -> No
         first_recipe(Wanted(str(checkpoint), checkpoint.parent))
     recipe, text = first_recipe(Wanted(str(checkpoint), checkpoint.parent, weights="ema"))
     assert recipe.receiver.weights == "ema" and "  weights: ema" in text
+
+
+def test_pictures_without_labels_are_looked_at(checkpoint: Path, pictures: Callable[..., Path]) -> None:
+    root = pictures(["cats"], [""]) / "cats"
+    recipe, text = first_recipe(Wanted(str(checkpoint), checkpoint.parent, images=root))
+    assert recipe.images is not None and recipe.evaluate is None and "# evaluate:" in text
+    found = preview(recipe)
+    assert found.doubts == () and [data.block for data in found.data] == ["images"]
