@@ -1,14 +1,18 @@
-"""Which engines are measured, and how."""
+"""Which engines are measured, which share their answers, and how."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qvec_deploy.bench.parity import PARITY_FILE
 from qvec_deploy.bench.results import Model, Role
+from qvec_deploy.io.files import sha256_file
 from qvec_deploy.recipe import Evaluate, Measure, Recipe
+from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
+from qvec_deploy.runtimes.registry import find_lowering
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,29 @@ class BenchEntry:
     sources: tuple[tuple[str, float], ...]
     layer_errors: Mapping[str, float]
     control: str | None = None
+
+
+def shared_answers(entries: Sequence[BenchEntry], preferred: str | None, *, apart: bool) -> dict[str, str]:
+    """Which engines need not be asked: those that compute the same as another one, up to float32's rounding.
+
+    The same means the same packed weights, the same reference logits, one runtime and exact lowerings.
+
+    Args:
+        preferred: The entry that answers itself, whatever others it shares with.
+        apart: Whether folders are bundles, perhaps of different versions of this package, and share nothing.
+
+    Returns:
+        The name of an entry to that of the one whose answers it has.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for entry in sorted(entries, key=lambda entry: entry.name != preferred):
+        files = [entry.directory / name for name in (WEIGHTS_FILE, PARITY_FILE)]
+        target = entry.recipe.target
+        if find_lowering(target.runtime, entry.lowering).exact and all(file.is_file() for file in files):
+            place = str(entry.directory) if apart else ""
+            same = (place, target.runtime, target.preprocessing, *map(sha256_file, files))
+            groups.setdefault(same, []).append(entry.name)
+    return {name: first for first, *others in groups.values() for name in others}
 
 
 @dataclass(frozen=True)

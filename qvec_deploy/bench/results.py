@@ -162,6 +162,8 @@ class Candidate:
         stored_bits_per_weight: What a quantized weight takes in the file, scales included.
         runtime_bits_per_weight: Of the same weight in the memory of the runtime.
         accuracy: None where it was not measured.
+        answers_of: The candidate whose answers stand for its own, for both compute the same up to float32's rounding;
+            None for one that was asked itself.
         paired: By another candidate's name, this accuracy against that one's, image by image.
         latency: One entry per batch size, ascending; empty where it was not measured.
         footprint: Load time and memory in a process of its own; None where not measured.
@@ -183,6 +185,7 @@ class Candidate:
     method: str = ROUND_TO_NEAREST.name
     skip: tuple[str, ...] = ()
     accuracy: AnswerCounts | None = None
+    answers_of: str | None = None
     paired: dict[str, PairedAnswers] = field(default_factory=dict)
     latency: tuple[LatencySamples, ...] = ()
     footprint: Footprint | None = None

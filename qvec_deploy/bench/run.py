@@ -12,7 +12,7 @@ from typing import Any
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.accuracy import Accuracy, Answered, compare
-from qvec_deploy.bench.entries import BenchEntry, BenchOptions
+from qvec_deploy.bench.entries import BenchEntry, BenchOptions, shared_answers
 from qvec_deploy.bench.environment import Environment, capture_environment, complete_environment
 from qvec_deploy.bench.evaluation import answers_of, measure_answers
 from qvec_deploy.bench.footprint import Footprint, probe
@@ -97,17 +97,26 @@ def measure_engines(
         with progress.stage("load"):
             sessions = _load(entries, options, stack)
         batch_size = options.evaluate.batch_size if options.evaluate is not None else 1
-        journal = None
+        journal, shared = None, {}
         if images is not None:
+            shared = shared_answers(entries, options.selected, apart=options.selected is None)
+            shared = {name: other for name, other in shared.items() if name not in (known or {})}
             journal = EvaluationJournal(partial(_described, entries, options, images, batch_size, environment))
-        accuracies = measure_answers(sessions, images, batch_size, progress, journal, known)
+        asked = {name: session for name, session in sessions.items() if name not in shared}
+        answers = measure_answers(asked, images, batch_size, progress, journal, known)
+        accuracies = {name: answers[shared.get(name, name)] for name in sessions} if answers else {}
         with options.alone():
             latencies = measure_latencies(sessions, images, options.batch_sizes, options.measure, progress, watch)
             environment = complete_environment(environment, watch.state() if watch is not None else None)
             layers = measure_layers(entries, options, threads, progress) if options.profile else NO_LAYERS
     full = next((accuracies.get(c.name) for c in entries if c.role == "float"), None)
     candidates = tuple(
-        layers.fill(_candidate(c, accuracies, [batch[c.name] for batch in latencies], footprints.get(c.name), full))
+        layers.fill(
+            replace(
+                _candidate(c, accuracies, [batch[c.name] for batch in latencies], footprints.get(c.name), full),
+                answers_of=shared.get(c.name),
+            )
+        )
         for c in entries
     )
     findings = _doubts(accuracies, full, options, images)

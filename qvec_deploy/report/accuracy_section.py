@@ -43,7 +43,21 @@ def answers(report: Report, rows: Sequence[CandidateRow]) -> Table | None:
         f"n = {count:,} images, the same for all. Brackets are 95 % Wilson intervals. Gained and lost are images that "
         f"only the candidate, or only {rival}, gets right; p is of McNemar's exact test of the two counts."
     )
+    note += "".join(f" {sentence}" for sentence in shared(report))
     return Table.of("Answers", measured, told, shipped=report.selected, note=note, titled=False)
+
+
+def shared(report: Report) -> tuple[str, ...]:
+    """Which candidates were not asked themselves, and why."""
+    named: dict[str, list[str]] = {}
+    for candidate in report.candidates:
+        if candidate.answers_of is not None:
+            named.setdefault(candidate.answers_of, []).append(candidate.name)
+    return tuple(
+        f"Answers of {', '.join(names)} are those of {other}: the same weights, and arithmetic that differs in the "
+        "rounding of float32 alone."
+        for other, names in named.items()
+    )
 
 
 def by_class(report: Report) -> Table | None:

@@ -301,6 +301,7 @@ def facts(report: Report, row: CandidateRow) -> tuple[tuple[str, str], ...]:
         ("Engine", f"{candidate.runtime}, lowering {candidate.lowering}"),
         ("Bits per weight", f"{candidate_text.bits(candidate)} (stored / at run time)"),
         ("Weight error", _mean_error(candidate)),
+        ("Answers", f"those of {candidate.answers_of}, which computes the same" if candidate.answers_of else ""),
         ("Same answer as", _agreements(report, candidate)),
         ("Memory added by loading", _added_memory(candidate)),
     ]

@@ -60,6 +60,11 @@ class Lowering:
     calibrates_activations: bool = False
     implementation: str | None = None
 
+    @property
+    def exact(self) -> bool:
+        """Whether it computes what any other such lowering of the same weights does, up to float32's rounding."""
+        return self.arithmetic == "fp32"
+
     def load(self) -> Any:
         """Its implementation.
 
