@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from qvec_deploy.bench import run as bench
+from qvec_deploy.bench.accuracy import Accuracy
 from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.run import measure_engines, stored_bits_per_weight
 from qvec_deploy.bench.warnings import MeasurementWarning
@@ -65,6 +66,23 @@ def test_the_load_is_read_when_nothing_else_of_a_sweep_runs(monkeypatch: pytest.
     contenders: Any = [target]
     with pytest.raises(_Stopped, match="True"):
         measure_engines(contenders, asked, None, Progress())
+
+
+def test_where_there_is_no_float_engine_the_best_one_is_doubted() -> None:
+    labels = np.repeat(np.arange(10), 20).astype(np.int32)
+    asked: Any = SimpleNamespace(model=SimpleNamespace(classes=10, class_names=tuple("abcdefghij")))
+    images: Any = SimpleNamespace(class_names=())
+
+    def answers(predictions: np.ndarray) -> Accuracy:
+        return Accuracy(labels, predictions.astype(np.int32), None, np.full(200, 0.9, np.float32))
+
+    good, shifted, nothing = answers(labels), answers((labels + 1) % 10), answers(0 * labels)
+    assert bench._doubts({"two": nothing, "three": good}, None, asked, images) == []
+    (finding,) = bench._doubts({"two": nothing, "three": shifted}, None, asked, images)
+    assert finding.subject == "two" and finding.warning is MeasurementWarning.NO_BETTER_THAN_GUESSING
+    (finding,) = bench._doubts({"float": shifted, "three": good}, shifted, asked, images)
+    assert finding.subject == "float" and finding.detail.count("where the label says `") == 5
+    assert bench._doubts({}, None, asked, None) == []
 
 
 def test_a_deadline_under_the_rules_is_told_by_what_the_rules_ask() -> None:

@@ -9,12 +9,16 @@ import pytest
 from qvec_deploy.bench.environment import Environment, GpuState
 from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.warnings import (
+    INPUT_DOUBTS,
+    RECEIVER_DOUBTS,
     MeasurementWarning,
     accuracy_findings,
     headroom_finding,
+    image_findings,
     latency_findings,
     machine_findings,
 )
+from qvec_deploy.datasets import DataConfig, DatasetSpec, open_dataset
 
 QUIET = Environment("CPU", ("avx2",), 8, 4, 4, 0.3, 2**33, "performance", "Linux", "3.12.0", {"numpy": "2.0.0"})
 STEADY = tuple(10.0 + 0.01 * (i % 3) for i in range(40))
@@ -28,6 +32,24 @@ def kinds(latency_ms: dict[str, tuple[float, ...]], baseline: str = "float") -> 
 def test_every_warning_has_a_remedy():
     for warning in MeasurementWarning:
         assert warning.remedy.endswith(".")
+
+
+def test_what_went_in_is_doubted_before_anything_else():
+    assert tuple(MeasurementWarning)[: len(INPUT_DOUBTS)] == INPUT_DOUBTS
+    assert INPUT_DOUBTS[: len(RECEIVER_DOUBTS)] == RECEIVER_DOUBTS
+
+
+def test_files_left_aside_and_classes_without_images(tmp_path):
+    for name in ("a/0.png", "a/notes.txt", "x.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = tuple("abcdefghijkl")
+    images = open_dataset(DatasetSpec("folder", root=tmp_path, class_names=names), DataConfig())
+    aside, absent = image_findings(images)
+    assert (aside.warning, absent.warning) == INPUT_DOUBTS[len(RECEIVER_DOUBTS) :]
+    assert aside.detail == "2 files are left aside (1 .txt, 1 in no class folder), such as x.jpg, a/notes.txt."
+    assert absent.detail == "11 of 12 classes have no image: b, c, d, e, f, g, h, i, j, k and 1 more."
+    assert image_findings(open_dataset(DatasetSpec("tiny/lower", limit=2), DataConfig())) == image_findings(None) == []
 
 
 def test_a_quiet_machine_gives_no_finding():
