@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from qvec_deploy.vectors.symmetric_places import Geometry
     from qvec_deploy.vectors.vector_file import QuantizationVector, VectorHeader
 
+_FLOATS = {"F32", "F16", "BF16"}
+
 output_option = click.option("-o", "--output", type=options.PATH, required=True, help="The vector file to write.")
 dtype_option = click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), default="float32", help="How rho is stored."
@@ -77,6 +79,7 @@ def extract(
     from qvec_deploy.io.checkpoint import Checkpoint
     from qvec_deploy.models import HEAD, describe
     from qvec_deploy.tensors import Scheme
+    from qvec_deploy.vectors.assumptions import ExtractionInputs, assumptions
     from qvec_deploy.vectors.extract import extract_vector
 
     _require_output(output, (fp, qat, base, moments), force=force)
@@ -84,12 +87,24 @@ def extract(
     architecture = describe(model, 1, named) if model is not None else None
     scheme = Scheme(bits, granularity, group_size, clip, method)
     opened = Checkpoint.open(base, offline=offline) if base is not None else None
+    donor, trained = (Checkpoint.open(file, offline=offline) for file in (fp, qat))
+    said = ExtractionInputs(
+        scheme,
+        skip or (HEAD,),
+        _by_default(),
+        model,
+        has_base=base is not None,
+        fp_dtypes=_float_dtypes(donor),
+        qat_dtypes=_float_dtypes(trained),
+        stored=settings["dtype"],
+    )
     header = extract_vector(
-        _state(Checkpoint.open(fp, offline=offline)),
-        _state(Checkpoint.open(qat, offline=offline)),
+        _state(donor),
+        _state(trained),
         output,
         scheme=scheme,
-        skip=skip or (HEAD,),
+        skip=said.skip,
+        assumed=assumptions(said),
         architecture=architecture,
         base=(_state(opened), opened.fingerprint()) if opened is not None else None,
         moments=_state(Checkpoint.open(moments, offline=offline)) if moments is not None else None,
@@ -229,8 +244,18 @@ def check(
 
 def _state(checkpoint: Checkpoint) -> dict[str, Float32]:
     """A checkpoint's float tensors; counters and index tables are no weights."""
-    floats = {"F32", "F16", "BF16"}
-    return {name: checkpoint.read(name) for name, info in checkpoint.tensors.items() if info.dtype in floats}
+    return {name: checkpoint.read(name) for name, info in checkpoint.tensors.items() if info.dtype in _FLOATS}
+
+
+def _float_dtypes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return tuple(sorted({info.dtype for info in checkpoint.tensors.values()} & _FLOATS))
+
+
+def _by_default() -> set[str]:
+    """Options of the command at hand that nobody gave."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {name for name in context.params if context.get_parameter_source(name) is default}
 
 
 def _require_output(path: Path, inputs: Iterable[str | None], *, force: bool) -> None:
@@ -282,9 +307,12 @@ def _show_written(path: Path, header: VectorHeader, as_json: bool) -> None:
 
     warning = share_warning(header.share)
     if as_json:
-        options.echo_json({"path": str(path), "norm": header.norm, "share": header.share, "warning": warning})
+        written = {"path": str(path), "norm": header.norm, "share": header.share, "warning": warning}
+        options.echo_json({**written, "assumed": list(header.assumed)})
         return
     click.echo(f"vector  {path}\n        {header.scheme}, {header.task}, {header.share:.2%} of the weights' norm")
+    for each in header.assumed:
+        click.echo(f"assumed {each}")
     if warning:
         click.echo(f"warning: {warning}", err=True)
 
@@ -312,6 +340,8 @@ def _print_summary(summary: dict[str, Any], scheme: str) -> None:
         "made by": summary["made_by"],
     }
     click.echo("\n" + "\n".join(f"{key:8} {value}" for key, value in lines.items() if value is not None))
+    for each in summary["assumed"]:
+        click.echo(f"assumed  {each}")
     if summary["warning"]:
         click.echo(f"warning: {summary['warning']}", err=True)
 

@@ -40,6 +40,7 @@ def extract_vector(
     dtype: str = "float32",
     base: tuple[State, str] | None = None,
     moments: Mapping[str, NDArray[np.floating]] | None = None,
+    assumed: tuple[str, ...] = (),
 ) -> VectorHeader:
     """Write the quantization vector of a donor, with the sketch of its float weights.
 
@@ -49,6 +50,7 @@ def extract_vector(
             `head`, and the files must have one.
         base: The pretrained weights both started from, and the SHA-256 of their file.
         moments: Second moments of the inputs of the donor's Linears: module to (in, in).
+        assumed: What nobody can check, in words, for the header.
 
     Raises:
         IncompatibleError: The two differ in names or shapes, are no donor of the architecture, have no known head, or
@@ -87,6 +89,7 @@ def extract_vector(
         made_by=MADE_BY,
         norms=norms,
         base=base[1] if base is not None else None,
+        assumed=assumed,
     )
     sketch = make_sketch(names, fp.__getitem__)
     return write_vector(path, header, rho.items(), dtype=dtype, sketch=sketch, moments=moments)

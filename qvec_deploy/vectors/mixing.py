@@ -62,6 +62,7 @@ def mix_vectors(
         made_by=MADE_BY,
         norms=norms,
         base=bases.pop() if len(bases) == 1 else None,
+        assumed=tuple(dict.fromkeys(f"{header.task}: {each}" for header, _ in pairs for each in header.assumed)),
         parts=tuple(
             Part(vector.header.task, vector.header.seed, share, vector.checkpoint.fingerprint())
             for vector, share in zip(vectors, shares, strict=True)

@@ -15,9 +15,11 @@ from qvec_deploy.io.files import canonical_json
 from qvec_deploy.tensors import Scheme
 
 FORMAT = "qvec-vector"
-FORMAT_VERSION = "1.1.0"
+FORMAT_VERSION = "1.2.0"
+_UNASSUMING = "1.1.0"  # files that rest on nothing unchecked have no field of 1.2
 _FIELDS_1_0 = {"format", "version", "scheme", "skip", "task", "seed", "norm", "weight_norm", "made_by"}
-_FIELDS = _FIELDS_1_0 | {"norms", "base", "dtype", "sketch_seed", "parts", "control"}
+_FIELDS_1_1 = _FIELDS_1_0 | {"norms", "base", "dtype", "sketch_seed", "parts", "control"}
+_FIELDS = _FIELDS_1_1 | {"assumed"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class VectorHeader:
         base: SHA-256 of the pretrained checkpoint the donor started from; None if it was not given.
         sketch_seed: Seed of the sketch in the file; None without one.
         control: What was put in rho's place, for a file that exists to be beaten; None for a real vector.
+        assumed: What nobody could check when it was made, in words; it came with format 1.2.
     """
 
     scheme: Scheme
@@ -57,6 +60,7 @@ class VectorHeader:
     sketch_seed: int | None = None
     parts: tuple[Part, ...] = ()
     control: str | None = None
+    assumed: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -71,11 +75,11 @@ class VectorHeader:
 
 def header_text(header: VectorHeader) -> str:
     """A header as the one metadata entry of its file."""
-    return canonical_json(_as_dict(header, FORMAT_VERSION)).decode()
+    return canonical_json(_as_dict(header, FORMAT_VERSION if header.assumed else _UNASSUMING)).decode()
 
 
 def read_header(text: str, path: Path) -> VectorHeader:
-    """The header in a file's metadata entry, of format 1.0 or 1.1."""
+    """The header in a file's metadata entry, of format 1.0 to 1.2."""
     try:
         values: dict[str, Any] = json.loads(text)
         if values["format"] != FORMAT:
@@ -85,7 +89,7 @@ def read_header(text: str, path: Path) -> VectorHeader:
             raise IncompatibleError(
                 f"{path} has vector format {version}", hint=f"this version reads {FORMAT_VERSION}; upgrade"
             )
-        wanted = _FIELDS_1_0 if version.startswith("1.0.") else _FIELDS
+        wanted = _fields(version)
         if set(values) != wanted:
             raise IntegrityError(f"{path} has header fields {sorted(values)}", hint=f"expected {sorted(wanted)}")
         header = _from_dict(values)
@@ -109,4 +113,8 @@ def _from_dict(values: dict[str, Any]) -> VectorHeader:
 
 def _as_dict(header: VectorHeader, version: str) -> dict[str, Any]:
     values = {"format": FORMAT, "version": version, **asdict(header)}
-    return {key: value for key, value in values.items() if key in _FIELDS_1_0 or not version.startswith("1.0.")}
+    return {key: value for key, value in values.items() if key in _fields(version)}
+
+
+def _fields(version: str) -> set[str]:
+    return _FIELDS_1_0 if version.startswith("1.0.") else _FIELDS_1_1 if version.startswith("1.1.") else _FIELDS

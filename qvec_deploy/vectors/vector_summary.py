@@ -28,6 +28,7 @@ def summarize(vector: QuantizationVector) -> dict[str, Any]:
         "base": header.base,
         "dtypes": sorted({info.dtype for info in vector.tensors.values()}),
         "control": header.control,
+        "assumed": list(header.assumed),
         "parts": [vars(part) for part in header.parts],
         "sketch": header.sketch_seed is not None,
         "moments": vector.has_moments,

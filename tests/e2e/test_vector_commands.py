@@ -62,6 +62,39 @@ def test_extract_then_inspect(tmp_path: Path, run: Run, donor: tuple[Any, ...]) 
     assert (code, err) == (0, "") and "3 bits per channel, rtn" in out and FC1 in out
 
 
+def test_extract_says_what_it_takes_on_trust(tmp_path: Path, run: Run, donor: tuple[Any, ...]) -> None:
+    path = tmp_path / "v.safetensors"
+    code, out, err = run("vector", "extract", *donor, *GRID, "-o", path)
+    assert code == 0, err
+    said = [line.removeprefix("assumed ") for line in out.splitlines() if line.startswith("assumed ")]
+    assert [line.partition(":")[0] for line in said] == [
+        "grid",
+        "left float by the QAT",
+        "base",
+        "model",
+        "dtype",
+        "seed",
+    ]
+    assert "(method and clip by default)" in said[0] and "head (skip by default)" in said[1]
+    assert "none was given" in said[2] and "none was given" in said[3]
+    assert said[4] == "dtype: float weights F32, QAT weights F32, the vector float32 (dtype by default)"
+    assert list(QuantizationVector.open(path).header.assumed) == said
+    assert json.loads(run("vector", "inspect", path, "--json")[1])["assumed"] == said
+    assert all(line in run("vector", "inspect", path)[1] for line in said)
+
+
+def test_what_was_given_is_not_assumed(tmp_path: Path, run: Run, donor: tuple[Any, ...], pico_folder: Path) -> None:
+    given = ("--method", "rtn", "--clip", 1.0, "--skip", "head", "--seed", 0, "--dtype", "float16", *MODEL)
+    base = ("--base", pico_folder / "receiver.safetensors")
+    path = tmp_path / "v.safetensors"
+    code, out, err = run("vector", "extract", *donor, *GRID, *given, *base, "-o", path, "--json")
+    assert code == 0, err
+    said = json.loads(out)["assumed"]
+    assert "default" not in " ".join(said)
+    assert [line.partition(":")[0] for line in said] == ["grid", "left float by the QAT", "base", "dtype"]
+    assert "was given; that the QAT began there" in said[2]
+
+
 def test_a_vector_of_unusual_norm_raises_a_doubt(tmp_path: Path, run: Run, pico_states: dict[str, State]) -> None:
     for name, factor in (("fp", 1.0), ("qat", 1.2)):
         state = {key: value * np.float32(factor) for key, value in pico_states["fp"].items()}

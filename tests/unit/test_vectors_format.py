@@ -113,6 +113,21 @@ def test_a_1_0_header_with_fields_of_1_1_is_damaged(tmp_path: Path, pico_states:
         QuantizationVector.open(path)
 
 
+def test_what_was_assumed_is_in_the_header_and_came_with_1_2(tmp_path: Path, pico_states: States) -> None:
+    plain = _extract(pico_states, tmp_path / "plain.safetensors")
+    assert json.loads(plain.checkpoint.metadata["qvec"])["version"] == "1.1.0"
+    assert plain.header.assumed == ()
+    said = _extract(pico_states, tmp_path / "said.safetensors", assumed=("base: none was given",))
+    assert json.loads(said.checkpoint.metadata["qvec"])["version"] == "1.2.0"
+    assert said.header.assumed == ("base: none was given",)
+    header = json.loads(said.checkpoint.metadata["qvec"])
+    save_file(
+        load_file(tmp_path / "said.safetensors"), tmp_path / "old", {"qvec": json.dumps(header | {"version": "1.1.0"})}
+    )
+    with pytest.raises(IntegrityError, match="header fields"):
+        QuantizationVector.open(tmp_path / "old")
+
+
 @pytest.mark.parametrize(
     "change",
     [
