@@ -36,8 +36,8 @@ def assumptions(said: ExtractionInputs) -> tuple[str, ...]:
     head = said.skip or ("nothing",)
     grid = ("method",) if said.scheme.searched else ("method", "clip")
     found = [
-        f"grid: {said.scheme}{_default(said, *grid)}; latent weights do not show which grid they were trained for, only "
-        "that they are not rounded to it yet",
+        f"grid: {said.scheme}{_default(said, *grid)}; latent weights do not show which grid they were trained for, "
+        "only that they are not rounded to it yet",
         f"left float by the QAT: {', '.join(head)}{_default(said, 'skip')}; the weights do not show it",
     ]
     if said.has_base:
