@@ -144,7 +144,7 @@ class TestTable:
     )
 
     def test_figures_have_their_counts_and_intervals(self) -> None:
-        assert _figures(self.ROW) == ["90.0 [85.1, 93.4], 200", "0.434", "0.500", "1.50× [1.25, 1.75]", "1/2"]
+        assert _figures(self.ROW) == ["90.0 [85.1, 93.4], 200", "0.434", "0.500", "1.5× [1.2, 1.8]", "1/2"]
         assert _figures(_row(4)) == ["-"] * 5
 
     def test_verdicts_say_what_was_kept(self) -> None:
