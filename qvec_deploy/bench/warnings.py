@@ -112,7 +112,7 @@ def image_findings(images: OpenedDataset | None) -> list[Finding]:
     if images.missing:
         count, named = len(images.missing), ", ".join(images.missing[:NAMED_CLASSES])
         more = f" and {count - NAMED_CLASSES:,} more" if count > NAMED_CLASSES else ""
-        detail = f"{count:,} of {images.classes:,} classes have no image: {named}{more}."
+        detail = f"{count:,} of {images.classes:,} classes {'has' if count == 1 else 'have'} no image: {named}{more}."
         findings.append(Finding(MeasurementWarning.CLASSES_WITHOUT_IMAGES, "images", detail))
     return findings
 
