@@ -112,7 +112,7 @@ def _block_of_receiver(wanted: Wanted, found: Identified, checkpoint: Checkpoint
     place = wanted.checkpoint if is_remote(wanted.checkpoint) else _relative(Path(wanted.checkpoint), wanted.folder)
     fields: list[tuple[str, Any, str]] = [("checkpoint", place, "")]
     if checkpoint.weights is not None:
-        fields.append(("weights", checkpoint.weights, "the file says which these are"))
+        fields.append(("weights", checkpoint.weights, "of those that the file holds"))
     others = f"; {_some(found.others)} would have the same tensors" if found.others else ""
     fields.append(("model", found.architecture.name, f"told by {found.told_by}{others}"))
     if found.args:

@@ -193,7 +193,7 @@ def _choose(wanted: Weights | None, what: str) -> Weights:
     if wanted is None:
         raise RecipeError(
             f"{what} holds raw and averaged (EMA) weights",
-            hint="say which: receiver.weights: ema (what timm evaluates by default) or raw",
+            hint="say ema (what timm evaluates by default) or raw: receiver.weights in a recipe, or --weights",
         )
     return wanted
 
