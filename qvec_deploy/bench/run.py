@@ -239,7 +239,8 @@ def _findings(
             paired = compare(accuracies[entry.name], accuracies[plain])
             findings += accuracy_findings(entry.name, plain, paired.gained, paired.lost, paired.count)
     full = next((c.name for c in entries if c.role == "float"), None)
-    if plain in accuracies and full in accuracies:
+    vectors = any(entry.recipe.vector is not None for entry in entries)
+    if vectors and plain in accuracies and full in accuracies:
         findings += headroom_finding(str(plain), accuracies[str(plain)].top1, accuracies[str(full)].top1)
     return findings
 

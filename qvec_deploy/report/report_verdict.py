@@ -72,7 +72,8 @@ def remarks(report: Report) -> tuple[str, ...]:
     if selection is None:
         return ()
     found = []
-    if _lam(report, selection.shipped) == 0:
+    tried = any(len(curve.points) > 1 for curve in selection.curves)  # else there was no vector to try
+    if tried and _lam(report, selection.shipped) == 0:
         patched = any(_lam(report, entry.name) != 0 for entry in selection.confirmed)
         shipped = next(entry for entry in selection.confirmed if entry.name == selection.shipped)
         no_better = "The patch was not clearly better" if patched else "No lambda was better than 0"

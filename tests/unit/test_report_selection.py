@@ -70,6 +70,11 @@ def test_no_lambda_better_than_0_is_another_finding():
     assert verdict.chosen(alone).endswith("divergence 0.060 ± 0.010 nats; ± is one standard error.")
 
 
+def test_where_no_vector_was_tried_none_is_spoken_of():
+    curves = tuple(replace(curve, points=curve.points[:1]) for curve in SELECTION.curves)
+    assert verdict.remarks(selecting(selecting_report(), curves=curves)) == ()
+
+
 def test_generated_images_are_said_to_be():
     report = patched_report(images="generated/structured")
     assert "on 200 images that the tool generated, confirmed" in verdict.chosen(report)
