@@ -81,6 +81,7 @@ def try_family(family: Family, folder: Path) -> dict[str, Any]:
                     "checkpoint": "receiver.safetensors",
                     "model": family.model,
                     "model_args": family.args,
+                    "preprocessing": {"input_size": family.side} if family.side else {},
                 },
                 "lambda": 0,
                 "images": {"dataset": "generated/structured", "limit": 16},
