@@ -43,6 +43,8 @@ class PackedLinear(nn.Module):
         words = torch.from_numpy(layout.pack(quantized.codes, self.bits))
         self.register_buffer("words", words.to(device))
         self.register_buffer("scale", torch.from_numpy(quantized.scale.copy()).to(device))
+        asked = torch.empty(0, dtype=torch.half, device=device)  # models ask for their weights' type and device
+        self.register_buffer("weight", asked, persistent=False)
         self.register_buffer("bias", bias)
         self.register_buffer("factor", factor)
 
