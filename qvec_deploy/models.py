@@ -235,11 +235,13 @@ class ForwardPass:
     Attributes:
         outputs: Shape of what the model returns for two images; None where that is no tensor.
         outside: Modules whose weight was used by others than themselves.
+        shared: Further names of modules that have one already.
         error: Why it ended early; None if it did not.
     """
 
     outputs: tuple[int, ...] | None
     outside: tuple[str, ...]
+    shared: tuple[str, ...]
     error: str | None = None
 
 
@@ -255,6 +257,8 @@ def trace_forward(name: str, classes: int, args_json: str, input_shape: tuple[in
 
     model = structure(name, classes, json.loads(args_json)).to("meta")
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    names = {key for key, _ in model.named_modules()}
+    shared = tuple(key for key, _ in model.named_modules(remove_duplicate=False) if key not in names)
     owners = {id(module.weight): key for key, module in model.named_modules() if isinstance(module, kinds)}
     running: list[str] = []
     outside: dict[str, None] = {}
@@ -275,8 +279,9 @@ def trace_forward(name: str, classes: int, args_json: str, input_shape: tuple[in
         with torch.no_grad(), Watch():
             result = model(torch.empty((2, *input_shape), device="meta"))
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        return ForwardPass(None, tuple(outside), (str(error).strip() or type(error).__name__).splitlines()[0])
-    return ForwardPass(tuple(result.shape) if isinstance(result, torch.Tensor) else None, tuple(outside))
+        return ForwardPass(None, tuple(outside), shared, (str(error).strip() or type(error).__name__).splitlines()[0])
+    outputs = tuple(result.shape) if isinstance(result, torch.Tensor) else None
+    return ForwardPass(outputs, tuple(outside), shared)
 
 
 def is_skipped(name: str, skip: tuple[str, ...]) -> bool:

@@ -171,6 +171,11 @@ def _check_forward(recipe: Recipe, architecture: Architecture, quantized: set[st
             f"of {architecture.classes} classes",
             hint="models that tell classes apart are deployed",
         )
+    if found.shared:
+        raise IncompatibleError(
+            f"`{architecture.name}` has one layer under several names ({_some(list(found.shared))})",
+            hint="a model's weights are stored once, each under one name: use a model without such layers",
+        )
     odd = [name for name in found.outside if f"{name}.weight" in quantized]
     if odd:
         raise IncompatibleError(

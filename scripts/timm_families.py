@@ -70,6 +70,7 @@ FAMILIES: dict[str, Family] = {
     "levit": Family("levit_128s", {"depth": [1, 1, 1]}),
     "levit conv": Family("levit_conv_128s", {"depth": [1, 1, 1]}),
     "coat": Family("coat_tiny", {"img_size": 64}),
+    "coat lite": Family("coat_lite_tiny", {"img_size": 64}),
     "convit": Family("convit_tiny", {"img_size": 64, "depth": 2, "local_up_to_layer": 1}),
     "crossvit": Family("crossvit_9_240"),
     "mvitv2": Family("mvitv2_tiny", {"img_size": 64}),

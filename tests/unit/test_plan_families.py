@@ -127,6 +127,11 @@ def test_what_does_not_run_on_its_images_is_refused(
         _plan(recipe_of(("vit_tiny_patch16_224", SMALL)))
 
 
+def test_a_layer_of_several_names_is_refused(recipe_of: Callable[..., Any]) -> None:
+    with pytest.raises(IncompatibleError, match=r"one layer under several names \(parallel_blocks\.0\.mlp3"):
+        _plan(recipe_of(("coat_tiny", {"img_size": 64})))
+
+
 def test_a_weight_that_others_use_is_refused_unless_it_stays_float(
     recipe_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

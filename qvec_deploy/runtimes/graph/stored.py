@@ -63,12 +63,12 @@ def attach_weights(skeleton: onnx.ModelProto, weights: PackedFile, location: str
         info = weights.tensors.get(node.input[1])
         nodes += _scaled_input(node, weights)
         if info is not None and info.scheme is None:
-            initializers.pop(node.input[2])
+            initializers.pop(node.input[2], None)  # a Linear may be called several times
             nodes += float_linear(node)
             continue
         if info is None or info.scheme is None or info.scale is None:
             raise IncompatibleError(f"{weights.path} lacks {node.input[1]}", hint="build the bundle again")
-        initializers.pop(node.input[2])
+        initializers.pop(node.input[2], None)
         node.input[2] = scale_name(info.name)
         initializers[node.input[2]] = _scale(info, location)
         nodes.append(node)
