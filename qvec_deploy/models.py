@@ -235,7 +235,7 @@ class ForwardPass:
     Attributes:
         outputs: Shape of what the model returns for two images; None where that is no tensor.
         outside: Modules whose weight was used by others than themselves.
-        shared: Further names of modules that have one already.
+        shared: Further names of modules with weights that have a name already.
         error: Why it ended early; None if it did not.
     """
 
@@ -258,7 +258,8 @@ def trace_forward(name: str, classes: int, args_json: str, input_shape: tuple[in
     model = structure(name, classes, json.loads(args_json)).to("meta")
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     names = {key for key, _ in model.named_modules()}
-    shared = tuple(key for key, _ in model.named_modules(remove_duplicate=False) if key not in names)
+    further = [each for each in model.named_modules(remove_duplicate=False) if each[0] not in names]
+    shared = tuple(key for key, module in further if any(True for _ in module.parameters(recurse=False)))
     owners = {id(module.weight): key for key, module in model.named_modules() if isinstance(module, kinds)}
     running: list[str] = []
     outside: dict[str, None] = {}
