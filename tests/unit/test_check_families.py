@@ -64,6 +64,12 @@ def test_the_record_is_of_all_families_and_nothing_failed() -> None:
             assert all(error <= lowering.tolerance for error in found), (name, lowering.name)
 
 
+def test_the_readme_counts_what_the_record_shows() -> None:
+    readme = (check_families.ROOT / "README.md").read_text()
+    record = json.loads(check_families.RECORD.read_text())
+    assert check_families.summary(record["families"]) in " ".join(readme.split())
+
+
 def _errors(row: Mapping[str, Any], lowering: str) -> list[float]:
     parts = [row[part] for part in ("linears", "convolutions") if part in row]
     return [part[lowering] for part in parts if "refused" not in part]
