@@ -174,8 +174,8 @@ def summary(rows: Mapping[str, Mapping[str, Any]]) -> str:
         sum(part in row and "refused" not in row[part] for row in exported) for part in ("linears", "convolutions")
     ]
     return (
-        f"Of {len(rows)} families of timm's vision transformers, {len(exported)} are exported and agree with PyTorch in "
-        f"every lowering of ONNX Runtime: {counts[0]} with their Linears at {BITS} bits, {counts[1]} with convolutions "
+        f"Of {len(rows)} families of timm's vision transformers, {len(exported)} are exported and agree with PyTorch "
+        f"in every lowering of ONNX Runtime: {counts[0]} with their Linears at {BITS} bits, {counts[1]} with convolutions "
         f"too; {len(rows) - len(exported)} are refused by `plan` with a sentence."
     )
 
