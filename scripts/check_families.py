@@ -170,13 +170,13 @@ def show(name: str, row: dict[str, Any]) -> None:
 def summary(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """What a record shows, in a sentence for the README."""
     exported = [row for row in rows.values() if "float" in row]
-    counts = [
+    linears, filters = (
         sum(part in row and "refused" not in row[part] for row in exported) for part in ("linears", "convolutions")
-    ]
+    )
     return (
         f"Of {len(rows)} families of timm's vision transformers, {len(exported)} are exported and agree with PyTorch "
-        f"in every lowering of ONNX Runtime: {counts[0]} with their Linears at {BITS} bits, {counts[1]} with convolutions "
-        f"too; {len(rows) - len(exported)} are refused by `plan` with a sentence."
+        f"in every lowering of ONNX Runtime: {linears} with their Linears at {BITS} bits, {filters} with convolutions "
+        f"at {BITS} bits too; {len(rows) - len(exported)} are refused by `plan` with a sentence."
     )
 
 
