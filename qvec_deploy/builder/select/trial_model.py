@@ -63,7 +63,8 @@ class TrialModel:
             if name.endswith(INPUT_SCALE):
                 factors[f"{name.removesuffix(INPUT_SCALE)}.weight"] = value
             else:
-                self._put(name, value.dequantize() if isinstance(value, QuantizedTensor) else value)
+                dense = value.dequantize() if isinstance(value, QuantizedTensor) else value
+                self._put(name, dense.reshape(self._state[name].shape))  # a convolution's codes are a matrix
         for name, factor in factors.items():  # (x * factor) @ w.T = x @ (w * factor).T, up to rounding
             self._state[name].mul_(_tensor(factor))
 

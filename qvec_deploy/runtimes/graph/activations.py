@@ -42,14 +42,15 @@ def calibrate_amax(model: nn.Module, weights: PackedFile, images: Sequence[Float
 
     if not images:
         raise ValueError("calibration needs at least one image")
-    names = [name.removesuffix(".weight") for name, info in weights.tensors.items() if info.scheme is not None]
+    packed = {name: info.shape for name, info in weights.tensors.items() if info.scheme is not None}
+    names = [name.removesuffix(".weight") for name, shape in packed.items() if len(shape) == 2]
     scales = {name: f"{name}{INPUT_SCALE}" for name in names if f"{name}{INPUT_SCALE}" in weights.tensors}
     factors = {name: weights.array(scale).astype(np.float32) for name, scale in scales.items()}
     with torch.no_grad():
-        for name in names:
-            linear: Any = model.get_submodule(name)
-            values = torch.from_numpy(unpack(weights.packed(f"{name}.weight")).dequantize())
-            linear.weight = torch.nn.Parameter(values, requires_grad=False)
+        for name, shape in packed.items():
+            module: Any = model.get_submodule(name.removesuffix(".weight"))
+            values = torch.from_numpy(unpack(weights.packed(name)).dequantize().reshape(shape))
+            module.weight = torch.nn.Parameter(values, requires_grad=False)
     return calibrate_inputs(model, names, factors, images)
 
 
