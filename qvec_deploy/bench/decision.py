@@ -92,5 +92,5 @@ def _weighed(report: Report, shipped: Candidate) -> str:
         formatting.points_interval(difference, pair.count),
     )
     size = f"{formatting.megabytes(shipped.stored_bytes)} MB instead of {formatting.megabytes(full.stored_bytes)} MB"
-    unclear = ", no clear difference" if difference.contains(0.0) else ""
-    return f"Weigh {points} points of top-1 to float {interval}{unclear} against {size}."
+    unclear = ": no clear difference" if difference.contains(0.0) else ""
+    return f"It takes {size}, and its top-1 differs from float's by {points} points {interval}{unclear}."

@@ -39,7 +39,10 @@ def test_without_gates_the_reader_decides() -> None:
     assert decision is not None and decision.verdict == "you decide"
     judged, weighed = decision.reasons
     assert "no gates" in judged
-    assert weighed == "Weigh −5.5 points of top-1 to float [−6.6, −4.4] against 8.57 MB instead of 86.7 MB."
+    assert (
+        weighed
+        == "It takes 8.57 MB instead of 86.7 MB, and its top-1 differs from float's by −5.5 points [−6.6, −4.4]."
+    )
 
 
 def test_gates_that_say_nothing_of_accuracy_leave_it_to_the_reader() -> None:
