@@ -13,6 +13,7 @@ from typing import Any
 
 from qvec_deploy import formatting
 from qvec_deploy.builder.identify import Identified, identify
+from qvec_deploy.builder.preprocessing_trial import PreprocessingTrial, try_preprocessings
 from qvec_deploy.datasets import SPLITS, DatasetSpec, Split, open_dataset
 from qvec_deploy.datasets.image_folder import class_folders
 from qvec_deploy.datasets.spec import ClassOrder, DataConfig
@@ -23,6 +24,7 @@ from qvec_deploy.io.hub import is_remote
 from qvec_deploy.io.state_dict import Weights
 from qvec_deploy.io.yaml import parse_yaml
 from qvec_deploy.planner import Plan, make_plan
+from qvec_deploy.progress import Advance
 from qvec_deploy.quantize.methods import ROUND_TO_NEAREST, competing
 from qvec_deploy.recipe.blocks import Target
 from qvec_deploy.recipe.recipe import Recipe, validate
@@ -72,8 +74,11 @@ class ImageSets:
     count: int
 
 
-def first_recipe(wanted: Wanted, *, offline: bool = False) -> tuple[Recipe, str]:
+def first_recipe(wanted: Wanted, *, offline: bool = False, advance: Advance | None = None) -> tuple[Recipe, str]:
     """A recipe that `plan` accepts and that builds with nothing but what is there, and its commented text.
+
+    Args:
+        advance: Called with how many preprocessings were tried, and of how many.
 
     Raises:
         RecipeError: No model of timm is found, or the file holds raw and averaged weights and nobody said which, or
@@ -88,6 +93,12 @@ def first_recipe(wanted: Wanted, *, offline: bool = False) -> tuple[Recipe, str]
     bare = {"version": 1, "name": name, "receiver": {key: value for key, value, _ in receiver}}
     plan = make_plan(validate(bare, wanted.folder, source, {}), checkpoint)
     sets = _find_images(wanted.images, wanted, plan, found) if wanted.images is not None else None
+    trial = _try(plan, checkpoint, sets, wanted, advance) if sets is not None and sets.judge is not None else None
+    if trial is not None and trial.better:
+        said = f"tried: {trial.right} of {trial.count} images right; timm's values give {trial.assumed_right}"
+        receiver.append(("preprocessing", trial.better, said))
+        bare["receiver"] = {key: value for key, value, _ in receiver}
+        plan = make_plan(validate(bare, wanted.folder, source, {}), checkpoint)
     text = "\n".join(_lines(name, receiver, plan, sets, wanted)) + "\n"
     values, places = parse_yaml(text, source)
     return validate(values, wanted.folder, source, places), text
@@ -153,6 +164,20 @@ def _find_images(root: Path, wanted: Wanted, plan: Plan, found: Identified) -> I
     return ImageSets(judge, looked_at, order, len(opened))
 
 
+def _try(
+    plan: Plan, checkpoint: Checkpoint, sets: ImageSets, wanted: Wanted, advance: Advance | None
+) -> PreprocessingTrial | None:
+    """Try common preprocessings, where nobody says which it was; on other images than those that judge, if possible."""
+    guessed = (plan.images.origins[name].startswith("timm's") for name in ("mean", "std", "crop_pct"))
+    if not all(guessed):
+        return None
+    split = sets.looked_at or sets.judge
+    assert split is not None  # noqa: S101 - labelled images are there
+    names = plan.class_names.names
+    spec = DatasetSpec("folder", split, wanted.images, class_order=sets.order or "natural", class_names=names)
+    return try_preprocessings(plan, checkpoint, spec, advance or (lambda done, total: None))
+
+
 def _has_split(spec: DatasetSpec, classes: int) -> bool:
     try:
         folder_of_split(spec, classes=classes)
@@ -175,7 +200,8 @@ def _lines(
     for part in formatting.preprocessing(plan.images.config, plan.images.origins).split("; "):
         yield from textwrap.wrap(part, 110, initial_indent="  #   ", subsequent_indent="  #     ")
     yield "  # If the model was trained with others, say so; wrong ones cost accuracy without any error:"
-    yield "  # preprocessing: { mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], crop_pct: 0.9, interpolation: bicubic }"
+    if not any(key == "preprocessing" for key, _, _ in receiver):
+        yield "  # preprocessing: { mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], crop_pct: 0.9 }"
     if plan.class_names.names:
         yield f"  # Its classes are named by {plan.class_names.source}: {_some(plan.class_names.names)}."
     else:

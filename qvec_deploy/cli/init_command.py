@@ -39,7 +39,7 @@ def init(
 
     CHECKPOINT is a file, or hf://org/repo@revision/path.
     """
-    with at_work(f"look at  {checkpoint}"):
+    with at_work(f"look at  {checkpoint}") as advance:
         from qvec_deploy.builder.preview import preview
         from qvec_deploy.builder.starter import Wanted, first_recipe
         from qvec_deploy.cli.plan_text import plan_document, print_plan
@@ -48,7 +48,7 @@ def init(
         folder = output.parent if output is not None else Path()
         name = output.stem if output is not None else None
         wanted = Wanted(checkpoint, folder, model, model_arguments(arguments), weights, images, name)
-        recipe, text = first_recipe(wanted, offline=offline)
+        recipe, text = first_recipe(wanted, offline=offline, advance=advance)
         found = preview(recipe, offline=offline)
     path = output or Path(f"{recipe.name}.yaml")
     if path.exists() and not force:

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from timm.data import create_transform, resolve_model_data_config
 
 from qvec_deploy.builder.preview import preview
 from qvec_deploy.builder.starter import Wanted, first_recipe
+from qvec_deploy.datasets import DataConfig, DatasetSpec
+from qvec_deploy.datasets.tiny import open_tiny
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.recipe import load_recipe
 from tests.pico import PICO_ARGS, PICO_MODEL
@@ -106,3 +110,28 @@ def test_pictures_without_labels_are_looked_at(checkpoint: Path, pictures: Calla
     assert recipe.images is not None and recipe.evaluate is None and "# evaluate:" in text
     found = preview(recipe)
     assert found.doubts == () and [data.block for data in found.data] == ["images"]
+
+
+@pytest.mark.parametrize(("crop", "found"), [(1.0, {"crop_pct": 1.0}), (0.9, {})])
+def test_a_preprocessing_that_nobody_says_is_tried(
+    checkpoint: Path, tmp_path: Path, crop: float, found: dict[str, float]
+) -> None:
+    """Pictures are labelled by the model itself, prepared with this crop; timm's is 0.9."""
+    saved = torch.load(checkpoint)
+    names = [f"c{label}" for label in range(10)]
+    torch.save({**saved, "class_names": names}, checkpoint)
+    model = timm.create_model(PICO_MODEL, num_classes=10, **PICO_ARGS).eval()
+    model.load_state_dict(saved["state_dict"])
+    side = model.patch_embed.img_size[0]
+    transform = create_transform(
+        **{**resolve_model_data_config(model), "input_size": (3, side, side), "crop_pct": crop}
+    )
+    pixels, _ = open_tiny(DatasetSpec("tiny/realdigits", limit=120), DataConfig()).pixels
+    for row, image in enumerate(map(Image.fromarray, pixels)):
+        label = int(model(transform(image)[None]).argmax())
+        path = tmp_path / "work" / "images" / ("val", "test")[row % 2] / names[label] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    recipe, text = first_recipe(Wanted(str(checkpoint), checkpoint.parent, images=tmp_path / "work" / "images"))
+    assert recipe.receiver.preprocessing.model_dump(exclude_none=True) == found
+    assert ("# tried: 60 of 60 images right" in text) == bool(found)
