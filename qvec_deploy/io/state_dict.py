@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,8 +18,10 @@ _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_state_dict_
 """Entries of a saved dict that hold a network's tensors, and those that hold their moving average."""
 _HEADS = {"head", "head_dist", "heads", "classifier", "fc"}
 """What timm calls classification heads."""
-_AVERAGED_WORDS = ("ema", "averaged", "average", "avg", "swa")
-_WRAPPERS = {"module", "_orig_mod", "model", "net", "network"}
+_AVERAGED_WORDS = ("ema", "averaged", "average", "avg", "swa", "shadow")
+_WRAPPERS = {"module", "model", "net", "network"}
+_INSERTED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+"""What compiling, sharding and recomputing put before the names of any module, wherever it lies."""
 _COMPUTED = (
     "num_batches_tracked",
     "relative_position_index",
@@ -85,20 +87,64 @@ def unwrap(saved: Any, wanted: Weights | None, is_tensor: Any, what: str) -> tup
     """
     kind: Weights | None = None
     while isinstance(saved, Mapping):
-        if any(is_tensor(value) for value in saved.values()):
-            return {str(name): value for name, value in saved.items() if is_tensor(value)}, kind
-        raw, averaged = (
-            next((saved[key] for key in keys if isinstance(saved.get(key), Mapping) and saved[key]), None)
-            for keys in (_RAW, _AVERAGED)
-        )
+        tensors = {str(name): value for name, value in saved.items() if is_tensor(value)}
+        parts = _parts(saved, is_tensor)
+        if tensors and (_is_named(tensors) or not parts):  # beside a network in a dict of its own: losses, counters
+            return tensors, kind
+        averaged = _first(parts, _AVERAGED, [key for key in parts if _is_averaged(key)], is_tensor, what)
+        raw = _first(parts, _RAW, [key for key in parts if not _is_averaged(key)], is_tensor, what)
         if raw is not None and averaged is not None:
             kind = _choose(wanted, what)
-            saved = averaged if kind == "ema" else raw
-            continue
-        if averaged is not None:
+        elif averaged is not None:
             kind = "ema"
-        saved = raw if raw is not None else averaged
-    raise IntegrityError(f"{what} is not a state dict", hint="save it with torch.save(model.state_dict(), path)")
+        saved = averaged if raw is None or (averaged is not None and kind == "ema") else raw
+    raise IntegrityError(
+        f"{what} holds no state dict", hint="where it was trained: torch.save(model.state_dict(), path)"
+    )
+
+
+def _parts(saved: Mapping[Any, Any], is_tensor: Any) -> dict[str, Mapping[Any, Any]]:
+    """The entries that are networks: by their name, or as they hold tensors of a network's names."""
+    dicts = {str(key): value for key, value in saved.items() if isinstance(value, Mapping) and value}
+    known = (*_RAW, *_AVERAGED)
+    return {key: value for key, value in dicts.items() if key in known or _is_named(_leaves(value, is_tensor))}
+
+
+def _leaves(value: Any, is_tensor: Any) -> dict[str, Any]:
+    """All tensors in a dict of dicts by the last of their names; those of parameters by number are an optimizer's."""
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        if is_tensor(inner):
+            found[str(key)] = inner
+        elif isinstance(inner, Mapping) and isinstance(key, str):
+            found |= _leaves(inner, is_tensor)
+    return found
+
+
+def _is_named(tensors: Mapping[str, Any]) -> bool:
+    """Whether one of them is a matrix in a module: a network's, and no metric."""
+    return any("." in name and len(value.shape) > 1 for name, value in tensors.items())
+
+
+def _first(
+    parts: Mapping[str, Mapping[Any, Any]], known: Collection[str], keys: Collection[str], is_tensor: Any, what: str
+) -> Mapping[Any, Any] | None:
+    """Of several entries the first that has a known name, unless another one holds the same network."""
+    ordered = [key for key in (*known, *keys) if key in keys]
+    if not ordered:
+        return None
+    names = {key: _inner_names(_leaves(parts[key], is_tensor)) for key in keys}
+    alike = [key for key in keys if names[key] == names[ordered[0]]]
+    if len(alike) > 1 or (ordered[0] not in known and len(keys) > 1):
+        raise _several(alike if len(alike) > 1 else keys, what)
+    return parts[ordered[0]]
+
+
+def _several(networks: Collection[str], what: str) -> IncompatibleError:
+    return IncompatibleError(
+        f"{what} holds several networks: {', '.join(networks)}",
+        hint="save the state dict of the one that is to be deployed",
+    )
 
 
 def find_network(shapes: Shapes, wanted: Weights | None, kind: Weights | None, what: str) -> NetworkTensors:
@@ -115,7 +161,8 @@ def find_network(shapes: Shapes, wanted: Weights | None, kind: Weights | None, w
         RecipeError: As `unwrap`.
     """
     _refuse_foreign(shapes, what)
-    found = NetworkTensors({name: name for name in shapes}, kind, ())
+    plain = {".".join(part for part in name.split(".") if part not in _INSERTED): name for name in shapes}
+    found = NetworkTensors(plain if len(plain) == len(shapes) else {name: name for name in shapes}, kind, ())
     while (inner := _unwrap_once(found, shapes, wanted, what)) is not None:
         found = inner
     computed = {name: stored for name, stored in found.names.items() if name.rpartition(".")[2] in _COMPUTED}
@@ -136,15 +183,21 @@ def _unwrap_once(found: NetworkTensors, shapes: Shapes, wanted: Weights | None, 
             groups[head][rest] = stored
     sizes = {head: _size(names.values(), shapes) for head, names in groups.items()}
     total = _size(found.names.values(), shapes)
+    whole = _whole_networks(found.names, groups)
     networks = [head for head, size in sizes.items() if size > _PART_SHARE * total and _is_network(groups[head])]
-    if not networks:
+    if not networks and len(whole) != 1:
         return None
-    head, kind = max(networks, key=sizes.__getitem__), found.weights
-    alike = [other for other in networks if _inner_names(groups[other]) == _inner_names(groups[head])]
+    head, kind = max(networks or whole, key=sizes.__getitem__), found.weights
+    inner = {name: _inner_names(n for n, stored in groups[name].items() if shapes[stored]) for name in networks}
+    alike = [other for other in networks if inner[other] == inner[head]]
     if len(alike) > 1:
         head, kind = _one_of(sorted(alike), wanted, what)
+    elif len(whole) > 1:
+        raise _several([f"{name}.*" for name in whole], what)
     elif sizes[head] < _NETWORK_SHARE * total:
-        return None
+        if not whole:
+            return None
+        head = whole[0]
     elif _is_averaged(head):
         kind = "ema"
     names = groups[head]
@@ -158,19 +211,34 @@ def _unwrap_once(found: NetworkTensors, shapes: Shapes, wanted: Weights | None, 
 def _is_network(names: Collection[str]) -> bool:
     """Whether names under a prefix look like a network's: several modules, none of them a number."""
     children = {name.partition(".")[0] for name in names}
-    return (len(children) > 1 and not any(child.isdigit() for child in children)) or children <= _WRAPPERS
+    return (len(children) > 1 and not any(child.isdigit() for child in children)) or all(map(_is_wrapper, children))
+
+
+def _whole_networks(names: Collection[str], groups: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Prefixes that hold a head and a good part of all tensors, where none lies outside of them."""
+    if _has_head(names):
+        return []
+    return [
+        head
+        for head, inner in groups.items()
+        if 3 * len(inner) > len(names) and _is_network(inner) and _has_head(_inner_names(inner))
+    ]
 
 
 def _has_head(names: Collection[str]) -> bool:
     return any(name.partition(".")[0] in _HEADS for name in names)
 
 
-def _inner_names(names: Collection[str]) -> set[str]:
+def _inner_names(names: Iterable[str]) -> set[str]:
     """Names without the wrappers' prefixes that are left before them."""
     parts = [name.split(".") for name in names]
-    while all(len(part) > 1 and part[0] in _WRAPPERS for part in parts):
+    while parts and all(len(part) > 1 and _is_wrapper(part[0]) for part in parts):
         parts = [part[1:] for part in parts]
     return {".".join(part) for part in parts}
+
+
+def _is_wrapper(name: str) -> bool:
+    return name in _WRAPPERS or _is_averaged(name)
 
 
 def _is_averaged(head: str) -> bool:
@@ -181,10 +249,7 @@ def _one_of(heads: list[str], wanted: Weights | None, what: str) -> tuple[str, W
     averaged = [head for head in heads if _is_averaged(head)]
     raw = [head for head in heads if head not in averaged]
     if len(averaged) != 1 or len(raw) != 1:
-        raise IncompatibleError(
-            f"{what} holds several networks: {', '.join(f'{head}.*' for head in heads)}",
-            hint="save the state dict of the one that is to be deployed",
-        )
+        raise _several([f"{head}.*" for head in heads], what)
     kind = _choose(wanted, what)
     return (averaged if kind == "ema" else raw)[0], kind
 

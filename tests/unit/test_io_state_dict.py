@@ -49,6 +49,16 @@ def _open(folder: Path, saved: Any, name: str = "saved.pt", **options: Any) -> C
         {"state_dict": _under("vit_backbone")},
         {"state_dict": {**_under("net"), "criterion.weight": torch.ones(3), "train_acc.total": torch.tensor(5)}},
         {**_under("module"), "n_averaged": torch.tensor(3)},
+        {"state_dict": STATE, "loss": torch.tensor(0.3), "confusion": torch.ones(3, 3)},
+        {"net_state_dict": STATE, "optimizer": {"state": {0: {"exp_avg": torch.ones(3, 4)}}}},
+        {"optimizer": {"state": {"blocks.0.weight": {"exp_avg": torch.ones(3, 4)}}}, "checkpoint": {"params": STATE}},
+        {name.replace("blocks.0.", "blocks.0._orig_mod."): value for name, value in STATE.items()},
+        _under(
+            "_fsdp_wrapped_module",
+            state={n.replace("blocks.", "blocks._fsdp_wrapped_module."): v for n, v in STATE.items()},
+        ),
+        {**_under("model"), "loss.weight": torch.ones(500, 4)},
+        {**_under("net", "model"), "memory": torch.ones(500, 4)},
     ],
 )
 @pytest.mark.parametrize("name", ["model_best.pth.tar", "last.ckpt", "saved"])
@@ -76,6 +86,13 @@ BOTH = [
     {"model": STATE, "model_ema": {"module": AVERAGED}},
     {"state_dict": {**_under("model"), **_under("ema_model", "module", state=AVERAGED)}},
     {**_under("net"), **_under("net_ema", state=AVERAGED)},
+    *(
+        {"model": STATE, name: AVERAGED}
+        for name in ("swa_model", "averaged_model", "model_ema_state_dict", "ema_weights")
+    ),
+    {"net_state_dict": STATE, "shadow": {"decay": 0.999, "params": _under("module", state=AVERAGED)}},
+    {**_under("model"), **_under("ema_model", "module", state=AVERAGED), "ema_model.n_averaged": torch.tensor(3)},
+    {**_under("model"), **_under("model_ema", "ema_model", state=AVERAGED)},
 ]
 
 
@@ -99,6 +116,19 @@ def test_averaged_weights_alone_are_taken_and_told(tmp_path: Path) -> None:
 def test_two_networks_are_not_chosen_between(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleError, match=r"student\.\*, teacher\.\*"):
         _open(tmp_path, {**_under("student"), **_under("teacher", state=AVERAGED)})
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"student": _under("module"), "teacher": AVERAGED},
+        {"model": STATE, "best_model": AVERAGED},
+        {**_under("student"), **_under("teacher", state={**STATE, "more.weight": torch.ones(30, 30)})},
+    ],
+)
+def test_which_of_two_networks_is_not_guessed(tmp_path: Path, saved: Any) -> None:
+    with pytest.raises(IncompatibleError, match="several networks: "):
+        _open(tmp_path, saved)
 
 
 @pytest.mark.parametrize(
