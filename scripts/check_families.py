@@ -28,7 +28,7 @@ from timm_families import FAMILIES, Family
 from qvec_deploy.bench.environment import capture_environment
 from qvec_deploy.builder.context import BuildContext
 from qvec_deploy.builder.pipeline import build_candidate
-from qvec_deploy.errors import QvecError
+from qvec_deploy.errors import IncompatibleError, QvecError
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.files import write_bytes
 from qvec_deploy.models import create
@@ -59,7 +59,7 @@ def random_state(family: Family) -> dict[str, np.ndarray]:
         elif value.ndim >= 2 and value[0].size > 1:
             value = noise * value[0].size ** -0.5
         else:
-            value = value + 0.1 * noise
+            value = np.nan_to_num(value, posinf=100, neginf=-100) + 0.1 * noise  # Gemma's clamps, before training
         state[name] = np.array(value, np.float32)  # not ascontiguousarray, which gives a scalar an axis
     return state
 
@@ -68,7 +68,8 @@ def try_family(family: Family, folder: Path) -> dict[str, Any]:
     """Plan and build a family in every lowering, with Linears alone on the grid and with convolutions too.
 
     Returns:
-        Relative L2 error of the logits against PyTorch's with the same weights, by lowering; or the sentence of `plan`.
+        Relative L2 error of the logits against PyTorch's with the same weights, by lowering, or why the build refused
+        it; or the sentence of `plan`.
     """
     save_file(random_state(family), folder / "receiver.safetensors")
     recipe = folder / "recipe.yaml"
@@ -90,8 +91,11 @@ def try_family(family: Family, folder: Path) -> dict[str, Any]:
     )
     context = BuildContext(offline=True, cache=Cache(folder / "cache"))
 
-    def build(lowering: str, *, convolutions: bool = False) -> float:
-        built = build_candidate(load_recipe(recipe, _settings(lowering, convolutions)), context)
+    def build(lowering: str, *, convolutions: bool = False) -> float | str:
+        try:
+            built = build_candidate(load_recipe(recipe, _settings(lowering, convolutions)), context)
+        except IncompatibleError as error:  # its logits are too far off
+            return error.message
         if built.parity is None:
             raise RuntimeError(built.missing)
         return float(f"{built.parity.relative_error:.1e}")
@@ -159,7 +163,7 @@ def show(name: str, row: dict[str, Any]) -> None:
     if "refused" in row or "failed" in row:
         print(f"{name:24} {'refused' if 'refused' in row else 'FAILED'}: {row.get('refused', row.get('failed'))}")
     else:
-        print(f"{name:24} float {row['float']:.0e}, {row['seconds']} s")
+        print(f"{name:24} float {row['float']}, {row['seconds']} s")
         for part in ("linears", "convolutions"):
             found = row.get(part, {"refused": "there are none"})
             told = f"refused: {found['refused']}" if "refused" in found else json.dumps(found)[1:-1]
@@ -170,14 +174,22 @@ def show(name: str, row: dict[str, Any]) -> None:
 def summary(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """What a record shows, in a sentence for the README."""
     exported = [row for row in rows.values() if "float" in row]
+    whole = [row for row in exported if not any(isinstance(error, str) for error in _told(row))]
     linears, filters = (
         sum(part in row and "refused" not in row[part] for row in exported) for part in ("linears", "convolutions")
     )
     return (
-        f"Of {len(rows)} families of timm's vision transformers, {len(exported)} are exported and agree with PyTorch "
-        f"in every lowering of ONNX Runtime: {linears} with their Linears at {BITS} bits, {filters} with convolutions "
-        f"at {BITS} bits too; {len(rows) - len(exported)} are refused by `plan` with a sentence."
+        f"Of {len(rows)} families of timm's vision transformers, {len(exported)} are exported, {len(whole)} of them "
+        f"agree with PyTorch in every lowering of ONNX Runtime: {linears} with their Linears at {BITS} bits, {filters} "
+        f"with convolutions at {BITS} bits too; {len(rows) - len(exported)} are refused by `plan` with a sentence."
     )
+
+
+def _told(row: Mapping[str, Any]) -> list[float | str]:
+    """What came out for every lowering of a family that was exported."""
+    parts = [row[part] for part in ("linears", "convolutions") if "refused" not in row.get(part, {"refused": ""})]
+    lowerings = [lowering.name for lowering in RUNTIME.lowerings]
+    return [row["float"], *(part[name] for part in parts for name in lowerings if name in part)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
