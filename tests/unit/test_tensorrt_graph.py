@@ -20,13 +20,14 @@ from qvec_deploy.runtimes.graph.float16 import half, halve_node
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
 from qvec_deploy.runtimes.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
 from qvec_deploy.runtimes.registry import runtime_bits_per_weight
-from qvec_deploy.runtimes.tensorrt import TENSORRT, int4_block
+from qvec_deploy.runtimes.tensorrt import RTX_INT4_BLOCKS, TENSORRT, int4_block
 from qvec_deploy.runtimes.tensorrt.tensorrt_graph import (
     _padding,
     allowed_bytes,
     tensorrt_graph,
 )
-from qvec_deploy.tensors import Scheme
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import to_rtx_int4
+from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 State = dict[str, np.ndarray]
 IMAGES = parity_images((3, 32, 32))
@@ -174,10 +175,44 @@ def test_packed_takes_its_bits_and_no_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "group", "block"), [(768, 0, 128), (4304, 0, 128), (192, 0, 64), (1024, 256, 128), (192, 64, 64)]
+    ("columns", "group", "block", "rtx"),
+    [
+        (768, 0, 128, 256),
+        (4304, 0, 128, 16),
+        (192, 0, 64, 64),
+        (96, 0, 128, 32),
+        (128, 0, 64, 64),
+        (384, 0, 128, 128),
+        (40, 0, 64, 16),
+        (1024, 256, 128, 256),
+        (192, 64, 64, 64),
+        (128, 128, 64, 64),
+        (64, 64, 64, 32),
+    ],
 )
-def test_int4_blocks(columns: int, group: int, block: int) -> None:
+def test_int4_blocks(columns: int, group: int, block: int, rtx: int) -> None:
+    """Two blocks a row at least, and none padded, where there is such a block."""
     assert int4_block(columns, group) == block
+    assert int4_block(columns, group, RTX_INT4_BLOCKS) == rtx
+
+
+@pytest.mark.parametrize(("rows", "columns", "group"), [(8, 96, 0), (8, 40, 0), (4, 256, 64)])
+def test_int4_on_small_blocks_is_the_same_matrix(rows: int, columns: int, group: int) -> None:
+    generator = np.random.default_rng(0)
+    scheme = Scheme(3, "group", group) if group else Scheme(3, "channel")
+    codes = generator.integers(-4, 4, (rows, columns)).astype(np.int8)
+    scale = generator.uniform(0.01, 0.1, (rows, scheme.groups(columns))).astype(np.float16)
+    tensor = QuantizedTensor(codes, scale, scheme)
+    node = helper.make_node("QvecLinear", ["x", "w.weight", "s", "b"], ["y"])
+    lowered = to_rtx_int4(node, tensor, None)
+    values, scales = (numpy_helper.to_array(each) for each in lowered.tensors[:2])
+    block = len(values) // len(scales)
+    assert block == int4_block(columns, group, RTX_INT4_BLOCKS)
+    dense = values.astype(np.float32) * scales.astype(np.float32).repeat(block, axis=0)
+    np.testing.assert_array_equal(dense[:columns].T, tensor.dequantize())
+    assert not dense[columns:].any()
+    pads = any(made.op_type == "Pad" for made in lowered.nodes)
+    assert pads == bool(columns % block)
 
 
 def test_int4_codes_are_nibbles_in_order(stored: tuple[Path, np.ndarray]) -> None:
@@ -200,7 +235,7 @@ def test_refusals(stored: tuple[Path, np.ndarray]) -> None:
         tensorrt_graph(model, weights, "int8")
     with pytest.raises(IncompatibleError, match=r"nothing is known about the inputs of blocks\.0\.attn\.qkv"):
         tensorrt_graph(model, weights, "w8a8")
-    with pytest.raises(IncompatibleError, match="blocks of 64 and 128 weights, not groups of 32"):
+    with pytest.raises(IncompatibleError, match="blocks of 64, 128 weights, not groups of 32"):
         int4_block(768, 32)
     with pytest.raises(IncompatibleError, match="bias holds values up to 1e\\+06, beyond float16"):
         half("bias", np.array([1e6], np.float32))

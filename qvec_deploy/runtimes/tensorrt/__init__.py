@@ -8,29 +8,36 @@ from qvec_deploy.tensors import Scheme
 
 _LINEAR = "qvec_deploy.runtimes.tensorrt.tensorrt_linear"
 
-INT4_BLOCKS = (128, 64)
-"""Block sizes of TensorRT's INT4, the one with fewer scales first."""
+INT4_BLOCKS = (64, 128)
+"""Block sizes of TensorRT's INT4."""
+
+RTX_INT4_BLOCKS = (16, 32, 64, 128, 256)
+"""Block sizes of the INT4 of TensorRT for RTX."""
 
 
-def int4_block(columns: int, group_size: int) -> int:
-    """Block size of TensorRT's INT4 for rows of `columns` weights."""
-    if not group_size:
-        return min(INT4_BLOCKS, key=lambda block: (-(-columns // block) * (4 * block + 16), -block))
-    for block in INT4_BLOCKS:
-        if group_size % block == 0:
-            return block
-    raise IncompatibleError(
-        f"TensorRT's INT4 takes blocks of 64 and 128 weights, not groups of {group_size}",
-        hint="use a group size that is a multiple of 64, granularity channel, or the lowering `packed`",
-    )
+def int4_block(columns: int, group_size: int, blocks: tuple[int, ...] = INT4_BLOCKS) -> int:
+    """Block size of INT4 for rows of `columns` weights: the one with fewest scales that TensorRT multiplies with.
+
+    A row that is one block, or that has to be padded, is expanded to float16 by a kernel of its own at every run.
+    """
+    fitting = [block for block in blocks if group_size % block == 0]
+    if not fitting:
+        raise IncompatibleError(
+            f"TensorRT's INT4 takes blocks of {', '.join(map(str, blocks))} weights, not groups of {group_size}",
+            hint=f"use a group size that is a multiple of {min(blocks)}, granularity channel, or another lowering",
+        )
+    fused = [block for block in fitting if columns % block == 0 and columns >= 2 * block]
+    if fused or group_size:
+        return max(fused or fitting)
+    return min(fitting, key=lambda block: (-(-columns // block) * (4 * block + 16), -block))
 
 
 def _packed(rows: int, columns: int, scheme: Scheme) -> float:
     return 32.0 * rows * (scheme.bits * -(-columns // 32) + scheme.groups(columns))
 
 
-def _int4(rows: int, columns: int, scheme: Scheme) -> float:
-    block = int4_block(columns, scheme.group_size if scheme.groups(columns) > 1 else 0)
+def _int4(rows: int, columns: int, scheme: Scheme, blocks: tuple[int, ...] = INT4_BLOCKS) -> float:
+    block = int4_block(columns, scheme.group_size, blocks)
     return float(rows * -(-columns // block) * (4 * block + 16))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from qvec_deploy.runtimes.graph import DOMAIN, OPSET
 from qvec_deploy.runtimes.graph.float16 import half
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
 from qvec_deploy.runtimes.kernels.plugin_config import CONFIG, LINEAR, NAMESPACE, VERSION, PluginConfig
-from qvec_deploy.runtimes.tensorrt import int4_block
+from qvec_deploy.runtimes.tensorrt import INT4_BLOCKS, RTX_INT4_BLOCKS, int4_block
 from qvec_deploy.tensors import QuantizedTensor
 
 _SMALLEST = np.float16(2.0**-24)  # TensorRT refuses scales of zero; a row of zeros may have one
@@ -60,10 +61,12 @@ def to_packed(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None)
     return Lowered([new], tensors)
 
 
-def to_int4(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
+def to_int4(
+    node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None, *, blocks_of: tuple[int, ...] = INT4_BLOCKS
+) -> Lowered:
     """DequantizeLinear on INT4 blocks: weights (K, N), K padded with zeros to whole blocks, and the input with it."""
     columns = tensor.codes.shape[1]
-    block = int4_block(columns, tensor.scheme.group_size)
+    block = int4_block(columns, tensor.scheme.group_size, blocks_of)
     blocks = -(-columns // block)
     weight, scale = _names(node)
     codes = np.pad(tensor.codes.T, ((0, blocks * block - columns), (0, 0)))
@@ -85,6 +88,10 @@ def to_int4(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -
     dense = f"{name}_weight"
     nodes.append(helper.make_node("DequantizeLinear", [weight, scale], [dense], name=dense, axis=0, block_size=block))
     return Lowered([*nodes, *_multiply(node, x, dense)], tensors, opset=21)
+
+
+to_rtx_int4: Convert = partial(to_int4, blocks_of=RTX_INT4_BLOCKS)
+"""The same on the blocks of TensorRT for RTX."""
 
 
 def to_w8a8(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
