@@ -29,7 +29,7 @@ from qvec_deploy.recipe.preprocessing import PreparedImages, prepare_images
 from qvec_deploy.runtimes.registry import check_lowering
 from qvec_deploy.tensors import Scheme, matrix_shape
 
-FLOAT_DTYPES = ("F32", "F16", "BF16")
+FLOAT_DTYPES = ("F32", "F16", "BF16", "F64")
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _check_tensor(where: str, name: str, info: TensorInfo, shape: tuple[int, ...
         raise IncompatibleError(f"{where}: {name} has shape {info.shape}, the model has {shape}", hint=hint)
     if info.dtype not in FLOAT_DTYPES:
         raise IncompatibleError(
-            f"{where}: {name} has dtype {info.dtype}", hint="weights must be float32, float16 or bfloat16"
+            f"{where}: {name} has dtype {info.dtype}", hint="weights must be float64, float32, float16 or bfloat16"
         )
 
 

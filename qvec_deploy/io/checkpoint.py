@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError
-from qvec_deploy.io.files import require_file, sha256_bytes, sha256_file
+from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, StorageError
+from qvec_deploy.io.files import require_file, sha256_bytes, sha256_file, storage_errors
 from qvec_deploy.io.hub import fetch, is_remote
 from qvec_deploy.io.model_config import CONFIG_FILE, ModelConfig, read_configs
 from qvec_deploy.io.state_dict import NetworkTensors, Weights, find_network
@@ -16,6 +16,8 @@ from qvec_deploy.io.stored_tensors import FLOATS, StoredTensors, TensorInfo, ope
 from qvec_deploy.tensors import Float32
 
 __all__ = ["Checkpoint", "TensorInfo"]
+
+_ENDINGS = (".safetensors", ".tar", ".pth", ".pt", ".ckpt", ".bin")
 
 
 class Checkpoint:
@@ -61,6 +63,8 @@ class Checkpoint:
         """
         remote = is_remote(str(source))
         path = fetch(str(source), offline=offline) if remote else Path(source)
+        if path.is_dir():
+            raise StorageError(f"checkpoint: {path} is a folder", hint=f"name the file itself{_files_in(path)}")
         require_file(path, what="checkpoint")
         stored = open_stored(path, weights)
         if not stored.tensors:
@@ -93,7 +97,8 @@ class Checkpoint:
         info = self.tensors[name]
         if info.dtype not in FLOATS:
             raise IncompatibleError(
-                f"{self.path}: {name} has dtype {info.dtype}", hint="weights must be float32, float16 or bfloat16"
+                f"{self.path}: {name} has dtype {info.dtype}",
+                hint="weights must be float64, float32, float16 or bfloat16",
             )
         values = self._stored.read(self._names[name])
         if not np.isfinite(values).all():
@@ -109,3 +114,11 @@ class Checkpoint:
             hashes = [sha256_file(path) for path in self._stored.files]
             self._sha256 = hashes[0] if len(hashes) == 1 else sha256_bytes("".join(hashes).encode())
         return self._sha256
+
+
+def _files_in(folder: Path) -> str:
+    """The files of a folder that may be meant, an index before its shards."""
+    with storage_errors(folder):
+        names = sorted(each.name for each in folder.iterdir() if each.is_file())
+    found = [name for end in (".index.json", *_ENDINGS) for name in names if name.endswith(end)]
+    return f": {', '.join(found[:3])}{', ...' * (len(found) > 3)}" if found else ""

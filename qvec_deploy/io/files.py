@@ -275,7 +275,7 @@ def require_file(path: Path, *, what: str) -> Path:
         exists, is_file = path.exists(), path.is_file()
     if not exists:
         raise StorageError(
-            f"{what}: {path} does not exist", hint="check the path; it is relative to the recipe's folder"
+            f"{what}: {path} does not exist", hint="check the path; those of a recipe start from its folder"
         )
     if not is_file:
         raise StorageError(f"{what}: {path} is not a file", hint="name the file itself")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ class ModelConfig:
         args: Arguments for timm.create_model beyond the name.
         preprocessing: Values by timm's names, which are `PREPROCESSING_FIELDS`.
         class_names: The names, the one of label 0 first.
+        unread: What names classes and is not taken, a phrase.
     """
 
     source: str
@@ -44,6 +46,7 @@ class ModelConfig:
     args: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+    unread: str = ""
 
 
 def notes_of(saved: Any) -> dict[str, Any]:
@@ -84,7 +87,9 @@ def named_classes(value: Any) -> tuple[str, ...]:
         return ()
     if isinstance(value, Mapping):
         # Names may be numbers too: where all values are numbers and no text, they are the labels.
-        by_label = all(_label(key) is not None for key in value) and not all(isinstance(v, int) for v in value.values())
+        by_label = all(_label(key) is not None for key in value) and not all(
+            not isinstance(v, str) and _label(v) is not None for v in value.values()
+        )
         pairs = [(_label(key), each) if by_label else (_label(each), key) for key, each in value.items()]
         names = {label: str(name) for label, name in pairs if label is not None}
         whole = len(names) == len(pairs) and set(names) == set(range(len(pairs)))
@@ -96,6 +101,17 @@ def named_classes(value: Any) -> tuple[str, ...]:
 def names_among(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names that one of a dict's entries gives; empty where none does."""
     return next((found for key in _CLASSES_IN_SAVED if (found := named_classes(values.get(key)))), ())
+
+
+def _unread(*places: Mapping[str, Any]) -> str:
+    """What tells labels from names, but not so that the names of all labels are known."""
+    for place in places:
+        if place.get("class_map"):
+            return f"was trained with the class map `{place['class_map']}`"
+        for key in _CLASSES_IN_SAVED:
+            if isinstance(place.get(key), Mapping) and place[key]:
+                return f"has {key} whose labels are not 0, 1, 2, ..."
+    return ""
 
 
 def _from_notes(name: str, notes: Mapping[str, Any]) -> ModelConfig | None:
@@ -111,6 +127,7 @@ def _from_notes(name: str, notes: Mapping[str, Any]) -> ModelConfig | None:
         args=_arguments({**_dict(arguments.get("model_kwargs")), **_dict(notes.get("model_args"))}, arguments),
         preprocessing={**_preprocessing(config), **_preprocessing(arguments)},
         class_names=names,
+        unread="" if names else _unread(notes, arguments, config),
     )
     return described if described != ModelConfig(source=name) else None
 
@@ -145,8 +162,11 @@ def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("mean", "std"):
         numbers = values.get(name)
+        numbers = [numbers] if _is_number(numbers) else numbers
         if isinstance(numbers, list | tuple) and numbers and all(_is_number(number) for number in numbers):
             found[name] = tuple(float(number) for number in numbers)
+    if min(found.get("std", (1,))) <= 0:
+        del found["std"]
     size = values.get("input_size")
     if isinstance(size, list | tuple) and len(size) == 3 and all(_count(side) for side in size):
         found["input_size"] = tuple(size)
@@ -158,12 +178,13 @@ def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+_NOT_OF_STRUCTURE = ("num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 def _arguments(model_args: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of timm.create_model: those kept as such, and what timm's train.py takes by other names."""
-    found = {key: value for key, value in model_args.items() if value is not None}
+    found = {key: value for key, value in model_args.items() if value is not None and key not in _NOT_OF_STRUCTURE}
     for name, argument in (("img_size", "img_size"), ("in_chans", "in_chans"), ("gp", "global_pool")):
         value = values.get(name)
         if value is not None and not isinstance(value, Mapping) and argument not in found:
@@ -195,8 +216,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _label(value: Any) -> int | None:
-    if isinstance(value, bool):
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdigit() else None
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # also NumPy's and PyTorch's
+    except (TypeError, ValueError, RuntimeError):
         return None
-    if isinstance(value, int):
-        return value
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None

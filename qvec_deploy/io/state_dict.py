@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
+from qvec_deploy.io.other_files import SAVE
 
 Weights = Literal["raw", "ema"]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -98,9 +99,7 @@ def unwrap(saved: Any, wanted: Weights | None, is_tensor: Any, what: str) -> tup
         elif averaged is not None:
             kind = "ema"
         saved = averaged if raw is None or (averaged is not None and kind == "ema") else raw
-    raise IntegrityError(
-        f"{what} holds no state dict", hint="where it was trained: torch.save(model.state_dict(), path)"
-    )
+    raise IntegrityError(f"{what} holds no state dict", hint=SAVE)
 
 
 def _parts(saved: Mapping[Any, Any], is_tensor: Any) -> dict[str, Mapping[Any, Any]]:

@@ -19,10 +19,11 @@ import numpy as np
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError, first_line
 from qvec_deploy.io.files import storage_errors
 from qvec_deploy.io.model_config import notes_of, notes_of_metadata
+from qvec_deploy.io.other_files import SAVE, refuse_other
 from qvec_deploy.io.state_dict import Weights, unwrap
 from qvec_deploy.tensors import Float32
 
-FLOATS = {name: np.dtype(kind) for name, kind in {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.items()}
+FLOATS = {name: np.dtype(kind) for name, kind in {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}.items()}
 """Dtypes that weights may have, as safetensors names them, and how their bytes are read."""
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how torch.save began before it wrote zip archives
@@ -73,26 +74,16 @@ def open_stored(path: Path, weights: Weights | None) -> StoredTensors:
     """
     with storage_errors(path), path.open("rb") as file:
         start = file.read(1024)
-    if start.startswith(b"version https://git-lfs"):
-        raise IntegrityError(
-            f"{path} is a Git LFS pointer, not the file it stands for", hint="run `git lfs pull` in its repository"
-        )
-    text = start.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise IntegrityError(
-            f"{path} is a web page saved in the place of a checkpoint", hint="download the file itself (its raw link)"
-        )
     if start.startswith((b"PK", _LEGACY)):
         return _open_torch(path, weights, zipped=start.startswith(b"PK"))
     if start[8:9] == b"{":
         return _open_safetensors(path)
-    if text.startswith(b"{") and b"\0" not in start:
+    if start.lstrip().startswith(b"{") and b"\0" not in start:
         return _open_index(path, weights)
+    refuse_other(path, start)
     if path.suffix == ".safetensors":
         return _open_safetensors(path)  # damaged: the library says how
-    raise IntegrityError(
-        f"{path} is not a checkpoint", hint="use a safetensors file, or what torch.save(model.state_dict(), path) wrote"
-    )
+    raise IntegrityError(f"{path} is not a checkpoint", hint=f"use a safetensors file, or {SAVE}")
 
 
 def _open_safetensors(path: Path) -> StoredTensors:
@@ -157,20 +148,16 @@ def _open_torch(path: Path, weights: Weights | None, *, zipped: bool) -> StoredT
     import torch
 
     try:
-        names_in_zip = _members(path) if zipped else []
-        if any(name.endswith(".npy") for name in names_in_zip):
-            raise IncompatibleError(
-                f"{path} is a NumPy archive",
-                hint="load it into the timm model (load_pretrained) and save its state dict",
-            )
+        if zipped:
+            _refuse_other_archives(path)
         with torch.serialization.safe_globals(_harmless()):
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
-    except IncompatibleError:
+    except (IncompatibleError, IntegrityError):
         raise
     except pickle.UnpicklingError as error:
         raise IntegrityError(
-            f"{path} holds pickled code, which is never run",
-            hint="load it where it was trained and save the state dict: torch.save(model.state_dict(), path)",
+            f"{path} holds pickled code{_unsafe_names(path)}, which is never run",
+            hint=SAVE,
         ) from error
     except Exception as error:  # a damaged pickle can make the unpickler raise anything
         raise IntegrityError(
@@ -182,18 +169,41 @@ def _open_torch(path: Path, weights: Weights | None, *, zipped: bool) -> StoredT
     tensors = {
         name: TensorInfo(tuple(value.shape), names.get(value.dtype, str(value.dtype).removeprefix("torch.")))
         for name, value in state.items()
+        if value.device.type == "cpu"
     }
 
     def read(name: str) -> Float32:
-        values: Float32 = state[name].detach().to(torch.float32).contiguous().numpy()
+        values: Float32 = state[name].detach().to_dense().to(torch.float32).contiguous().numpy()
         return values
 
     return StoredTensors(tensors, read, (path,), weights=kind, notes=notes_of(saved))
 
 
-def _members(path: Path) -> list[str]:
+def _refuse_other_archives(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
+        names = archive.namelist()
+    if any(name.endswith(".npy") for name in names):
+        raise IncompatibleError(
+            f"{path} is a NumPy archive", hint="load it into the timm model (load_pretrained) and save its state dict"
+        )
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise IncompatibleError(f"{path} is a TorchScript archive, which is a program", hint=SAVE)
+    if not any(name.endswith("data.pkl") for name in names):
+        raise IntegrityError(
+            f"{path} is a zip archive of other files", hint="unpack it, and name the checkpoint inside"
+        )
+
+
+def _unsafe_names(path: Path) -> str:
+    """What a pickle would call, in brackets; empty where that cannot be told."""
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # noqa: BLE001 - of a damaged or old file; the refusal stands without
+        return ""
+    return f" ({', '.join(sorted(names)[:3])}{', ...' * (len(names) > 3)})" if names else ""
 
 
 def _harmless() -> list[Any]:

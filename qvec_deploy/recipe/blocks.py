@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.quantize.methods import METHODS, ROUND_TO_NEAREST, by_moments, calibrated_methods
@@ -54,6 +54,23 @@ def _class_names(value: Any) -> Any:
     return tuple(map(str, names))
 
 
+def _number_or_numbers(value: Any) -> Any:
+    """One number as a list of it, and one refusal in place of one for every member of the union."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if not 1 <= len(numbers) <= 3 or not all(type(number) in (int, float) for number in numbers):
+        raise ValueError("give a number, or one a channel")
+    if max(map(abs, numbers)) > 1:
+        raise ValueError("images are numbers from 0 to 1: divide by 255")
+    return tuple(numbers)
+
+
+def _positive(numbers: Any) -> Any:
+    if min(numbers) <= 0:
+        raise ValueError("give numbers above 0")
+    return numbers
+
+
+Numbers = Annotated[float | tuple[float, ...], BeforeValidator(_number_or_numbers)]
 Names = Annotated[str | tuple[str, ...], BeforeValidator(_class_names)]
 Sides = Annotated[int | tuple[int, int], BeforeValidator(_side_or_sides)]
 ModelArg = Annotated[int | float | bool | str | list[int], BeforeValidator(_model_arg)]
@@ -70,14 +87,11 @@ class Preprocessing(Block):
         description="Before the crop: a number for the shorter side, [height, width] for exactly that; in place of "
         "crop_pct and crop_mode.",
     )
-    mean: tuple[float, ...] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=3,
-        description="Subtracted, of values in [0, 1]; one number, or one each channel.",
+    mean: Numbers | None = Field(
+        default=None, description="Subtracted, of values in [0, 1]; one number, or one each channel."
     )
-    std: tuple[PositiveFloat, ...] | None = Field(
-        default=None, min_length=1, max_length=3, description="Divided by; one number, or one a channel."
+    std: Annotated[Numbers, AfterValidator(_positive)] | None = Field(
+        default=None, description="Divided by; one number, or one a channel."
     )
     crop_pct: float | None = Field(
         default=None, gt=0, le=1, description="Share of the resized image that the crop keeps."

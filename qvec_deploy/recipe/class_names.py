@@ -57,6 +57,8 @@ def name_classes(recipe: Recipe, count: int | None, configs: Sequence[ModelConfi
         return ClassNames(names, "the recipe" if path is None else path.name)
     doubts: list[str] = []
     for config in configs:
+        if config.unread:
+            doubts.append(f"{config.source} {config.unread}: say which output is which class in receiver.classes")
         if not config.class_names or all(_PLACEHOLDER.fullmatch(name) for name in config.class_names):
             continue
         problem = _problem(config.class_names, count)

@@ -17,6 +17,7 @@ from timm.models import save_for_hf
 from qvec_deploy.errors import IntegrityError
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.model_config import ModelConfig, named_classes, read_configs
+from qvec_deploy.models import describe
 
 STATE = {"a.weight": torch.ones(2, 3)}
 
@@ -44,6 +45,7 @@ def test_timms_layout_on_the_hub(tmp_path: Path) -> None:
     (config,) = Checkpoint.open(tmp_path / "model.safetensors").configs()
     assert (config.source, config.architecture, config.classes) == ("config.json", "vit_tiny_patch16_224", 3)
     assert config.class_names == ("x", "y", "z")
+    assert describe(config.architecture, 3, config.args).shapes["head.weight"] == (3, 48), "no argument is given twice"
     assert config.preprocessing == {
         "input_size": (3, 32, 32),
         "mean": (0.5, 0.5, 0.5),
@@ -123,3 +125,20 @@ def test_class_names_of_training_scripts(tmp_path: Path, saved: dict[str, Any]) 
 )
 def test_named_classes(value: Any, names: tuple[str, ...]) -> None:
     assert named_classes(value) == names
+
+
+@pytest.mark.parametrize("number", [np.int64, torch.tensor])
+def test_labels_that_numpy_or_torch_counted(number: Any) -> None:
+    assert named_classes({"b": number(0), "a": number(1)}) == ("b", "a")
+    assert named_classes({number(0): "1", number(1): "0"}) == ("1", "0")
+
+
+def test_numbers_that_cannot_be_divided_by_are_not_taken(tmp_path: Path) -> None:
+    (config,) = read_configs(tmp_path / "a", {"args": {"mean": 0.5, "std": [0.0, 0, 0]}}, None)
+    assert config.preprocessing == {"mean": (0.5,)}
+
+
+@pytest.mark.parametrize("notes", [{"class_to_idx": {"a": 1, "b": 2}}, {"args": {"class_map": "map.txt"}}])
+def test_names_that_are_not_understood_are_told(tmp_path: Path, notes: dict[str, Any]) -> None:
+    (config,) = read_configs(tmp_path / "a", notes, None)
+    assert config.class_names == () and ("class_to_idx" in config.unread or "map.txt" in config.unread)

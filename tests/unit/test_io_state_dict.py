@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import fractions
 import json
 import pathlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +154,15 @@ def test_other_libraries_are_recognised(tmp_path: Path, name: str, library: str)
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 343\n", "Git LFS pointer"),
         (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "web page"),
         (b'{"weights": 3}', "no index of shards"),
-        (b"\x80\x04 something else", "not a checkpoint"),
-        (b"", "not a checkpoint"),
+        (b"\xef\xbb\xbf<!-- --><html>", "web page"),
+        (b"<Error><Code>AccessDenied</Code></Error>", "web page"),
+        (b"\x80\x04 something else", "bare pickle"),
+        (b"\x1f\x8b\x08", "compressed"),
+        (b"\0" * 257 + b"ustar", "tar archive"),
+        (b"\x08\x0a\x12\x07pytorch", "ONNX model"),
+        (b"\x93NUMPY", "NumPy array"),
+        (b"\x18 something else", "not a checkpoint"),
+        (b"", "is empty"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.pt", "a.bin"])
@@ -225,3 +234,37 @@ def test_what_timm_computes_itself_is_left_aside(tmp_path: Path) -> None:
 def test_a_layer_called_conv_proj_is_no_torchvision_vit(tmp_path: Path) -> None:
     saved = {**STATE, "stages.0.conv_proj.conv.weight": torch.ones(2, 2, 1, 1)}  # as in MobileViT
     assert set(_open(tmp_path, saved).tensors) == set(saved)
+
+
+def test_a_folder_is_answered_with_its_files(tmp_path: Path) -> None:
+    for name in ("model-1.safetensors", "model.safetensors.index.json", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(StorageError, match="is a folder") as caught:
+        Checkpoint.open(tmp_path)
+    assert caught.value.hint.endswith(": model.safetensors.index.json, model-1.safetensors")
+
+
+def test_programs_and_archives_are_no_checkpoints(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("model/data.pkl", b"")
+        archive.writestr("model/constants.pkl", b"")
+    with pytest.raises(IncompatibleError, match="TorchScript"):
+        Checkpoint.open(tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("model.pth", b"")
+    with pytest.raises(IntegrityError, match="zip archive") as caught:
+        Checkpoint.open(tmp_path / "a.zip")
+    assert "unpack" in caught.value.hint
+
+
+def test_what_a_pickle_would_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match=r"\(fractions.Fraction\)"):
+        _open(tmp_path, {"state_dict": STATE, "hyper_parameters": {"share": fractions.Fraction(1, 2)}})
+
+
+def test_every_kind_of_tensor_is_read_or_left_out(tmp_path: Path) -> None:
+    double = {name: value.double() for name, value in STATE.items()}
+    np.testing.assert_array_equal(_open(tmp_path, double).read("head.weight"), np.full((3, 4), 2, np.float32))
+    save_file(double, tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(Checkpoint.open(tmp_path / "a.safetensors").read("head.weight"), 2)
+    assert "head.bias" not in _open(tmp_path, {**STATE, "head.bias": STATE["head.bias"].to("meta")}).tensors

@@ -48,6 +48,11 @@ def test_names_that_do_not_fit_the_head_are_not_taken_from_a_checkpoint(pico_rec
     assert names(pico_recipe, None, placeholders) == ClassNames()
 
 
+def test_what_a_checkpoint_says_in_vain_is_told(pico_recipe: Write) -> None:
+    (doubt,) = names(pico_recipe, None, ModelConfig("best.pt", unread="has class_to_idx without label 0")).doubts
+    assert doubt.startswith("best.pt has class_to_idx without label 0") and "receiver.classes" in doubt
+
+
 @pytest.mark.parametrize(
     ("classes", "message"),
     [

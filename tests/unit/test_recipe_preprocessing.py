@@ -90,12 +90,21 @@ def test_a_training_of_another_name_is_doubtful(planned: Callable[..., Plan]) ->
         ({"resize": [12, 12, 12]}, r"\[height, width\]"),
         ({"resize": 0}, "a number of pixels"),
         ({"input_size": "9"}, "a number of pixels"),
+        ({"mean": [123.7, 116.3, 103.5]}, "divide by 255"),
+        ({"mean": [0.5, 0.5]}, "one a channel"),
+        ({"std": 0}, "above 0"),
+        ({"std": [0.5, True, 0.5]}, "one a channel"),
     ],
 )
-def test_sizes_that_cannot_be(planned: Callable[..., Plan], fields: dict[str, Any], words: str) -> None:
+def test_values_that_cannot_be(planned: Callable[..., Plan], fields: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError) as caught:
         planned(**fields)
     assert words.replace("\\", "") in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_one_number_stands_for_every_channel(planned: Callable[..., Plan]) -> None:
+    config = planned(mean=0.5, std=[0.25]).images.config
+    assert (config["mean"], config["std"]) == ((0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.mark.parametrize("resize", [224, 225, 233, 248, 256, 288, 341, [224, 224], [256, 256], [299, 299]])
