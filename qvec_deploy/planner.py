@@ -238,7 +238,7 @@ def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
     Raises:
         IncompatibleError: Missing or extra tensors, other shapes or dtypes.
     """
-    hint = "check receiver.model and receiver.model_args against the training run"
+    hint = "check the model and its arguments (receiver.model_args, or --model-arg) against the training run"
     missing = [name for name in architecture.shapes if name not in checkpoint.tensors]
     extra = [name for name in checkpoint.tensors if name not in architecture.shapes]
     if missing or extra:

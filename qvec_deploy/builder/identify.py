@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from qvec_deploy.errors import QvecError, RecipeError
+from qvec_deploy.errors import IncompatibleError, QvecError, RecipeError
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.models import Architecture, describe
 from qvec_deploy.planner import check_tensors, count_classes
@@ -61,11 +62,14 @@ def identify(checkpoint: Checkpoint, model: str | None, args: Mapping[str, Any])
 
     Raises:
         RecipeError: No model of timm has these tensors, and nobody named one.
-        IncompatibleError: The model that was named has other tensors, whatever its arguments.
+        IncompatibleError: The model that was named has other tensors, whatever its arguments; or there is no head.
     """
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     said = [config for config in checkpoint.configs() if config.architecture is not None]
     if model is not None:
+        own = (config.args for config in said if str(config.architecture).partition(".")[0] == model.partition(".")[0])
+        with contextlib.suppress(QvecError):
+            return _fitted(checkpoint, model, {**next(own, {}), **args}, "--model")
         return _fitted(checkpoint, model, args, "--model")
     for config in said:
         try:
@@ -79,6 +83,10 @@ def identify(checkpoint: Checkpoint, model: str | None, args: Mapping[str, Any])
         except QvecError:
             continue
         return Identified(found.architecture, found.args, found.told_by, tuple(n for n in names if n != name))
+    if not any(name.partition(".")[0] in _HEADS for name in shapes):
+        raise IncompatibleError(
+            f"{checkpoint.path} has no classification head", hint="use the checkpoint of the fine-tune, with its head"
+        )
     hint = f"it says `{said[0].architecture}`, which has others; " if said else ""
     raise RecipeError(
         f"{checkpoint.path}: no model of timm has these {len(shapes)} tensors ({', '.join(list(shapes)[:3])}, ...)",

@@ -160,7 +160,10 @@ def _find_images(root: Path, wanted: Wanted, plan: Plan, found: Identified) -> I
         opened = open_dataset(spec, config, expected_classes=classes)
     except RecipeError:  # timm's own training script leaves its name in the checkpoint
         order = "natural" if found.told_by == Path(wanted.checkpoint).name else "plain"
-        opened = open_dataset(replace(spec, class_order=order), config, expected_classes=classes)
+        try:
+            opened = open_dataset(replace(spec, class_order=order), config, expected_classes=classes)
+        except RecipeError as error:
+            raise RecipeError(error.message, hint=f"{error.hint} (init without --images writes one)") from error
     return ImageSets(judge, looked_at, order, len(opened))
 
 
@@ -260,4 +263,4 @@ def _plain(value: Any) -> str:
 
 def _some(names: tuple[str, ...]) -> str:
     more = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(" ".join(name.split()) for name in names[:3]) + (f" and {more} more" if more > 0 else "")

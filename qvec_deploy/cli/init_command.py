@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,12 +52,14 @@ def init(
         recipe, text = first_recipe(wanted, offline=offline, advance=advance)
         found = preview(recipe, offline=offline)
     path = output or Path(f"{recipe.name}.yaml")
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder", hint="name the recipe's file in it with -o")
     if path.exists() and not force:
         raise StorageError(f"{path} exists", hint="name another with -o, or replace it with --force")
     write_bytes(path, text.encode())
 
     def print_text() -> None:
         print_plan(found)
-        click.echo(f"\nwritten to {path}. Read it, then: qvec-deploy build --recipe {path}")
+        click.echo(f"\nwritten to {path}. Read it, then: qvec-deploy build --recipe {shlex.quote(str(path))}")
 
     show({"written": str(path), **plan_document(found)}, as_json, print_text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ def some(names: Sequence[str], most: int = _NAMED) -> str:
 
 
 def _by_name(filled: Sequence[str], empty: Sequence[str], names: Sequence[str], root: Path) -> NumberedClasses:
+    names = _as_spelled(names, [*filled, *empty])
     labels = {name: label for label, name in enumerate(names)}
     unknown = [folder for folder in filled if folder not in labels]
     if unknown:
@@ -92,6 +94,14 @@ def _by_name(filled: Sequence[str], empty: Sequence[str], names: Sequence[str], 
     return NumberedClasses(labels, tuple(name for name in names if name not in found), uncounted)
 
 
+def _as_spelled(names: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """Names as the folders spell them: systems differ in whether an accent is a character of its own."""
+    spelled = {unicodedata.normalize("NFC", folder): folder for folder in folders}
+    if len(spelled) < len(folders) or len({unicodedata.normalize("NFC", name) for name in names}) < len(names):
+        return list(names)
+    return [spelled.get(unicodedata.normalize("NFC", name), name) for name in names]
+
+
 def _nearest(folders: Sequence[str], names: Sequence[str]) -> str:
     """What to do about folders that match no name."""
     by_lower = {name.lower().replace(" ", "_"): name for name in reversed(names)}
@@ -102,7 +112,9 @@ def _nearest(folders: Sequence[str], names: Sequence[str]) -> str:
         if len(pairs) == 3:
             break
     what = "names are compared exactly: rename the folders"
-    return f"{what} ({', '.join(pairs)}?), or change receiver.classes" if pairs else f"{what} or receiver.classes"
+    return (
+        f"{what} ({', '.join(pairs)}?), or change receiver.classes" if pairs else f"{what}, or change receiver.classes"
+    )
 
 
 def _other_count(filled: Sequence[str], empty: Sequence[str], count: int, root: Path, aside: str) -> RecipeError:

@@ -38,7 +38,9 @@ def folder_of_split(spec: DatasetSpec, *, search: bool = True, classes: int | No
     if spec.root is None:
         raise RecipeError(f"dataset `{spec.name}` needs a folder", hint="set `root`, or use a bundled tiny/ task")
     if not spec.root.is_dir():
-        raise StorageError(f"{spec.root}: no such folder", hint="check `root`; it holds one folder per class")
+        raise StorageError(
+            f"{spec.root}: no such folder", hint="check the path (`root`, or --images); it holds one folder per class"
+        )
     if not search:
         return spec.root
     folders = class_folders(spec.root)
@@ -47,6 +49,8 @@ def folder_of_split(spec: DatasetSpec, *, search: bool = True, classes: int | No
         for split, names in _SPLIT_FOLDERS.items()
     }
     found = {split for split, names in by_split.items() if names}
+    if found and _are_classes(spec, folders, [name for names in by_split.values() for name in names], classes):
+        return spec.root
     if not found:
         _refuse_unknown_splits(spec, folders, classes)
         return spec.root
@@ -63,6 +67,14 @@ def folder_of_split(spec: DatasetSpec, *, search: bool = True, classes: int | No
             hint="name the one that is meant as `root`",
         )
     return spec.root / by_split[spec.split][0]
+
+
+def _are_classes(spec: DatasetSpec, folders: Sequence[str], splits: Sequence[str], classes: int | None) -> bool:
+    """Whether folders that are called as splits are classes, such as trains: each holds pictures and no folder."""
+    known = bool(spec.class_names) and set(folders) <= set(spec.class_names)
+    root = spec.root or Path()
+    counted = classes == len(folders) > len(splits) == 1  # two of them may be splits without labels
+    return spec.labelled and (known or counted) and all(_holds(root / name)[0] for name in splits)
 
 
 def _refuse_unknown_splits(spec: DatasetSpec, folders: Sequence[str], classes: int | None) -> None:

@@ -105,7 +105,7 @@ class TimmDataset:
 
     def _read(self, row: int) -> tuple[Any, int]:
         """One gray or RGB image and its label; past timm's loading, which puts a neighbour in a broken one's place."""
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         reader = getattr(self._inner, "reader", None)
         try:
@@ -118,8 +118,9 @@ class TimmDataset:
             return in_bytes(image).convert(self._colours), self._checked(label)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             name = reader.filename(row) if reader else f"image {row}"
+            reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else error
             raise StorageError(
-                f"{self.name}: {name} cannot be read: {error}", hint="repair or remove the file"
+                f"{self.name}: {name} cannot be read: {reason}", hint="repair or remove the file"
             ) from error
 
     def _checked(self, label: Any) -> int:

@@ -84,8 +84,19 @@ def test_what_nobody_knows_is_refused_with_what_to_do(identified: Callable[..., 
     with pytest.raises(RecipeError) as caught:
         identified("vit_tiny_patch16_224", notes={"arch": "vit_small_patch16_224"}, **TINY)
     assert "it says `vit_small_patch16_224`" in caught.value.hint
-    with pytest.raises(IncompatibleError, match="cls_token has shape"):
+    with pytest.raises(IncompatibleError, match="cls_token has shape") as refused:
         identified("vit_tiny_patch16_224", "vit_small_patch16_224", num_classes=3)
+    assert "--model-arg" in refused.value.hint
+    with pytest.raises(IncompatibleError, match="no classification head"):
+        identified("vit_tiny_patch16_224", num_classes=0)
+
+
+def test_a_name_that_is_given_takes_the_arguments_that_the_checkpoint_says(
+    identified: Callable[..., Identified],
+) -> None:
+    notes = {"arch": "vit_tiny_patch16_224", "args": {"model_kwargs": {"embed_dim": 48, "depth": 1, "num_heads": 3}}}
+    found = identified("vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k", notes=notes, **TINY)
+    assert found.args == {"embed_dim": 48, "depth": 1, "num_heads": 3}
 
 
 def test_the_table_is_of_today(request: pytest.FixtureRequest) -> None:

@@ -91,8 +91,9 @@ def test_an_order_that_matters_is_said_to_be_assumed(checkpoint: Path, pictures:
     root = pictures(["test"], [str(label) for label in range(9)] + ["10"])
     recipe, text = first_recipe(Wanted(str(checkpoint), checkpoint.parent, images=root))
     assert recipe.evaluate is not None and recipe.evaluate.class_order == "natural" and "ASSUMED" in text
-    with pytest.raises(RecipeError, match="classes"):
+    with pytest.raises(RecipeError, match="classes") as caught:
         first_recipe(Wanted(str(checkpoint), checkpoint.parent, images=pictures(["test"], ["one_more"])))
+    assert "init without --images" in caught.value.hint, "there is no recipe yet that could name the classes"
 
 
 def test_raw_and_averaged_weights_are_chosen_by_the_user(checkpoint: Path) -> None:

@@ -474,6 +474,18 @@ def test_a_folder_without_the_split(tmp_path):
         open_folder(tmp_path, "test")
 
 
+def test_a_class_that_is_called_as_a_split(tmp_path):
+    write_classes(tmp_path, {"bus": 1, "car": 1, "train": 2})
+    found = open_dataset(DatasetSpec("folder", split="test", root=tmp_path), IMAGENET, expected_classes=3)
+    assert found.take(range(4))[1].tolist() == [0, 1, 2, 2]
+    (tmp_path / "two").mkdir()
+    write_classes(tmp_path / "two", {"train": 1, "test": 1})  # without labels, as competitions give them
+    for names in ((), ("test",)):
+        spec = DatasetSpec("folder", split="test", root=tmp_path / "two", class_names=names)
+        with pytest.raises(StorageError, match="no images"):
+            open_dataset(spec, IMAGENET, expected_classes=2)
+
+
 def test_splits_of_other_names_are_no_classes(tmp_path):
     for split in ("part1", "part2"):
         write_classes(tmp_path / split, {"a": 1, "b": 2})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,21 @@ def test_folders_are_matched_to_the_classes_by_name(tmp_path: Path) -> None:
     assert (samples(found), found.missing, found.uncounted) == ([("9/0.png", 0), ("10/0.png", 2)], ("8",), ("docs",))
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_accent_is_one_whatever_wrote_the_folder(tmp_path: Path, form: Any) -> None:
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    write_files(tmp_path, f"{unicodedata.normalize(form, 'café')}/0.png", "bar/0.png")
+    found = listed(tmp_path, names=(unicodedata.normalize(other, "café"), "bar"), count=2)
+    assert [label for _, label in samples(found)] == [1, 0] and found.missing == ()
+
+
 @pytest.mark.parametrize(
     ("names", "message", "hint"),
     [
         (("Red_Kite", "stork"), "2 of 3 folders are no classes of the model: owl, red kite; its 2 classes are Red_",
          "red kite to Red_Kite?"),
         (("a", "b"), "3 of 3 folders are no classes of the model: owl, red kite, stork; its 2 classes are a, b",
-         "rename the folders or receiver.classes"),
+         "rename the folders, or change receiver.classes"),
     ],
 )  # fmt: skip
 def test_folders_that_are_no_classes_are_refused(tmp_path: Path, names: Any, message: str, hint: str) -> None:
