@@ -91,7 +91,7 @@ def named_classes(value: Any) -> tuple[str, ...]:
             not isinstance(v, str) and _label(v) is not None for v in value.values()
         )
         pairs = [(_label(key), each) if by_label else (_label(each), key) for key, each in value.items()]
-        names = {label: str(name) for label, name in pairs if label is not None}
+        names = {label: str(name) for label, name in pairs if label is not None and isinstance(name, str | int)}
         whole = len(names) == len(pairs) and set(names) == set(range(len(pairs)))
         return tuple(names[label] for label in range(len(pairs))) if whole else ()
     texts = list(value) if isinstance(value, Iterable) else []

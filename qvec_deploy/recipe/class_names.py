@@ -69,7 +69,7 @@ def name_classes(recipe: Recipe, count: int | None, configs: Sequence[ModelConfi
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Names of a file: JSON (a list, or a map to or from labels), or lines; a line may end with its label.
+    """Names of a file: JSON (a list, or a map to or from labels), or lines; a line may end or begin with its label.
 
     Raises:
         RecipeError: It is neither.
@@ -100,9 +100,12 @@ def _from_json(text: str, path: Path) -> tuple[str, ...]:
 
 
 def _with_labels(lines: Sequence[str]) -> tuple[str, ...]:
-    """Names of lines that end with their label, by label; none where they do not, or labels are not 0, 1, 2, ..."""
+    """Names of lines that end or begin with their label, by label; none unless the labels are 0, 1, 2, and so on."""
     pairs = [re.split(r"[\s,]+(?=\d+$)", line) for line in lines]
     if not all(len(pair) == 2 for pair in pairs):
+        found = [re.fullmatch(r"(\d+)[\s,:]+(.+)", line) for line in lines]
+        pairs = [[each[2], each[1]] for each in found if each is not None]
+    if len(pairs) < len(lines) or not all(len(pair) == 2 for pair in pairs):
         return ()
     by_label = {int(label): name for name, label in pairs}
     whole = len(by_label) == len(pairs) and set(by_label) == set(range(len(pairs)))

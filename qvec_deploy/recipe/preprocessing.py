@@ -92,7 +92,24 @@ def _fitting(
             doubts[-1] += ": it is not used"
         else:
             used.append(said)
+            doubts += [] if other else _other_arguments(said, recipe)
     return used, tuple(doubts)
+
+
+def _other_arguments(said: ModelConfig, recipe: Recipe) -> list[str]:
+    """Arguments of the model that the recipe does not repeat: heads and activations leave no trace in tensors."""
+    own = recipe.receiver.model_args
+    found = []
+    for name, value in said.args.items():
+        if name in ("img_size", "in_chans") or "drop" in name:  # shapes show those; these are for training
+            continue
+        given = own.get(name)
+        # timm's config.json has all arguments with their defaults, a training's only those that were given.
+        unsaid = name not in own and said.source != CONFIG_FILE
+        if unsaid or (name in own and given != value):
+            what = "does not say so" if unsaid else f"says {given}"
+            found.append(f"{said.source} is of a model with {name}: {value}, receiver.model_args {what}")
+    return found
 
 
 def _base(name: str) -> str:

@@ -75,6 +75,7 @@ FILES = {
     "\ufeffa\r\nb \r\nc": "lines of Windows",
     "c 2\na 0\nb 1\n": "timm's class map with labels",
     "a\t0\nb,1\nc 2": "other separators",
+    "1 b\n0,a\n2: c\n": "labels first",
     '["a", "b", "c"]': "a list",
     '{"0": "a", "2": "c", "1": "b"}': "names by label",
     '{"c": 2, "a": 0, "b": 1}': "labels by name",
@@ -105,7 +106,9 @@ def test_what_could_be_read_in_two_ways(tmp_path: Path, text: str, expected: tup
     assert read_names(tmp_path / "names.txt") == expected
 
 
-@pytest.mark.parametrize("text", ['{"0": "a", "2": "b"}', "[1, 2]", '["a"', "{}", "[]", '{"a": {"b": 1}}'])
+@pytest.mark.parametrize(
+    "text", ['{"0": "a", "2": "b"}', "[1, 2]", '["a"', "{}", "[]", '{"a": {"b": 1}}', '{"0": ["n01", "tench"]}']
+)
 def test_json_that_names_no_classes_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "names.json").write_text(text)
     with pytest.raises(RecipeError, match=r"names\.json (names no classes|is not JSON)"):

@@ -22,7 +22,7 @@ from qvec_deploy.models import describe
 from qvec_deploy.planner import Plan, make_plan
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.recipe.preprocessing import prepare_images
-from tests.pico import PICO_MODEL
+from tests.pico import PICO_ARGS, PICO_MODEL
 
 CONFIG = {
     "architecture": PICO_MODEL,
@@ -78,6 +78,15 @@ def test_a_training_of_another_name_is_doubtful(planned: Callable[..., Plan]) ->
     plan = planned(None, {"arch": f"{PICO_MODEL}.augreg_in21k", "args": {"std": [0.2, 0.2, 0.2]}})
     assert plan.images.origins["std"] == "last.pth.tar"
     assert f"`{PICO_MODEL}.augreg_in21k`" in plan.images.doubts[0]
+
+
+def test_a_model_of_other_arguments_is_doubtful(planned: Callable[..., Plan]) -> None:
+    """How many heads there are, or which activation, no tensor tells."""
+    kwargs = {**PICO_ARGS, "num_heads": 4, "qk_norm": False, "drop_path_rate": 0.1}
+    heads, norm = planned(None, {"arch": PICO_MODEL, "args": {"model_kwargs": kwargs}}).images.doubts
+    assert "num_heads: 4, receiver.model_args says 2" in heads and "qk_norm: False" in norm and "not say" in norm
+    full = {**PICO_ARGS, "img_size": [32, 32], "in_chans": 3, "num_classes": 10}
+    assert planned({**CONFIG, "model_args": full}).images.doubts == ()
 
 
 @pytest.mark.parametrize(
