@@ -26,7 +26,7 @@ from qvec_deploy.recipe import Recipe
 from qvec_deploy.recipe.blocks import Quantize
 from qvec_deploy.recipe.class_names import ClassNames, name_classes
 from qvec_deploy.recipe.preprocessing import PreparedImages, prepare_images
-from qvec_deploy.runtimes.registry import check_lowering
+from qvec_deploy.runtimes.registry import check_engine, check_lowering
 from qvec_deploy.tensors import Scheme, matrix_shape
 
 FLOAT_DTYPES = ("F32", "F16", "BF16", "F64")
@@ -126,6 +126,7 @@ def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str,
     architecture = replace(architecture, data_config=images.config)
     grid, target = recipe.quantize, recipe.target
     check_lowering(target.runtime, target.lowering, grid.bits, grid.granularity, grid.group_size)
+    check_engine(target.runtime, target.engine.compute_capabilities, others=target.engine.of_other_gpus)
     scheme = grid.scheme()
     _check_skip(grid, architecture)
     used = dict(vectors or {}) if recipe.lam != 0 else {}

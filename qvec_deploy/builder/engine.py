@@ -34,22 +34,25 @@ class EngineFacts:
     """What is known of an engine that was made.
 
     Attributes:
-        missing: What stands in the way of the engine here; None if nothing.
+        missing: What stands in the way of making the engine here; None if nothing.
         parity: Agreement with PyTorch; None where the engine cannot be opened.
+        not_run: Why an engine that was made cannot be opened here; None if it can.
     """
 
     missing: str | None
     parity: Parity | None
+    not_run: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"missing": self.missing, "parity": self.parity.model_dump() if self.parity is not None else None}
+        parity = self.parity.model_dump() if self.parity is not None else None
+        return {"missing": self.missing, "parity": parity, "not_run": self.not_run}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EngineFacts:
         """What `as_dict` gave."""
         parity = values["parity"]
-        return cls(values["missing"], Parity(**parity) if parity is not None else None)
+        return cls(values["missing"], Parity(**parity) if parity is not None else None, values["not_run"])
 
 
 def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Path) -> EngineFacts:
@@ -70,7 +73,7 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
         calibrates = find_lowering(runtime, lowering).calibrates_activations
         if calibrates and not isinstance(backend, ModelWriter):
             _write_activations(plan, context, directory)
-        missing = row.missing(lowering)
+        missing = row.cannot_build(lowering)
         if missing is not None:
             return EngineFacts(missing, None)
         if isinstance(backend, ModelWriter):
@@ -81,6 +84,9 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
             backend.write_model(directory, lowering, batches, threads, metadata, _pixels(plan))
         if row.compiles:
             compile_engines(recipe.target, directory, timings, context.progress)
+        not_run = row.missing(lowering)
+        if not_run is not None:  # it is built for GPUs that are elsewhere
+            return EngineFacts(None, None, not_run)
         with backend.open(directory, lowering, threads) as session:
             return EngineFacts(None, check_parity(session, runtime, lowering, logits))
 
@@ -88,7 +94,7 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
 def engine_outputs(artifact: Artifact, batches: Sequence[Float32]) -> Float32:
     """Logits (images, classes) of a built engine, or of PyTorch with its weights where it cannot be opened here."""
     recipe, model = artifact.plan.recipe, artifact.plan.architecture
-    if artifact.missing is not None:
+    if not artifact.runs:
         weights, args = PackedFile.open(artifact.directory / WEIGHTS_FILE), recipe.receiver.model_args
         return np.concatenate([reference_logits(weights, model.name, model.classes, args, batch) for batch in batches])
     threads = recipe.target.threads or available_threads()

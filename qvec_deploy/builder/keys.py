@@ -113,7 +113,7 @@ def engine_key(plan: Plan, weights: Mapping[str, Any], images: Sequence[Float32]
         **weights,
         "target": target.model_dump(mode="json", exclude=unused),
         "threads": target.threads or available_threads(),
-        "missing": runtime.missing(target.lowering),
+        "missing": [runtime.cannot_build(target.lowering), runtime.missing(target.lowering)],
         "activations": _digest(images),
         "cpu": capture_environment(1).cpu,
         "machine": platform.node() if on_gpu else None,

@@ -93,7 +93,7 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
         selection = _confirm(choice, artifacts, plan, context)
         shipped = artifacts[selection.shipped if selection is not None else resolved.name]
         report = predictions = None
-        if not any(artifact.missing for artifact in artifacts.values()):  # one runtime may lack a single lowering
+        if all(artifact.runs for artifact in artifacts.values()):  # one runtime may lack a single lowering
             entries = [bench_entry(artifact, resolved, shipped) for artifact in artifacts.values()]
             options = replace(options, selected=shipped.plan.recipe.name, alone=context.alone)
             measured = measure_engines(entries, options, images, context.progress, known)
@@ -128,7 +128,16 @@ def build_candidate(recipe: Recipe, context: BuildContext, timings: Path | None 
                 engine.record = make_engine(plan, context, engine.folder, timings or cache.folder).as_dict()
     made, checked = WeightFacts(**weights.record), EngineFacts.from_dict(engine.record)
     control = context.control(recipe)
-    return Artifact(plan, engine.folder, checked.missing, checked.parity, made.errors, tuple(made.notes), control)
+    return Artifact(
+        plan,
+        engine.folder,
+        checked.missing,
+        checked.parity,
+        made.errors,
+        tuple(made.notes),
+        control,
+        checked.not_run,
+    )
 
 
 def _believed(
@@ -159,7 +168,7 @@ def _confirm(
     if choice is None:
         return None
     outputs = {name: partial(engine_outputs, artifact) for name, artifact in artifacts.items()}
-    on = "PyTorch" if any(artifact.missing for artifact in artifacts.values()) else "engine"
+    on = "engine" if all(artifact.runs for artifact in artifacts.values()) else "PyTorch"
     with context.progress.stage("confirm", choice.recipe.name):
         return confirm(choice, outputs, outputs["float"], plan, on=on)
 

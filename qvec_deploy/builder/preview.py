@@ -125,7 +125,7 @@ def _open(recipe: Recipe, plan: Plan, settings: Evaluate | Images) -> OpenedData
 def _missing_here(recipe: Recipe) -> Iterable[str]:
     """What the target's engine needs and this machine lacks."""
     row = find_runtime(recipe.target.runtime)
-    lacking = row.load().missing() or row.missing(find_lowering(row.name, recipe.target.lowering).name)
+    lacking = row.cannot_build(find_lowering(row.name, recipe.target.lowering).name)
     if lacking is not None:
         yield f"target.runtime {row.name}: {lacking}"
 

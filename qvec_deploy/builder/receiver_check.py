@@ -62,7 +62,7 @@ class _Reference:
 @contextlib.contextmanager
 def _opened(artifact: Artifact, threads: int) -> Iterator[Runnable]:
     target = artifact.plan.recipe.target
-    if artifact.missing is not None:
+    if not artifact.runs:
         yield _Reference(artifact)
         return
     with find_runtime(target.runtime).load().open(artifact.directory, target.lowering, threads) as session:

@@ -111,7 +111,15 @@ class Bundle:
         """
         engine = self.manifest.engine
         row = find_runtime(engine.runtime)
-        return engine.missing if engine.missing is None or row.compiles else row.missing(engine.lowering)
+        if engine.not_run is not None or (engine.missing is not None and not row.compiles):
+            return row.missing(engine.lowering)
+        return engine.missing
+
+    def _not_opened(self) -> str:
+        engine = self.manifest.engine
+        if engine.not_run is not None:
+            return "built, but not run here"
+        return "not built" if find_runtime(engine.runtime).compiles else "not opened"
 
     def check_lowering(self, lowering: str | None) -> str:
         """The lowering to use, the recipe's by default."""
@@ -143,7 +151,7 @@ class Bundle:
         results["graph"] = check_graph(self.directory)
         engine, missing = self.manifest.engine, self.engine_missing()
         if missing is not None:
-            results["engine"] = f"not {'built' if find_runtime(engine.runtime).compiles else 'opened'}: {missing}"
+            results["engine"] = f"{self._not_opened()}: {missing}"
             return results
         with self.session() as session:
             parity = check_parity(session, engine.runtime, engine.lowering, read_reference(self.directory))

@@ -127,16 +127,23 @@ def _install(
     kept = {name: entry for name, entry in manifest.files.items() if name not in stale}
     own = manifest.engine.lowering in lowerings
     if own or stale:
-        _write(bundle, manifest, missing="it was being compiled" if own else manifest.engine.missing, files=kept)
+        _write(
+            bundle,
+            manifest,
+            missing="it was being compiled" if own else manifest.engine.missing,
+            not_run=manifest.engine.not_run,
+            files=kept,
+        )
     for name in stale:
         (directory / name).unlink(missing_ok=True)
     for name, path in made.items():
         path.replace(directory / name)
     files = kept | hash_files(directory, made)
     parity = next((each.parity for each in compiled if each.lowering == manifest.engine.lowering), manifest.parity)
-    _write(bundle, manifest, missing=None if own else manifest.engine.missing, files=files, parity=parity)
+    missing, not_run = (None, None) if own else (manifest.engine.missing, manifest.engine.not_run)
+    _write(bundle, manifest, missing=missing, not_run=not_run, files=files, parity=parity)
 
 
-def _write(bundle: Bundle, manifest: Manifest, *, missing: str | None, **changes: Any) -> None:
-    engine = manifest.engine.model_copy(update={"missing": missing})
+def _write(bundle: Bundle, manifest: Manifest, *, missing: str | None, not_run: str | None, **changes: Any) -> None:
+    engine = manifest.engine.model_copy(update={"missing": missing, "not_run": not_run})
     write_manifest(bundle.directory, manifest.model_copy(update={"engine": engine, **changes}))

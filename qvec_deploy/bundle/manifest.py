@@ -39,12 +39,14 @@ class Engine(ManifestPart):
     """How the engine runs.
 
     `missing` says what stood in the way of compiling or opening it where the bundle was built; null if nothing.
+    `not_run` says why an engine that is there was not run, and so not compared with PyTorch, where it was built.
     """
 
     runtime: str
     lowering: str
     threads: int | None
     missing: str | None
+    not_run: str | None = None
 
 
 class TensorSpec(ManifestPart):

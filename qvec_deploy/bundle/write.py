@@ -39,11 +39,12 @@ class Artifact:
 
     Attributes:
         directory: Holds the graph, the weights, the reference logits and the engine; in the cache.
-        missing: What stood in the way of opening the engine here; None if nothing.
+        missing: What stood in the way of making or opening the engine here; None if nothing.
         parity: Agreement with PyTorch; None where the engine could not be opened.
         layer_errors: Relative L2 quantization error by layer.
         notes: What the method could not do.
         control: What stands in for the vector, in words; None for a real one, or without a patch.
+        not_run: Why an engine that was made cannot be opened here; None if it can.
     """
 
     plan: Plan
@@ -53,6 +54,12 @@ class Artifact:
     layer_errors: Mapping[str, float]
     notes: tuple[str, ...]
     control: str | None
+    not_run: str | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether its engine can be opened here."""
+        return self.missing is None and self.not_run is None
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ def write_bundle(staging: Path, contents: BundleContents) -> None:
             lowering=candidate.target.lowering,
             threads=candidate.target.threads,
             missing=own.missing,
+            not_run=own.not_run,
         ),
         interface=interface_of(own.plan),
         receiver_weights=own.plan.receiver_weights,
@@ -151,7 +159,7 @@ def unverified(recipe: Recipe, shipped: Recipe, selection: Selection | None) -> 
 def require_engine(bundle: Bundle) -> None:
     """Refuse a bundle without engine, after it was written."""
     missing = bundle.engine_missing()
-    if missing is not None:
+    if missing is not None and bundle.manifest.engine.not_run is None:
         there = (
             f"`qvec-deploy compile {bundle.directory}` builds it"
             if find_runtime(bundle.manifest.engine.runtime).compiles
@@ -172,7 +180,7 @@ def require_gates(bundle: Bundle) -> None:
             f"{bundle.directory} misses {len(missed)} of {len(bundle.manifest.gates)} gates: {lines}",
             hint="do not release it: change the recipe or its gates; build it again where the machine was disturbed",
         )
-    if bundle.recipe.gates.asked and not bundle.manifest.gates:
+    if bundle.recipe.gates.asked and not bundle.manifest.gates and bundle.manifest.engine.not_run is None:
         raise GateError(
             f"{bundle.directory}: its gates were not judged, for its engine could not be measured where it was built",
             hint="build it where the engine runs",
@@ -182,6 +190,12 @@ def require_gates(bundle: Bundle) -> None:
 def require_release(bundle: Bundle, *, accept_unverified: bool = False) -> None:
     """Refuse a bundle that should not leave the house."""
     require_engine(bundle)
+    not_run = bundle.manifest.engine.not_run
+    if not_run is not None:
+        raise IncompatibleError(
+            f"{bundle.directory} holds an engine that was never run: {not_run}",
+            hint="`qvec-deploy compile` on a machine with the GPU builds it again and compares it with PyTorch",
+        )
     require_gates(bundle)
     reason = bundle.manifest.unverified
     if reason is not None and not accept_unverified:

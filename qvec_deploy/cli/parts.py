@@ -23,6 +23,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "sign": ("model_signing", "OpenSSL"),
     "ray": ("ray",),
     "tensorrt": ("tensorrt",),
+    "rtx": ("tensorrt_rtx_bindings",),
 }
 """By the name of the extra in pyproject.toml: the modules that it brings."""
 

@@ -277,7 +277,15 @@ class Quantize(Block):
 class EngineBlock(Block):
     """How TensorRT builds engines."""
 
-    dynamic: bool = Field(default=False, description="One engine for all batch sizes instead of one each.")
+    dynamic: bool | None = Field(
+        default=None,
+        description="One engine for all batch sizes instead of one each; if absent, where engines are built without a "
+        "GPU, and then for 1 to 8 images at least.",
+    )
+    compute_capabilities: tuple[float, ...] = Field(
+        default=(),
+        description="GPUs that engines are built for where that needs none, as in [8.6, 8.9, 12.0], which is usual.",
+    )
     hardware: Literal["this", "same_compute_capability", "ampere_plus"] = Field(
         default="this", description="GPUs they run on: this model, all of its compute capability, all from 8.0 on."
     )
@@ -290,13 +298,19 @@ class EngineBlock(Block):
         default=None, ge=1, description="MiB that tactics may use; whatever the GPU has if absent."
     )
 
+    @property
+    def of_other_gpus(self) -> bool:
+        """Whether engines are to run on more than the GPU and the release that they are built with."""
+        return self.hardware != "this" or self.version_compatible
+
 
 class Target(Block):
     """Where the engine runs."""
 
     runtime: RuntimeName = Field(
         default="onnxruntime",
-        description="`onnxruntime`: the CPU. `torch-cuda`, `onnxruntime-cuda` and `tensorrt`: NVIDIA GPUs.",
+        description="`onnxruntime`: the CPU. `torch-cuda`, `onnxruntime-cuda` and `tensorrt`: NVIDIA GPUs. "
+        "`tensorrt-rtx`: NVIDIA GPUs too, and engines are built on any x86-64 CPU.",
     )
     lowering: LoweringName = Field(
         default="int4", description="What the runtime multiplies with; `qvec-deploy doctor` prints the table."

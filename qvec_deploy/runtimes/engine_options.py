@@ -45,7 +45,9 @@ class EngineOptions:
 
     Attributes:
         dynamic: One engine instead, from the smallest to the largest. It runs without a CUDA graph, and up to
-            TensorRT 11.2 at least, engines with our plugin leak a little GPU memory whenever the size changes.
+            TensorRT 11.2 at least, engines with our plugin leak a little GPU memory whenever the size changes. None
+            leaves it to the runtime.
+        compute_capabilities: GPUs that they are built for, where the runtime builds without one; none are its usual.
         hardware: More GPUs, slower engines.
         version_compatible: Run on other releases of the same major version too.
         cuda_graph: Run static engines as CUDA graphs.
@@ -54,7 +56,8 @@ class EngineOptions:
     """
 
     batch_sizes: tuple[int, ...] = (1,)
-    dynamic: bool = False
+    dynamic: bool | None = None
+    compute_capabilities: tuple[float, ...] = ()
     hardware: Hardware = "this"
     version_compatible: bool = False
     cuda_graph: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -12,11 +12,13 @@ from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
 from qvec_deploy.runtimes.onnxruntime_cuda import ONNXRUNTIME_CUDA
 from qvec_deploy.runtimes.runtime import Lowering, Runtime, load_backend
 from qvec_deploy.runtimes.session import Session
-from qvec_deploy.runtimes.tensorrt import TENSORRT
+from qvec_deploy.runtimes.tensorrt import TENSORRT, TENSORRT_RTX
 from qvec_deploy.runtimes.torch_cuda import TORCH_CUDA
 from qvec_deploy.tensors import Scheme, matrix_shape
 
-RUNTIMES: dict[str, Runtime] = {row.name: row for row in (ONNXRUNTIME, TORCH_CUDA, ONNXRUNTIME_CUDA, TENSORRT)}
+RUNTIMES: dict[str, Runtime] = {
+    row.name: row for row in (ONNXRUNTIME, TORCH_CUDA, ONNXRUNTIME_CUDA, TENSORRT, TENSORRT_RTX)
+}
 """Every runtime by name. The first of a device is the usual one there."""
 
 RUNTIME_PACKAGES = frozenset(package for row in RUNTIMES.values() for package in row.packages)
@@ -85,6 +87,37 @@ def check_lowering(runtime: str, lowering: str, bits: int, granularity: str, gro
         least = row.group_multiple
         hint = f"use a power of two of at least {least}" if row.power_of_two_groups else f"use a multiple of {least}"
         raise IncompatibleError(f"{what} cannot take groups of {group_size}", hint=hint)
+
+
+def check_engine(runtime: str, wanted: Sequence[float], *, others: bool) -> None:
+    """Refuse engines that the runtime cannot be asked for.
+
+    Args:
+        wanted: Compute capabilities; none are the runtime's usual.
+        others: Whether they are to run on other GPUs, or releases of the library, than they are built with.
+
+    Raises:
+        IncompatibleError: GPUs that it does not build for, or that are named twice; or settings that it lacks.
+    """
+    row = find_runtime(runtime)
+    if not row.compute_capabilities:
+        if wanted:
+            raise IncompatibleError(
+                f"`{runtime}` does not build engines for compute capabilities",
+                hint="leave out target.engine.compute_capabilities, or use a runtime that builds without a GPU",
+            )
+        return
+    unknown = [capability for capability in wanted if capability not in row.compute_capabilities]
+    twice = sorted({capability for capability in wanted if wanted.count(capability) > 1})
+    known = ", ".join(map(str, row.compute_capabilities))
+    if unknown or twice:
+        what = f"does not build for compute capability {unknown[0]}" if unknown else f"was given {twice[0]} twice"
+        raise IncompatibleError(f"`{runtime}` {what}", hint=f"target.engine.compute_capabilities takes {known}")
+    if others:
+        raise IncompatibleError(
+            f"`{runtime}` knows neither `hardware` nor `version_compatible`",
+            hint="leave them out: target.engine.compute_capabilities names the GPUs",
+        )
 
 
 def runtime_bits_per_weight(tensors: Iterable[WeightInfo], runtime: str, lowering: str) -> float:

@@ -121,6 +121,9 @@ class Runtime:
         remedy: How to get what is missing.
         compiles: Whether its engines are built for a machine and kept in the bundle; the others are made when a
             bundle is opened.
+        compute_capabilities: GPUs that engines can be built for without one being here; empty where they are built
+            for the GPU that is here.
+        usual_capabilities: Those of them that engines are built for where nobody says.
         stands_alone: Whether the vendor's library alone opens model.onnx as it is measured, so that pictures can be
             run through a bundle without this package.
         session_options: Numbers of the vendor's session options beside the threads, by name.
@@ -137,6 +140,8 @@ class Runtime:
     preload: tuple[str, ...]
     remedy: str
     compiles: bool = False
+    compute_capabilities: tuple[float, ...] = ()
+    usual_capabilities: tuple[float, ...] = ()
     stands_alone: bool = False
     session_options: tuple[tuple[str, int], ...] = ()
     session_config: tuple[tuple[str, str], ...] = ()
@@ -166,6 +171,11 @@ class Runtime:
         if not isinstance(backend, Compiler):
             raise IncompatibleError(f"runtime `{self.name}` compiles nothing", hint="its bundles are used as they are")
         return backend
+
+    def cannot_build(self, lowering: str) -> str | None:
+        """What this machine lacks to make the lowering's engine, run or not; None if nothing."""
+        backend = self.load()
+        return backend.cannot_build(lowering) if isinstance(backend, Compiler) else backend.missing(lowering)
 
     def missing(self, lowering: str) -> str | None:
         """What this machine lacks to run the lowering; None if nothing."""

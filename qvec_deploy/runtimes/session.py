@@ -59,6 +59,9 @@ class Backend(Protocol):
 class Compiler(Backend, Protocol):
     """The code of a runtime whose engines are built before they are opened."""
 
+    def cannot_build(self, lowering: str) -> str | None:
+        """What this machine lacks to compile engines, whether or not they run here; None if nothing."""
+
     def compile(
         self, directory: Path, lowering: str, options: EngineOptions, *, caches: Path, stage: Stage | None = None
     ) -> list[str]:

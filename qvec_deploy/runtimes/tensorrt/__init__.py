@@ -1,6 +1,9 @@
-"""TensorRT on an NVIDIA GPU."""
+"""TensorRT, and TensorRT for RTX, on NVIDIA GPUs: two products with one interface, and a row each."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.runtime import BY_ROW, EVERY_WIDTH, Lowering, Runtime, TritonBackend, float16_bits
@@ -98,4 +101,27 @@ TENSORRT = Runtime(
     "-e '.[tensorrt]'; until then bundles are written without engine, and `qvec-deploy compile` adds it on the device",
     compiles=True,
     triton=TritonBackend('platform: "tensorrt_plan"', "model.plan"),
+)
+
+_FLOAT, _, _INT4, _W8A8 = TENSORRT.lowerings
+_RTX_INT4 = replace(
+    _INT4,
+    weight_bits=partial(_int4, blocks=RTX_INT4_BLOCKS),
+    group_multiple=min(RTX_INT4_BLOCKS),
+    implementation=f"{_LINEAR}:to_rtx_int4",
+)
+
+TENSORRT_RTX = Runtime(
+    name="tensorrt-rtx",
+    backend="qvec_deploy.runtimes.tensorrt.tensorrt_runtime:TensorRTForRTX",
+    device="cuda",
+    float_bits=16,
+    lowerings=(_FLOAT, _RTX_INT4, _W8A8),  # no plugins that are compiled ahead, so no `packed`
+    packages=("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"),
+    preload=("tensorrt_rtx_bindings",),
+    remedy="pip install 'qvec-deploy[rtx]' to build engines, on any x86-64 machine; to run them, an NVIDIA GPU of "
+    "their compute capabilities and its driver",
+    compiles=True,
+    compute_capabilities=(7.5, 8.0, 8.6, 8.9, 12.0, 12.1),
+    usual_capabilities=(8.6, 8.9, 12.0),
 )

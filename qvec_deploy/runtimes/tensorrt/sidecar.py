@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from qvec_deploy.errors import IncompatibleError, IntegrityError, first_line
 from qvec_deploy.io.files import require_file, sha256_bytes, sha256_file, storage_errors, write_bytes
 from qvec_deploy.runtimes.engine_options import Batches, Hardware
+from qvec_deploy.runtimes.tensorrt.builder_log import LinearProduct
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, release
 
 FORMAT, FORMAT_VERSION = "qvec-plan", 1
@@ -31,7 +32,9 @@ class Sidecar:
         packed_bytes: Codes and scales of its quantized Linears, as handed to TensorRT.
         allowed_bytes: Most that it stores if its quantized Linears stayed packed; None where they are float16.
         weights_bytes: What TensorRT says it stores; None where it does not say.
-        device_bytes: Memory that running it takes beyond its weights.
+        device_bytes: Memory that running it takes beyond its weights; 0 where it was built without a GPU.
+        compute_capabilities: GPUs it runs on, where it was built for a list of them.
+        products: What the quantized Linears are multiplied in, where it was built for such a list.
     """
 
     machine: Machine
@@ -51,6 +54,8 @@ class Sidecar:
     model_sha256: str
     weights_sha256: str
     build_s: float
+    compute_capabilities: tuple[float, ...] = ()
+    products: tuple[LinearProduct, ...] = ()
 
 
 def engine_path(directory: Path, lowering: str, batches: Batches) -> Path:
@@ -93,7 +98,7 @@ def read_sidecar(engine: Path) -> Sidecar:
         raise IncompatibleError(f"{path} has format {kind} {version}, not {FORMAT} {FORMAT_VERSION}", hint=REBUILD)
     try:
         sidecar = TypeAdapter(Sidecar).validate_json(json.dumps(values), strict=True)
-        if json.loads(json.dumps(asdict(sidecar))) != values:
+        if json.loads(json.dumps(asdict(sidecar))) != {"compute_capabilities": [], "products": [], **values}:
             raise ValueError("it has fields that are never written")
     except ValueError as error:
         raise IntegrityError(f"{path} is damaged: {first_line(error)}", hint=REBUILD) from error
@@ -125,6 +130,12 @@ def check_sidecar(engine: Path, sidecar: Sidecar, here: Machine, sources: Mappin
 def mismatch(sidecar: Sidecar, here: Machine) -> str | None:
     """Why an engine does not run on a machine, in a line; None if it does."""
     built = sidecar.machine
+    if sidecar.compute_capabilities:
+        if built.tensorrt != here.tensorrt:
+            return f"built with TensorRT for RTX {built.tensorrt}, here is {here.tensorrt}"
+        if here.sm not in [round(10 * capability) for capability in sidecar.compute_capabilities]:
+            return f"built for {built.gpu}, here is {here.gpu} ({here.sm / 10:.1f})"
+        return None
     if sidecar.version_compatible:
         versions_fit = release(built.tensorrt)[0] == release(here.tensorrt)[0]
     else:

@@ -18,6 +18,12 @@ from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.graph import INPUT
 from qvec_deploy.runtimes.session import Advance
+from qvec_deploy.runtimes.tensorrt.builder_log import (
+    LinearProduct,
+    check_products,
+    read_layers,
+    read_weights_bytes,
+)
 from qvec_deploy.runtimes.tensorrt.sidecar import Sidecar
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, make_logger, starting
 
@@ -34,6 +40,8 @@ class Built:
 
     Attributes:
         timings: The tactics measured, with those known before; empty where they are not kept.
+        device_bytes: Memory that running it takes beyond its weights; 0 where that is known only on a GPU.
+        products: What became of the quantized Linears, where the builder's log is read.
     """
 
     plan: bytes
@@ -41,6 +49,7 @@ class Built:
     weights_bytes: int | None
     device_bytes: int
     seconds: float
+    products: tuple[LinearProduct, ...] = ()
 
 
 def build_engine(
@@ -63,7 +72,7 @@ def build_engine(
     Raises:
         IncompatibleError: TensorRT refuses, takes other layers than it should, or stores more than it was given.
     """
-    start, logger = time.monotonic(), make_logger(trt)
+    start, logger = time.monotonic(), make_logger(trt, verbose=bool(options.compute_capabilities))
     with _plugins(graph.plugin_layers):
         with starting(logger):
             builder = trt.Builder(logger)
@@ -87,6 +96,10 @@ def build_engine(
         raise IncompatibleError(f"TensorRT cannot build the engine: {logger.last_error()}", hint=_REPORT)
     timings = b"" if timing_cache is None else bytes(memoryview(config.get_timing_cache().serialize()))
     data = bytes(memoryview(plan))
+    if options.compute_capabilities:  # no GPU is asked: what is known is what the builder says
+        log = "\n".join(logger.lines)
+        products = check_products(read_layers(log), graph.products)
+        return Built(data, timings, read_weights_bytes(log), 0, time.monotonic() - start, products)
     weights_bytes, device_bytes = _weigh(trt, logger, data, options)
     return Built(data, timings, weights_bytes, device_bytes, time.monotonic() - start)
 
@@ -169,6 +182,8 @@ def _configure(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * _MIB)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
+    if options.compute_capabilities:
+        _set_capabilities(trt, config, options.compute_capabilities)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware == "ampere_plus":
@@ -181,6 +196,18 @@ def _configure(
         profile.set_shape(INPUT, *((size, *input_shape) for size in sizes))
         config.add_optimization_profile(profile)
     return config
+
+
+def _set_capabilities(trt: Any, config: Any, capabilities: Sequence[float]) -> None:
+    """Name the GPUs: without a list, engines are built that some of those GPUs cannot run."""
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        kind = getattr(trt.ComputeCapability, f"SM{round(10 * capability)}", None)
+        if kind is None or not config.set_compute_capability(kind, index):
+            raise IncompatibleError(
+                f"TensorRT {trt.__version__} does not build for compute capability {capability}",
+                hint="leave it out of target.engine.compute_capabilities",
+            )
 
 
 def _use_timing_cache(config: Any, path: Path | None) -> None:
@@ -265,6 +292,8 @@ def sidecar_of(
         allowed_bytes=graph.allowed_bytes,
         weights_bytes=built.weights_bytes,
         device_bytes=built.device_bytes,
+        compute_capabilities=options.compute_capabilities,
+        products=built.products,
         sha256=sha256_bytes(built.plan),
         model_sha256=hashes["model"],
         weights_sha256=hashes["weights"],

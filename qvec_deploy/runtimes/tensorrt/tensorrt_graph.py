@@ -21,7 +21,8 @@ from qvec_deploy.runtimes.graph.float16 import cast_at_the_ends, half, halve_nod
 from qvec_deploy.runtimes.graph.operator import DEQUANTIZE
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.runtimes.tensorrt import TENSORRT
-from qvec_deploy.runtimes.tensorrt.tensorrt_linear import Convert
+from qvec_deploy.runtimes.tensorrt.builder_log import WantedProduct
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import Convert, product_name
 
 IR_VERSION = 10
 
@@ -36,6 +37,7 @@ class TensorrtGraph:
         packed_bytes: Constants of the quantized Linears: codes and scales.
         allowed_bytes: Most that an engine stores in which the quantized Linears stayed as they are here; None where
             they are float16 here.
+        products: What the quantized Linears are to be multiplied in.
     """
 
     model: onnx.ModelProto
@@ -43,6 +45,7 @@ class TensorrtGraph:
     packed_bytes: int
     weight_bytes: int
     allowed_bytes: int | None
+    products: tuple[WantedProduct, ...] = ()
 
 
 def tensorrt_graph(
@@ -50,12 +53,14 @@ def tensorrt_graph(
     weights: PackedFile,
     lowering: str,
     *,
+    runtime: str = TENSORRT.name,
     batch_size: int | None = None,
     amax: Mapping[str, float] | None = None,
 ) -> TensorrtGraph:
     """Lower a bundle's model for TensorRT.
 
     Args:
+        runtime: The row whose lowering it is.
         batch_size: Images of a run; None leaves it open.
         amax: Largest magnitude of the input of every quantized Linear, by the Linear's name.
 
@@ -63,13 +68,14 @@ def tensorrt_graph(
         IncompatibleError: No such lowering, a scheme it cannot take, a value beyond float16, an operator that has no
             float16 form, or no `amax` of a Linear that needs one.
     """
-    convert: Convert = find_lowering(TENSORRT.name, lowering).load()
+    convert: Convert = find_lowering(runtime, lowering).load()
     opset = OPSET
     model = onnx.ModelProto()
     model.CopyFrom(stored)
     graph = model.graph
     packed: list[int] = []
     unpacked: list[int] = []
+    products: list[WantedProduct] = []
     nodes: list[onnx.NodeProto] = []
     arrays: dict[str, TensorProto] = {}
     for node in graph.node:
@@ -80,9 +86,10 @@ def tensorrt_graph(
             filters = unpack(weights.packed(node.input[0])).dequantize()
             arrays[node.output[0]] = numpy_helper.from_array(half(node.input[0], filters), node.output[0])
             continue
-        made = convert(
-            node, unpack(weights.packed(node.input[1])), (amax or {}).get(node.input[1].removesuffix(".weight"))
-        )
+        linear = node.input[1].removesuffix(".weight")
+        made = convert(node, unpack(weights.packed(node.input[1])), (amax or {}).get(linear))
+        if made.product is not None:
+            products.append(WantedProduct(linear, product_name(node), *made.product))
         opset = max(opset, made.opset)
         packed.append(sum(_size(tensor) for tensor in made.tensors))
         rows, columns = weights.tensors[node.input[1]].matrix
@@ -103,7 +110,7 @@ def tensorrt_graph(
         _check(model)
     given = sum(map(_size, graph.initializer))
     allowed = allowed_bytes(given, packed, unpacked, padding=_padding(graph))
-    return TensorrtGraph(model, plugins, sum(packed), given, allowed)
+    return TensorrtGraph(model, plugins, sum(packed), given, allowed, tuple(products))
 
 
 def allowed_bytes(given: int, packed: Sequence[int], unpacked: Sequence[int], *, padding: int = 0) -> int | None:

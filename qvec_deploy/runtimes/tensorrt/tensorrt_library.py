@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,31 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import Cuda, Gpu
 from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
 
-SINCE, PLUGIN_SINCE, BEFORE = (10, 3), (10, 9), (12, 0)
-"""Releases that can be used at all; that can take our plugin; and the first that nobody has looked at."""
+PLUGIN_SINCE = (10, 9)
+"""The first release of TensorRT that can take our plugin."""
 
 HINT = "`qvec-deploy doctor` says what is there; the README's section on GPUs and TensorRT, where it comes from"
+
+
+@dataclass(frozen=True)
+class Library:
+    """One of NVIDIA's two products that build engines through the same interface.
+
+    Attributes:
+        runtime: Name of its row.
+        since: The first release that can be used.
+        before: The first that nobody has looked at.
+    """
+
+    runtime: str
+    title: str
+    module: str
+    since: tuple[int, int]
+    before: tuple[int, int]
+
+
+FULL = Library("tensorrt", "TensorRT", "tensorrt", (10, 3), (12, 0))
+RTX = Library("tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx_bindings", (1, 7), (1, 8))
 
 
 @dataclass(frozen=True)
@@ -34,15 +56,15 @@ class Machine:
     driver: str
 
 
-def load_tensorrt() -> Any:
-    """The module `tensorrt`."""
+def load_tensorrt(library: Library = FULL) -> Any:
+    """The module of a library."""
     try:
-        trt = importlib.import_module("tensorrt")
+        trt = importlib.import_module(library.module)
     except (ImportError, OSError) as error:  # the bindings import without their libraries only to fail then
-        raise IncompatibleError(f"TensorRT cannot be imported: {error}", hint=HINT) from error
-    if not SINCE <= release(trt.__version__) < BEFORE:
-        wanted = f"{_dotted(SINCE)} and later, below {_dotted(BEFORE)}"
-        raise IncompatibleError(f"TensorRT {trt.__version__} is installed; {wanted}, can be used", hint=HINT)
+        raise IncompatibleError(f"{library.title} cannot be imported: {error}", hint=HINT) from error
+    if not library.since <= release(trt.__version__) < library.before:
+        wanted = f"{_dotted(library.since)} and later, below {_dotted(library.before)}"
+        raise IncompatibleError(f"{library.title} {trt.__version__} is installed; {wanted}, can be used", hint=HINT)
     return trt
 
 
@@ -70,14 +92,14 @@ def machine(trt: Any, gpu: Gpu) -> Machine:
     return Machine(str(trt.__version__), gpu.name, gpu.sm, gpu.driver)
 
 
-def require(lowering: str | None, *, building: bool) -> tuple[Any, Cuda]:
+def require(lowering: str | None, *, building: bool, library: Library = FULL) -> tuple[Any, Cuda]:
     """TensorRT and the GPU, if they can do what is asked.
 
     Args:
         lowering: What is to be built or run; None for whatever does not need the plugin.
         building: Engines are built, which takes more than running them.
     """
-    trt = load_tensorrt()
+    trt = load_tensorrt(library)
     if lowering == "packed" and release(trt.__version__) < PLUGIN_SINCE:
         raise IncompatibleError(
             f"lowering `packed` needs TensorRT {_dotted(PLUGIN_SINCE)} or later; {trt.__version__} is installed",
@@ -97,17 +119,26 @@ def require(lowering: str | None, *, building: bool) -> tuple[Any, Cuda]:
     return trt, cuda
 
 
-def make_logger(trt: Any) -> Any:
-    """A logger that prints nothing and keeps what went wrong; its `last_error()` is for messages of ours."""
+def make_logger(trt: Any, *, verbose: bool = False) -> Any:
+    """A logger that keeps what went wrong; its `last_error()` is for messages of ours.
+
+    Args:
+        verbose: Print and keep everything; without, nothing is printed.
+    """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.lines: list[str] = []
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(msg.strip())
+            if verbose:
+                self.lines.append(msg)
+                sys.stdout.write(f"{msg}\n")
+                sys.stdout.flush()
 
         def last_error(self) -> str:
             return self.errors[-1].splitlines()[0] if self.errors else "TensorRT does not say why"

@@ -28,11 +28,13 @@ class Lowered:
     Attributes:
         nodes: The nodes, reading the node's input and writing its output.
         opset: The least that has these nodes; 21 brought INT4 and blocks. What is shared means the same in both.
+        product: Types of inputs and weights that the builder is to multiply in; None where it is not asked.
     """
 
     nodes: list[onnx.NodeProto]
     tensors: list[TensorProto]
     opset: int = OPSET
+    product: tuple[str, str] | None = None
 
 
 Convert = Callable[[onnx.NodeProto, QuantizedTensor, float | None], Lowered]
@@ -87,7 +89,7 @@ def to_int4(
         x = padded
     dense = f"{name}_weight"
     nodes.append(helper.make_node("DequantizeLinear", [weight, scale], [dense], name=dense, axis=0, block_size=block))
-    return Lowered([*nodes, *_multiply(node, x, dense)], tensors, opset=21)
+    return Lowered([*nodes, *_multiply(node, x, dense)], tensors, opset=21, product=("Half", "Int4"))
 
 
 to_rtx_int4: Convert = partial(to_int4, blocks_of=RTX_INT4_BLOCKS)
@@ -122,7 +124,7 @@ def to_w8a8(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -
         helper.make_node("Transpose", [f"{name}_w"], [f"{name}_weight"], name=f"{name}_transpose", perm=[1, 0]),
         *_multiply(node, f"{name}_x", f"{name}_weight"),
     ]
-    return Lowered(nodes, tensors, opset=21)
+    return Lowered(nodes, tensors, opset=21, product=("Int8", "Int8"))
 
 
 def to_float(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
@@ -132,10 +134,15 @@ def to_float(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) 
     return Lowered(_multiply(node, node.input[0], weight), [numpy_helper.from_array(dense, weight)])
 
 
+def product_name(node: onnx.NodeProto) -> str:
+    """Name of the node that multiplies, of a Linear that is lowered to standard operators."""
+    return f"{node.output[0]}_matmul"
+
+
 def _multiply(node: onnx.NodeProto, x: str, weight: str) -> list[onnx.NodeProto]:
     name = node.output[0]
     return [
-        helper.make_node("MatMul", [x, weight], [f"{name}_product"], name=f"{name}_matmul"),
+        helper.make_node("MatMul", [x, weight], [f"{name}_product"], name=product_name(node)),
         helper.make_node("Add", [f"{name}_product", node.input[3]], [name], name=node.name or f"{name}_add"),
     ]
 

@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
-from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
 from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
+from qvec_deploy.runtimes.registry import check_engine, find_runtime
 from qvec_deploy.runtimes.session import Advance, Stage
-from qvec_deploy.runtimes.tensorrt import TENSORRT
-from qvec_deploy.runtimes.tensorrt.sidecar import (
-    REBUILD,
-    check_sidecar,
-    engine_path,
-    find_engines,
-    read_sidecar,
-    sidecar_path,
-    write_sidecar,
+from qvec_deploy.runtimes.tensorrt.engine_build import (
+    build_apart,
+    build_files,
+    engine_files,
+    remove_engines,
+    source_paths,
 )
-from qvec_deploy.runtimes.tensorrt.tensorrt_builder import (
-    build_engine,
-    check_stored_bytes,
-    keep_timings,
-    sidecar_of,
-    timing_cache_path,
-)
-from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, machine, require
+from qvec_deploy.runtimes.tensorrt.sidecar import REBUILD, check_sidecar, engine_path, find_engines, read_sidecar
+from qvec_deploy.runtimes.tensorrt.tensorrt_builder import timing_cache_path
+from qvec_deploy.runtimes.tensorrt.tensorrt_library import FULL, RTX, Library, Machine, load_tensorrt, machine, require
 from qvec_deploy.runtimes.tensorrt.tensorrt_session import TensorrtSession, load_engines
-
-if TYPE_CHECKING:
-    import onnx
-
-    from qvec_deploy.packed import PackedFile
-    from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
-
 
 _TOLD = ("weights_bytes", "given_bytes", "allowed_bytes", "packed_bytes", "plugin_layers", "device_bytes", "build_s")
 
@@ -46,13 +31,19 @@ _TOLD = ("weights_bytes", "given_bytes", "allowed_bytes", "packed_bytes", "plugi
 class TensorRT:
     """The `tensorrt` runtime."""
 
+    library: ClassVar[Library] = FULL
+
     def missing(self, lowering: str | None = None) -> str | None:
         """What this machine lacks to build and run engines."""
         try:
-            require(lowering, building=True)
+            require(lowering, building=True, library=self.library)
         except IncompatibleError as error:
             return error.message
         return None
+
+    def cannot_build(self, lowering: str) -> str | None:
+        """What this machine lacks to build engines."""
+        return self.missing(lowering)
 
     def compile(
         self,
@@ -64,42 +55,28 @@ class TensorRT:
         stage: Stage | None = None,
     ) -> list[str]:
         """Build a lowering's engines, and a sidecar for each, from model.onnx and the packed weights in `directory`."""
-        trt, cuda = require(lowering, building=True)
+        trt, cuda = require(lowering, building=True, library=self.library)
         here = machine(trt, cuda.gpu)
         cache = timing_cache_path(caches, here)
-        stored, weights, hashes = _sources(directory)
-        _, *sizes = (length.dim_value for length in stored.graph.input[0].type.tensor_type.shape.dim)
-        shape = sizes[0], sizes[1], sizes[2]
-        for engine in find_engines(directory, lowering):
-            with storage_errors(engine):
-                engine.unlink()
-                sidecar_path(engine).unlink(missing_ok=True)
+        remove_engines(directory, lowering)
         done: list[Batches] = []
         for batches in options.engines():
-            graph = _lower(directory, stored, weights, lowering, batches)
             try:
                 with (stage or _unseen)(f"{lowering}, batch {batches}") as advance:
-                    built = build_engine(trt, graph, batches, shape, options, timing_cache=cache, advance=advance)
+                    build_files(trt, here, self.library, directory, lowering, batches, options, advance, cache)
             except OutOfDeviceMemory as error:
                 raise _too_large(lowering, batches, here, done) from error
-            check_stored_bytes(built, graph, lowering)
-            path = engine_path(directory, lowering, batches)
-            sidecar = sidecar_of(built, graph, here, lowering, batches, shape, options, hashes=hashes)
-            write_bytes(path, built.plan)
-            write_sidecar(path, sidecar)
-            keep_timings(cache, built.timings)
             done.append(batches)
-        paths = [engine_path(directory, lowering, batches) for batches in done]
-        return [name for path in paths for name in (path.name, sidecar_path(path).name)]
+        return engine_files(directory, lowering, done)
 
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[TensorrtSession]:
         """Load the engines that `compile` left; they must be built from the model and weights beside them."""
-        trt, cuda = require(lowering, building=False)
+        trt, cuda = require(lowering, building=False, library=self.library)
         engines = find_engines(directory, lowering)
         if not engines:
             raise IncompatibleError(f"{directory} has no TensorRT engine for lowering `{lowering}`", hint=REBUILD)
-        here, sources = machine(trt, cuda.gpu), _paths(directory)
+        here, sources = machine(trt, cuda.gpu), source_paths(directory)
         plans = []
         for engine in engines:
             sidecar = read_sidecar(engine)
@@ -124,36 +101,48 @@ class TensorRT:
         ]
 
 
-def _paths(directory: Path) -> dict[str, Path]:
-    from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+class TensorRTForRTX(TensorRT):
+    """The `tensorrt-rtx` runtime: engines for a list of GPUs are built on any CPU, in a process of their own."""
 
-    return {"model": directory / MODEL_FILE, "weights": directory / WEIGHTS_FILE}
+    library: ClassVar[Library] = RTX
+
+    def cannot_build(self, lowering: str) -> str | None:
+        """What this machine lacks to build engines: the library, no GPU."""
+        try:
+            load_tensorrt(self.library)
+        except IncompatibleError as error:
+            return error.message
+        return None
+
+    def compile(
+        self,
+        directory: Path,
+        lowering: str,
+        options: EngineOptions,
+        *,
+        caches: Path,
+        stage: Stage | None = None,
+    ) -> list[str]:
+        """As for TensorRT; the library may crash or hang, which costs an error and leaves its log."""
+        load_tensorrt(self.library)
+        row = find_runtime(self.library.runtime)
+        check_engine(
+            row.name,
+            options.compute_capabilities,
+            others=options.hardware != "this" or options.version_compatible,
+        )
+        options = replace(options, compute_capabilities=options.compute_capabilities or row.usual_capabilities)
+        if options.dynamic is None:
+            options = replace(options, dynamic=True, batch_sizes=(*options.batch_sizes, *_USUAL_BATCHES))
+        remove_engines(directory, lowering)
+        for batches in options.engines():
+            with (stage or _unseen)(f"{lowering}, batch {batches}") as advance:
+                build_apart(directory, lowering, batches, options, advance)
+        return engine_files(directory, lowering, options.engines())
 
 
-def _sources(directory: Path) -> tuple[onnx.ModelProto, PackedFile, dict[str, str]]:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    from qvec_deploy.packed import PackedFile
-
-    paths = {what: require_file(path, what=what) for what, path in _paths(directory).items()}
-    try:
-        stored = onnx.load(paths["model"], load_external_data=False)
-    except DecodeError as error:
-        raise IntegrityError(f"{paths['model']} is not an ONNX model", hint="build the bundle again") from error
-    return stored, PackedFile.open(paths["weights"]), {what: sha256_file(path) for what, path in paths.items()}
-
-
-def _lower(
-    directory: Path, stored: onnx.ModelProto, weights: PackedFile, lowering: str, batches: Batches
-) -> TensorrtGraph:
-    from qvec_deploy.runtimes.graph.activations import read_amax
-    from qvec_deploy.runtimes.tensorrt.tensorrt_graph import tensorrt_graph
-
-    calibrated = {row.name for row in TENSORRT.lowerings if row.calibrates_activations}
-    amax = read_amax(directory) if lowering in calibrated else None
-    size = batches.largest if batches.static else None
-    return tensorrt_graph(stored, weights, lowering, batch_size=size, amax=amax)
+_USUAL_BATCHES = (1, 8)
+"""Smallest and largest batch of an open engine that nobody gave sizes."""
 
 
 def _too_large(lowering: str, batches: Batches, here: Machine, done: list[Batches]) -> OutOfDeviceMemory:

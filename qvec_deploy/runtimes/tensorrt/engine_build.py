@@ -1,0 +1,155 @@
+"""One engine of a bundle from its model and weights to files: built, gated and described; in this process or apart."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
+from qvec_deploy.jobs.job import Job, JobFailure, SendEvent
+from qvec_deploy.jobs.processes import LocalProcesses
+from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
+from qvec_deploy.runtimes.registry import find_lowering
+from qvec_deploy.runtimes.session import Advance
+from qvec_deploy.runtimes.tensorrt.sidecar import engine_path, find_engines, sidecar_path, write_sidecar
+from qvec_deploy.runtimes.tensorrt.tensorrt_builder import build_engine, check_stored_bytes, keep_timings, sidecar_of
+from qvec_deploy.runtimes.tensorrt.tensorrt_library import RTX, Library, Machine, load_tensorrt
+
+if TYPE_CHECKING:
+    import onnx
+
+    from qvec_deploy.packed import PackedFile
+    from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
+
+BUILD_LIMIT_S = 3600
+"""Seconds after which a build in a process of its own is taken to hang; a ViT-B takes one minute."""
+
+
+def build_files(
+    trt: Any,
+    here: Machine,
+    library: Library,
+    directory: Path,
+    lowering: str,
+    batches: Batches,
+    options: EngineOptions,
+    advance: Advance,
+    cache: Path | None = None,
+) -> None:
+    """Build an engine and leave it with its sidecar in `directory`.
+
+    Args:
+        here: What it is tied to.
+        cache: File of measured tactics, read and written; None where nothing is measured.
+    """
+    stored, weights, hashes = _sources(directory)
+    _, *sizes = (length.dim_value for length in stored.graph.input[0].type.tensor_type.shape.dim)
+    shape = sizes[0], sizes[1], sizes[2]
+    graph = _lower(directory, stored, weights, library.runtime, lowering, batches)
+    built = build_engine(trt, graph, batches, shape, options, timing_cache=cache, advance=advance)
+    check_stored_bytes(built, graph, lowering)
+    path = engine_path(directory, lowering, batches)
+    sidecar = sidecar_of(built, graph, here, lowering, batches, shape, options, hashes=hashes)
+    write_bytes(path, built.plan)
+    write_sidecar(path, sidecar)
+    if cache is not None:
+        keep_timings(cache, built.timings)
+
+
+def build_apart(directory: Path, lowering: str, batches: Batches, options: EngineOptions, advance: Advance) -> None:
+    """As `build_files`, in a process of its own and without a GPU: a crash of the library costs an error.
+
+    Raises:
+        IncompatibleError: The build failed, crashed or took too long; the library's log is kept then.
+    """
+    arguments = {
+        "directory": str(directory),
+        "lowering": lowering,
+        "batches": asdict(batches),
+        "options": asdict(options),
+    }
+    job = Job("engine", f"{__name__}:build_job", arguments)
+    logs = Path(tempfile.mkdtemp(prefix="qvec-engine."))
+    with LocalProcesses(1, logs=logs, on_event=lambda _, event: advance(*event)) as processes:
+        processes.submit(job)
+        (outcome,) = processes.outcomes()
+    if outcome.failure is not None:
+        raise _failed(outcome.failure, lowering, batches, logs / f"{job.name}.log")
+    shutil.rmtree(logs, ignore_errors=True)
+
+
+def build_job(send: SendEvent, directory: str, lowering: str, batches: dict[str, int], options: dict[str, Any]) -> None:
+    """The work of the process; the alarm ends it where the library hangs."""
+    signal.alarm(BUILD_LIMIT_S)
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    chosen, trt = EngineOptions(**options), load_tensorrt(RTX)
+    gpus = f"GPUs of compute capability {', '.join(map(str, chosen.compute_capabilities))}"
+    here = Machine(str(trt.__version__), gpus, 0, "0.0")
+    sizes = Batches(**batches)
+    build_files(trt, here, RTX, Path(directory), lowering, sizes, chosen, lambda done, total: send([done, total]))
+
+
+def remove_engines(directory: Path, lowering: str) -> None:
+    """Remove a lowering's engines and their sidecars."""
+    for engine in find_engines(directory, lowering):
+        with storage_errors(engine):
+            engine.unlink()
+            sidecar_path(engine).unlink(missing_ok=True)
+
+
+def engine_files(directory: Path, lowering: str, built: Iterable[Batches]) -> list[str]:
+    """Names of the files of engines."""
+    paths = [engine_path(directory, lowering, batches) for batches in built]
+    return [name for path in paths for name in (path.name, sidecar_path(path).name)]
+
+
+def source_paths(directory: Path) -> dict[str, Path]:
+    """What engines are built from: `model` and `weights`."""
+    return {"model": directory / MODEL_FILE, "weights": directory / WEIGHTS_FILE}
+
+
+def _failed(failure: JobFailure, lowering: str, batches: Batches, log: Path) -> IncompatibleError:
+    what = f"building `{lowering}` at batch {batches} with {RTX.title} failed"
+    hint = f"{failure.hint}; the library's log is {log}"
+    if "SIGALRM" in failure.message:
+        return IncompatibleError(f"{what}: it took more than {BUILD_LIMIT_S} seconds", hint=f"the log is {log}")
+    if failure.kind == "IncompatibleError":
+        return IncompatibleError(failure.message, hint=hint)
+    return IncompatibleError(f"{what}: {failure.message}", hint=hint)
+
+
+def _sources(directory: Path) -> tuple[onnx.ModelProto, PackedFile, dict[str, str]]:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    from qvec_deploy.packed import PackedFile
+
+    paths = {what: require_file(path, what=what) for what, path in source_paths(directory).items()}
+    try:
+        stored = onnx.load(paths["model"], load_external_data=False)
+    except DecodeError as error:
+        raise IntegrityError(f"{paths['model']} is not an ONNX model", hint="build the bundle again") from error
+    return stored, PackedFile.open(paths["weights"]), {what: sha256_file(path) for what, path in paths.items()}
+
+
+def _lower(
+    directory: Path,
+    stored: onnx.ModelProto,
+    weights: PackedFile,
+    runtime: str,
+    lowering: str,
+    batches: Batches,
+) -> TensorrtGraph:
+    from qvec_deploy.runtimes.graph.activations import read_amax
+    from qvec_deploy.runtimes.tensorrt.tensorrt_graph import tensorrt_graph
+
+    amax = read_amax(directory) if find_lowering(runtime, lowering).calibrates_activations else None
+    size = batches.largest if batches.static else None
+    return tensorrt_graph(stored, weights, lowering, runtime=runtime, batch_size=size, amax=amax)
