@@ -124,3 +124,9 @@ def build_and_measure(send: SendEvent, *, folder: str, name: str, rounds: int) -
                 note("measure")
                 time.sleep(0.01)
                 note("measured")
+
+
+def die_of(send: SendEvent, *, options: dict[str, Any], **_: Any) -> None:
+    """An engine's build that is ended by the signal whose number stands for its workspace."""
+    os.kill(os.getpid(), options["workspace_mib"])
+    time.sleep(60)

@@ -127,13 +127,8 @@ def _install(
     kept = {name: entry for name, entry in manifest.files.items() if name not in stale}
     own = manifest.engine.lowering in lowerings
     if own or stale:
-        _write(
-            bundle,
-            manifest,
-            missing="it was being compiled" if own else manifest.engine.missing,
-            not_run=manifest.engine.not_run,
-            files=kept,
-        )
+        missing = "it was being compiled" if own else manifest.engine.missing
+        _write(bundle, manifest, missing=missing, not_run=manifest.engine.not_run, files=kept)
     for name in stale:
         (directory / name).unlink(missing_ok=True)
     for name, path in made.items():

@@ -104,9 +104,7 @@ def build(
         if built.report is not None:
             click.echo(f"report  {directory}/report.html")
         if (not_run := built.bundle.manifest.engine.not_run) is not None:
-            click.echo(
-                f"engine  built, and not run here: {not_run}; speed, parity and gates are for a machine with one"
-            )
+            click.echo(f"engine  built, and not run here: {not_run}; nor are parity, speed and gates known")
     require_engine(built.bundle)
     require_gates(built.bundle)
     return 0

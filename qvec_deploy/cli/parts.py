@@ -23,7 +23,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "sign": ("model_signing", "OpenSSL"),
     "ray": ("ray",),
     "tensorrt": ("tensorrt",),
-    "rtx": ("tensorrt_rtx_bindings",),
+    "rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx_libs"),
 }
 """By the name of the extra in pyproject.toml: the modules that it brings."""
 

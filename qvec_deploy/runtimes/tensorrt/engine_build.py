@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qvec_deploy.packed import PackedFile
     from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
 
+JOB = f"{__name__}:build_job"
 BUILD_LIMIT_S = 3600
 """Seconds after which a build in a process of its own is taken to hang; a ViT-B takes one minute."""
 
@@ -75,7 +76,7 @@ def build_apart(directory: Path, lowering: str, batches: Batches, options: Engin
         "batches": asdict(batches),
         "options": asdict(options),
     }
-    job = Job("engine", f"{__name__}:build_job", arguments)
+    job = Job("engine", JOB, arguments)
     logs = Path(tempfile.mkdtemp(prefix="qvec-engine."))
     with LocalProcesses(1, logs=logs, on_event=lambda _, event: advance(*event)) as processes:
         processes.submit(job)

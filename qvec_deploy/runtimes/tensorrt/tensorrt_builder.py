@@ -85,7 +85,8 @@ def build_engine(
         config = _configure(trt, builder, batches, input_shape, options)
         for name in flags:
             config.set_flag(getattr(trt.BuilderFlag, name))
-        _use_timing_cache(config, timing_cache)
+        if timing_cache is not None:
+            _use_timing_cache(config, timing_cache)
         monitor = config.progress_monitor = _make_monitor(trt, advance)  # kept alive: TensorRT only borrows it
         plan = builder.build_serialized_network(network, config)
         if monitor.cancelled:
@@ -210,10 +211,10 @@ def _set_capabilities(trt: Any, config: Any, capabilities: Sequence[float]) -> N
             )
 
 
-def _use_timing_cache(config: Any, path: Path | None) -> None:
+def _use_timing_cache(config: Any, path: Path) -> None:
     """Use the cache of a file; an empty one where there is none, or one that TensorRT does not take."""
-    with storage_errors(path or Path()):
-        known = path.read_bytes() if path is not None and path.is_file() else b""
+    with storage_errors(path):
+        known = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
     if not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)

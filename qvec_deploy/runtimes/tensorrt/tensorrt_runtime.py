@@ -25,7 +25,16 @@ from qvec_deploy.runtimes.tensorrt.tensorrt_builder import timing_cache_path
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import FULL, RTX, Library, Machine, load_tensorrt, machine, require
 from qvec_deploy.runtimes.tensorrt.tensorrt_session import TensorrtSession, load_engines
 
-_TOLD = ("weights_bytes", "given_bytes", "allowed_bytes", "packed_bytes", "plugin_layers", "device_bytes", "build_s")
+_TOLD = (
+    "weights_bytes",
+    "given_bytes",
+    "allowed_bytes",
+    "packed_bytes",
+    "plugin_layers",
+    "device_bytes",
+    "build_s",
+    "compute_capabilities",
+)
 
 
 class TensorRT:
