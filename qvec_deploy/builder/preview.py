@@ -59,14 +59,15 @@ def preview(recipe: Recipe, *, offline: bool = False) -> Preview:
         QvecError: The recipe, or what is there, cannot be built.
     """
     files = list(_missing_files(recipe))
-    plan, names = _plan_of_what_is_there(recipe, {block for block, _ in files}, offline)
+    lacking = {block for block, _ in files}
+    plan, names = _plan_of_what_is_there(_without_missing_names(recipe, lacking), lacking, offline)
     missing = [f"{block}: {path}" for block, path in files]
     data, doubts = [], [*plan.images.doubts, *plan.class_names.doubts]
     for block, settings in (("evaluate", recipe.evaluate), ("images", recipe.images)):
         if settings is None:
             continue
         opened = None
-        if block not in {named for named, _ in files}:
+        if block not in lacking and not (block == "evaluate" and "receiver.classes" in lacking):
             try:
                 opened = _open(recipe, plan, settings)
             except QvecError as error:
@@ -80,6 +81,8 @@ def preview(recipe: Recipe, *, offline: bool = False) -> Preview:
 def _missing_files(recipe: Recipe) -> Iterable[tuple[str, str]]:
     """The recipe's field and the path of every file or folder that is not there; addresses are not looked up."""
     named = [("receiver.checkpoint", recipe.receiver.checkpoint)]
+    if isinstance(recipe.receiver.classes, str):
+        named.append(("receiver.classes", recipe.receiver.classes))
     if recipe.vector is not None:
         named += [("vector", path) for path in recipe.vector.files]
         named += [("vector", path) for donor in recipe.vector.donors for path in (donor.fp, donor.qat)]
@@ -88,6 +91,12 @@ def _missing_files(recipe: Recipe) -> Iterable[tuple[str, str]]:
     for block, path in named:
         if not is_remote(path) and not recipe.data_path(path).exists():
             yield block, path
+
+
+def _without_missing_names(recipe: Recipe, missing: set[str]) -> Recipe:
+    if "receiver.classes" not in missing:
+        return recipe
+    return recipe.model_copy(update={"receiver": recipe.receiver.model_copy(update={"classes": None})})
 
 
 def _plan_of_what_is_there(recipe: Recipe, missing: set[str], offline: bool) -> tuple[Plan, tuple[str, ...]]:

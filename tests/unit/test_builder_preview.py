@@ -45,6 +45,16 @@ def test_missing_vectors_leave_the_receiver_checked(pico_recipe: Callable[..., P
         preview(load_recipe(pico_recipe(vector={"files": ["v1.st"]}, receiver__model_args={"depth": 3})))
 
 
+def test_a_missing_file_of_names_is_one_of_those_that_are_missing(
+    pico_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = {"dataset": "folder", "root": str(_folder(tmp_path / "right", 10))}
+    found = preview(load_recipe(pico_recipe(receiver__classes="names.txt", vector={"files": ["v1.st"]}, evaluate=data)))
+    assert found.missing == ("receiver.classes: names.txt", "vector: v1.st") and found.doubts == ()
+    assert found.recipe.receiver.classes == "names.txt"
+    assert preview(load_recipe(pico_recipe(receiver__classes="names.txt", evaluate=data))).files_missing == 1
+
+
 def test_images_are_counted_and_wrong_ones_are_doubts(pico_recipe: Callable[..., Path], tmp_path: Path) -> None:
     right = pico_recipe(evaluate={"dataset": "folder", "root": str(_folder(tmp_path / "right", 10))})
     lines = dict(plan_lines(preview(load_recipe(right))))
