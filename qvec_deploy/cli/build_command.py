@@ -103,8 +103,10 @@ def build(
         click.echo(f"\nbundle  {directory}")
         if built.report is not None:
             click.echo(f"report  {directory}/report.html")
-        if (not_run := built.bundle.manifest.engine.not_run) is not None:
-            click.echo(f"engine  built, and not run here: {not_run}; nor are parity, speed and gates known")
+    not_run = built.bundle.manifest.engine.not_run
+    if not_run is not None:
+        said = f"engine  built, and not run here: {not_run}; nor are parity, speed and gates known"
+        click.echo(said, err=as_json)
     require_engine(built.bundle)
     require_gates(built.bundle)
     return 0

@@ -17,6 +17,7 @@ from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.quantize import reference
 from qvec_deploy.report.report_json import from_json
+from qvec_deploy.runtimes.registry import find_runtime
 from qvec_deploy.tensors import Scheme
 
 FILES = {
@@ -143,6 +144,47 @@ def test_a_runtime_that_is_not_here_leaves_a_marked_bundle(
     assert run("bench", out)[0] == 4
 
 
+@pytest.mark.slow
+def test_an_engine_that_is_built_for_gpus_elsewhere(
+    tmp_path: Path, pico_recipe: Callable[..., Path], run: Callable[..., Any]
+) -> None:
+    """The bundle is whole, says that nothing was run, and is not released like that."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="the extra `rtx` is not installed")
+    if find_runtime("tensorrt-rtx").missing("int4") is None:
+        pytest.skip("here is a GPU that runs it")
+    engine = {"compute_capabilities": [8.9]}
+    recipe = pico_recipe(
+        target={"runtime": "tensorrt-rtx", "lowering": "int4", "engine": engine}, gates={"min_speedup": 2}
+    )
+    out = tmp_path / "bundle"
+    code, text, log = run("build", "--recipe", recipe, "-o", out)
+    assert code == 0 and "engine  built, and not run here: " in text, log
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {"engine.int4.b1-8.plan", "engine.int4.b1-8.plan.json"} <= set(manifest["files"])
+    assert manifest["engine"]["missing"] is None and manifest["engine"]["not_run"]
+    assert manifest["parity"] is None and manifest["gates"] == []
+    code, text, _ = run("verify", out)
+    assert code == 0 and "built, but not run here" in text
+    assert run("bench", out)[0] == 4
+    code, _, log = run("verify", "--release", out)
+    assert code == 4 and "never run" in log
+    with (out / "engine.int4.b1-8.plan").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"changed!")
+    assert run("verify", out)[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"), [([8.9, 8.9], "was given 8.9 twice"), ([9.0], "does not build for compute capability 9.0")]
+)
+def test_capabilities_are_refused_by_plan(
+    pico_recipe: Callable[..., Path], run: Callable[..., Any], wanted: list[float], says: str
+) -> None:
+    target = {"runtime": "tensorrt-rtx", "lowering": "int4", "engine": {"compute_capabilities": wanted}}
+    code, _, log = run("plan", "--recipe", pico_recipe(target=target))
+    assert code == 4 and says in log
+
+
 def test_force_replaces_a_bundle(tmp_path: Path, pico_recipe: Callable[..., Path], run: Callable[..., Any]) -> None:
     recipe, out = pico_recipe(vector=None, **{"lambda": 0}), tmp_path / "bundle"
     assert run("build", "--recipe", recipe, "-o", out, "--quiet")[0] == 0
@@ -199,7 +241,7 @@ def test_doctor_says_how_to_get_every_runtime(run: Callable[..., Any]) -> None:
     code, out, _ = run("doctor")
     assert code == 0
     found = json.loads(run("doctor", "--json")[1])["runtimes"]
-    assert set(found) == {"onnxruntime", "torch-cuda", "onnxruntime-cuda", "tensorrt"}
+    assert set(found) == {"onnxruntime", "torch-cuda", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"}
     for name, runtime in found.items():
         assert f"runtime {name}: " in out
         assert runtime["works"] or runtime["remedy"] in out  # brackets and all

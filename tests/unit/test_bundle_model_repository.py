@@ -43,7 +43,7 @@ def tensorrt_bundle(pico_recipe: Callable[..., Path], tmp_path: Path, monkeypatc
     """A bundle without engines, on a machine that has a TensorRT of ours."""
     from qvec_deploy.runtimes.tensorrt import tensorrt_library
 
-    def nowhere() -> Any:
+    def nowhere(_: Any) -> Any:
         raise IncompatibleError("TensorRT cannot be imported", hint="none")
 
     def make(folder: Path) -> None:

@@ -35,7 +35,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, pico_folder: Path) -> Path:
     """Made where there is no TensorRT; its patch is unverified, so that the engine without it is there too."""
     from qvec_deploy.runtimes.tensorrt import tensorrt_library
 
-    def nowhere() -> Any:
+    def nowhere(_: Any) -> Any:
         raise IncompatibleError("TensorRT cannot be imported", hint="none")
 
     folder = tmp_path_factory.mktemp("built")
