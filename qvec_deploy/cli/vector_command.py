@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qvec_deploy.vectors.symmetric_places import Geometry
     from qvec_deploy.vectors.vector_file import QuantizationVector, VectorHeader
 
-_FLOATS = {"F32", "F16", "BF16"}
+_FLOATS = {"F64", "F32", "F16", "BF16"}
 
 output_option = click.option("-o", "--output", type=options.PATH, required=True, help="The vector file to write.")
 dtype_option = click.option(

@@ -47,7 +47,7 @@ def assumptions(said: ExtractionInputs) -> tuple[str, ...]:
     if said.model is None:
         found.append("model: none was given, so the head is taken to be `head`, and shapes were held against none")
     dtypes = f"dtype: float weights {', '.join(said.fp_dtypes)}, QAT weights {', '.join(said.qat_dtypes)}"
-    low = {*said.fp_dtypes, *said.qat_dtypes} - {"F32"}
+    low = {*said.fp_dtypes, *said.qat_dtypes} - {"F32", "F64"}
     lost = "; what is finer than these files hold is lost" if low else ""
     found.append(f"{dtypes}, the vector {said.stored}{_default(said, 'dtype')}{lost}")
     if "seed" in said.by_default:

@@ -62,6 +62,20 @@ def test_extract_then_inspect(tmp_path: Path, run: Run, donor: tuple[Any, ...]) 
     assert (code, err) == (0, "") and "3 bits per channel, rtn" in out and FC1 in out
 
 
+def test_donors_in_double_precision_lose_no_tensor(
+    tmp_path: Path, run: Run, donor: tuple[Any, ...], pico_states: dict[str, State]
+) -> None:
+    for name in ("fp", "qat"):
+        save_file({key: value.astype(np.float64) for key, value in pico_states[name].items()}, tmp_path / name)
+    double = ("--fp", tmp_path / "fp", "--qat", tmp_path / "qat")
+    for files, path in ((donor, tmp_path / "v32"), (double, tmp_path / "v64")):
+        code, out, err = run("vector", "extract", *files, *GRID, "-o", path)
+        assert code == 0 and "finer than these files" not in out, err
+    one, other = (QuantizationVector.open(tmp_path / name) for name in ("v32", "v64"))
+    assert set(one.tensors) == set(other.tensors)
+    assert all(np.array_equal(one.checkpoint.read(name), other.checkpoint.read(name)) for name in one.tensors)
+
+
 def test_extract_says_what_it_takes_on_trust(tmp_path: Path, run: Run, donor: tuple[Any, ...]) -> None:
     path = tmp_path / "v.safetensors"
     code, out, err = run("vector", "extract", *donor, *GRID, "-o", path)
