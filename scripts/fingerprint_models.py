@@ -16,12 +16,9 @@ from rich.progress import track
 
 from qvec_deploy.builder.identify import FINGERPRINTS, fingerprint
 
-LINEARS = 4
-"""Of a model that is worth quantizing; convolutional networks have their head alone, or a few."""
-
 
 def main() -> None:
-    """Fingerprint every model of timm that has Linears to quantize."""
+    """Fingerprint every model of timm."""
     found: dict[str, list[str]] = defaultdict(list)
     warnings.simplefilter("ignore")
     for name in track(timm.list_models()):
@@ -31,8 +28,8 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - whatever timm raises, and needs, beside torch
             print(f"{name} is left out: {error}")
             continue
-        if sum(isinstance(module, torch.nn.Linear) for module in model.modules()) >= LINEARS:
-            found[fingerprint({key: tuple(value.shape) for key, value in model.state_dict().items()})].append(name)
+        state = {key: value for key, value in model.state_dict().items() if value.is_floating_point()}
+        found[fingerprint({key: tuple(value.shape) for key, value in state.items()})].append(name)
     path = Path(__file__).resolve().parents[1] / "qvec_deploy" / FINGERPRINTS
     models = {key: sorted(names) for key, names in sorted(found.items())}
     lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(names)}" for key, names in models.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import textwrap
@@ -23,11 +24,13 @@ from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.hub import is_remote
 from qvec_deploy.io.state_dict import Weights
 from qvec_deploy.io.yaml import parse_yaml
+from qvec_deploy.models import HEAD, Architecture
 from qvec_deploy.planner import Plan, make_plan
 from qvec_deploy.progress import Advance
 from qvec_deploy.quantize.methods import ROUND_TO_NEAREST, competing
-from qvec_deploy.recipe.blocks import Target
+from qvec_deploy.recipe.blocks import USUAL_GRID, Target
 from qvec_deploy.recipe.recipe import Recipe, validate
+from qvec_deploy.runtimes.registry import RUNTIMES
 
 _MANY_PIXELS = 128 * 128
 _LIMIT_OF_LARGE = 1000
@@ -91,6 +94,7 @@ def first_recipe(wanted: Wanted, *, offline: bool = False, advance: Advance | No
     receiver = _block_of_receiver(wanted, found, checkpoint)
     name = _as_name(wanted.name) if wanted.name is not None else f"{_as_name(_stem(source))}_3bit"
     bare = {"version": 1, "name": name, "receiver": {key: value for key, value, _ in receiver}}
+    bare["quantize"] = {"convolutions": _is_convolutional(found.architecture)}
     plan = make_plan(validate(bare, wanted.folder, source, {}), checkpoint)
     sets = _find_images(wanted.images, wanted, plan, found) if wanted.images is not None else None
     trial = _try(plan, checkpoint, sets, wanted, advance) if sets is not None and sets.judge is not None else None
@@ -102,6 +106,16 @@ def first_recipe(wanted: Wanted, *, offline: bool = False, advance: Advance | No
     text = "\n".join(_lines(name, receiver, plan, sets, wanted)) + "\n"
     values, places = parse_yaml(text, source)
     return validate(values, wanted.folder, source, places), text
+
+
+def _is_convolutional(architecture: Architecture) -> bool:
+    """Whether most weights are in convolutions, as in hybrids that are small for it."""
+
+    def size(names: list[str]) -> int:
+        return sum(math.prod(architecture.shapes[f"{name}.weight"]) for name in names)
+
+    linears = size(architecture.quantized((HEAD,)))
+    return size(architecture.quantized((HEAD,), convolutions=True)) > 2 * linears
 
 
 def _as_name(text: str) -> str:
@@ -211,11 +225,17 @@ def _lines(
         yield "  # classes: classes.txt # the names of its classes, one a line; image folders are then matched to them"
     yield from ("", "quantize:", "  bits: 3 # 2 to 8", "  granularity: channel # one scale for each output channel")
     on = "your unlabelled images, below" if sets is not None and sets.looked_at else "images that the tool draws"
-    yield f"  method: {competing()[0]} # looks at {on}; needs no labels"
+    if plan.recipe.quantize.convolutions:
+        yield "  convolutions: true # most weights are there; they take methods that look at weights alone"
+        yield f"  method: {USUAL_GRID}"
+    else:
+        yield f"  method: {competing()[0]} # looks at {on}; needs no labels"
     if sets is not None and sets.looked_at is not None:
-        yield from _of_choice(sets.looked_at, wanted)
-    yield from _of_vector()
-    yield from ("", "target:", f"  runtime: {Target().runtime} # `qvec-deploy doctor` lists what runs here")
+        yield from _of_choice(sets.looked_at, wanted, chooses=not plan.recipe.quantize.convolutions)
+    if not plan.recipe.quantize.convolutions:
+        yield from _of_vector()
+    here = [row.name for row in RUNTIMES.values() if row.load().missing() is None]
+    yield from ("", "target:", f"  runtime: {Target().runtime} # of those that run here: {', '.join(here)}")
     yield "  lowering: int8 # the fastest on CPUs; int4 takes the least memory and computes exactly"
     yield from _of_evaluation(plan, sets, wanted)
     rounding = ROUND_TO_NEAREST.name
@@ -223,10 +243,15 @@ def _lines(
     yield f"    set: {{ quantize.method: {rounding} }}"
 
 
-def _of_choice(split: Split, wanted: Wanted) -> Iterator[str]:
+def _of_choice(split: Split, wanted: Wanted, *, chooses: bool) -> Iterator[str]:
     assert wanted.images is not None  # noqa: S101 - there is a split of it
-    yield from ("", "# Half of these images choose, by what the quantized model computes for them, half confirm.")
-    yield from ("select: best", "images:", "  dataset: folder")
+    yield ""
+    if chooses:
+        yield "# Half of these images choose, by what the quantized model computes for them, and half confirm."
+        yield "select: best"
+    else:
+        yield "# Ranges of activations are taken from these images; labels are not looked at."
+    yield from ("images:", "  dataset: folder")
     yield from (f"  root: {_plain(_relative(wanted.images, wanted.folder))}", f"  split: {split}")
 
 

@@ -161,7 +161,8 @@ METHODS: dict[str, Method] = {
             function="qvec_deploy.quantize.gptaq:gptaq",
             error_feedback=True,
             competes=True,
-            meaning="Asymmetric GPTQ: as gptq, but every layer aims at what the float model computes.",
+            meaning="Asymmetric GPTQ: weights are rounded one after another, and those that follow make up for the "
+            "error, so that each layer gives what it gives in the float model. It looks at images, not at labels.",
         ),
     )
 }

@@ -136,3 +136,15 @@ def test_a_preprocessing_that_nobody_says_is_tried(
     recipe, text = first_recipe(Wanted(str(checkpoint), checkpoint.parent, images=tmp_path / "work" / "images"))
     assert recipe.receiver.preprocessing.model_dump(exclude_none=True) == found
     assert ("# tried: 60 of 60 images right" in text) == bool(found)
+
+
+@pytest.mark.parametrize(("name", "convolutional"), [("efficientvit_m0", True), ("mobilevit_xxs", False)])
+def test_hybrids_have_their_convolutions_on_the_grid(
+    tmp_path: Path, pictures: Callable[..., Path], name: str, convolutional: bool
+) -> None:
+    torch.save(timm.create_model(name, num_classes=10).state_dict(), tmp_path / "work.pth")
+    recipe, text = first_recipe(Wanted(str(tmp_path / "work.pth"), tmp_path, images=pictures(["test", "val"], CLASSES)))
+    assert recipe.receiver.model == name and recipe.quantize.convolutions == convolutional
+    assert (recipe.quantize.method, recipe.select is None) == (("mse", True) if convolutional else ("gptaq", False))
+    assert ("# vector:" in text) != convolutional
+    assert preview(recipe).doubts == ()
