@@ -61,7 +61,7 @@ def same(one: State, other: State) -> bool:
 
 def begin(base: Base, data: Dataset, scheme: Scheme | None, hyper: TrainConfig = HYPER):
     model = start(base, data.classes, scheme=scheme, skip=("head",), seed=3)
-    return model, Training(model, data, hyper, head="head", seed=3)
+    return model, Training(model, data, hyper, heads=("head",), seed=3)
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_a_batch_in_parts_is_the_same_batch(base, letters):
 
 def test_everything_decays_where_the_paper_lets_it():
     model = create(PICO_MODEL, 10, PICO_ARGS)
-    groups = parameter_groups(model, TrainConfig(decay_all=True), head="head")
+    groups = parameter_groups(model, TrainConfig(decay_all=True), heads=("head",))
     assert {group["weight_decay"] for group in groups} == {0.1}
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
