@@ -123,3 +123,9 @@ def preprocessing(config: Mapping[str, Any], origins: Mapping[str, str]) -> str:
         text = value if isinstance(value, str) else between.join(f"{number:g}" for number in value)
         groups.setdefault(origin, []).append(f"{name} {text}")
     return "; ".join(f"{', '.join(fields)} ({origin})" for origin, fields in groups.items())
+
+
+def some(texts: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """The first texts, and how many more there are."""
+    more = len(texts) - most
+    return between.join(texts[:most]) + (f" and {more:,} more" if more > 0 else "")

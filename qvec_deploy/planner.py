@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qvec_deploy.errors import IncompatibleError, RecipeError
+from qvec_deploy.formatting import some
 from qvec_deploy.io.checkpoint import Checkpoint, TensorInfo
 from qvec_deploy.io.state_dict import Weights
 from qvec_deploy.models import (
@@ -174,13 +175,13 @@ def _check_forward(recipe: Recipe, architecture: Architecture, quantized: set[st
         )
     if found.shared:
         raise IncompatibleError(
-            f"`{architecture.name}` has one layer under several names ({_some(list(found.shared))})",
+            f"`{architecture.name}` has one layer under several names ({some(list(found.shared))})",
             hint="a model's weights are stored once, each under one name: use a model without such layers",
         )
     odd = [name for name in found.outside if f"{name}.weight" in quantized]
     if odd:
         raise IncompatibleError(
-            f"`{architecture.name}` computes with the weight of {_some(odd)} outside of that layer",
+            f"`{architecture.name}` computes with the weight of {some(odd)} outside of that layer",
             hint=f"leave it float: add `{odd[0].rpartition('.')[2]}` to quantize.skip",
         )
 
@@ -243,8 +244,8 @@ def check_tensors(checkpoint: Checkpoint, architecture: Architecture) -> None:
     missing = [name for name in architecture.shapes if name not in checkpoint.tensors]
     extra = [name for name in checkpoint.tensors if name not in architecture.shapes]
     if missing or extra:
-        parts = [f"{len(missing)} missing ({_some(missing)})"] * bool(missing)
-        parts += [f"{len(extra)} not in the model ({_some(extra)})"] * bool(extra)
+        parts = [f"{len(missing)} missing ({some(missing)})"] * bool(missing)
+        parts += [f"{len(extra)} not in the model ({some(extra)})"] * bool(extra)
         raise IncompatibleError(f"{checkpoint.path} is not a `{architecture.name}`: {', '.join(parts)}", hint=hint)
     for name, shape in architecture.shapes.items():
         _check_tensor(f"{checkpoint.path}", name, checkpoint.tensors[name], shape, hint)
@@ -290,10 +291,6 @@ def _check_vector(label: str, vector: Any, recipe: Recipe, architecture: Archite
     hint = "the donor must be a fine-tune of the same model as the receiver"
     odd = sorted(set(backbone) ^ set(vector.tensors))
     if odd:
-        raise IncompatibleError(f"{label} does not fit `{architecture.name}`: {_some(odd)}", hint=hint)
+        raise IncompatibleError(f"{label} does not fit `{architecture.name}`: {some(odd)}", hint=hint)
     for name, shape in backbone.items():
         _check_tensor(label, name, vector.tensors[name], shape, hint)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from qvec_deploy.bench.run import open_images
 from qvec_deploy.builder.context import BuildContext
-from qvec_deploy.datasets import DatasetSpec, OpenedDataset, open_dataset
-from qvec_deploy.datasets.spec import DataConfig
+from qvec_deploy.builder.images import open_own_images
+from qvec_deploy.builder.measuring import bench_options
+from qvec_deploy.datasets import OpenedDataset
 from qvec_deploy.errors import QvecError, StorageError
 from qvec_deploy.io.hub import is_remote
 from qvec_deploy.planner import Plan, make_plan
+from qvec_deploy.progress import Progress
 from qvec_deploy.recipe import Evaluate, Images, Recipe
 from qvec_deploy.runtimes.registry import find_lowering, find_runtime
 
@@ -117,18 +120,9 @@ def _plan_of_what_is_there(recipe: Recipe, missing: set[str], offline: bool) -> 
 def _open(recipe: Recipe, plan: Plan, settings: Evaluate | Images) -> OpenedDataset | None:
     if "/" in settings.dataset and not settings.dataset.startswith(("tiny/", "generated/")):
         return None  # of torchvision or of the Hub
-    judged = isinstance(settings, Evaluate)
-    spec = DatasetSpec(
-        settings.dataset,
-        settings.split,
-        recipe.data_path(settings.root) if settings.root is not None else None,
-        settings.limit,
-        settings.class_order if isinstance(settings, Evaluate) else None,
-        plan.class_names.names,
-        labelled=judged,
-    )
-    config = DataConfig.from_mapping(plan.architecture.data_config)
-    return open_dataset(spec, config, expected_classes=plan.architecture.classes if judged else None)
+    if isinstance(settings, Evaluate):
+        return open_images(bench_options(recipe, plan), Progress())
+    return open_own_images(recipe, plan)
 
 
 def _missing_here(recipe: Recipe) -> Iterable[str]:

@@ -138,7 +138,7 @@ def _block_of_receiver(wanted: Wanted, found: Identified, checkpoint: Checkpoint
     fields: list[tuple[str, Any, str]] = [("checkpoint", place, "")]
     if checkpoint.weights is not None:
         fields.append(("weights", checkpoint.weights, "of those that the file holds"))
-    others = f"; {_some(found.others)} would have the same tensors" if found.others else ""
+    others = f"; {formatting.some(found.others)} would have the same tensors" if found.others else ""
     fields.append(("model", found.architecture.name, f"told by {found.told_by}{others}"))
     if found.args:
         fields.append(("model_args", dict(found.args), ""))
@@ -220,7 +220,8 @@ def _lines(
     if not any(key == "preprocessing" for key, _, _ in receiver):
         yield "  # preprocessing: { mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], crop_pct: 0.9 }"
     if plan.class_names.names:
-        yield f"  # Its classes are named by {plan.class_names.source}: {_some(plan.class_names.names)}."
+        names = [" ".join(name.split()) for name in plan.class_names.names]  # a line break would end the comment
+        yield f"  # Its classes are named by {plan.class_names.source}: {formatting.some(names)}."
     else:
         yield "  # classes: classes.txt # the names of its classes, one a line; image folders are then matched to them"
     yield from ("", "quantize:", "  bits: 3 # 2 to 8", "  granularity: channel # one scale for each output channel")
@@ -284,8 +285,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[\w./@=:-]*[\w/]", value) and not re.fullmatch(r"[\d.:_-]+", value):
         return value
     return json.dumps(value)
-
-
-def _some(names: tuple[str, ...]) -> str:
-    more = len(names) - 3
-    return ", ".join(" ".join(name.split()) for name in names[:3]) + (f" and {more} more" if more > 0 else "")

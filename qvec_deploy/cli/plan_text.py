@@ -17,7 +17,6 @@ from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.recipe import FLOAT_BITS, Evaluate, Recipe
 from qvec_deploy.report.page import Table
 
-_SOME = 3
 _INDENT = " " * 12
 
 
@@ -88,7 +87,7 @@ def plan_lines(found: Preview) -> Iterator[tuple[str, str]]:
     receiver = f"{recipe.receiver.checkpoint}: timm's {plan.architecture.name}, {plan.architecture.classes:,} classes"
     yield "receiver", receiver + (" where it is not there" if absent else weights)
     if plan.left_aside:
-        yield "left aside", f"in its file: {_some(plan.left_aside)}"
+        yield "left aside", f"in its file: {formatting.some(plan.left_aside)}"
     yield "images", formatting.preprocessing(plan.images.config, plan.images.origins)
     yield "classes", _classes(found)
     yield "patch", _patch(recipe, plan)
@@ -135,7 +134,7 @@ def _classes(found: Preview) -> str:
 
 
 def _numbered(names: Sequence[str]) -> str:
-    return _some([f"{label} = {name}" for label, name in enumerate(names)])
+    return formatting.some([f"{label} = {name}" for label, name in enumerate(names)])
 
 
 def _patch(recipe: Recipe, plan: Plan) -> str:
@@ -144,7 +143,7 @@ def _patch(recipe: Recipe, plan: Plan) -> str:
     scale = f"lambda {recipe.lam:g}" if recipe.lam is not None else "lambda chosen by the build"
     if not plan.sources:
         return f"{scale}; its vectors are not looked at yet, for something is missing"
-    return f"{scale} x ({_some([f'{weight:.3g} {name}' for name, weight in plan.sources], ' + ')})"
+    return f"{scale} x ({formatting.some([f'{weight:.3g} {name}' for name, weight in plan.sources], between=' + ')})"
 
 
 def _grid(recipe: Recipe, plan: Plan) -> str:
@@ -179,7 +178,11 @@ def _data(data: DataPreview) -> str:
         return f"{where}: not opened"
     if not isinstance(settings, Evaluate):
         return f"{where}: {len(opened):,} images, labels aside"
-    absent = f", {len(opened.missing):,} of them without an image ({_some(opened.missing)})" if opened.missing else ""
+    absent = (
+        f", {len(opened.missing):,} of them without an image ({formatting.some(opened.missing)})"
+        if opened.missing
+        else ""
+    )
     return f"{where}: {len(opened):,} images, {opened.classes:,} classes{absent}"
 
 
@@ -188,8 +191,3 @@ def _size(plan: Plan) -> str:
     ratio = f", {full / plan.stored_bytes:.3g} times smaller" if plan.quantized else ""
     stored = f"{formatting.megabytes(full)} MB in float32, {formatting.megabytes(plan.stored_bytes)} MB in the bundle"
     return f"{stored}{ratio}; {plan.stored_bits_per_weight:.3g} bits a quantized weight with its scales"
-
-
-def _some(texts: Sequence[str], between: str = ", ") -> str:
-    more = len(texts) - _SOME
-    return between.join(texts[:_SOME]) + (f"{between}{more} more" if more > 0 else "")

@@ -6,13 +6,16 @@ import difflib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from qvec_deploy import formatting
 from qvec_deploy.datasets.natural_order import in_natural_order
 from qvec_deploy.datasets.spec import ClassOrder
 from qvec_deploy.errors import RecipeError
 
-_NAMED = 10
+some = partial(formatting.some, most=10)
+"""Names of folders and classes in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,6 @@ def number_classes(
     ordered = order_classes(classes, rules.order, root)
     uncounted = () if missing else tuple(empty)
     return NumberedClasses({name: label for label, name in enumerate(ordered)}, missing, uncounted)
-
-
-def some(names: Sequence[str], most: int = _NAMED) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _by_name(filled: Sequence[str], empty: Sequence[str], names: Sequence[str], root: Path) -> NumberedClasses:

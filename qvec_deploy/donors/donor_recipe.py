@@ -11,8 +11,9 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from qvec_deploy.donors.train_config import TrainConfig
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.recipe.blocks import Block, DonorScheme, ModelArg
+from qvec_deploy.recipe.blocks import Block, DonorScheme
 from qvec_deploy.recipe.reading import parse, read_values
+from qvec_deploy.recipe.receiver_blocks import ModelArg
 from qvec_deploy.tensors import GridRule
 
 _MAX_BYTES = 1 << 20

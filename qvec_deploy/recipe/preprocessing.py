@@ -10,7 +10,7 @@ from typing import Any
 from qvec_deploy.errors import IncompatibleError, RecipeError
 from qvec_deploy.io.model_config import CONFIG_FILE, PREPROCESSING_FIELDS, ModelConfig
 from qvec_deploy.models import Architecture
-from qvec_deploy.recipe.blocks import Preprocessing
+from qvec_deploy.recipe.receiver_blocks import Preprocessing
 from qvec_deploy.recipe.recipe import Recipe
 
 _BLOCK = "receiver.preprocessing"

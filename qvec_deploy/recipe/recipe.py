@@ -22,7 +22,6 @@ from qvec_deploy.recipe.blocks import (
     Evaluate,
     Images,
     Quantize,
-    Receiver,
     Select,
     Target,
     Vector,
@@ -30,6 +29,7 @@ from qvec_deploy.recipe.blocks import (
 from qvec_deploy.recipe.matrix import Matrix
 from qvec_deploy.recipe.measuring_blocks import Gates, Measure, Variant
 from qvec_deploy.recipe.reading import Places, assign, parse
+from qvec_deploy.recipe.receiver_blocks import Receiver
 from qvec_deploy.runtimes.registry import RUNTIMES, find_runtime
 from qvec_deploy.tensors import GridRule
 

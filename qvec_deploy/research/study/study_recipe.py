@@ -15,9 +15,10 @@ from qvec_deploy.errors import StorageError
 from qvec_deploy.io.files import storage_errors
 from qvec_deploy.io.hub import is_remote
 from qvec_deploy.quantize.methods import by_moments
-from qvec_deploy.recipe.blocks import Block, ModelArg
+from qvec_deploy.recipe.blocks import Block
 from qvec_deploy.recipe.names import CalibratedName
 from qvec_deploy.recipe.reading import parse, read_values
+from qvec_deploy.recipe.receiver_blocks import ModelArg
 from qvec_deploy.research.study.presets import BACKBONES, PAPER_TASKS, TINY_TASKS
 from qvec_deploy.tensors import Scheme
 
