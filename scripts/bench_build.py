@@ -70,6 +70,7 @@ def make_inputs(folder: Path) -> None:
         "name": "vit_base",
         "receiver": {"checkpoint": "receiver.safetensors", "model": MODEL},
         "vector": {"files": ["vector.safetensors"]},
+        "lambda": 1.0,
         "quantize": {"bits": 3, "granularity": "channel"},
         "target": {"lowering": "int4"},
     }
