@@ -141,8 +141,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"gpu": describe_gpu(), "limits": limits, "rows": rows, "rounds": options.rounds}
     if not options.no_end_to_end:
         result["end_to_end"] = end_to_end(options.rounds)
-        print("end to end: {model} batch 1, {ratio:.2f}x fp16, {weight_bytes_ratio:.3f} of its weight bytes".format(
-            **result["end_to_end"]))  # fmt: skip
+        told = "end to end: {model} batch {batch}, {ratio:.2f}x fp16, {weight_bytes_ratio:.3f} of its weight bytes"
+        print(told.format(**result["end_to_end"]))
     return result
 
 
@@ -224,13 +224,19 @@ def machine_limits() -> dict[str, float]:
     }
 
 
-def end_to_end(rounds: int) -> dict[str, Any]:
-    """A whole ViT-B/16 at batch 1: the packed torch-cuda engine against the float16 one, both with CUDA graphs."""
+def end_to_end(rounds: int, batch: int = 1) -> dict[str, Any]:
+    """A whole ViT-B/16: the packed torch-cuda engine against the float16 one, both with CUDA graphs.
+
+    Raises:
+        IncompatibleError: One of them computes something else than PyTorch does with the same weights.
+    """
     from qvec_deploy.bench.latency import measure_latency
+    from qvec_deploy.bench.parity import check_parity, parity_images, reference_logits
     from qvec_deploy.models import create, describe
-    from qvec_deploy.packed import Entry, pack, write_packed
+    from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
     from qvec_deploy.quantize.reference import quantize
     from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
+    from qvec_deploy.runtimes.torch_cuda import TORCH_CUDA
     from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda
     from qvec_deploy.runtimes.torch_cuda.torch_structure import write_structure
     from qvec_deploy.tensors import Scheme
@@ -244,14 +250,22 @@ def end_to_end(rounds: int) -> dict[str, Any]:
         directory = Path(folder)
         write_packed(directory / WEIGHTS_FILE, layout, tensors)
         write_structure(directory, architecture, {})
-        target = TorchCuda()
+        target, generated = TorchCuda(), parity_images(architecture.input_shape)
+        weights = PackedFile.open(directory / WEIGHTS_FILE)
+        reference = reference_logits(weights, END_TO_END, 1000, {}, generated)
         with target.open(directory, "packed", 1) as packed, target.open(directory, "float", 1) as half:
-            images = np.zeros((1, *architecture.input_shape), np.float32)
             sessions = {"float": half, "packed": packed}
+            errors = {
+                name: check_parity(session, TORCH_CUDA.name, name, reference).relative_error
+                for name, session in sessions.items()
+            }
+            images = np.zeros((batch, *architecture.input_shape), np.float32)
             samples = measure_latency(sessions, images, blocks=10 * rounds, warmup=20, seed=0)
             sizes = {name: session.engine.weight_bytes for name, session in sessions.items()}  # type: ignore[attr-defined]
     return {
         "model": END_TO_END,
+        "batch": batch,
+        "relative_error": errors,
         "host_latency_ms": {name: median(taken.samples_ms) for name, taken in samples.items()},
         **ratio(samples["float"].samples_ms, samples["packed"].samples_ms),
         "weight_bytes": sizes,

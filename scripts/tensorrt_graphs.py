@@ -125,7 +125,7 @@ def write_model(name: str, folder: Path) -> Path:
 
     Args:
         name: Its name.
-        folder: Where to; what is there is written anew.
+        folder: Where to. The logits are written last.
     """
     import torch
     from safetensors.numpy import load_file
@@ -138,8 +138,6 @@ def write_model(name: str, folder: Path) -> Path:
     from qvec_deploy.runtimes.graph.stored import attach_weights
 
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("engine.*"):
-        stale.unlink()
     wanted = MODELS[name]
     model_name, args, checkpoint = wanted["name"], wanted["args"], wanted["checkpoint"]
     torch.manual_seed(0)

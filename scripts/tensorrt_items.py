@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-LOWERINGS = ("packed", "int4", "w8a8", "float")
+from checked_items import Item, NotRun, Outcome, State, first_line
+
+from qvec_deploy.runtimes.tensorrt import TENSORRT, TENSORRT_RTX
+
+LOWERINGS = {row.name: tuple(lowering.name for lowering in row.lowerings) for row in (TENSORRT, TENSORRT_RTX)}
+"""By library, under the name of its runtime."""
 MODELS = ("demo", "vit_b")
 SWITCHES = 10_000
 BATCHES = (1, 8)
 LAYER_TOLERANCE = 5e-3
 
-Status = Literal["pass", "fail", "skip", "noted"]
-
-
-class Skip(Exception):
-    """This machine cannot answer; the message says why."""
-
 
 class Backend(Protocol):
-    """The machine under test. Every method may raise; `Skip` where the machine lacks something."""
-
-    def environment(self) -> dict[str, Any]:
-        """Versions and devices."""
+    """The machine under test. Every method may raise; `NotRun` where the machine lacks something."""
 
     def layer(self, code: str) -> dict[str, Any]:
         """Build and run one QvecLinear whose kernel is handed over as `code`.
@@ -65,48 +58,23 @@ class Backend(Protocol):
     def switches(self, count: int) -> dict[str, Any]:
         """Switch the batch size so often: `lost_bytes` of GPU memory."""
 
-    def model(self, name: str, lowering: str) -> dict[str, Any]:
-        """Build a model's engine: `error`, `tolerance`, `captured`, `plugin_layers`, and the bytes as `layer`."""
+    def build(self, name: str, lowering: str) -> dict[str, Any]:
+        """Build a model's engine: what `Compiler.describe` says of it."""
+
+    def run(self, name: str, lowering: str) -> dict[str, Any]:
+        """Run the engine that was built: `error`, `tolerance`, `captured` (whether it runs as a CUDA graph)."""
 
     def latency(self, name: str, lowerings: Sequence[str], batch_size: int) -> dict[str, list[float]]:
         """Milliseconds of interleaved runs, by lowering."""
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of an item.
-
-    Attributes:
-        status: `pass` and `fail` where something is claimed; `noted` where a question was answered, whatever the
-            answer; `skip` where this machine could not answer.
-        detail: In a sentence.
-        data: What was measured.
-    """
-
-    status: Status
-    detail: str
-    data: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing to check.
-
-    Attributes:
-        name: Its name in the record.
-        title: What it is, in a phrase.
-        check: The check.
-    """
-
-    name: str
-    title: str
-    check: Callable[[Backend], Outcome]
+    def opening(self, name: str, lowering: str) -> dict[str, Any]:
+        """Seconds until the first answer: `without` a runtime cache, and `with` the one that it left."""
 
 
 def _agrees(data: Mapping[str, Any], tolerance: float, what: str) -> Outcome:
     error = float(data["error"])
-    status: Status = "pass" if error <= tolerance else "fail"  # NaN fails
-    return Outcome(status, f"{what}: relative error {error:.1e}, at most {tolerance:g} is right", dict(data))
+    state: State = "passed" if error <= tolerance else "failed"  # NaN fails
+    return Outcome(state, f"{what}: relative error {error:.1e}, at most {tolerance:g} is right", dict(data))
 
 
 def _works(code: str) -> Callable[[Backend], Outcome]:
@@ -115,10 +83,10 @@ def _works(code: str) -> Callable[[Backend], Outcome]:
     def check(backend: Backend) -> Outcome:
         try:
             data = backend.layer(code)
-        except Skip:
+        except NotRun:
             raise
         except Exception as error:  # noqa: BLE001 - that it fails is the answer
-            return Outcome("noted", f"does not work: {_first_line(error)}")
+            return Outcome("noted", f"does not work: {first_line(error)}")
         right = float(data["error"]) <= LAYER_TOLERANCE
         return Outcome("noted", "works" if right else f"runs, but errs by {data['error']:.1e}", dict(data))
 
@@ -132,13 +100,13 @@ def _stripped(backend: Backend) -> Outcome:
 def _trtexec(backend: Backend) -> Outcome:
     data = backend.trtexec()
     code = data["returncode"]
-    return Outcome("pass" if code == 0 else "fail", f"trtexec exits with {code}", data)
+    return Outcome("passed" if code == 0 else "failed", f"trtexec exits with {code}", data)
 
 
 def _fresh(backend: Backend) -> Outcome:
     data = backend.fresh_process()
     if data["plugins_loaded"]:
-        return Outcome("fail", "the process had our plugins loaded: it shows nothing", data)
+        return Outcome("failed", "the process had our plugins loaded: it shows nothing", data)
     return _agrees(data, LAYER_TOLERANCE * 4, "in a process without our plugins")
 
 
@@ -149,12 +117,12 @@ def _stored(backend: Backend) -> Outcome:
 def _judge_stored(data: Mapping[str, Any]) -> Outcome:
     stored, given = data["weights_bytes"], data["given_bytes"]
     if stored is None:
-        raise Skip("this TensorRT does not say what it stores")
+        raise NotRun("this TensorRT does not say what it stores")
     low, high = data["packed_bytes"], data["allowed_bytes"]
     detail = f"{stored:,} bytes stored of {given:,} given, {high:,} at most if nothing is unpacked"
     if stored < low:
-        return Outcome("fail", f"{detail}: it does not count all of them, so it shows nothing", dict(data))
-    return Outcome("pass" if stored <= high else "fail", detail, dict(data))
+        return Outcome("failed", f"{detail}: it does not count all of them, so it shows nothing", dict(data))
+    return Outcome("passed" if stored <= high else "failed", detail, dict(data))
 
 
 def _precedence(namespace: bool) -> Callable[[Backend], Outcome]:
@@ -162,11 +130,11 @@ def _precedence(namespace: bool) -> Callable[[Backend], Outcome]:
         data = backend.precedence(namespace)
         if not data["parsed"]:
             reason = data["errors"][0].strip().splitlines()[0] if data["errors"] else "TensorRT does not say why"
-            return Outcome("fail" if namespace else "noted", f"cannot be parsed: {reason}", data)
+            return Outcome("failed" if namespace else "noted", f"cannot be parsed: {reason}", data)
         won = "the plugin" if data["plugin_layers"] else "the function body"
         if not namespace:
             return Outcome("noted", f"{won} wins", data)
-        return Outcome("pass" if data["plugin_layers"] else "fail", f"{won} wins", data)
+        return Outcome("passed" if data["plugin_layers"] else "failed", f"{won} wins", data)
 
     return check
 
@@ -175,10 +143,10 @@ def _flag(name: str) -> Callable[[Backend], Outcome]:
     def check(backend: Backend) -> Outcome:
         try:
             data = backend.flag(name)
-        except Skip:
+        except NotRun:
             raise
         except Exception as error:  # noqa: BLE001 - that it fails is the answer
-            return Outcome("noted", f"does not build: {_first_line(error)}")
+            return Outcome("noted", f"does not build: {first_line(error)}")
         reason = data.get("does_not_run")
         result = f"relative error {data['error']:.1e}" if reason is None else f"but does not run: {reason}"
         return Outcome("noted", f"builds, {data['plan_bytes']:,} bytes, {result}", data)
@@ -198,33 +166,49 @@ def _switches(backend: Backend) -> Outcome:
     return Outcome("noted", f"{data['lost_bytes']:,} bytes of GPU memory lost in {SWITCHES:,} changes of shape", data)
 
 
-def _model(name: str, lowering: str) -> Callable[[Backend], Outcome]:
+def _built(name: str, lowering: str) -> Callable[[Backend], Outcome]:
     def check(backend: Backend) -> Outcome:
-        data = backend.model(name, lowering)
-        parity = _agrees(data, data["tolerance"], "against PyTorch")
-        if parity.status == "fail":
-            return parity
-        if not data["captured"]:
-            return Outcome("fail", "it does not run as a CUDA graph", data)
-        if data["allowed_bytes"] is not None:
-            try:
-                stored = _judge_stored(data)
-            except Skip as reason:  # the rest was shown, this was not: say so
-                return Outcome("skip", f"{parity.detail}; stored bytes unknown: {reason}", data)
-            if stored.status == "fail":
-                return stored
-        return Outcome("pass", parity.detail, data)
+        data = backend.build(name, lowering)
+        size = f"{data['plan_bytes']:,} bytes in {data['build_s']:.0f} s"
+        if data["allowed_bytes"] is None:
+            return Outcome("passed", size, data)
+        try:
+            stored = _judge_stored(data)
+        except NotRun as reason:
+            return Outcome("noted", f"{size}; stored bytes unknown: {reason}", data)
+        return Outcome(stored.state, f"{size}; {stored.detail}", data)
 
     return check
 
 
-def _latency(batch_size: int) -> Callable[[Backend], Outcome]:
+def _runs(library: str, name: str, lowering: str) -> Callable[[Backend], Outcome]:
     def check(backend: Backend) -> Outcome:
-        samples = backend.latency("vit_b", LOWERINGS, batch_size)
+        data = backend.run(name, lowering)
+        parity = _agrees(data, data["tolerance"], "against PyTorch")
+        if parity.state == "passed" and library == TENSORRT.name and not data["captured"]:
+            return Outcome("failed", "it does not run as a CUDA graph", data)
+        return parity
+
+    return check
+
+
+def _opening(name: str, lowering: str) -> Callable[[Backend], Outcome]:
+    def check(backend: Backend) -> Outcome:
+        data = backend.opening(name, lowering)
+        return Outcome("noted", f"first answer after {data['without']:.2f} s, {data['with']:.2f} s with a cache", data)
+
+    return check
+
+
+def _latency(library: str, batch_size: int) -> Callable[[Backend], Outcome]:
+    lowerings = LOWERINGS[library]
+
+    def check(backend: Backend) -> Outcome:
+        samples = backend.latency("vit_b", lowerings, batch_size)
         if not samples:
-            raise Skip("no lowering of vit_b was built")
+            raise NotRun("no lowering of vit_b was built")
         medians = {name: sorted(taken)[len(taken) // 2] for name, taken in samples.items()}
-        absent = [name for name in LOWERINGS if name not in samples]
+        absent = [name for name in lowerings if name not in samples]
         text = ", ".join(f"{name} {value:.2f} ms" for name, value in medians.items())
         missing = f"; not built: {', '.join(absent)}" if absent else ""
         return Outcome("noted", f"median {text}{missing}", {"medians_ms": medians, "samples_ms": samples})
@@ -234,11 +218,11 @@ def _latency(batch_size: int) -> Callable[[Backend], Outcome]:
 
 FLAGS = ("STRIP_PLAN", "REFIT", "WEIGHT_STREAMING", "VERSION_COMPATIBLE", "AMPERE_PLUS")
 
-ITEMS: tuple[Item, ...] = (
+_QUESTIONS: tuple[Item, ...] = (
     Item("1 aot", "a compiled plugin in an engine", _stripped),
     Item("1 unstripped", "PTX with Triton's hidden parameters", _works("unstripped")),
     Item("1 trtexec", "the engine without Python", _trtexec),
-    Item("1 fresh process", "the engine without our plugins", _fresh),
+    Item("1 fresh process", "the engine without our plugins", _fresh, 600),
     Item("2 stored", "3-bit weights stay 3-bit", _stored),
     Item("3 shared memory", "more than 48 KiB", _works("shared")),
     Item("4 cubin", "machine code in place of PTX", _works("cubin")),
@@ -248,65 +232,26 @@ ITEMS: tuple[Item, ...] = (
     Item("6 no namespace", "plugin or function body, without", _precedence(False)),
     *(Item(f"7 {name}", f"builder option {name} with the plugin", _flag(name)) for name in FLAGS),
     Item("7 copies", "PTX of equal layers", _copies),
-    *(
-        Item(f"{model} {lowering}", f"{model}, lowering {lowering}", _model(model, lowering))
-        for model in MODELS
-        for lowering in LOWERINGS
-    ),
-    *(Item(f"8 latency {size}", f"ViT-B/16, batch {size}, all lowerings", _latency(size)) for size in BATCHES),
 )
+"""About the plugin that is compiled ahead, which full TensorRT alone takes."""
 
 
-def run_items(
-    backend: Backend, items: Sequence[Item] = ITEMS, show: Callable[[Item, Outcome, float], None] | None = None
-) -> dict[str, Any]:
-    """Check everything that can be checked; one item's failure is not the next one's.
-
-    Args:
-        backend: The machine.
-        items: What to check.
-        show: Told of every outcome, with the seconds it took.
-
-    Returns:
-        The record: environment, every item, counts by status.
-    """
-    results, counts = [], dict.fromkeys(("pass", "noted", "fail", "skip"), 0)
-    for item in items:
-        start = time.monotonic()
-        trace = None
-        try:
-            outcome = item.check(backend)
-        except Skip as reason:
-            outcome = Outcome("skip", str(reason))
-        except Exception as error:  # noqa: BLE001 - one broken item must not hide the others
-            outcome, trace = Outcome("fail", _first_line(error)), traceback.format_exc()
-        seconds = time.monotonic() - start
-        counts[outcome.status] += 1
-        record = {"name": item.name, "title": item.title, **asdict(outcome), "seconds": round(seconds, 3)}
-        results.append(record | ({"traceback": trace} if trace else {}))
-        if show is not None:
-            show(item, outcome, seconds)
-    return {"environment": _environment(backend), "counts": counts, "items": results}
+def _engines(library: str) -> tuple[Item, ...]:
+    made: list[Item] = []
+    for model in MODELS:
+        for lowering in LOWERINGS[library]:
+            name, what = f"{model} {lowering}", f"{model}, lowering {lowering}"
+            made.append(Item(f"{name} built", f"{what}, by the builder", _built(model, lowering), 1200))
+            made.append(Item(f"{name} run", f"{what}, on the GPU", _runs(library, model, lowering)))
+    latency = (Item(f"8 latency {n}", f"ViT-B/16, batch {n}, all lowerings", _latency(library, n)) for n in BATCHES)
+    return (*made, *latency)
 
 
-def verdict(record: Mapping[str, Any]) -> tuple[int, str]:
-    """Exit code and last line: 0 only if everything was asked and nothing failed; 3 failed; 4 something was skipped."""
-    counts = record["counts"]
-    text = ", ".join(f"{count} {status}" for status, count in counts.items())
-    if counts["fail"]:
-        return 3, f"{text}: not as claimed"
-    if counts["skip"] or not sum(counts.values()):
-        return 4, f"{text}: what was skipped is not shown"
-    return 0, f"{text}: as claimed"
-
-
-def _environment(backend: Backend) -> dict[str, Any]:
-    try:
-        return backend.environment()
-    except Exception as error:  # noqa: BLE001 - the record is worth having without it
-        return {"unknown": _first_line(error)}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+ITEMS: dict[str, tuple[Item, ...]] = {
+    TENSORRT.name: (*_QUESTIONS, *_engines(TENSORRT.name)),
+    TENSORRT_RTX.name: (
+        *_engines(TENSORRT_RTX.name),
+        Item("9 runtime cache", "ViT-B/16, lowering int4, opened twice", _opening("vit_b", "int4")),
+    ),
+}
+"""What is asked of each library."""

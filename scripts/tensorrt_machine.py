@@ -1,4 +1,4 @@
-"""The backend of `scripts/check_tensorrt`: this machine's TensorRT and GPU, asked through the product's own code."""
+"""The backend of `scripts/check_tensorrt`: this machine's library and GPU, asked through the product's own code."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from checked_items import NotRun
 from tensorrt_graphs import (
     BATCH,
     COLUMNS,
@@ -22,19 +24,20 @@ from tensorrt_graphs import (
     layer_images,
     write_model,
 )
-from tensorrt_items import Skip
 
 from qvec_deploy.bench.environment import capture_environment
 from qvec_deploy.bench.latency import measure_latency
-from qvec_deploy.bench.parity import parity_images, read_reference
+from qvec_deploy.bench.parity import PARITY_FILE, parity_images, read_reference
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import Cuda
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
-from qvec_deploy.runtimes.registry import find_lowering
+from qvec_deploy.runtimes.registry import find_lowering, find_runtime
+from qvec_deploy.runtimes.session import Session
+from qvec_deploy.runtimes.tensorrt import TENSORRT
 from qvec_deploy.runtimes.tensorrt.sidecar import Sidecar
 from qvec_deploy.runtimes.tensorrt.tensorrt_builder import Built, build_engine, save_graph, sidecar_of
 from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
-from qvec_deploy.runtimes.tensorrt.tensorrt_library import machine, make_logger, require
+from qvec_deploy.runtimes.tensorrt.tensorrt_library import FULL, RTX, machine, make_logger, require
 from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TensorRT
 from qvec_deploy.runtimes.tensorrt.tensorrt_session import TensorrtSession, load_engines
 
@@ -61,29 +64,30 @@ class Machine:
     """This machine.
 
     Args:
-        work: Where engines are kept.
+        work: Where models and engines are kept, for the items that follow.
+        library: One of the two, by the name of its runtime.
     """
 
-    def __init__(self, work: Path) -> None:
-        self._work = work
-        self._models: dict[str, Path] = {}
+    def __init__(self, work: Path, library: str = TENSORRT.name) -> None:
+        self._work, self._row = work, find_runtime(library)
+        self._library = FULL if library == TENSORRT.name else RTX
 
     def _ready(self, lowering: str = "packed") -> tuple[Any, Cuda]:
         """TensorRT and the GPU, able to build a lowering.
 
         Raises:
-            Skip: This machine has not got them.
+            NotRun: This machine has not got them.
         """
         try:
-            return require(lowering, building=True)
+            return require(lowering, building=True, library=self._library)
         except IncompatibleError as error:
-            raise Skip(error.message) from error
+            raise NotRun(error.message) from error
 
     def environment(self) -> dict[str, Any]:
         """Versions and devices; what is missing is said, not left out."""
         found: dict[str, Any] = asdict(capture_environment(1))
         try:
-            trt, cuda = require(None, building=False)
+            trt, cuda = require(None, building=False, library=self._library)
             found["machine"] = machine(trt, cuda.gpu).as_dict()
         except IncompatibleError as error:
             found["missing"] = error.message
@@ -102,7 +106,7 @@ class Machine:
         """See `tensorrt_items.Backend.trtexec`."""
         program = shutil.which("trtexec")
         if program is None:
-            raise Skip("trtexec is not installed")
+            raise NotRun("trtexec is not installed")
         built = self._build(layer_graph())
         path = self._path("layer.plan")
         path.write_bytes(built.plan)
@@ -181,37 +185,78 @@ class Machine:
                 session.run(images[: 1 + index % 8])
             return {"lost_bytes": before - cuda.free_bytes(), "count": count}
 
-    def model(self, name: str, lowering: str) -> dict[str, Any]:
-        """See `tensorrt_items.Backend.model`."""
-        self._ready(lowering)
-        folder = self._folder(name)
-        TensorRT().compile(folder, lowering, EngineOptions(batch_sizes=(1, 8)), caches=self._work)
-        reference = read_reference(folder)
-        with TensorRT().open(folder, lowering, 1) as session:
+    def build(self, name: str, lowering: str) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.build`."""
+        reason = self._row.cannot_build(lowering)
+        if reason is not None:
+            raise NotRun(reason)
+        folder, compiler = self._folder(name), self._row.load_compiler()
+        compiler.compile(folder, lowering, self._options(), caches=self._work)
+        return compiler.describe(folder, lowering)[0]
+
+    def run(self, name: str, lowering: str) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.run`."""
+        with self._opened(name, lowering) as session:
             logits = session.run(parity_images(session.input_shape))
             captured = isinstance(session, TensorrtSession) and session.captured
+        reference = read_reference(self._folder(name))
         error = float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
-        engine = TensorRT().describe(folder, lowering)[0]
         return {
             "error": error,
-            "tolerance": find_lowering("tensorrt", lowering).tolerance,
+            "tolerance": find_lowering(self._row.name, lowering).tolerance,
             "captured": captured,
-            **engine,
         }
 
     def latency(self, name: str, lowerings: Sequence[str], batch_size: int) -> dict[str, list[float]]:
         """See `tensorrt_items.Backend.latency`."""
-        self._ready("float")
-        folder = self._folder(name)
-        built = [lowering for lowering in lowerings if TensorRT().describe(folder, lowering)]
+        self._can_run("float")
+        built = [lowering for lowering in lowerings if self._has(name, lowering)]
         with contextlib.ExitStack() as stack:
-            sessions = {each: stack.enter_context(TensorRT().open(folder, each, 1)) for each in built}
+            sessions = {each: stack.enter_context(self._opened(name, each)) for each in built}
             if not sessions:
                 return {}
             shape = next(iter(sessions.values())).input_shape
             images = np.resize(parity_images(shape), (batch_size, *shape))
             samples = measure_latency(sessions, images, blocks=RUNS, warmup=WARMUP, seed=0)
         return {each: list(taken.samples_ms) for each, taken in samples.items()}
+
+    def opening(self, name: str, lowering: str) -> dict[str, Any]:
+        """See `tensorrt_items.Backend.opening`."""
+        seconds = []
+        for _ in range(2):
+            start = time.monotonic()
+            with self._opened(name, lowering) as session:
+                session.run(parity_images(session.input_shape))
+            seconds.append(time.monotonic() - start)
+        return {"without": seconds[0], "with": seconds[1]}
+
+    def _options(self) -> EngineOptions:
+        """Engines for the GPU that is here, if it is one of those that a list can name; else for the usual ones."""
+        options = EngineOptions(batch_sizes=(1, 8))
+        if not self._row.compute_capabilities:
+            return options
+        with contextlib.suppress(IncompatibleError):
+            here = Cuda().gpu.sm / 10
+            if here in self._row.compute_capabilities:
+                return replace(options, compute_capabilities=(here,))
+        return options
+
+    def _can_run(self, lowering: str) -> None:
+        reason = self._row.missing(lowering)
+        if reason is not None:
+            raise NotRun(reason)
+
+    def _has(self, name: str, lowering: str) -> bool:
+        folder = self._work / name
+        return folder.is_dir() and bool(self._row.load_compiler().describe(folder, lowering))
+
+    @contextlib.contextmanager
+    def _opened(self, name: str, lowering: str) -> Iterator[Session]:
+        self._can_run(lowering)
+        if not self._has(name, lowering):
+            raise NotRun("no engine was built for it")
+        with self._row.load().open(self._folder(name), lowering, 1) as session:
+            yield session
 
     def _build(self, graph: TensorrtGraph, options: EngineOptions | None = None, flags: Sequence[str] = ()) -> Built:
         trt, _ = self._ready()  # no timing cache: it would hide what another kernel does
@@ -242,9 +287,8 @@ class Machine:
         return sidecar_of(built, graph, here, "packed", batches, SHAPE, options, hashes=none)
 
     def _folder(self, name: str) -> Path:
-        if name not in self._models:
-            self._models[name] = write_model(name, self._path(name))
-        return self._models[name]
+        folder = self._path(name)
+        return folder if (folder / PARITY_FILE).is_file() else write_model(name, folder)
 
     def _path(self, name: str) -> Path:
         self._work.mkdir(parents=True, exist_ok=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import tensorrt_graphs as graphs
+import tensorrt_items as items
+import tensorrt_machine as machine
+from checked_items import STATES, NotRun, judge, verdict
 from fake_tensorrt import Setup, install, run_on_cpu
 
 from qvec_deploy.errors import IncompatibleError
@@ -20,21 +23,8 @@ from qvec_deploy.errors import IncompatibleError
 pytestmark = pytest.mark.slow
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-def _module(name: str) -> Any:
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # the scripts import one another by these names
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-items = _module("tensorrt_items")
-graphs = _module("tensorrt_graphs")
-machine = _module("tensorrt_machine")
+ITEMS = items.ITEMS["tensorrt"]
+LOWERINGS = items.LOWERINGS["tensorrt"]
 
 LAYER = {
     "error": 1e-3,
@@ -44,7 +34,8 @@ LAYER = {
     "packed_bytes": 221_184,
     "plan_bytes": 400_000,
 }
-MODEL = {**LAYER, "tolerance": 2e-2, "captured": True, "plugin_layers": 8}
+BUILT = {**LAYER, "build_s": 12.0, "plugin_layers": 8}
+RUN = {"error": 1e-3, "tolerance": 2e-2, "captured": True}
 
 
 class Answers:
@@ -52,7 +43,6 @@ class Answers:
 
     def __init__(self, **answers: Any) -> None:
         good = {
-            "environment": {"gpu": "test"},
             "layer": LAYER,
             "trtexec": {"returncode": 0, "output": ""},
             "fresh_process": {"error": 1e-3, "plugins_loaded": False},
@@ -60,8 +50,10 @@ class Answers:
             "flag": LAYER,
             "copies": {"overhead_bytes": 1000, "ptx_bytes": 100_000},
             "switches": {"lost_bytes": 0},
-            "model": MODEL,
-            "latency": {name: [1.0, 3.0, 2.0] for name in items.LOWERINGS},
+            "build": BUILT,
+            "run": RUN,
+            "latency": {name: [1.0, 3.0, 2.0] for name in LOWERINGS},
+            "opening": {"without": 2.0, "with": 0.5},
         }
         self._answers = good | answers
 
@@ -77,59 +69,87 @@ class Answers:
         return call
 
 
-def _run(**answers: Any) -> dict[str, Any]:
-    record: dict[str, Any] = items.run_items(Answers(**answers))
+def _run(library: str = "tensorrt", **answers: Any) -> dict[str, Any]:
+    backend = Answers(**answers)
+    entries = []
+    for item in items.ITEMS[library]:
+        outcome = judge(lambda item=item: item.check(backend))
+        entries.append({"name": item.name, **asdict(outcome)})
+    record: dict[str, Any] = {"items": entries}
     json.dumps(record)
-    assert [entry["name"] for entry in record["items"]] == [item.name for item in items.ITEMS]
-    assert sum(record["counts"].values()) == len(items.ITEMS)
+    record["counts"] = {state: [entry["state"] for entry in entries].count(state) for state in STATES}
     return record
 
 
-def _statuses(record: dict[str, Any], *names: str) -> list[str]:
-    found = {entry["name"]: entry["status"] for entry in record["items"]}
-    return [found[name] for name in names]
+def _only(record: dict[str, Any], state: str) -> dict[str, str]:
+    return {entry["name"]: entry["detail"] for entry in record["items"] if entry["state"] == state}
 
 
-def _only(record: dict[str, Any], status: str) -> dict[str, str]:
-    return {entry["name"]: entry["detail"] for entry in record["items"] if entry["status"] == status}
+def _code(record: dict[str, Any]) -> int:
+    return verdict(record["counts"], whole=True)[0]
 
 
 def test_a_machine_that_can_everything() -> None:
     record = _run()
-    assert record["counts"] == {"pass": 13, "noted": 14, "fail": 0, "skip": 0}
-    assert items.verdict(record) == (0, "13 pass, 14 noted, 0 fail, 0 skip: as claimed")
+    assert record["counts"] == {"passed": 21, "noted": 14, "failed": 0, "timed out": 0, "not run": 0}
+    assert verdict(record["counts"], whole=True)[0] == 0
+
+
+def test_tensorrt_for_rtx_is_asked_about_its_own_lowerings() -> None:
+    record = _run("tensorrt-rtx")
+    assert _code(record) == 0
+    assert {entry["name"] for entry in record["items"]} == {
+        *(
+            f"{m} {name} {what}"
+            for m in items.MODELS
+            for name in items.LOWERINGS["tensorrt-rtx"]
+            for what in ("built", "run")
+        ),
+        "8 latency 1",
+        "8 latency 8",
+        "9 runtime cache",
+    }
+    assert "0.50 s with a cache" in _only(record, "noted")["9 runtime cache"]
+
+
+def test_engines_that_are_built_and_cannot_run_here() -> None:
+    """A machine without a GPU: the builds are shown, the runs are not, and that is no success."""
+    nowhere = NotRun("no NVIDIA driver is installed")
+    record = _run("tensorrt-rtx", run=nowhere, latency=nowhere, opening=nowhere, build={**BUILT, "allowed_bytes": None})
+    assert set(_only(record, "passed")) == {name["name"] for name in record["items"] if name["name"].endswith("built")}
+    assert record["counts"]["not run"] == len(record["items"]) - record["counts"]["passed"]
+    assert _code(record) == 4
 
 
 def test_names_are_unique_and_cover_the_eight_questions() -> None:
-    names = [item.name for item in items.ITEMS]
+    names = [item.name for item in ITEMS]
     assert len(set(names)) == len(names)
     assert {name[0] for name in names if name[0].isdigit()} == set("12345678")
     models = {name for name in names if not name[0].isdigit()}
-    assert models == {f"{model} {lowering}" for model in ("demo", "vit_b") for lowering in items.LOWERINGS}
+    assert models == {f"{m} {name} {what}" for m in items.MODELS for name in LOWERINGS for what in ("built", "run")}
 
 
 def test_a_machine_that_can_nothing() -> None:
-    lacking = items.Skip("TensorRT cannot be imported")
-    names = ("layer", "trtexec", "fresh_process", "precedence", "flag", "copies", "switches", "model")
-    record = _run(**dict.fromkeys((*names, "latency"), lacking), environment=RuntimeError("no nvidia-smi"))
-    assert record["counts"] == {"pass": 0, "noted": 0, "fail": 0, "skip": len(items.ITEMS)}
-    assert items.verdict(record)[0] == 4
-    assert record["environment"] == {"unknown": "RuntimeError: no nvidia-smi"}
+    lacking = NotRun("TensorRT cannot be imported")
+    names = ("layer", "trtexec", "fresh_process", "precedence", "flag", "copies", "switches", "build", "run", "latency")
+    record = _run(**dict.fromkeys(names, lacking))
+    assert record["counts"]["not run"] == len(ITEMS)
+    assert _code(record) == 4
 
 
-def test_a_skip_is_no_pass() -> None:
-    record = _run(trtexec=items.Skip("trtexec is not installed"))
-    assert _only(record, "skip") == {"1 trtexec": "trtexec is not installed"}
-    assert items.verdict(record)[0] == 4
-    assert items.verdict({"counts": {"pass": 0, "noted": 0, "fail": 0, "skip": 0}})[0] == 4, "nothing was asked"
+def test_what_is_not_run_is_no_pass() -> None:
+    record = _run(trtexec=NotRun("trtexec is not installed"))
+    assert _only(record, "not run") == {"1 trtexec": "trtexec is not installed"}
+    assert _code(record) == 4
+    assert verdict(dict.fromkeys(STATES, 0), whole=True)[0] == 4, "nothing was asked"
 
 
 def test_one_broken_item_does_not_hide_the_others() -> None:
     record = _run(trtexec=RuntimeError("boom\nmore"))
-    assert _only(record, "fail") == {"1 trtexec": "RuntimeError: boom"}
-    (broken,) = [entry for entry in record["items"] if entry["status"] == "fail"]
-    assert "Traceback" in broken["traceback"]
-    assert items.verdict(record)[0] == 3
+    assert _only(record, "failed") == {"1 trtexec": "RuntimeError: boom"}
+    (broken,) = [entry for entry in record["items"] if entry["state"] == "failed"]
+    assert "Traceback" in broken["log"]
+    assert _code(record) == 3
 
 
 @pytest.mark.parametrize(
@@ -148,31 +168,29 @@ def test_one_broken_item_does_not_hide_the_others() -> None:
 )
 def test_what_is_not_as_claimed_fails(answers: dict[str, Any], names: set[str]) -> None:
     record = _run(**answers)
-    assert set(_only(record, "fail")) == names
-    assert items.verdict(record)[0] == 3
+    assert set(_only(record, "failed")) == names
+    assert _code(record) == 3
 
 
 @pytest.mark.parametrize(
     ("change", "failing"),
     [
-        ({"error": 0.5}, items.LOWERINGS),
-        ({"captured": False}, items.LOWERINGS),
-        ({"weights_bytes": 9_000_000}, items.LOWERINGS),
-        ({"weights_bytes": 9_000_000, "allowed_bytes": None}, ()),
+        ({"run": {**RUN, "error": 0.5}}, "run"),
+        ({"run": {**RUN, "captured": False}}, "run"),
+        ({"build": {**BUILT, "weights_bytes": 9_000_000}}, "built"),
+        ({"build": {**BUILT, "weights_bytes": 9_000_000, "allowed_bytes": None}}, None),
     ],
 )
-def test_every_lowering_is_judged(change: dict[str, Any], failing: Sequence[str]) -> None:
-    record = _run(model={**MODEL, **change})
-    assert set(_only(record, "fail")) == {f"{model} {name}" for model in items.MODELS for name in failing}
+def test_every_lowering_is_judged(change: dict[str, Any], failing: str | None) -> None:
+    names = {f"{model} {name} {failing}" for model in items.MODELS for name in LOWERINGS} if failing else set()
+    assert set(_only(_run(**change), "failed")) == names
 
 
 def test_unknown_stored_bytes_are_no_pass() -> None:
     unknown = {"weights_bytes": None}
-    record = _run(layer=LAYER | unknown, model=MODEL | unknown)
-    skipped = _only(record, "skip")
-    expected = {"2 stored"}
-    assert set(skipped) == expected | {f"{m} {each}" for m in items.MODELS for each in items.LOWERINGS}
-    assert "stored bytes unknown" in skipped["demo packed"]
+    record = _run(layer=LAYER | unknown, build=BUILT | unknown)
+    assert set(_only(record, "not run")) == {"2 stored"}
+    assert "stored bytes unknown" in _only(record, "noted")["demo packed built"]
 
 
 def test_answers_to_questions_are_noted_whatever_they_are() -> None:
@@ -185,7 +203,7 @@ def test_answers_to_questions_are_noted_whatever_they_are() -> None:
         copies={"overhead_bytes": 90_000, "ptx_bytes": 100_000},
         switches={"lost_bytes": 5 << 30},
     )
-    assert record["counts"]["fail"] == record["counts"]["skip"] == 0
+    assert record["counts"]["failed"] == record["counts"]["not run"] == 0
     noted = _only(record, "noted")
     assert noted["3 shared memory"] == "does not work: RuntimeError: CUDA_ERROR_INVALID_VALUE"
     assert noted["7 REFIT"] == "does not build: RuntimeError: refit is not supported"
@@ -197,9 +215,9 @@ def test_a_graph_that_is_not_parsed_says_nothing_about_precedence() -> None:
     broken = {"plugin_layers": 0, "parsed": False, "errors": ["In node 0: no importer registered\nmore"]}
     record = _run(precedence=broken)
     said = "cannot be parsed: In node 0: no importer registered"
-    assert (_only(record, "fail"), _only(record, "noted")["6 no namespace"]) == ({"6 namespace": said}, said)
+    assert (_only(record, "failed"), _only(record, "noted")["6 no namespace"]) == ({"6 namespace": said}, said)
     silent = _run(precedence={**broken, "errors": []})
-    assert "does not say why" in _only(silent, "fail")["6 namespace"]
+    assert "does not say why" in _only(silent, "failed")["6 namespace"]
 
 
 def test_an_engine_that_builds_and_does_not_run_is_said_to_build() -> None:
@@ -214,8 +232,8 @@ def test_a_variant_that_computes_something_else_does_not_work() -> None:
 
 def test_latency_names_what_is_missing() -> None:
     record = _run(latency={"packed": [1.0, 3.0, 2.0]})
-    assert _only(record, "noted")["8 latency 1"] == "median packed 2.00 ms; not built: int4, w8a8, float"
-    assert "8 latency 8" in _only(_run(latency={}), "skip")
+    assert _only(record, "noted")["8 latency 1"] == "median packed 2.00 ms; not built: float, int4, w8a8"
+    assert "8 latency 8" in _only(_run(latency={}), "not run")
 
 
 # The machine, against a fake TensorRT.
@@ -293,20 +311,24 @@ def test_a_model_and_its_latency(setup: Setup, here: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(machine, "RUNS", 2)
     monkeypatch.setattr(machine, "WARMUP", 0)
     for lowering in ("packed", "int4"):
-        found = here.model("demo", lowering)
-        assert items._model("demo", lowering)(Answers(model=found)).status == "pass"
-        assert found["plugin_layers"] == (24 if lowering == "packed" else 0)
-    samples = here.latency("demo", items.LOWERINGS, 1)
+        built, found = here.build("demo", lowering), here.run("demo", lowering)
+        assert built["plugin_layers"] == (24 if lowering == "packed" else 0)
+        assert items._built("demo", lowering)(Answers(build=built)).state == "passed"
+        assert items._runs("tensorrt", "demo", lowering)(Answers(run=found)).state == "passed"
+    assert judge(lambda: items._runs("tensorrt", "demo", "float")(here)).detail == "no engine was built for it"
+    samples = here.latency("demo", LOWERINGS, 1)
     assert {name: len(taken) for name, taken in samples.items()} == {"packed": 2, "int4": 2}
     with pytest.raises(RuntimeError, match="TensorRT cannot be imported"):  # a process of its own, without our fake
         here.fresh_process()
 
 
-def test_without_tensorrt_everything_is_skipped(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorrt_nothing_is_run(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    record = items.run_items(here)
-    assert record["counts"] == {"pass": 0, "noted": 0, "fail": 0, "skip": len(items.ITEMS)}
-    assert "TensorRT cannot be imported" in record["environment"]["missing"]
+    for item in ITEMS:
+        outcome = judge(lambda item=item: item.check(here))
+        assert outcome.state == "not run", item.name
+        assert "cannot be imported" in outcome.detail or item.name == "1 trtexec", item.name
+    assert "TensorRT cannot be imported" in here.environment()["missing"]
 
 
 def test_kernels_are_handed_over_in_other_ways() -> None:
@@ -328,12 +350,28 @@ def test_kernels_are_handed_over_in_other_ways() -> None:
     assert made["shared"].shared_bytes > 48 * 1024 >= made["stripped"].shared_bytes
 
 
-def test_the_command(tmp_path: Path) -> None:
-    """On a machine without TensorRT, or with items left out, it writes its record and does not claim success."""
+def _command(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     output = tmp_path / "record.json"
     command = [sys.executable, str(SCRIPTS / "check_tensorrt"), "--output", str(output), "--work", str(tmp_path / "w")]
-    done = subprocess.run([*command, "--only", "nothing"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    return done, json.loads(output.read_text())
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """With items left out it writes its record and does not claim success."""
+    done, record = _command(tmp_path, "--library", "tensorrt", "--only", "nothing")
     assert done.returncode == 4, done.stderr
-    record = json.loads(output.read_text())
-    assert record["items"] == [] and len(record["left_out"]) == len(items.ITEMS)
+    assert record["items"] == [] and len(record["left_out"]) == len(ITEMS)
     assert record["environment"]["python"]
+
+
+def test_the_command_builds_for_real(tmp_path: Path) -> None:
+    """TensorRT for RTX builds without a GPU, each item in a process of its own; running is left to a GPU."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="the extra `rtx` is not installed")
+    done, record = _command(tmp_path, "--library", "tensorrt-rtx", "--only", "demo")
+    states = {entry["name"]: entry["state"] for entry in record["items"]}
+    lowerings = items.LOWERINGS["tensorrt-rtx"]
+    assert {states[f"demo {name} built"] for name in lowerings} == {"passed"}, record["items"]
+    if "no NVIDIA driver" in record["environment"].get("missing", ""):
+        assert {states[f"demo {name} run"] for name in lowerings} == {"not run"}
+        assert done.returncode == 4, done.stdout
