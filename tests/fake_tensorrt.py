@@ -440,7 +440,8 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str = "10.16.1.11", gpu: G
         plugins.registered += 1
 
     @contextlib.contextmanager
-    def plugin_errors() -> Iterator[None]:
+    def plugin_errors(kernels: Any = None) -> Iterator[None]:
+        plugins.kernels = kernels
         yield
         if plugins.errors:
             raise plugins.errors.pop()
@@ -453,7 +454,7 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str = "10.16.1.11", gpu: G
 
 
 def write_sources(folder: Path, state: dict[str, np.ndarray], scheme: Any, width: int = 32) -> np.ndarray:
-    """A pico model's files as a build leaves them, with calibrated activations; PyTorch's logits."""
+    """A pico model's files as a build leaves them, with kernels and calibrated activations; PyTorch's logits."""
     from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
 
     from qvec_deploy.bench.parity import parity_images, reference_logits, write_reference
@@ -463,6 +464,7 @@ def write_sources(folder: Path, state: dict[str, np.ndarray], scheme: Any, width
     from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
     from qvec_deploy.runtimes.graph.activations import calibrate_amax, write_amax
     from qvec_deploy.runtimes.graph.stored import attach_weights
+    from qvec_deploy.runtimes.kernels.kernel_file import write_kernels
 
     args = PICO_ARGS | {"embed_dim": width}
     model = create(PICO_MODEL, PICO_CLASSES, args)
@@ -471,6 +473,7 @@ def write_sources(folder: Path, state: dict[str, np.ndarray], scheme: Any, width
     layout = {name: Entry(value.shape, scheme if name in linears else None) for name, value in state.items()}
     tensors = [(name, pack(value) if name in linears else value) for name, value in values.items()]
     write_packed(folder / WEIGHTS_FILE, layout, tensors)
+    write_kernels(folder)
     weights = PackedFile.open(folder / WEIGHTS_FILE)
     onnx.save(attach_weights(_skeleton(width), weights, WEIGHTS_FILE), folder / MODEL_FILE)
     images = parity_images((3, 32, 32))

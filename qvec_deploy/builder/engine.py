@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from qvec_deploy.bundle.write import Artifact
 from qvec_deploy.datasets import DataConfig
 from qvec_deploy.datasets.pixels import pixels_of
 from qvec_deploy.datasets.standalone_run import ImagePreprocessor
+from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.planner import Plan
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
@@ -73,6 +75,8 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
         calibrates = find_lowering(runtime, lowering).calibrates_activations
         if calibrates and not isinstance(backend, ModelWriter):
             _write_activations(plan, context, directory)
+        if find_lowering(runtime, lowering).carries_kernels:
+            _write_kernels(directory)
         missing = row.cannot_build(lowering)
         if missing is not None:
             return EngineFacts(missing, None)
@@ -118,6 +122,16 @@ def _pixels(plan: Plan) -> DataConfig | None:
     """The preprocessing whose normalisation is a part of the model; None where none is."""
     in_graph = plan.recipe.target.preprocessing == "in_graph"
     return DataConfig.from_mapping(plan.architecture.data_config) if in_graph else None
+
+
+def _write_kernels(directory: Path) -> None:
+    """The GPU's kernels, which a device compiles itself where they are missing."""
+    from qvec_deploy.runtimes.kernels.kernel_file import write_kernels
+
+    try:
+        write_kernels(directory)
+    except IncompatibleError as error:
+        warnings.warn(f"`compile` will need triton on the device, for here {error.message}", stacklevel=2)
 
 
 def _write_activations(plan: Plan, context: BuildContext, directory: Path) -> None:

@@ -17,12 +17,12 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import storage_errors
 from qvec_deploy.progress import Progress
 from qvec_deploy.recipe.blocks import Target
-from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE, MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE, KERNELS_FILE, MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.engine_options import EngineOptions
 from qvec_deploy.runtimes.registry import find_lowering, find_runtime
 from qvec_deploy.runtimes.runtime import Runtime
 
-_SOURCES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, ACTIVATIONS_FILE)
+_SOURCES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, ACTIVATIONS_FILE, KERNELS_FILE)
 
 
 @dataclass(frozen=True)

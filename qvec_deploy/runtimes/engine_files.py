@@ -6,6 +6,7 @@ MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.qvec.safetensors"
 STRUCTURE_FILE = "structure.json"
 ACTIVATIONS_FILE = "activations.json"
+KERNELS_FILE = "kernels.json.gz"
 
 METADATA_PREFIX = "qvec."
 PREPROCESSING_KEY = f"{METADATA_PREFIX}preprocessing"
@@ -14,4 +15,5 @@ PREPROCESSING_KEY = f"{METADATA_PREFIX}preprocessing"
 
 def is_of_engine(name: str) -> bool:
     """Whether a bundle's file is a part of what runs: not one that describes or checks it, nor of another engine."""
-    return name in (MODEL_FILE, WEIGHTS_FILE, STRUCTURE_FILE, ACTIVATIONS_FILE) or name.startswith("engine.")
+    files = (MODEL_FILE, WEIGHTS_FILE, STRUCTURE_FILE, ACTIVATIONS_FILE, KERNELS_FILE)
+    return name in files or name.startswith("engine.")

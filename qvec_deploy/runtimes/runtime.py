@@ -44,6 +44,8 @@ class Lowering:
         group_multiple: What group sizes must be a multiple of.
         power_of_two_groups: Whether they must be powers of two, too.
         calibrates_activations: Whether it needs the ranges of activations, which `build` then measures.
+        carries_kernels: Whether its engines run kernels of ours that are compiled ahead, which `build` then puts into
+            the bundle.
         implementation: `module:function` that makes this form of one Linear, in the runtime's own terms; None where the
             runtime has no such functions, or takes the Linear as it is stored.
     """
@@ -58,6 +60,7 @@ class Lowering:
     group_multiple: int = 1
     power_of_two_groups: bool = False
     calibrates_activations: bool = False
+    carries_kernels: bool = False
     implementation: str | None = None
 
     @property

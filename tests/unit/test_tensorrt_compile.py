@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +17,7 @@ import yaml
 from click.testing import CliRunner, Result
 from fake_tensorrt import GPU, Setup, install
 from pico import PICO_ARGS, PICO_MODEL
+from without_build import ROOT, device_environment
 
 from qvec_deploy.builder.pipeline import build
 from qvec_deploy.bundle.bundle import Bundle
@@ -24,6 +28,7 @@ from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.recipe.blocks import Target
 from qvec_deploy.runtimes.cuda_driver import Gpu
+from qvec_deploy.runtimes.kernels.ahead import TILES
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_work")]
 
@@ -86,6 +91,41 @@ def test_a_bundle_gets_its_engines(setup: Setup, bundle: Path) -> None:
     assert [path.name for path in bundle.parent.glob("*.timing")] == ["tensorrt-10.16.1.11-nvidia-test-sm89.timing"]
     changed = {"files", "parity", "engine"}
     assert before.model_dump(exclude=changed) == after.model_dump(exclude=changed)
+
+
+_ON_A_DEVICE = """
+import sys
+from pathlib import Path
+
+import pytest
+from fake_tensorrt import install
+
+from qvec_deploy.bundle.compile_bundle import compile_bundle
+
+install(pytest.MonkeyPatch())
+(compiled,) = compile_bundle(Path(sys.argv[1]))
+kernels = sys.modules["qvec_deploy.runtimes.kernels.plugins"].kernels
+print(compiled.parity.top1_agreement, len(kernels.kernels), {"torch", "triton"} & set(sys.modules))
+"""
+
+
+def test_a_device_needs_neither_triton_nor_torch(bundle: Path, tmp_path: Path) -> None:
+    environment = device_environment(tmp_path)
+    environment["PYTHONPATH"] += "".join(f"{os.pathsep}{ROOT / folder}" for folder in ("tests", "scripts"))
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_A_DEVICE, str(bundle)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["1.0", str(len(TILES)), "set()"], done.stderr
+    assert set(Bundle.open(bundle).manifest.files) > ENGINES
+
+
+def test_kernels_of_a_bundle_are_listed_and_checked(setup: Setup, bundle: Path) -> None:
+    assert {"kernels.json.gz", f"{LAMBDA0}/kernels.json.gz"} < set(Bundle.open(bundle).manifest.files)
+    file = bundle / "kernels.json.gz"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    result = CliRunner().invoke(compile_command, [str(bundle)])
+    assert isinstance(result.exception, IntegrityError) and result.exception.exit_code == 5
+    assert setup.trt.seen == [] and _engines(bundle) == set()
 
 
 def test_a_build_keeps_its_timing_cache_beside_the_bundle(

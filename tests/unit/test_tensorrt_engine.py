@@ -527,18 +527,22 @@ def test_what_is_enough(monkeypatch: pytest.MonkeyPatch, version: str, lowering:
     assert TARGET.missing(lowering) is None
 
 
-def test_building_packed_takes_triton_and_running_it_does_not(
+def test_only_a_bundle_without_kernels_takes_triton(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
+    given: Any = sys.modules["qvec_deploy.runtimes.kernels.plugins"]
+    file = folder / "kernels.json.gz"
+    brought = file.read_bytes()
+    file.unlink()
     _compile(folder, "packed", EngineOptions())
-    real = tensorrt_library.importlib.util.find_spec
-    monkeypatch.setattr(
-        tensorrt_library.importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name == "triton" else real(name, *rest),
-    )
-    assert "Triton" in str(TARGET.missing("packed"))
-    assert TARGET.missing("int4") is None
+    assert given.kernels is None
+    monkeypatch.setitem(sys.modules, "triton.backends.nvidia", None)
+    _refuses(IncompatibleError, "kernels cannot be compiled", folder, "packed")
+    _compile(folder, "int4", EngineOptions())
+    assert TARGET.missing("packed") is None
+    file.write_bytes(brought)
+    _compile(folder, "packed", EngineOptions())
+    assert given.kernels.kernels
     with _opened(folder, "packed") as session:
         assert session.run(_images(1)).shape == (1, 10)
 

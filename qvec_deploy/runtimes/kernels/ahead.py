@@ -96,7 +96,7 @@ class Compiled:
     Attributes:
         ptx: The text, without parameters other than `ARGUMENTS`.
         shared_bytes: Dynamic shared memory of a launch.
-        assembly: What ptxas says of it on the architecture it was compiled for; sm_80 code runs on every later one.
+        sm: Architecture that it was compiled for; it runs on every later one.
         tile: What a block computes; a block takes its rows of x, along the grid's first axis.
         column_blocks: Blocks along the grid's second axis.
     """
@@ -104,9 +104,14 @@ class Compiled:
     ptx: bytes
     name: str
     shared_bytes: int
-    assembly: Assembly
+    sm: int
     tile: Tile
     column_blocks: int
+
+    @property
+    def assembly(self) -> Assembly:
+        """What ptxas says of it."""
+        return assemble(self.ptx, self.sm)
 
     @property
     def threads(self) -> int:
@@ -147,15 +152,20 @@ def compile_ahead(
             f"linear in {dtype} is not compiled for sm_{sm}",
             hint=f"it is for {known}; the lowering `int4` needs no kernel of ours",
         )
-    aligned = tuple(name for name, size in (("n", rows), ("k", columns)) if size % 16 == 0)
-    ptx, name, shared = _ptx(layout.id, dtype, bits, group_size, aligned, tile, asm, sm)
-    return Compiled(ptx, name, shared, assemble(ptx, sm), tile, -(-rows // tile.columns))
+    ptx, name, shared = _ptx(layout.id, dtype, bits, group_size, aligned_sizes(rows, columns), tile, asm, sm)
+    assemble(ptx, sm)  # which raises where it does not
+    return Compiled(ptx, name, shared, sm, tile, -(-rows // tile.columns))
+
+
+def aligned_sizes(rows: int, columns: int) -> tuple[str, ...]:
+    """Which sizes of a weight are multiples of 16: `n`, `k`; such weights share a compilation."""
+    return tuple(name for name, size in (("n", rows), ("k", columns)) if size % 16 == 0)
 
 
 @functools.cache
 def assemble(ptx: bytes, sm: int) -> Assembly:
     """Assemble PTX with the ptxas that Triton brings."""
-    _require_triton()
+    require_triton()
     exact = re.search(rb"^\.target sm_(\d+a?)", ptx, re.MULTILINE)
     arch = exact[1].decode() if exact and exact[1].endswith(b"a") else str(sm)
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +197,7 @@ def _ptx(
     sm: int,
 ) -> tuple[bytes, str, int]:
     """PTX, the kernel's name, and bytes of shared memory; pointers and the sizes `aligned` are multiples of 16."""
-    _require_triton()
+    require_triton()
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -264,7 +274,12 @@ def _ptxas(sm: int) -> str:
     return str(tool.path)
 
 
-def _require_triton() -> None:
+def require_triton() -> None:
+    """Refuse to compile where that is not possible.
+
+    Raises:
+        IncompatibleError: Triton is not installed, or interprets.
+    """
     try:
         import triton.backends.nvidia  # noqa: F401
     except ImportError as error:

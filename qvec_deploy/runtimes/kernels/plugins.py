@@ -9,27 +9,34 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.runtimes.kernels.ahead import TILES, Tile, compile_ahead
+from qvec_deploy.runtimes.kernels.ahead import TILES, Compiled, Float, Tile, compile_ahead
+from qvec_deploy.runtimes.kernels.kernel_file import CompiledKernels
 from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
 from qvec_deploy.runtimes.kernels.plugin_config import LINEAR, NAMESPACE, VERSION, PluginConfig
 
 _raised: list[Exception] = []
 _registered: list[str] = []
+_compiled: list[CompiledKernels] = []
 
 
 @contextlib.contextmanager
-def plugin_errors() -> Iterator[None]:
+def plugin_errors(kernels: CompiledKernels | None = None) -> Iterator[None]:
     """Raise what a plugin raised while TensorRT ran within the `with`: TensorRT only prints it.
+
+    Args:
+        kernels: What plugins find their kernels in; None has Triton compile them.
 
     Raises:
         Exception: The first error of a plugin; it takes precedence over whatever TensorRT made of it.
     """
     _raised.clear()
+    _compiled[:] = [] if kernels is None else [kernels]
     try:
         yield
     finally:
         errors = list(_raised)
         _raised.clear()
+        _compiled.clear()
         if errors:
             raise errors[0]
 
@@ -140,16 +147,7 @@ def _kernel(trt: Any, trtp: Any, x: Any, cfg: str, tactic: int) -> tuple[str, by
             f"TensorRT asks for tactic {tactic} of `{config}`, which has {list(known)}",
             hint="delete the timing cache: another version wrote it",
         )
-    kernel = compile_ahead(
-        layout=config.device_layout,
-        bits=config.bits,
-        rows=config.rows,
-        columns=config.columns,
-        group_size=config.group_size,
-        dtype="float16" if _half(trt, x) == "FP16" else "bfloat16",
-        tile=known[tactic],
-        sm=config.sm,
-    )
+    kernel = _compile(config, known[tactic], "float16" if _half(trt, x) == "FP16" else "bfloat16")
     m = x.shape_expr[0]
     for axis in range(1, x.ndim - 1):
         m *= x.shape_expr[axis]
@@ -160,6 +158,22 @@ def _kernel(trt: Any, trtp: Any, x: Any, cfg: str, tactic: int) -> tuple[str, by
     for position, size in enumerate((m, config.rows, config.columns)):
         sizes[position] = trtp.SymInt32(size)  # plain integers are refused
     return kernel.name, kernel.ptx, params, sizes
+
+
+def _compile(config: PluginConfig, tile: Tile, dtype: Float) -> Compiled:
+    """A kernel out of the bundle, or compiled now where it brings none."""
+    for kernels in _compiled:
+        return kernels.find(config, tile, dtype)
+    return compile_ahead(
+        layout=config.device_layout,
+        bits=config.bits,
+        rows=config.rows,
+        columns=config.columns,
+        group_size=config.group_size,
+        dtype=dtype,
+        tile=tile,
+        sm=config.sm,
+    )
 
 
 def _half(trt: Any, x: Any) -> str:

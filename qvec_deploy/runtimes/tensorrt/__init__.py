@@ -71,6 +71,7 @@ TENSORRT = Runtime(
             "fp16",
             _packed,
             group_multiple=16,
+            carries_kernels=True,
             implementation=f"{_LINEAR}:to_packed",
         ),
         Lowering(

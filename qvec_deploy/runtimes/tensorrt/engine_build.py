@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
     from qvec_deploy.packed import PackedFile
+    from qvec_deploy.runtimes.kernels.kernel_file import CompiledKernels
     from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
 
 JOB = f"{__name__}:build_job"
@@ -54,7 +55,8 @@ def build_files(
     _, *sizes = (length.dim_value for length in stored.graph.input[0].type.tensor_type.shape.dim)
     shape = sizes[0], sizes[1], sizes[2]
     graph = _lower(directory, stored, weights, library.runtime, lowering, batches)
-    built = build_engine(trt, graph, batches, shape, options, timing_cache=cache, advance=advance)
+    kernels = _kernels(directory) if graph.plugin_layers else None
+    built = build_engine(trt, graph, batches, shape, options, timing_cache=cache, advance=advance, kernels=kernels)
     check_stored_bytes(built, graph, lowering)
     path = engine_path(directory, lowering, batches)
     sidecar = sidecar_of(built, graph, here, lowering, batches, shape, options, hashes=hashes)
@@ -138,6 +140,17 @@ def _sources(directory: Path) -> tuple[onnx.ModelProto, PackedFile, dict[str, st
     except DecodeError as error:
         raise IntegrityError(f"{paths['model']} is not an ONNX model", hint="build the bundle again") from error
     return stored, PackedFile.open(paths["weights"]), {what: sha256_file(path) for what, path in paths.items()}
+
+
+def _kernels(directory: Path) -> CompiledKernels | None:
+    """Those of the bundle; one of before has none, and Triton has to compile them."""
+    from qvec_deploy.runtimes.kernels.ahead import require_triton
+    from qvec_deploy.runtimes.kernels.kernel_file import read_kernels
+
+    kernels = read_kernels(directory)
+    if kernels is None:
+        require_triton()
+    return kernels
 
 
 def _lower(

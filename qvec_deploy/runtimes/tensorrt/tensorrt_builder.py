@@ -28,6 +28,7 @@ from qvec_deploy.runtimes.tensorrt.sidecar import Sidecar
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, make_logger, starting
 
 if TYPE_CHECKING:
+    from qvec_deploy.runtimes.kernels.kernel_file import CompiledKernels
     from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
 
 _INLINE_BYTES = 1 << 30  # larger graphs keep their constants outside: protobuf ends at 2 GB
@@ -62,10 +63,12 @@ def build_engine(
     timing_cache: Path | None = None,
     advance: Advance | None = None,
     flags: Sequence[str] = (),
+    kernels: CompiledKernels | None = None,
 ) -> Built:
     """Build one engine.
 
     Args:
+        kernels: Those of our plugin; None has Triton compile them.
         timing_cache: Measured tactics of earlier builds; read if it is there, and not written here.
         flags: Names of builder flags to set beyond what `options` says, for experiments.
 
@@ -73,7 +76,7 @@ def build_engine(
         IncompatibleError: TensorRT refuses, takes other layers than it should, or stores more than it was given.
     """
     start, logger = time.monotonic(), make_logger(trt, verbose=bool(options.compute_capabilities))
-    with _plugins(graph.plugin_layers):
+    with _plugins(graph.plugin_layers, kernels):
         with starting(logger):
             builder = trt.Builder(logger)
         kinds = trt.NetworkDefinitionCreationFlag
@@ -135,7 +138,7 @@ _REPORT = "if the model is a plain ViT, report it with your TensorRT version"
 
 
 @contextlib.contextmanager
-def _plugins(layers: int) -> Iterator[None]:
+def _plugins(layers: int, kernels: CompiledKernels | None) -> Iterator[None]:
     """Our plugins registered, and their errors raised, where the graph has nodes for them."""
     if not layers:
         yield
@@ -143,7 +146,7 @@ def _plugins(layers: int) -> Iterator[None]:
     from qvec_deploy.runtimes.kernels.plugins import plugin_errors, register_plugins
 
     register_plugins()
-    with plugin_errors():
+    with plugin_errors(kernels):
         yield
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import re
 import sys
 from collections.abc import Iterator
@@ -104,10 +103,6 @@ def require(lowering: str | None, *, building: bool, library: Library = FULL) ->
         raise IncompatibleError(
             f"lowering `packed` needs TensorRT {_dotted(PLUGIN_SINCE)} or later; {trt.__version__} is installed",
             hint="use the lowering `int4`, which keeps the same codes in 4 bits",
-        )
-    if lowering == "packed" and building and importlib.util.find_spec("triton") is None:
-        raise IncompatibleError(
-            "lowering `packed` compiles its kernel with Triton, which is not installed", hint="pip install triton"
         )
     cuda = Cuda()
     if lowering == "packed" and cuda.gpu.sm < BASELINE_SM:

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.graph import DOMAIN, OPSET
 from qvec_deploy.runtimes.graph.float16 import half
-from qvec_deploy.runtimes.kernels.layouts import choose_layout
-from qvec_deploy.runtimes.kernels.plugin_config import CONFIG, LINEAR, NAMESPACE, VERSION, PluginConfig
+from qvec_deploy.runtimes.kernels.kernel_file import plugin_config
+from qvec_deploy.runtimes.kernels.plugin_config import CONFIG, LINEAR, NAMESPACE, VERSION
 from qvec_deploy.runtimes.tensorrt import INT4_BLOCKS, RTX_INT4_BLOCKS, int4_block
 from qvec_deploy.tensors import QuantizedTensor
 
@@ -44,9 +44,8 @@ Convert = Callable[[onnx.NodeProto, QuantizedTensor, float | None], Lowered]
 def to_packed(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
     """Our plugin, on words in the layout that its kernel reads."""
     (rows, columns), scheme = tensor.codes.shape, tensor.scheme
-    layout = choose_layout(rows, columns, scheme.bits, scheme.group_size)
+    config = plugin_config(rows, columns, scheme.bits, scheme.group_size)
     weight, scale = _names(node)
-    config = PluginConfig(layout.id, layout.version, scheme.bits, rows, columns, scheme.group_size)
     new = helper.make_node(
         LINEAR,
         [node.input[0], weight, scale, node.input[3]],
@@ -58,7 +57,7 @@ def to_packed(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None)
         aot=1,
         **{CONFIG: str(config), "K": columns, "N": rows},
     )
-    words = layout.pack(tensor.codes, scheme.bits)
+    words = config.device_layout.pack(tensor.codes, scheme.bits)
     tensors = [numpy_helper.from_array(words, weight), numpy_helper.from_array(tensor.scale, scale)]
     return Lowered([new], tensors)
 

@@ -1,0 +1,152 @@
+"""Kernels that travel in a bundle: compiled where it is built, so that the device needs no compiler of ours."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from qvec_deploy.errors import IncompatibleError, IntegrityError, first_line
+from qvec_deploy.io.files import canonical_json, storage_errors, write_bytes
+from qvec_deploy.packed import PackedFile
+from qvec_deploy.runtimes.engine_files import KERNELS_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.kernels.ahead import TILES, Compiled, Float, Tile, aligned_sizes, compile_ahead
+from qvec_deploy.runtimes.kernels.layouts import choose_layout
+from qvec_deploy.runtimes.kernels.plugin_config import PluginConfig
+
+FORMAT, FORMAT_VERSION = "qvec-kernels", 1
+
+
+@dataclass(frozen=True)
+class StoredKernel:
+    """A compiled kernel, and the weights that it is for.
+
+    Attributes:
+        aligned: Sizes that are multiples of 16: `n`, `k` or both.
+        tile: As `str` of a tile says it.
+        name: Of the kernel in the PTX.
+        shared_bytes: Dynamic shared memory of a launch.
+    """
+
+    layout: str
+    layout_version: int
+    bits: int
+    group_size: int
+    sm: int
+    aligned: tuple[str, ...]
+    tile: str
+    name: str
+    shared_bytes: int
+    ptx: str
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What it is found by."""
+        return tuple(value for name, value in asdict(self).items() if name not in ("name", "shared_bytes", "ptx"))
+
+
+class CompiledKernels:
+    """Kernels for float16 activations, found by what they are for."""
+
+    def __init__(self, kernels: Iterable[StoredKernel]) -> None:
+        self.kernels: Mapping[tuple[object, ...], StoredKernel] = {kernel.key: kernel for kernel in kernels}
+
+    def find(self, config: PluginConfig, tile: Tile, dtype: Float = "float16") -> Compiled:
+        """The kernel for a weight.
+
+        Raises:
+            IncompatibleError: There is none.
+        """
+        kernel = self.kernels.get((*_weight(config), str(tile)))
+        if kernel is None or dtype != "float16":
+            raise IncompatibleError(
+                f"the bundle has no compiled kernel of tile {tile} in {dtype} for `{config}`",
+                hint="build the bundle again with this version",
+            )
+        ptx = kernel.ptx.encode("ascii")
+        return Compiled(ptx, kernel.name, kernel.shared_bytes, kernel.sm, tile, -(-config.rows // tile.columns))
+
+
+def compile_kernels(configs: Iterable[PluginConfig]) -> CompiledKernels:
+    """Compile every tile for every kind of weight.
+
+    Raises:
+        IncompatibleError: Triton is missing or refuses.
+    """
+    kinds = {_weight(config): config for config in configs}
+    made = []
+    for kind, config in sorted(kinds.items(), key=repr):
+        for tile in TILES:
+            built = compile_ahead(
+                layout=config.device_layout,
+                bits=config.bits,
+                rows=config.rows,
+                columns=config.columns,
+                group_size=config.group_size,
+                tile=tile,
+                sm=config.sm,
+            )
+            made.append(StoredKernel(*kind, str(tile), built.name, built.shared_bytes, built.ptx.decode("ascii")))
+    return CompiledKernels(made)
+
+
+def write_kernels(directory: Path) -> None:
+    """Compile what a bundle's quantized Linears need, and keep it beside its weights.
+
+    Raises:
+        IncompatibleError: Triton is missing or refuses.
+    """
+    configs = []
+    for info in PackedFile.open(directory / WEIGHTS_FILE).tensors.values():
+        if info.scheme is not None and len(info.shape) == 2:
+            rows, columns = info.matrix
+            configs.append(plugin_config(rows, columns, info.scheme.bits, info.scheme.group_size))
+    kernels = [asdict(kernel) for kernel in compile_kernels(configs).kernels.values()]
+    document = {"format": FORMAT, "version": FORMAT_VERSION, "kernels": kernels}
+    write_bytes(directory / KERNELS_FILE, gzip.compress(canonical_json(document), mtime=0))
+
+
+def read_kernels(directory: Path) -> CompiledKernels | None:
+    """What `write_kernels` kept; None where there is no such file, as in bundles of before.
+
+    Raises:
+        IntegrityError: The file is damaged.
+        IncompatibleError: A later version wrote it.
+    """
+    path = directory / KERNELS_FILE
+    if not path.is_file():
+        return None
+    with storage_errors(path):
+        data = path.read_bytes()
+    try:
+        document = json.loads(gzip.decompress(data))
+        kind, version, kernels = (document[name] for name in ("format", "version", "kernels"))
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
+        raise IntegrityError(f"{path} is damaged: {error}", hint="build or copy the bundle again") from error
+    if (kind, version) != (FORMAT, FORMAT_VERSION):
+        raise IncompatibleError(
+            f"{path} has format {kind} {version}, not {FORMAT} {FORMAT_VERSION}", hint="use the version that wrote it"
+        )
+    try:
+        found = TypeAdapter(list[StoredKernel]).validate_json(json.dumps(kernels), strict=True)
+    except ValueError as error:
+        raise IntegrityError(
+            f"{path} is damaged: {first_line(error)}", hint="build or copy the bundle again"
+        ) from error
+    return CompiledKernels(found)
+
+
+def plugin_config(rows: int, columns: int, bits: int, group_size: int) -> PluginConfig:
+    """How a weight is stored for the plugin."""
+    layout = choose_layout(rows, columns, bits, group_size)
+    return PluginConfig(layout.id, layout.version, bits, rows, columns, group_size)
+
+
+def _weight(config: PluginConfig) -> tuple[str, int, int, int, int, tuple[str, ...]]:
+    aligned = aligned_sizes(config.rows, config.columns)
+    return config.layout, config.layout_version, config.bits, config.group_size, config.sm, aligned
