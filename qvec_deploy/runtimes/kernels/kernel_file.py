@@ -28,8 +28,8 @@ class StoredKernel:
 
     Attributes:
         aligned: Sizes that are multiples of 16: `n`, `k` or both.
-        tile: As `str` of a tile says it.
-        name: Of the kernel in the PTX.
+        tile: The tile, as its `str`.
+        name: The kernel's name in the PTX.
         shared_bytes: Dynamic shared memory of a launch.
     """
 
