@@ -9,21 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_tensorrt import write_sources
-from onnx import TensorProto, helper, numpy_helper
+from linear_graphs import image_shape, linear_graph
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import sha256_file
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
-from qvec_deploy.runtimes.registry import check_engine
-from qvec_deploy.runtimes.tensorrt import TENSORRT_RTX, engine_build, tensorrt_library
-from qvec_deploy.runtimes.tensorrt.builder_log import LinearProduct, WantedProduct
+from qvec_deploy.runtimes.registry import check_engine, find_lowering
+from qvec_deploy.runtimes.runtime import Lowering
+from qvec_deploy.runtimes.tensorrt import TENSORRT, TENSORRT_RTX, engine_build, tensorrt_library
+from qvec_deploy.runtimes.tensorrt.builder_log import LinearProduct
 from qvec_deploy.runtimes.tensorrt.sidecar import Sidecar, engine_path, find_engines, mismatch, read_sidecar
 from qvec_deploy.runtimes.tensorrt.tensorrt_builder import Built, build_engine
-from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, load_tensorrt
-from qvec_deploy.runtimes.tensorrt.tensorrt_linear import product_name
 from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TensorRTForRTX
-from qvec_deploy.tensors import QuantizedTensor, Scheme
+from qvec_deploy.tensors import Scheme
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="the extra `rtx` is not installed")
 BACKEND = TensorRTForRTX()
@@ -31,68 +30,46 @@ OPTIONS = EngineOptions(compute_capabilities=(8.6, 8.9))
 SHAPE = (3, 4, 8)  # as an image: 3 x 4 rows of 8 columns, which the graph reshapes
 
 
-def _graph(lowering: str, columns: int = 96, rows: int = 64) -> TensorrtGraph:
-    """One Linear on images, and a sum over its positions."""
-    convert = next(row for row in TENSORRT_RTX.lowerings if row.name == lowering).load()
-    generator = np.random.default_rng(0)
-    codes = generator.integers(-4, 4, (rows, columns)).astype(np.int8)
-    scale = generator.uniform(0.01, 0.1, (rows, 1)).astype(np.float32)
-    node = helper.make_node("QvecLinear", ["x", "fc.weight", "s", "bias"], ["y"], name="fc")
-    made = convert(node, QuantizedTensor(codes, scale, Scheme(3, "channel")), 2.0)
-    given = [*made.tensors, numpy_helper.from_array(np.zeros(rows, np.float16), "bias")]
-    given.append(numpy_helper.from_array(np.array([0, 1, columns]), "shape"))
-    nodes = [
-        helper.make_node("Cast", ["images"], ["half"], to=TensorProto.FLOAT16),
-        helper.make_node("Reshape", ["half", "shape"], ["x"]),
-        *made.nodes,
-        helper.make_node("Cast", ["y"], ["logits"], to=TensorProto.FLOAT),
-    ]
-    side = columns // 12
-    graph = helper.make_graph(
-        nodes,
-        "linear",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 4, side])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1, rows])],
-        given,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", made.opset)], ir_version=10)
-    products = () if made.product is None else (WantedProduct("fc", product_name(node), *made.product),)
-    return TensorrtGraph(model, 0, 0, sum(len(tensor.raw_data) for tensor in given), None, products)
+def _row(lowering: str) -> Lowering:
+    return find_lowering(TENSORRT_RTX.name, lowering)
 
 
-def _build(lowering: str, columns: int = 96, options: EngineOptions = OPTIONS) -> Built:
-    shape = (3, 4, columns // 12)
-    return build_engine(
-        load_tensorrt(tensorrt_library.RTX), _graph(lowering, columns), Batches(1, 8, 8), shape, options
-    )
+def _build(lowering: Lowering, columns: int = 96, options: EngineOptions = OPTIONS) -> Built:
+    graph = linear_graph(lowering, columns)
+    return build_engine(load_tensorrt(tensorrt_library.RTX), graph, Batches(1, 8, 8), image_shape(columns), options)
 
 
 @pytest.mark.parametrize(
-    ("lowering", "inputs", "constants", "most"),
-    [("float", None, None, 13_500), ("int4", "Half", "Int4", 6_144), ("w8a8", "Int8", "Int8", 12_288)],
+    "lowering",
+    [
+        pytest.param(lowering, id=f"{row.name}-{lowering.name}")
+        for row in (TENSORRT, TENSORRT_RTX)
+        for lowering in row.lowerings
+        if not linear_graph(lowering, 768).plugin_layers
+    ],
 )
-def test_a_linear_is_multiplied_as_it_is_stored(
-    lowering: str, inputs: str | None, constants: str | None, most: int
-) -> None:
-    built = _build(lowering)
+def test_a_linear_is_multiplied_as_it_is_stored(lowering: Lowering) -> None:
+    """The builder takes the graphs of full TensorRT's lowerings too, but for those that need a plugin."""
+    able = tuple(each for each in TENSORRT_RTX.usual_capabilities if each >= getattr(lowering, "least_capability", 0))
+    columns, rows = 768, 64
+    built, graph = _build(lowering, columns, EngineOptions(compute_capabilities=able)), linear_graph(lowering, columns)
     assert len(built.plan) > 100_000
-    assert built.weights_bytes is not None and 0 < built.weights_bytes < most
-    if inputs is None:
-        assert built.products == ()
-    else:
-        (product,) = built.products
-        assert product.fused and inputs in product.inputs and constants in product.constants
+    bits = lowering.weight_bits(rows, columns, Scheme(3, "channel"))
+    assert built.weights_bytes is not None and bits / 8 <= built.weights_bytes < bits / 8 + 4096
+    assert len(built.products) == len(graph.products)
+    for product, wanted in zip(built.products, graph.products, strict=True):
+        assert product.fused and wanted.inputs in product.inputs and wanted.weights in product.constants
 
 
 def test_a_padded_block_is_expanded_and_refused() -> None:
     """Rows of 12 weights make no two blocks of any size."""
     with pytest.raises(IncompatibleError, match="1 of 1 Linears are not multiplied as they are stored: `fc`"):
-        _build("int4", 12)
+        _build(_row("int4"), 12)
 
 
 def test_a_capability_that_the_library_lacks() -> None:
     with pytest.raises(IncompatibleError, match=r"does not build for compute capability 9\.0"):
-        _build("float", options=EngineOptions(compute_capabilities=(8.6, 9.0)))
+        _build(_row("float"), options=EngineOptions(compute_capabilities=(8.6, 9.0)))
 
 
 @pytest.mark.parametrize(

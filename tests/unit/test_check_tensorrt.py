@@ -18,8 +18,6 @@ import tensorrt_machine as machine
 from checked_items import STATES, NotRun, judge, verdict
 from fake_tensorrt import Setup, install, run_on_cpu
 
-from qvec_deploy.errors import IncompatibleError
-
 pytestmark = pytest.mark.slow
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -258,21 +256,6 @@ def test_one_layer(setup: Setup, here: Any) -> None:
     assert found["given_bytes"] < found["allowed_bytes"] < found["given_bytes"] - found["packed_bytes"] + 2 * 768 * 768
 
 
-def test_a_graph_that_tensorrt_cannot_read(setup: Setup, here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnx import helper
-
-    real = machine.layer_graph
-
-    def odd(**options: Any) -> Any:
-        graph = real(**options)
-        graph.model.graph.node.append(helper.make_node("Unsupported", ["logits"], ["odd"]))
-        return graph
-
-    monkeypatch.setattr(machine, "layer_graph", odd)
-    found = here.precedence(True)
-    assert not found["parsed"] and "no importer" in found["errors"][0]
-
-
 def test_the_layer_is_what_numpy_says() -> None:
     graph = graphs.layer_graph(batch=5, portable=True)
     onnx.checker.check_model(graph.model, full_check=True)
@@ -288,7 +271,7 @@ def test_flags_reach_the_builder(setup: Setup, here: Any, flag: str) -> None:
     if flag == "AMPERE_PLUS":
         assert config.hardware_compatibility_level.name == flag
     else:
-        assert config.flags == {flags[flag]}
+        config.set_flag.assert_called_once_with(flags[flag])
 
 
 def test_a_flag_whose_engine_does_not_run(setup: Setup, here: Any) -> None:
@@ -296,14 +279,10 @@ def test_a_flag_whose_engine_does_not_run(setup: Setup, here: Any) -> None:
     found = here.flag("STRIP_PLAN")
     assert found["plan_bytes"] > 0
     assert "could not run the engine" in found["does_not_run"]
-    setup.faults.refuses_build = "no implementation"
-    with pytest.raises(IncompatibleError, match="cannot build"):
-        here.flag("STRIP_PLAN")
 
 
 def test_the_other_builds(setup: Setup, here: Any) -> None:
     assert here.precedence(True)["plugin_layers"] == 1
-    assert here.precedence(False)["plugin_layers"] == 0
     assert here.switches(20) == {"lost_bytes": 0, "count": 20}
 
 

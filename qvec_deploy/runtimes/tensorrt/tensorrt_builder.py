@@ -157,8 +157,7 @@ def _parse(trt: Any, network: Any, logger: Any, graph: TensorrtGraph) -> None:
         save_graph(graph, path)
         parsed = parser.parse_from_file(str(path))
     if not parsed:
-        errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        reason = errors[0].strip().splitlines()[0] if errors and errors[0].strip() else logger.last_error()
+        reason = _first_error(parser) or logger.last_error()
         raise IncompatibleError(f"TensorRT {trt.__version__} cannot read the graph: {reason}", hint=_REPORT)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     plugins = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
@@ -167,6 +166,15 @@ def _parse(trt: Any, network: Any, logger: Any, graph: TensorrtGraph) -> None:
             f"TensorRT took {plugins} of {graph.plugin_layers} Linears for our plugin",
             hint="the engine would not keep its weights packed; report it with your TensorRT version",
         )
+
+
+def _first_error(parser: Any) -> str | None:
+    """What a parser says first, and of which node."""
+    if not parser.num_errors or not (said := parser.get_error(0).desc().strip()):
+        return None
+    error = parser.get_error(0)
+    where = f"{error.node_operator()} `{error.node_name()}`: " if error.node_operator() else ""
+    return f"{where}{said.splitlines()[0]}"
 
 
 def save_graph(graph: TensorrtGraph, path: Path) -> None:
