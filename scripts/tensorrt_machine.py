@@ -223,6 +223,8 @@ class Machine:
     def opening(self, name: str, lowering: str) -> dict[str, Any]:
         """See `tensorrt_items.Backend.opening`."""
         seconds = []
+        for kept in self._work.glob("*.runtime"):
+            kept.unlink()
         for _ in range(2):
             start = time.monotonic()
             with self._opened(name, lowering) as session:

@@ -48,6 +48,7 @@ class Faults:
     refuses_plan: bool = False
     refuses_capture: bool = False
     refuses_run: bool = False
+    refuses_cache: bool = False
 
 
 @dataclass
@@ -174,6 +175,7 @@ def fake_tensorrt(cuda: FakeCuda, faults: Faults, version: str = "10.16.1.11") -
         "ProfilingVerbosity": ["LAYER_NAMES_ONLY", "DETAILED"],
         "EngineStat": ["TOTAL_WEIGHTS_SIZE", "STRIPPED_WEIGHTS_SIZE"],
         "LayerInformationFormat": ["JSON"],
+        "CudaGraphStrategy": ["DISABLED", "WHOLE_GRAPH_CAPTURE"],
     }
     for name, members in names.items():
         setattr(trt, name, enum.IntEnum(name, {member: index for index, member in enumerate(members)}))
@@ -258,19 +260,49 @@ class _Engine:
         stored = sum(len(tensor.raw_data) for tensor in self.model.graph.initializer)
         return int(stored * faults.unpacks) if faults.stores is None else faults.stores
 
-    def create_execution_context(self) -> _Context | None:
+    def create_runtime_config(self) -> _RuntimeConfig:
+        return _RuntimeConfig(self.runtime)
+
+    def create_execution_context(self, *, runtime_config: _RuntimeConfig | None = None) -> _Context | None:
+        if runtime_config is not None:
+            self.runtime.trt.seen.append(runtime_config)
         faults = self.runtime.faults
         if faults.out_of_memory_at is not None and _batch(self.model) >= faults.out_of_memory_at:
             if len(self.runtime.cuda.memory) % 4:  # once by a log line, once by an exception of the driver
                 raise OutOfDeviceMemory("the GPU is out of memory", hint="none")
             self.runtime.logger.log(_Severity.ERROR, "CUDA error: out of memory")
             return None
-        return _Context(self)
+        return _Context(self, runtime_config)
+
+
+class _RuntimeConfig:
+    """TensorRT for RTX alone has it: kernels that were compiled for an engine, as `kernels of SHAPE`."""
+
+    def __init__(self, runtime: _Runtime) -> None:
+        self.runtime, self.kernels, self.used = runtime, b"", False
+        self.cuda_graph_strategy = runtime.trt.CudaGraphStrategy.DISABLED
+
+    def create_runtime_cache(self) -> _RuntimeConfig:
+        if self.runtime.faults.refuses_cache:
+            raise RuntimeError("no cache here\nmore")
+        return self
+
+    def set_runtime_cache(self, cache: _RuntimeConfig) -> bool:
+        self.used = True
+        return True
+
+    def deserialize(self, data: bytes) -> bool:
+        good = data.startswith(b"kernels")
+        self.kernels = data if good else b""
+        return good
+
+    def serialize(self) -> _Buffer:
+        return _Buffer(self.kernels)
 
 
 class _Context:
-    def __init__(self, engine: _Engine) -> None:
-        self.engine, self.addresses, self.shape = engine, {}, None
+    def __init__(self, engine: _Engine, config: _RuntimeConfig | None) -> None:
+        self.engine, self.addresses, self.shape, self.config = engine, {}, None, config
         self.session = onnxruntime.InferenceSession(
             runnable(engine.model).SerializeToString(), _plain_options(), providers=["CPUExecutionProvider"]
         )
@@ -288,6 +320,8 @@ class _Context:
         cuda = self.engine.runtime.cuda
         if self.engine.runtime.faults.refuses_run:
             return False
+        if self.config is not None and self.config.used:
+            self.config.kernels = b"kernels of %d" % self.shape[0]
         if cuda.captured is not None:
             cuda.captured.append(self._compute)
             return not self.engine.runtime.faults.refuses_capture

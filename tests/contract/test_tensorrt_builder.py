@@ -274,3 +274,17 @@ def test_a_refusal_without_a_reason() -> None:
         "cannot build the engine: TensorRT does not say why$",
         module=Watched(build=lambda logger: None),
     )
+
+
+# What only an engine that is open could show; that the names are there can be seen.
+
+
+def test_names_of_the_runtime_cache() -> None:
+    assert callable(trt.ICudaEngine.create_runtime_config)
+    assert "runtime_config: " in trt.ICudaEngine.create_execution_context.__doc__
+    for name in ("create_runtime_cache", "set_runtime_cache"):
+        assert callable(getattr(trt.IRuntimeConfig, name))
+    assert isinstance(trt.IRuntimeConfig.cuda_graph_strategy, property)
+    for name in ("serialize", "deserialize"):
+        assert callable(getattr(trt.IRuntimeCache, name))
+    assert {"DISABLED", "WHOLE_GRAPH_CAPTURE"} <= trt.CudaGraphStrategy.__members__.keys()

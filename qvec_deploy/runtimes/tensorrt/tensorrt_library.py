@@ -28,6 +28,7 @@ class Library:
         runtime: Name of its row.
         since: The first release that can be used.
         before: The first that nobody has looked at.
+        compiles_at_start: Whether it compiles kernels when an engine first runs, and can keep them.
     """
 
     runtime: str
@@ -35,10 +36,11 @@ class Library:
     module: str
     since: tuple[int, int]
     before: tuple[int, int]
+    compiles_at_start: bool = False
 
 
 FULL = Library("tensorrt", "TensorRT", "tensorrt", (10, 3), (12, 0))
-RTX = Library("tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx_bindings", (1, 7), (1, 8))
+RTX = Library("tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx_bindings", (1, 7), (1, 8), compiles_at_start=True)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from qvec_deploy.runtimes.tensorrt.engine_build import (
     remove_engines,
     source_paths,
 )
+from qvec_deploy.runtimes.tensorrt.runtime_cache import RuntimeCache, runtime_cache_path
 from qvec_deploy.runtimes.tensorrt.sidecar import REBUILD, check_sidecar, engine_path, find_engines, read_sidecar
 from qvec_deploy.runtimes.tensorrt.tensorrt_builder import timing_cache_path
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import FULL, RTX, Library, Machine, load_tensorrt, machine, require
@@ -92,7 +93,12 @@ class TensorRT:
             if engine != engine_path(directory, sidecar.lowering, sidecar.batches):
                 raise IntegrityError(f"{engine} is not what its sidecar says", hint=REBUILD)
             plans.append((sidecar, check_sidecar(engine, sidecar, here, sources)))
-        with load_engines(trt, cuda, plans) as session:
+        caches = {
+            sidecar.sha256: RuntimeCache(runtime_cache_path(directory, self.library.runtime, here, sidecar))
+            for sidecar, _ in plans
+            if self.library.compiles_at_start
+        }
+        with load_engines(trt, cuda, plans, caches) as session:
             yield session
 
     def describe(self, directory: Path, lowering: str) -> list[dict[str, Any]]:

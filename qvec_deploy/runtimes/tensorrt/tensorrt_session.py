@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import Cuda, Graph, OutOfDeviceMemory
 from qvec_deploy.runtimes.graph import INPUT, OUTPUT
 from qvec_deploy.runtimes.session import require_images
+from qvec_deploy.runtimes.tensorrt.runtime_cache import RuntimeCache
 from qvec_deploy.runtimes.tensorrt.sidecar import REBUILD, Sidecar
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import make_logger, starting
 from qvec_deploy.tensors import Float32
@@ -193,8 +194,13 @@ class LoadedEngine:
 
 
 @contextlib.contextmanager
-def load_engines(trt: Any, cuda: Cuda, plans: Sequence[tuple[Sidecar, bytes]]) -> Iterator[TensorrtSession]:
+def load_engines(
+    trt: Any, cuda: Cuda, plans: Sequence[tuple[Sidecar, bytes]], caches: Mapping[str, RuntimeCache] | None = None
+) -> Iterator[TensorrtSession]:
     """Load engines that have been checked.
+
+    Args:
+        caches: Kernels that the library has compiled for them, by the engine's SHA-256; none where it compiles none.
 
     Raises:
         OutOfDeviceMemory: They do not fit; the message says which ones did.
@@ -209,7 +215,8 @@ def load_engines(trt: Any, cuda: Cuda, plans: Sequence[tuple[Sidecar, bytes]]) -
         loaded: list[LoadedEngine] = []
         for sidecar, plan in sorted(plans, key=lambda each: each[0].batches.largest):
             try:
-                loaded.append(_load(runtime, cuda, logger, sidecar, plan, stack))
+                cache = caches.get(sidecar.sha256) if caches else None
+                loaded.append(_load(trt, runtime, cuda, logger, sidecar, plan, cache, stack))
             except OutOfDeviceMemory as error:
                 raise out_of_memory(sidecar, loaded) from error
         yield TensorrtSession(loaded)
@@ -227,10 +234,18 @@ def out_of_memory(sidecar: Sidecar, loaded: Sequence[LoadedEngine]) -> OutOfDevi
 
 
 def _load(
-    runtime: Any, cuda: Cuda, logger: Any, sidecar: Sidecar, plan: bytes, stack: contextlib.ExitStack
+    trt: Any,
+    runtime: Any,
+    cuda: Cuda,
+    logger: Any,
+    sidecar: Sidecar,
+    plan: bytes,
+    cache: RuntimeCache | None,
+    stack: contextlib.ExitStack,
 ) -> LoadedEngine:
-    engine = runtime.deserialize_cuda_engine(plan)
-    context = engine.create_execution_context() if engine is not None else None
+    engine, context = runtime.deserialize_cuda_engine(plan), None
+    if engine is not None:
+        context = cache.create_context(trt, engine, sidecar) if cache else engine.create_execution_context()
     if engine is None or context is None:
         if logger.out_of_memory():
             raise OutOfDeviceMemory("TensorRT ran out of GPU memory", hint="free some")
@@ -242,4 +257,6 @@ def _load(
     loaded = LoadedEngine(sidecar, cuda, context, shapes[OUTPUT][1])
     stack.callback(loaded.close)
     loaded.prepare()
+    if cache is not None:
+        cache.keep()
     return loaded
