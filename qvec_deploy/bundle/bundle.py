@@ -136,7 +136,7 @@ class Bundle:
         return threads or self.manifest.engine.threads or available_threads()
 
     def verify(self) -> dict[str, str]:
-        """Check the bundle beyond its hashes: weight file, graph, and parity of its engine with PyTorch's logits.
+        """Check the bundle beyond its hashes: weight file, graph, bytes of engines, and parity with PyTorch's logits.
 
         Returns:
             Check to result, in words.
@@ -145,11 +145,15 @@ class Bundle:
             IntegrityError: A value or the graph is not as the formats say.
             IncompatibleError: The engine cannot be opened here, or computes something else.
         """
-        from qvec_deploy.bundle.verify import check_graph, check_weights
+        from qvec_deploy.bundle.verify import check_engines, check_graph, check_weights
 
         results = {"files": f"{len(self.manifest.files)} as built", "weights": check_weights(self.directory)}
         results["graph"] = check_graph(self.directory)
         engine, missing = self.manifest.engine, self.engine_missing()
+        row = find_runtime(engine.runtime)
+        engines = check_engines(self.directory, row) if row.compiles else None
+        if engines is not None:
+            results["engines"] = engines
         if missing is not None:
             results["engine"] = f"{self._not_opened()}: {missing}"
             return results

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.export_bundle import RUNTIME, lowered_bundle
+from qvec_deploy.bundle.export_engine import choose_engine
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import require_outside, staging_directory, storage_errors
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
-from qvec_deploy.runtimes.engine_options import Batches
 from qvec_deploy.runtimes.graph.stored import load_stored
 from qvec_deploy.runtimes.registry import find_runtime
 from qvec_deploy.runtimes.runtime import TritonBackend
@@ -76,26 +76,16 @@ def export_to_repository(directory: Path, repository: Path, lowering: str | None
 
 
 def _export_compiled(bundle: Bundle, repository: Path, lowering: str | None) -> ServedModel:
-    """The engine for the most batch sizes, or where all are static the one for the fewest images."""
-    directory, own = bundle.directory, bundle.manifest.engine
-    row = find_runtime(own.runtime)
-    chosen = bundle.check_lowering(lowering)
-    built = {
-        Batches.parse(entry["batches"]): entry["file"] for entry in row.load_compiler().describe(directory, chosen)
-    }
-    if not built:
-        raise IncompatibleError(
-            f"{directory} has no engine for lowering `{chosen}`",
-            hint="`qvec-deploy compile BUNDLE` builds it, on the machine that will serve it",
-        )
-    batches = min(built, key=lambda each: (each.static, each.largest))
+    row = find_runtime(bundle.manifest.engine.runtime)
     backend = _backend(row.triton)
+    chosen, batches = choose_engine(bundle, lowering)
+    plan = row.load_compiler().read(bundle.directory, chosen, batches)
     sizes = () if batches.static else (batches.largest,)
-    config = _config(bundle, load_stored(directory), backend, "KIND_GPU", sizes, static=batches.largest)
+    config = _config(bundle, load_stored(bundle.directory), backend, "KIND_GPU", sizes, static=batches.largest)
     target = repository / bundle.manifest.name
     with staging_directory(target) as staging, storage_errors(target):
         version = _begin(staging, bundle, config)
-        shutil.copyfile(directory / built[batches], version / backend.file)
+        (version / backend.file).write_bytes(plan)
     return ServedModel(target, chosen, batches.largest, None)
 
 

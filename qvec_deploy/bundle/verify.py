@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qvec_deploy.bundle.manifest import LAMBDA0
 from qvec_deploy.errors import IntegrityError
+from qvec_deploy.formatting import megabytes
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.engine_options import Batches
+from qvec_deploy.runtimes.runtime import Runtime
 
 
 def check_weights(directory: Path) -> str:
@@ -29,3 +33,18 @@ def check_graph(directory: Path) -> str:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, ValueError) as error:
         raise IntegrityError(f"{path}: {str(error).splitlines()[0]}", hint="build the bundle again") from error
     return f"{nodes} nodes, onnx.checker full check"
+
+
+def check_engines(directory: Path, row: Runtime) -> str | None:
+    """The bytes of every engine that was compiled, made again where a delta is stored; None where there is none."""
+    compiler, plain = row.load_compiler(), directory / LAMBDA0
+    count = own = stored = 0
+    for place in (directory, plain) if plain.is_dir() else (directory,):
+        for lowering in row.lowerings:
+            for engine in compiler.describe(place, lowering.name):
+                own += len(compiler.read(place, lowering.name, Batches.parse(engine["batches"])))
+                count, stored = count + 1, stored + engine["stored_bytes"]
+    if not count:
+        return None
+    made = f", made from {megabytes(stored)} MB and the weights" if stored != own else ""
+    return f"{count} as built, {megabytes(own)} MB{made}"

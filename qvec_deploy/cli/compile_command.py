@@ -41,4 +41,6 @@ def compile_command(
 def _line(engine: dict[str, Any]) -> str:
     stored = engine["weights_bytes"]
     told = f"{stored / 1e6:.1f} MB stored" if stored is not None else "stored bytes: this TensorRT does not say"
-    return f"{engine['file']}  {told}, {engine['given_bytes'] / 1e6:.1f} MB given, built in {engine['build_s']:.0f} s"
+    size = f"{engine['stored_bytes'] / 1e6:.1f} of {engine['plan_bytes'] / 1e6:.1f} MB"
+    given = f"{engine['given_bytes'] / 1e6:.1f} MB given"
+    return f"{engine['file']}  {size} in the bundle; weights: {told}, {given}; built in {engine['build_s']:.0f} s"

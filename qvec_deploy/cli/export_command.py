@@ -11,29 +11,58 @@ from qvec_deploy.cli.options import PATH, at_work, json_option, show
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="The ONNX file, or Triton's model repository.")
+@click.option("-o", "--output", type=PATH, required=True, help="The file, or Triton's model repository.")
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["onnx", "triton"]),
+    type=click.Choice(["onnx", "engine", "triton"]),
     default="onnx",
     show_default=True,
-    help="One ONNX file, or a model with its configuration in a repository of Triton Inference Server.",
+    help="One ONNX file, a compiled engine, or a model with its configuration in a repository of Triton Inference "
+    "Server.",
 )
 @click.option("--lowering", help="One of ONNX Runtime on the CPU, or of the bundle's engines.  [default: the bundle's]")
 @click.option("--expanded", is_flag=True, help="onnx: with the weights unpacked, where that cannot be done at load.")
-@click.option("--force", is_flag=True, help="onnx: replace an existing file.")
+@click.option("--batch-size", type=click.IntRange(1), help="engine: images that it must take in a run.")
+@click.option("--force", is_flag=True, help="onnx, engine: replace an existing file.")
 @json_option
 def export(
-    bundle: Path, output: Path, form: str, lowering: str | None, expanded: bool, force: bool, as_json: bool
+    bundle: Path,
+    output: Path,
+    form: str,
+    lowering: str | None,
+    expanded: bool,
+    batch_size: int | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
-    """Write a bundle's model as one ONNX file with its weights inside, or into Triton's model repository."""
+    """Write a bundle's model as one ONNX file with its weights inside, as the engine of a GPU, or for Triton."""
+    if expanded and form != "onnx":
+        raise click.UsageError("--expanded is for --format onnx")
+    if batch_size is not None and form != "engine":
+        raise click.UsageError("--batch-size is for --format engine")
+    if force and form == "triton":
+        raise click.UsageError("--force is for files, which --format triton does not write")
     if form == "onnx":
         _onnx(bundle, output, lowering, expanded, force, as_json)
-    elif expanded or force:
-        raise click.UsageError("--expanded and --force are for --format onnx")
+    elif form == "engine":
+        _engine(bundle, output, lowering, batch_size, force, as_json)
     else:
         _triton(bundle, output, lowering, as_json)
+
+
+def _engine(
+    bundle: Path, output: Path, lowering: str | None, batch_size: int | None, force: bool, as_json: bool
+) -> None:
+    from qvec_deploy.bundle.export_engine import export_engine
+
+    with at_work(f"export  {output}"):
+        done = export_engine(bundle, output, lowering, batch_size=batch_size, force=force)
+
+    def print_text() -> None:
+        click.echo(f"{output}  {done.lowering}, batch {done.batches}, {done.size / 1e6:.1f} MB")
+
+    show({"file": str(output), **done.as_dict()}, as_json, print_text)
 
 
 def _onnx(bundle: Path, output: Path, lowering: str | None, expanded: bool, force: bool, as_json: bool) -> None:

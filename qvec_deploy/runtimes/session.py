@@ -15,7 +15,7 @@ from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
     from qvec_deploy.datasets import DataConfig
-    from qvec_deploy.runtimes.engine_options import EngineOptions
+    from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 
 Advance = Callable[[int, int], None]
 Stage = Callable[[str], AbstractContextManager[Advance]]
@@ -79,6 +79,14 @@ class Compiler(Backend, Protocol):
 
     def describe(self, directory: Path, lowering: str) -> list[dict[str, Any]]:
         """What the engines of a lowering are, for people and records."""
+
+    def read(self, directory: Path, lowering: str, batches: Batches) -> bytes:
+        """The bytes of an engine as the vendor's library reads it, in whatever form it is stored.
+
+        Raises:
+            IncompatibleError: It was built from other files than those beside it.
+            IntegrityError: It is damaged or was altered.
+        """
 
 
 @runtime_checkable

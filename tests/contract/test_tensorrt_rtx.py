@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_tensorrt import write_sources
 from linear_graphs import image_shape, linear_graph
+from without_build import device_environment
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.io.files import sha256_file
+from qvec_deploy.io.files import sha256_bytes
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.registry import check_engine, find_lowering
 from qvec_deploy.runtimes.runtime import Lowering
@@ -106,17 +110,39 @@ def test_a_bundle_gets_its_engine_without_a_gpu(folder: Path, lowering: str) -> 
 
     assert BACKEND.cannot_build(lowering) is None
     names = BACKEND.compile(folder, lowering, EngineOptions(), caches=folder.parent, stage=stage)
-    assert names == [f"engine.{lowering}.b1-8.plan", f"engine.{lowering}.b1-8.plan.json"]
+    assert names == [f"engine.{lowering}.b1-8.plan.delta", f"engine.{lowering}.b1-8.plan.json"]
     assert seen == [f"{lowering}, batch 1-8"]
     (engine,) = find_engines(folder, lowering)
     sidecar = read_sidecar(engine)
-    assert sidecar.sha256 == sha256_file(engine)
+    plan = BACKEND.read(folder, lowering, Batches(1, 8, 8))
+    assert sidecar.sha256 == sha256_bytes(plan)
+    assert (folder / names[0]).stat().st_size < len(plan) / 10
+    _made_again_elsewhere(folder, lowering, sidecar.sha256)
     assert sidecar.compute_capabilities == (8.6, 8.9, 12.0)
     assert sidecar.weights_bytes is not None and sidecar.weights_bytes > 0
     assert len(sidecar.products) == (0 if lowering == "float" else 8)
     assert all(product.fused for product in sidecar.products)
     (described,) = BACKEND.describe(folder, lowering)
     assert described["compute_capabilities"] == (8.6, 8.9, 12.0)
+    assert described["plan_bytes"] == len(plan)
+
+
+def _made_again_elsewhere(folder: Path, lowering: str, sha256: str) -> None:
+    """In another process, which has neither NVIDIA's library nor PyTorch nor Triton."""
+    program = (
+        "import hashlib, sys; from pathlib import Path; "
+        "from qvec_deploy.runtimes.engine_options import Batches; "
+        "from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TensorRTForRTX; "
+        "plan = TensorRTForRTX().read(Path(sys.argv[1]), sys.argv[2], Batches(1, 8, 8)); "
+        "print(hashlib.sha256(plan).hexdigest())"
+    )
+    with TemporaryDirectory() as scratch:
+        environment = {**device_environment(Path(scratch)), "PYTHONHASHSEED": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(folder), lowering],
+            capture_output=True, text=True, check=False, env=environment,
+        )  # fmt: skip
+    assert done.stdout.strip() == sha256, done.stderr
 
 
 def engine_build_stage() -> Any:

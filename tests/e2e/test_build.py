@@ -14,6 +14,7 @@ import yaml
 
 from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.io.files import sha256_file
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.quantize import reference
 from qvec_deploy.report.report_json import from_json
@@ -160,18 +161,30 @@ def test_an_engine_that_is_built_for_gpus_elsewhere(
     code, text, log = run("build", "--recipe", recipe, "-o", out)
     assert code == 0 and "engine  built, and not run here: " in text, log
     manifest = json.loads((out / "manifest.json").read_text())
-    assert {"engine.int4.b1-8.plan", "engine.int4.b1-8.plan.json"} <= set(manifest["files"])
+    delta, sidecar = "engine.int4.b1-8.plan.delta", "engine.int4.b1-8.plan.json"
+    assert {delta, sidecar} <= set(manifest["files"])
     assert manifest["engine"]["missing"] is None and manifest["engine"]["not_run"]
     assert manifest["parity"] is None and manifest["gates"] == []
     code, text, _ = run("verify", out)
     assert code == 0 and "built, but not run here" in text
+    assert "engines" in text and "as built" in text and "and the weights" in text
     assert run("bench", out)[0] == 4
     code, _, log = run("verify", "--release", out)
     assert code == 4 and "never run" in log
-    with (out / "engine.int4.b1-8.plan").open("r+b") as file:
+    plain = tmp_path / "engine.plan"
+    code, text, _ = run("export", out, "--format", "engine", "-o", plain)
+    assert code == 0 and "int4, batch 1-8" in text
+    assert sha256_file(plain) == json.loads((out / sidecar).read_text())["sha256"]
+    assert (out / delta).stat().st_size < plain.stat().st_size / 10
+    with (out / delta).open("r+b") as file:
         file.seek(1000)
         file.write(b"changed!")
     assert run("verify", out)[0] == 5
+    assert run("export", out, "--format", "engine", "-o", plain, "--force")[0] == 5
+    manifest["files"][delta]["sha256"] = sha256_file(out / delta)  # and the manifest with it
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    code, _, log = run("verify", out)
+    assert code == 5 and "delta is damaged" in log
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.builder.pipeline import build
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.compile_bundle import compile_bundle
+from qvec_deploy.bundle.export_engine import export_engine
 from qvec_deploy.bundle.manifest import write_manifest
 from qvec_deploy.bundle.model_repository import export_to_repository
 from qvec_deploy.cli.commands import commands
@@ -183,3 +184,50 @@ def test_the_command(bundle: Bundle, tmp_path: Path) -> None:
 @pytest.mark.parametrize("batches", [Batches.of(3), Batches(1, 8, 8)])
 def test_batches_are_read_as_they_are_written(batches: Batches) -> None:
     assert Batches.parse(str(batches)) == batches
+
+
+def test_an_engine_by_itself(tensorrt_bundle: Path, tmp_path: Path) -> None:
+    compile_bundle(tensorrt_bundle, batch_sizes=(1, 4))
+    for size, name in ((None, "b1"), (1, "b1"), (4, "b4")):
+        done = export_engine(tensorrt_bundle, tmp_path / "mine.plan", batch_size=size, force=True)
+        plan = (tensorrt_bundle / f"engine.packed.{name}.plan").read_bytes()
+        assert (tmp_path / "mine.plan").read_bytes() == plan
+        assert done.as_dict() == {"lowering": "packed", "batches": name[1:], "size": len(plan)}
+    with pytest.raises(IncompatibleError, match="no engine for lowering `packed` at batch 2; it has 1, 4"):
+        export_engine(tensorrt_bundle, tmp_path / "other.plan", batch_size=2)
+    with pytest.raises(StorageError, match="exists"):
+        export_engine(tensorrt_bundle, tmp_path / "mine.plan")
+    with pytest.raises(StorageError, match="is in the bundle"):
+        export_engine(tensorrt_bundle, tensorrt_bundle / "other.plan")
+    assert not (tmp_path / "other.plan").exists()
+
+
+def test_what_has_no_engine(bundle: Bundle, tensorrt_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleError, match="compiles nothing"):
+        export_engine(bundle.directory, tmp_path / "mine.plan")
+    with pytest.raises(IncompatibleError, match="has no engine for lowering `packed`"):
+        export_engine(tensorrt_bundle, tmp_path / "mine.plan")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--format", "triton", "--force"],
+        ["--format", "engine", "--expanded"],
+        ["--format", "triton", "--batch-size", "1"],
+        ["--batch-size", "1"],
+    ],
+)
+def test_options_of_other_formats_are_refused(bundle: Bundle, tmp_path: Path, options: list[str]) -> None:
+    arguments = ["export", str(bundle.directory), "-o", str(tmp_path / "x"), *options]
+    assert CliRunner().invoke(commands, arguments).exit_code == 2
+
+
+def test_the_command_for_an_engine(tensorrt_bundle: Path, tmp_path: Path) -> None:
+    compile_bundle(tensorrt_bundle)
+    plan = tmp_path / "mine.plan"
+    done = CliRunner().invoke(
+        commands, ["export", str(tensorrt_bundle), "--format", "engine", "-o", str(plan), "--json"]
+    )
+    size = plan.stat().st_size
+    assert json.loads(done.stdout) == {"file": str(plan), "lowering": "packed", "batches": "1", "size": size}

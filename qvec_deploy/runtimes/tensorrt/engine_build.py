@@ -6,19 +6,29 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError
-from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
+from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError
+from qvec_deploy.io.files import require_file, sha256_file, storage_errors
 from qvec_deploy.jobs.job import Job, JobFailure, SendEvent
 from qvec_deploy.jobs.processes import LocalProcesses
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.runtimes.session import Advance
-from qvec_deploy.runtimes.tensorrt.sidecar import engine_path, find_engines, sidecar_path, write_sidecar
+from qvec_deploy.runtimes.tensorrt.sidecar import (
+    check_sources,
+    delta_path,
+    engine_path,
+    find_engines,
+    read_sidecar,
+    sidecar_path,
+    stored_path,
+    write_sidecar,
+)
+from qvec_deploy.runtimes.tensorrt.stored_engine import read_engine, store_engine
 from qvec_deploy.runtimes.tensorrt.tensorrt_builder import build_engine, check_stored_bytes, keep_timings, sidecar_of
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import RTX, Library, Machine, load_tensorrt
 
@@ -51,17 +61,21 @@ def build_files(
         here: What it is tied to.
         cache: File of measured tactics, read and written; None where nothing is measured.
     """
-    stored, weights, hashes = _sources(directory)
+    stored, weights, hashes = read_sources(directory)
     _, *sizes = (length.dim_value for length in stored.graph.input[0].type.tensor_type.shape.dim)
     shape = sizes[0], sizes[1], sizes[2]
-    graph = _lower(directory, stored, weights, library.runtime, lowering, batches)
+    graph = lower_sources(directory, stored, weights, library.runtime, lowering, batches)
     kernels = _kernels(directory) if graph.plugin_layers else None
     built = build_engine(trt, graph, batches, shape, options, timing_cache=cache, advance=advance, kernels=kernels)
     check_stored_bytes(built, graph, lowering)
     path = engine_path(directory, lowering, batches)
     sidecar = sidecar_of(built, graph, here, lowering, batches, shape, options, hashes=hashes)
-    write_bytes(path, built.plan)
-    write_sidecar(path, sidecar)
+    try:
+        whole = store_engine(path, built.plan, graph.model if library.stores_deltas else None)
+        write_sidecar(path, replace(sidecar, stored_whole=whole))
+    except StorageError:
+        _remove(path)
+        raise
     if cache is not None:
         keep_timings(cache, built.timings)
 
@@ -99,18 +113,43 @@ def build_job(send: SendEvent, directory: str, lowering: str, batches: dict[str,
     build_files(trt, here, RTX, Path(directory), lowering, sizes, chosen, lambda done, total: send([done, total]))
 
 
+def load_engine(engine: Path, runtime: str) -> bytes:
+    """The bytes of an engine, which are those that were built from the files beside it.
+
+    Args:
+        engine: Its name, as `engine_path` gives it.
+        runtime: Name of its row.
+
+    Raises:
+        IncompatibleError: It was built from other files, or its graph is made otherwise by now.
+        IntegrityError: It is damaged or was altered.
+    """
+    directory, sidecar = engine.parent, read_sidecar(engine)
+    check_sources(engine, sidecar, source_paths(directory))
+
+    def graph() -> onnx.ModelProto:
+        stored, weights, _ = read_sources(directory)
+        return lower_sources(directory, stored, weights, runtime, sidecar.lowering, sidecar.batches).model
+
+    return read_engine(engine, sidecar, graph)
+
+
 def remove_engines(directory: Path, lowering: str) -> None:
     """Remove a lowering's engines and their sidecars."""
     for engine in find_engines(directory, lowering):
         with storage_errors(engine):
-            engine.unlink()
-            sidecar_path(engine).unlink(missing_ok=True)
+            _remove(engine)
+
+
+def _remove(engine: Path) -> None:
+    for path in (engine, delta_path(engine), sidecar_path(engine)):
+        path.unlink(missing_ok=True)
 
 
 def engine_files(directory: Path, lowering: str, built: Iterable[Batches]) -> list[str]:
     """Names of the files of engines."""
     paths = [engine_path(directory, lowering, batches) for batches in built]
-    return [name for path in paths for name in (path.name, sidecar_path(path).name)]
+    return [name for path in paths for name in (stored_path(path).name, sidecar_path(path).name)]
 
 
 def source_paths(directory: Path) -> dict[str, Path]:
@@ -118,17 +157,8 @@ def source_paths(directory: Path) -> dict[str, Path]:
     return {"model": directory / MODEL_FILE, "weights": directory / WEIGHTS_FILE}
 
 
-def _failed(failure: JobFailure, lowering: str, batches: Batches, log: Path) -> IncompatibleError:
-    what = f"building `{lowering}` at batch {batches} with {RTX.title} failed"
-    hint = f"{failure.hint}; the library's log is {log}"
-    if "SIGALRM" in failure.message:
-        return IncompatibleError(f"{what}: it took more than {BUILD_LIMIT_S} seconds", hint=f"the log is {log}")
-    if failure.kind == "IncompatibleError":
-        return IncompatibleError(failure.message, hint=hint)
-    return IncompatibleError(f"{what}: {failure.message}", hint=hint)
-
-
-def _sources(directory: Path) -> tuple[onnx.ModelProto, PackedFile, dict[str, str]]:
+def read_sources(directory: Path) -> tuple[onnx.ModelProto, PackedFile, dict[str, str]]:
+    """Model, packed weights, and the SHA-256 of each, `model` and `weights`."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -142,6 +172,23 @@ def _sources(directory: Path) -> tuple[onnx.ModelProto, PackedFile, dict[str, st
     return stored, PackedFile.open(paths["weights"]), {what: sha256_file(path) for what, path in paths.items()}
 
 
+def lower_sources(
+    directory: Path,
+    stored: onnx.ModelProto,
+    weights: PackedFile,
+    runtime: str,
+    lowering: str,
+    batches: Batches,
+) -> TensorrtGraph:
+    """The graph that an engine is built from: the same bytes whenever it is made of the same files."""
+    from qvec_deploy.runtimes.graph.activations import read_amax
+    from qvec_deploy.runtimes.tensorrt.tensorrt_graph import tensorrt_graph
+
+    amax = read_amax(directory) if find_lowering(runtime, lowering).calibrates_activations else None
+    size = batches.largest if batches.static else None
+    return tensorrt_graph(stored, weights, lowering, runtime=runtime, batch_size=size, amax=amax)
+
+
 def _kernels(directory: Path) -> CompiledKernels | None:
     """Those of the bundle; one of before has none, and Triton has to compile them."""
     from qvec_deploy.runtimes.kernels.ahead import require_triton
@@ -153,17 +200,12 @@ def _kernels(directory: Path) -> CompiledKernels | None:
     return kernels
 
 
-def _lower(
-    directory: Path,
-    stored: onnx.ModelProto,
-    weights: PackedFile,
-    runtime: str,
-    lowering: str,
-    batches: Batches,
-) -> TensorrtGraph:
-    from qvec_deploy.runtimes.graph.activations import read_amax
-    from qvec_deploy.runtimes.tensorrt.tensorrt_graph import tensorrt_graph
-
-    amax = read_amax(directory) if find_lowering(runtime, lowering).calibrates_activations else None
-    size = batches.largest if batches.static else None
-    return tensorrt_graph(stored, weights, lowering, runtime=runtime, batch_size=size, amax=amax)
+def _failed(failure: JobFailure, lowering: str, batches: Batches, log: Path) -> QvecError:
+    what = f"building `{lowering}` at batch {batches} with {RTX.title} failed"
+    hint = f"{failure.hint}; the library's log is {log}"
+    if "SIGALRM" in failure.message:
+        return IncompatibleError(f"{what}: it took more than {BUILD_LIMIT_S} seconds", hint=f"the log is {log}")
+    for kind in (IncompatibleError, StorageError):
+        if failure.kind == kind.__name__:
+            return kind(failure.message, hint=hint)
+    return IncompatibleError(f"{what}: {failure.message}", hint=hint)

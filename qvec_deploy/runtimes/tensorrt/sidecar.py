@@ -11,13 +11,13 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, first_line
-from qvec_deploy.io.files import require_file, sha256_bytes, sha256_file, storage_errors, write_bytes
+from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
 from qvec_deploy.runtimes.engine_options import Batches, Hardware
 from qvec_deploy.runtimes.tensorrt.builder_log import LinearProduct
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, release
 
 FORMAT, FORMAT_VERSION = "qvec-plan", 1
-SUFFIX = ".plan"
+SUFFIX, DELTA_SUFFIX = ".plan", ".delta"
 REBUILD = "`qvec-deploy compile BUNDLE` builds it for this machine"
 
 
@@ -35,6 +35,8 @@ class Sidecar:
         device_bytes: Memory that running it takes beyond its weights; 0 where it was built without a GPU.
         compute_capabilities: GPUs it runs on, where it was built for a list of them.
         products: What the quantized Linears are multiplied in, where it was built for such a list.
+        plan_bytes: Its own size; 0 where nobody wrote it down, and the engine is stored as it is.
+        stored_whole: Why it is stored as it is, where it was to be a delta to its graph.
     """
 
     machine: Machine
@@ -56,11 +58,27 @@ class Sidecar:
     build_s: float
     compute_capabilities: tuple[float, ...] = ()
     products: tuple[LinearProduct, ...] = ()
+    plan_bytes: int = 0
+    stored_whole: str | None = None
+
+
+_ADDED = {"compute_capabilities": [], "products": [], "plan_bytes": 0, "stored_whole": None}
+"""Fields that the first sidecars lack."""
 
 
 def engine_path(directory: Path, lowering: str, batches: Batches) -> Path:
-    """Where an engine lies."""
+    """The name of an engine; where it lies, unless a delta does in its stead."""
     return directory / f"engine.{lowering}.b{batches}{SUFFIX}"
+
+
+def delta_path(engine: Path) -> Path:
+    """Where an engine lies as a delta to its graph."""
+    return engine.with_name(f"{engine.name}{DELTA_SUFFIX}")
+
+
+def stored_path(engine: Path) -> Path:
+    """The file that holds an engine, as it is or as a delta."""
+    return engine if engine.is_file() else delta_path(engine)
 
 
 def sidecar_path(engine: Path) -> Path:
@@ -69,10 +87,12 @@ def sidecar_path(engine: Path) -> Path:
 
 
 def find_engines(directory: Path, lowering: str) -> list[Path]:
-    """The engines of a lowering in a directory."""
-    named = re.compile(rf"engine\.{re.escape(lowering)}\.b\d+(-\d+)?{re.escape(SUFFIX)}")
+    """The engines of a lowering in a directory, by name; `stored_path` says what holds each."""
+    ends = rf"{re.escape(SUFFIX)}({re.escape(DELTA_SUFFIX)})?"
+    named = re.compile(rf"engine\.{re.escape(lowering)}\.b\d+(-\d+)?{ends}")
     with storage_errors(directory):
-        return sorted(path for path in directory.iterdir() if named.fullmatch(path.name))
+        names = [path.name for path in directory.iterdir() if named.fullmatch(path.name)]
+    return sorted({directory / name.removesuffix(DELTA_SUFFIX) for name in names})
 
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
@@ -98,33 +118,31 @@ def read_sidecar(engine: Path) -> Sidecar:
         raise IncompatibleError(f"{path} has format {kind} {version}, not {FORMAT} {FORMAT_VERSION}", hint=REBUILD)
     try:
         sidecar = TypeAdapter(Sidecar).validate_json(json.dumps(values), strict=True)
-        if json.loads(json.dumps(asdict(sidecar))) != {"compute_capabilities": [], "products": [], **values}:
+        if json.loads(json.dumps(asdict(sidecar))) != {**_ADDED, **values}:
             raise ValueError("it has fields that are never written")
     except ValueError as error:
         raise IntegrityError(f"{path} is damaged: {first_line(error)}", hint=REBUILD) from error
     return sidecar
 
 
-def check_sidecar(engine: Path, sidecar: Sidecar, here: Machine, sources: Mapping[str, Path]) -> bytes:
-    """Refuse an engine that is not for this machine, not of these weights, or not the one that was built.
-
-    Args:
-        sources: The model (`model`) and the packed file (`weights`) beside it.
-
-    Returns:
-        The engine's bytes.
-    """
+def check_machine(engine: Path, sidecar: Sidecar, here: Machine) -> None:
+    """Refuse an engine that is not for this machine."""
     reason = mismatch(sidecar, here)
     if reason is not None:
         raise IncompatibleError(f"{engine}: {reason}", hint=REBUILD)
+
+
+def check_sources(engine: Path, sidecar: Sidecar, sources: Mapping[str, Path]) -> None:
+    """Refuse an engine under another name, or that was not built from these weights.
+
+    Args:
+        sources: The model (`model`) and the packed file (`weights`) beside it.
+    """
+    if engine != engine_path(engine.parent, sidecar.lowering, sidecar.batches):
+        raise IntegrityError(f"{engine} is not what its sidecar says", hint=REBUILD)
     for what, expected in (("model", sidecar.model_sha256), ("weights", sidecar.weights_sha256)):
         if sha256_file(require_file(sources[what], what=what)) != expected:
             raise IncompatibleError(f"{engine} was built from another {sources[what].name}", hint=REBUILD)
-    with storage_errors(engine):
-        data = engine.read_bytes()
-    if sha256_bytes(data) != sidecar.sha256:
-        raise IntegrityError(f"{engine} was changed after it was built", hint=REBUILD)
-    return data
 
 
 def mismatch(sidecar: Sidecar, here: Machine) -> str | None:

@@ -306,6 +306,7 @@ def sidecar_of(
         device_bytes=built.device_bytes,
         compute_capabilities=options.compute_capabilities,
         products=built.products,
+        plan_bytes=len(built.plan),
         sha256=sha256_bytes(built.plan),
         model_sha256=hashes["model"],
         weights_sha256=hashes["weights"],

@@ -29,6 +29,7 @@ class Library:
         since: The first release that can be used.
         before: The first that nobody has looked at.
         compiles_at_start: Whether it compiles kernels when an engine first runs, and can keep them.
+        stores_deltas: Whether engines are kept as deltas to their graphs; the builder must copy the constants for that.
     """
 
     runtime: str
@@ -37,10 +38,19 @@ class Library:
     since: tuple[int, int]
     before: tuple[int, int]
     compiles_at_start: bool = False
+    stores_deltas: bool = False
 
 
 FULL = Library("tensorrt", "TensorRT", "tensorrt", (10, 3), (12, 0))
-RTX = Library("tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx_bindings", (1, 7), (1, 8), compiles_at_start=True)
+RTX = Library(
+    "tensorrt-rtx",
+    "TensorRT for RTX",
+    "tensorrt_rtx_bindings",
+    (1, 7),
+    (1, 8),
+    compiles_at_start=True,
+    stores_deltas=True,
+)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.registry import check_engine, find_runtime
@@ -17,11 +18,18 @@ from qvec_deploy.runtimes.tensorrt.engine_build import (
     build_apart,
     build_files,
     engine_files,
+    load_engine,
     remove_engines,
-    source_paths,
 )
 from qvec_deploy.runtimes.tensorrt.runtime_cache import RuntimeCache, runtime_cache_path
-from qvec_deploy.runtimes.tensorrt.sidecar import REBUILD, check_sidecar, engine_path, find_engines, read_sidecar
+from qvec_deploy.runtimes.tensorrt.sidecar import (
+    REBUILD,
+    check_machine,
+    engine_path,
+    find_engines,
+    read_sidecar,
+    stored_path,
+)
 from qvec_deploy.runtimes.tensorrt.tensorrt_builder import timing_cache_path
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import FULL, RTX, Library, Machine, load_tensorrt, machine, require
 from qvec_deploy.runtimes.tensorrt.tensorrt_session import TensorrtSession, load_engines
@@ -35,6 +43,7 @@ _TOLD = (
     "device_bytes",
     "build_s",
     "compute_capabilities",
+    "stored_whole",
 )
 
 
@@ -86,13 +95,11 @@ class TensorRT:
         engines = find_engines(directory, lowering)
         if not engines:
             raise IncompatibleError(f"{directory} has no TensorRT engine for lowering `{lowering}`", hint=REBUILD)
-        here, sources = machine(trt, cuda.gpu), source_paths(directory)
-        plans = []
+        here, plans = machine(trt, cuda.gpu), []
         for engine in engines:
             sidecar = read_sidecar(engine)
-            if engine != engine_path(directory, sidecar.lowering, sidecar.batches):
-                raise IntegrityError(f"{engine} is not what its sidecar says", hint=REBUILD)
-            plans.append((sidecar, check_sidecar(engine, sidecar, here, sources)))
+            check_machine(engine, sidecar, here)
+            plans.append((sidecar, load_engine(engine, self.library.runtime)))
         caches = {
             sidecar.sha256: RuntimeCache(runtime_cache_path(directory, self.library.runtime, here, sidecar))
             for sidecar, _ in plans
@@ -105,15 +112,20 @@ class TensorRT:
         """What the engines of a lowering are, for people and records; nothing is opened but their sidecars."""
         return [
             {
-                "file": engine.name,
+                "file": stored.name,
                 "batches": str(sidecar.batches),
                 "machine": asdict(sidecar.machine),
-                "plan_bytes": engine.stat().st_size,
+                "plan_bytes": sidecar.plan_bytes or stored.stat().st_size,
+                "stored_bytes": stored.stat().st_size,
                 **{name: getattr(sidecar, name) for name in _TOLD},
             }
             for engine in find_engines(directory, lowering)
-            for sidecar in [read_sidecar(engine)]
+            for sidecar, stored in [(read_sidecar(engine), stored_path(engine))]
         ]
+
+    def read(self, directory: Path, lowering: str, batches: Batches) -> bytes:
+        """The bytes of an engine, as TensorRT reads it; neither TensorRT nor a GPU is needed."""
+        return load_engine(engine_path(directory, lowering, batches), self.library.runtime)
 
 
 class TensorRTForRTX(TensorRT):
@@ -153,6 +165,9 @@ class TensorRTForRTX(TensorRT):
         for batches in options.engines():
             with (stage or _unseen)(f"{lowering}, batch {batches}") as advance:
                 build_apart(directory, lowering, batches, options, advance)
+            whole = read_sidecar(engine_path(directory, lowering, batches)).stored_whole
+            if whole is not None:
+                warnings.warn(f"engine `{lowering}`, batch {batches}, is stored whole: {whole}", stacklevel=2)
         return engine_files(directory, lowering, options.engines())
 
 
