@@ -79,7 +79,7 @@ class Machine:
             NotRun: This machine has not got them.
         """
         try:
-            return require(lowering, building=True, library=self._library)
+            return require(lowering, library=self._library)
         except IncompatibleError as error:
             raise NotRun(error.message) from error
 
@@ -87,7 +87,7 @@ class Machine:
         """Versions and devices; what is missing is said, not left out."""
         found: dict[str, Any] = asdict(capture_environment(1))
         try:
-            trt, cuda = require(None, building=False, library=self._library)
+            trt, cuda = require(None, library=self._library)
             found["machine"] = machine(trt, cuda.gpu).as_dict()
         except IncompatibleError as error:
             found["missing"] = error.message

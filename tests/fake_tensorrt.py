@@ -39,7 +39,7 @@ class Faults:
     """What goes wrong.
 
     `out_of_memory_at`: the batch size from which on loading fails. `unpacks`: factor on the stored bytes that an engine
-    reports; `stores`: what it reports instead.
+    reports; `stores`: what it reports instead. `carries_plugins`: whether engines keep the plugin libraries given.
     """
 
     out_of_memory_at: int | None = None
@@ -49,6 +49,7 @@ class Faults:
     refuses_capture: bool = False
     refuses_run: bool = False
     refuses_cache: bool = False
+    carries_plugins: bool = True
 
 
 @dataclass
@@ -179,9 +180,11 @@ def fake_tensorrt(cuda: FakeCuda, faults: Faults, version: str = "10.16.1.11") -
     }
     for name, members in names.items():
         setattr(trt, name, enum.IntEnum(name, {member: index for index, member in enumerate(members)}))
-    trt.Builder = lambda logger: _Builder(trt)
+    trt.Builder = lambda logger: _Builder(trt, faults.carries_plugins)
     trt.OnnxParser = lambda network, logger: _Parser(trt, network)
     trt.Runtime = lambda logger: _Runtime(trt, logger, cuda, faults)
+    registry = _Registry(trt)
+    trt.get_plugin_registry = lambda: registry
     return trt
 
 
@@ -191,11 +194,28 @@ class _Buffer(bytes):
         return len(self)
 
 
+class _Registry:
+    """Takes every library whose bytes name our plugin."""
+
+    def __init__(self, trt: Any) -> None:
+        self.trt, self.loaded = trt, []
+
+    def load_library(self, path: str) -> str | None:
+        self.trt.seen.append(f"loaded {Path(path).name}")
+        if b"QvecLinear" not in Path(path).read_bytes():
+            return None
+        self.loaded.append(path)
+        return path
+
+    def get_creator(self, name: str, version: str, namespace: str) -> str | None:
+        return name if self.loaded and (version, namespace) == ("1", "qvec") else None
+
+
 class _Builder:
     """Takes any configuration; a serialized network is its graph."""
 
-    def __init__(self, trt: Any) -> None:
-        self.trt = trt
+    def __init__(self, trt: Any, carries: bool) -> None:
+        self.trt, self.carries = trt, carries
 
     def create_network(self, flags: int) -> Any:
         return types.SimpleNamespace(flags=flags, model=None, num_layers=0)
@@ -210,7 +230,9 @@ class _Builder:
 
     def build_serialized_network(self, network: Any, config: Any) -> _Buffer:
         self.trt.seen.append((network, config))
-        return _Buffer(pickle.dumps(network.model.SerializeToString()))
+        given = config.plugins_to_serialize
+        carried = [Path(path).read_bytes() for path in given] if isinstance(given, list) and self.carries else []
+        return _Buffer(pickle.dumps(network.model.SerializeToString()) + b"".join(carried))
 
 
 class _Parser:
@@ -235,6 +257,7 @@ class _Runtime:
 
     def deserialize_cuda_engine(self, plan: bytes) -> _Engine | None:
         self.trt.seen.append("deserialized")
+        self.trt.host_code = self.engine_host_code_allowed
         if self.faults.refuses_plan:
             self.logger.log(_Severity.ERROR, "Serialization assertion failed")
             return None

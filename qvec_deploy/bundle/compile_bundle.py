@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,12 +55,16 @@ def compile_bundle(
     *,
     lowerings: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
+    plugin: Path | None = None,
     progress: Progress | None = None,
 ) -> list[CompiledEngines]:
     """Build a bundle's engines on this machine, in place of those it had.
 
     They are built and tried in a scratch folder; until they are in place and in the manifest, the bundle is as it was
     or says that it has no engine.
+
+    Args:
+        plugin: Our plugin as a compiled library, for releases of TensorRT that take none from Python.
 
     Raises:
         IncompatibleError: The bundle is for another runtime, or lacks what a lowering needs; TensorRT or the GPU is
@@ -83,6 +87,10 @@ def compile_bundle(
             hint=f"build it with target.lowering: {calibrated[0]}, which measures them",
         )
     options = engine_options(bundle.recipe.target, batch_sizes)
+    if plugin is not None:
+        if not any(find_lowering(own.runtime, name).carries_kernels for name in chosen):
+            raise IncompatibleError(f"lowering `{chosen[0]}` has no plugin", hint="leave out --plugin")
+        options = replace(options, plugin_library=str(plugin.resolve()))
     plain = [LAMBDA0] if (directory / LAMBDA0).is_dir() else []
     compiled: list[CompiledEngines] = []
     with storage_errors(directory), TemporaryDirectory(prefix=".compile.", dir=directory) as scratch:
@@ -122,7 +130,7 @@ def _install(
     """Move engines into a bundle; its manifest is true at every moment."""
     directory, manifest = bundle.directory, bundle.manifest
     stale = {
-        name for name in manifest.files for lowering in lowerings if Path(name).name.startswith(f"engine.{lowering}.b")
+        name for name in manifest.files for lowering in lowerings if Path(name).name.startswith(f"engine.{lowering}.")
     }
     kept = {name: entry for name, entry in manifest.files.items() if name not in stale}
     own = manifest.engine.lowering in lowerings

@@ -14,16 +14,26 @@ from qvec_deploy.cli.options import PATH, batch_size_option, json_option, progre
 @click.argument("bundle", type=PATH)
 @click.option("--lowering", "lowerings", multiple=True, help="Instead of the recipe's; repeatable.")
 @batch_size_option
+@click.option("--plugin", type=PATH, help="Our plugin as a library, for TensorRT below 10.9.")
 @quiet_option
 @json_option
 def compile_command(
-    bundle: Path, lowerings: tuple[str, ...], batch_sizes: tuple[int, ...], quiet: bool, as_json: bool
+    bundle: Path,
+    lowerings: tuple[str, ...],
+    batch_sizes: tuple[int, ...],
+    plugin: Path | None,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Build a bundle's TensorRT engines on this machine; engines do not travel, bundles do."""
     from qvec_deploy.bundle.compile_bundle import compile_bundle
 
     compiled = compile_bundle(
-        bundle, lowerings=lowerings, batch_sizes=batch_sizes, progress=progress_shown(quiet or as_json)
+        bundle,
+        lowerings=lowerings,
+        batch_sizes=batch_sizes,
+        plugin=plugin,
+        progress=progress_shown(quiet or as_json),
     )
     results = [
         {"lowering": each.lowering, "parity": each.parity.model_dump(), "engines": each.engines} for each in compiled

@@ -123,5 +123,5 @@ def _gpu_lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"ONNX Runtime: {found['onnxruntime_conflict']}")
     if tensorrt["missing"] is not None:
         return [*lines, f"TensorRT: no: {tensorrt['missing']}"]
-    plugins = "takes compiled plugins" if tensorrt["aot"] else "takes no compiled plugins: use lowering int4"
+    plugins = "takes compiled plugins" if tensorrt["aot"] else "takes our plugin as a library: compile --plugin"
     return [*lines, f"TensorRT: {tensorrt['version']}, {plugins}"]

@@ -53,6 +53,7 @@ class EngineOptions:
         cuda_graph: Run static engines as CUDA graphs.
         optimization_level: TensorRT's builder optimization level, 0 to 5; None is its default.
         workspace_mib: Memory that tactics may use; None is whatever the GPU has.
+        plugin_library: File of our plugin as a compiled library; None takes it from Python.
     """
 
     batch_sizes: tuple[int, ...] = (1,)
@@ -63,6 +64,7 @@ class EngineOptions:
     cuda_graph: bool = True
     optimization_level: int | None = None
     workspace_mib: int | None = None
+    plugin_library: str | None = None
 
     def __post_init__(self) -> None:
         if not self.batch_sizes or min(self.batch_sizes) < 1:

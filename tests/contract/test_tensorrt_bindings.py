@@ -45,6 +45,7 @@ OBSERVE = Path(__file__).parent / "tensorrt_stub" / "observe.py"
 RELEASES = ("10.16.1.11", "11.4.0.106")
 SOURCES = [
     ROOT / "qvec_deploy/runtimes/kernels/plugins.py",
+    ROOT / "qvec_deploy/runtimes/tensorrt/plugin_library.py",
     *sorted((ROOT / "qvec_deploy/runtimes/tensorrt").rglob("tensorrt*.py")),
     *(path for path in sorted((ROOT / "scripts").glob("*tensorrt*")) if b"bash" not in path.read_bytes()[:30]),
 ]

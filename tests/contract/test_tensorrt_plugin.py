@@ -1,4 +1,4 @@
-"""The plugin in C++: its packing on the CPU against numpy bit for bit, its kernels by nvcc and ptxas; never run here."""
+"""The plugin in C++: its packing on the CPU against numpy bit for bit, its kernels by nvcc; never run here."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_what_is_missing_of_a_runtime_is_said_by_lowering(
     text = _text(found, capsys)
     assert "NVIDIA driver: version unknown, for CUDA 13.0" in text
     assert "memory: NVML does not say" in text
-    assert "TensorRT: 10.8.0.43, takes no compiled plugins: use lowering int4" in text
+    assert "TensorRT: 10.8.0.43, takes our plugin as a library: compile --plugin" in text
     assert "runtime tensorrt: works\n  but not lowering packed: lowering `packed` needs TensorRT 10.9" in text
     (line,) = [line for line in text.splitlines() if line.startswith("torch-cuda") and " packed " in line]
     assert line.split()[:3] == ["torch-cuda", "packed", "no"]

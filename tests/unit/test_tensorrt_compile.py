@@ -128,6 +128,27 @@ def test_kernels_of_a_bundle_are_listed_and_checked(setup: Setup, bundle: Path) 
     assert setup.trt.seen == [] and _engines(bundle) == set()
 
 
+def test_a_plugin_library_goes_with_the_engines(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qvec_deploy.runtimes.tensorrt.plugin_library._loaded", {})
+    setup = install(monkeypatch, "10.3.0.30")
+    library = tmp_path / "libqvec_linear.so"
+    library.write_bytes(b"\x7fELF QvecLinear")
+    setup.faults.carries_plugins = False
+    with pytest.raises(IncompatibleError, match=r"needs TensorRT 10\.9 or later"):
+        compile_bundle(bundle)
+    result = CliRunner().invoke(compile_command, [str(bundle), "--plugin", str(library)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert {"engine.packed.plugin.so", f"{LAMBDA0}/engine.packed.plugin.so"} < set(Bundle.open(bundle).manifest.files)
+    with Bundle.open(bundle).session() as session:
+        assert session.input_shape == (3, 32, 32)
+    install(monkeypatch)
+    compile_bundle(bundle)
+    assert _engines(bundle) == ENGINES
+    monkeypatch.setattr(Bundle, "check_lowering", lambda self, lowering: lowering)
+    with pytest.raises(IncompatibleError, match="lowering `int4` has no plugin"):
+        compile_bundle(bundle, lowerings=("int4",), plugin=library)
+
+
 def test_a_build_keeps_its_timing_cache_beside_the_bundle(
     setup: Setup, pico_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

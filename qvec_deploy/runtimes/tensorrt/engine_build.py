@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError
-from qvec_deploy.io.files import require_file, sha256_file, storage_errors
+from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
 from qvec_deploy.jobs.job import Job, JobFailure, SendEvent
 from qvec_deploy.jobs.processes import LocalProcesses
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.runtimes.session import Advance
+from qvec_deploy.runtimes.tensorrt.plugin_library import plugin_path
 from qvec_deploy.runtimes.tensorrt.sidecar import (
     check_sources,
     delta_path,
@@ -65,9 +66,11 @@ def build_files(
     _, *sizes = (length.dim_value for length in stored.graph.input[0].type.tensor_type.shape.dim)
     shape = sizes[0], sizes[1], sizes[2]
     graph = lower_sources(directory, stored, weights, library.runtime, lowering, batches)
-    kernels = _kernels(directory) if graph.plugin_layers else None
+    kernels = _kernels(directory) if graph.plugin_layers and options.plugin_library is None else None
     built = build_engine(trt, graph, batches, shape, options, timing_cache=cache, advance=advance, kernels=kernels)
     check_stored_bytes(built, graph, lowering)
+    if built.plugin and not built.plugin_carried:
+        write_bytes(plugin_path(directory, lowering), built.plugin)
     path = engine_path(directory, lowering, batches)
     sidecar = sidecar_of(built, graph, here, lowering, batches, shape, options, hashes=hashes)
     try:
@@ -135,7 +138,9 @@ def load_engine(engine: Path, runtime: str) -> bytes:
 
 
 def remove_engines(directory: Path, lowering: str) -> None:
-    """Remove a lowering's engines and their sidecars."""
+    """Remove a lowering's engines, their sidecars and their plugin library."""
+    with storage_errors(directory):
+        plugin_path(directory, lowering).unlink(missing_ok=True)
     for engine in find_engines(directory, lowering):
         with storage_errors(engine):
             _remove(engine)
@@ -147,9 +152,11 @@ def _remove(engine: Path) -> None:
 
 
 def engine_files(directory: Path, lowering: str, built: Iterable[Batches]) -> list[str]:
-    """Names of the files of engines."""
+    """Names of the files of engines, and of the plugin library beside them."""
     paths = [engine_path(directory, lowering, batches) for batches in built]
-    return [name for path in paths for name in (stored_path(path).name, sidecar_path(path).name)]
+    plugin = plugin_path(directory, lowering)
+    own = [name for path in paths for name in (stored_path(path).name, sidecar_path(path).name)]
+    return [*own, plugin.name] if plugin.is_file() else own
 
 
 def source_paths(directory: Path) -> dict[str, Path]:

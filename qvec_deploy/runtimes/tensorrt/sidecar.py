@@ -37,6 +37,8 @@ class Sidecar:
         products: What the quantized Linears are multiplied in, where it was built for such a list.
         plan_bytes: Its own size; 0 where nobody wrote it down, and the engine is stored as it is.
         stored_whole: Why it is stored as it is, where it was to be a delta to its graph.
+        plugin_sha256: SHA-256 of the plugin library that it was built with; empty where there was none.
+        plugin_carried: Whether it carries that library.
     """
 
     machine: Machine
@@ -60,9 +62,18 @@ class Sidecar:
     products: tuple[LinearProduct, ...] = ()
     plan_bytes: int = 0
     stored_whole: str | None = None
+    plugin_sha256: str = ""
+    plugin_carried: bool = False
 
 
-_ADDED = {"compute_capabilities": [], "products": [], "plan_bytes": 0, "stored_whole": None}
+_ADDED = {
+    "compute_capabilities": [],
+    "products": [],
+    "plan_bytes": 0,
+    "stored_whole": None,
+    "plugin_sha256": "",
+    "plugin_carried": False,
+}
 """Fields that the first sidecars lack."""
 
 

@@ -24,6 +24,7 @@ from qvec_deploy.runtimes.tensorrt.builder_log import (
     read_layers,
     read_weights_bytes,
 )
+from qvec_deploy.runtimes.tensorrt.plugin_library import load_plugin
 from qvec_deploy.runtimes.tensorrt.sidecar import Sidecar
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, make_logger, starting
 
@@ -43,6 +44,7 @@ class Built:
         timings: The tactics measured, with those known before; empty where they are not kept.
         device_bytes: Memory that running it takes beyond its weights; 0 where that is known only on a GPU.
         products: What became of the quantized Linears, where the builder's log is read.
+        plugin: The plugin library that it was built with; empty where there was none.
     """
 
     plan: bytes
@@ -51,6 +53,12 @@ class Built:
     device_bytes: int
     seconds: float
     products: tuple[LinearProduct, ...] = ()
+    plugin: bytes = b""
+
+    @property
+    def plugin_carried(self) -> bool:
+        """Whether the engine carries that library."""
+        return bool(self.plugin) and self.plugin in self.plan
 
 
 def build_engine(
@@ -76,16 +84,19 @@ def build_engine(
         IncompatibleError: TensorRT refuses, takes other layers than it should, or stores more than it was given.
     """
     start, logger = time.monotonic(), make_logger(trt, verbose=bool(options.compute_capabilities))
-    with _plugins(graph.plugin_layers, kernels):
+    library = options.plugin_library if graph.plugin_layers else None
+    with _plugins(trt, graph.plugin_layers, kernels, library) as plugin:
         with starting(logger):
             builder = trt.Builder(logger)
         kinds = trt.NetworkDefinitionCreationFlag
         asked = 1 << int(kinds.STRONGLY_TYPED)  # which releases from 11 on are anyway
-        if graph.plugin_layers:
+        if graph.plugin_layers and library is None:
             asked |= 1 << int(kinds.PREFER_AOT_PYTHON_PLUGINS)
         network = builder.create_network(asked)
         _parse(trt, network, logger, graph)
         config = _configure(trt, builder, batches, input_shape, options)
+        if library is not None and hasattr(config, "plugins_to_serialize"):
+            config.plugins_to_serialize = [library]
         for name in flags:
             config.set_flag(getattr(trt.BuilderFlag, name))
         if timing_cache is not None:
@@ -105,7 +116,7 @@ def build_engine(
         products = check_products(read_layers(log), graph.products)
         return Built(data, timings, read_weights_bytes(log), 0, time.monotonic() - start, products)
     weights_bytes, device_bytes = _weigh(trt, logger, data, options)
-    return Built(data, timings, weights_bytes, device_bytes, time.monotonic() - start)
+    return Built(data, timings, weights_bytes, device_bytes, time.monotonic() - start, plugin=plugin)
 
 
 def check_stored_bytes(built: Built, graph: TensorrtGraph, lowering: str) -> None:
@@ -138,16 +149,20 @@ _REPORT = "if the model is a plain ViT, report it with your TensorRT version"
 
 
 @contextlib.contextmanager
-def _plugins(layers: int, kernels: CompiledKernels | None) -> Iterator[None]:
-    """Our plugins registered, and their errors raised, where the graph has nodes for them."""
-    if not layers:
-        yield
+def _plugins(trt: Any, layers: int, kernels: CompiledKernels | None, library: str | None) -> Iterator[bytes]:
+    """Our plugin registered, and its errors raised, where the graph has nodes for it.
+
+    Yields:
+        The bytes of the library that it comes in; empty where it comes from Python.
+    """
+    if not layers or library is not None:
+        yield b"" if library is None else load_plugin(trt, Path(library))
         return
     from qvec_deploy.runtimes.kernels.plugins import plugin_errors, register_plugins
 
     register_plugins()
     with plugin_errors(kernels):
-        yield
+        yield b""
 
 
 def _parse(trt: Any, network: Any, logger: Any, graph: TensorrtGraph) -> None:
@@ -262,7 +277,8 @@ def _weigh(trt: Any, logger: Any, plan: bytes, options: EngineOptions) -> tuple[
     """Bytes of weights that an engine stores, where this TensorRT can tell, and of memory that running it takes."""
     with starting(logger):
         runtime = trt.Runtime(logger)
-    runtime.engine_host_code_allowed = options.version_compatible  # such engines carry the runtime they need
+    # Engines for several releases carry the runtime they need, and those with a plugin library that.
+    runtime.engine_host_code_allowed = options.version_compatible or options.plugin_library is not None
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         if logger.out_of_memory():
@@ -307,6 +323,8 @@ def sidecar_of(
         compute_capabilities=options.compute_capabilities,
         products=built.products,
         plan_bytes=len(built.plan),
+        plugin_sha256=sha256_bytes(built.plugin) if built.plugin else "",
+        plugin_carried=built.plugin_carried,
         sha256=sha256_bytes(built.plan),
         model_sha256=hashes["model"],
         weights_sha256=hashes["weights"],

@@ -15,7 +15,7 @@ from qvec_deploy.runtimes.cuda_driver import Cuda, Gpu
 from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
 
 PLUGIN_SINCE = (10, 9)
-"""The first release of TensorRT that can take our plugin."""
+"""The first release of TensorRT that can take our plugin from Python."""
 
 HINT = "`qvec-deploy doctor` says what is there; the README's section on GPUs and TensorRT, where it comes from"
 
@@ -103,21 +103,23 @@ def machine(trt: Any, gpu: Gpu) -> Machine:
     return Machine(str(trt.__version__), gpu.name, gpu.sm, gpu.driver)
 
 
-def require(lowering: str | None, *, building: bool, library: Library = FULL) -> tuple[Any, Cuda]:
+def require(lowering: str | None, *, library: Library = FULL, plugin: bool = False) -> tuple[Any, Cuda]:
     """TensorRT and the GPU, if they can do what is asked.
 
     Args:
         lowering: What is to be built or run; None for whatever does not need the plugin.
-        building: Engines are built, which takes more than running them.
+        plugin: Our plugin comes as a compiled library, which older releases and GPUs take, too.
     """
     trt = load_tensorrt(library)
-    if lowering == "packed" and release(trt.__version__) < PLUGIN_SINCE:
+    from_python = lowering == "packed" and not plugin
+    if from_python and release(trt.__version__) < PLUGIN_SINCE:
         raise IncompatibleError(
             f"lowering `packed` needs TensorRT {_dotted(PLUGIN_SINCE)} or later; {trt.__version__} is installed",
-            hint="use the lowering `int4`, which keeps the same codes in 4 bits",
+            hint="give `qvec-deploy compile --plugin` our plugin as a library, or use the lowering `int4`, which keeps "
+            "the same codes in 4 bits",
         )
     cuda = Cuda()
-    if lowering == "packed" and cuda.gpu.sm < BASELINE_SM:
+    if from_python and cuda.gpu.sm < BASELINE_SM:
         raise IncompatibleError(
             f"the kernel of lowering `packed` needs compute capability {BASELINE_SM / 10:.1f}; "
             f"{cuda.gpu.name} has {cuda.gpu.sm / 10:.1f}",

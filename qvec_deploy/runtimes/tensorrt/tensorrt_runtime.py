@@ -21,6 +21,7 @@ from qvec_deploy.runtimes.tensorrt.engine_build import (
     load_engine,
     remove_engines,
 )
+from qvec_deploy.runtimes.tensorrt.plugin_library import load_plugin, plugin_path, read_plugin
 from qvec_deploy.runtimes.tensorrt.runtime_cache import RuntimeCache, runtime_cache_path
 from qvec_deploy.runtimes.tensorrt.sidecar import (
     REBUILD,
@@ -55,7 +56,7 @@ class TensorRT:
     def missing(self, lowering: str | None = None) -> str | None:
         """What this machine lacks to build and run engines."""
         try:
-            require(lowering, building=True, library=self.library)
+            require(lowering, library=self.library)
         except IncompatibleError as error:
             return error.message
         return None
@@ -74,7 +75,9 @@ class TensorRT:
         stage: Stage | None = None,
     ) -> list[str]:
         """Build a lowering's engines, and a sidecar for each, from model.onnx and the packed weights in `directory`."""
-        trt, cuda = require(lowering, building=True, library=self.library)
+        if options.plugin_library is not None:
+            read_plugin(Path(options.plugin_library))
+        trt, cuda = require(lowering, library=self.library, plugin=options.plugin_library is not None)
         here = machine(trt, cuda.gpu)
         cache = timing_cache_path(caches, here)
         remove_engines(directory, lowering)
@@ -91,13 +94,13 @@ class TensorRT:
     @contextlib.contextmanager
     def open(self, directory: Path, lowering: str, threads: int) -> Iterator[TensorrtSession]:
         """Load the engines that `compile` left; they must be built from the model and weights beside them."""
-        trt, cuda = require(lowering, building=False, library=self.library)
-        engines = find_engines(directory, lowering)
+        engines = {engine: read_sidecar(engine) for engine in find_engines(directory, lowering)}
+        plugins = {sidecar.plugin_sha256 for sidecar in engines.values()} - {""}
+        trt, cuda = require(lowering, library=self.library, plugin=bool(plugins))
         if not engines:
             raise IncompatibleError(f"{directory} has no TensorRT engine for lowering `{lowering}`", hint=REBUILD)
         here, plans = machine(trt, cuda.gpu), []
-        for engine in engines:
-            sidecar = read_sidecar(engine)
+        for engine, sidecar in engines.items():
             check_machine(engine, sidecar, here)
             plans.append((sidecar, load_engine(engine, self.library.runtime)))
         caches = {
@@ -105,6 +108,9 @@ class TensorRT:
             for sidecar, _ in plans
             if self.library.compiles_at_start
         }
+        for sidecar in engines.values():
+            if sidecar.plugin_sha256 and not sidecar.plugin_carried:
+                load_plugin(trt, plugin_path(directory, lowering), sidecar.plugin_sha256)
         with load_engines(trt, cuda, plans, caches) as session:
             yield session
 
@@ -152,6 +158,8 @@ class TensorRTForRTX(TensorRT):
     ) -> list[str]:
         """As for TensorRT; the library may crash or hang, which costs an error and leaves its log."""
         load_tensorrt(self.library)
+        if options.plugin_library is not None:
+            raise IncompatibleError(f"{self.library.title} takes no plugin library", hint="leave out --plugin")
         row = find_runtime(self.library.runtime)
         check_engine(
             row.name,

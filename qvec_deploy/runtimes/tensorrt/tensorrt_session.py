@@ -208,8 +208,8 @@ def load_engines(
     logger = make_logger(trt)
     with starting(logger):
         runtime = trt.Runtime(logger)
-    # An engine for several releases carries the runtime it needs, as code; its hash has been checked.
-    runtime.engine_host_code_allowed = any(sidecar.version_compatible for sidecar, _ in plans)
+    # An engine for several releases carries the runtime it needs, and others our plugin; its hash has been checked.
+    runtime.engine_host_code_allowed = any(sidecar.version_compatible or sidecar.plugin_carried for sidecar, _ in plans)
     cuda.enter()
     with contextlib.ExitStack() as stack:
         loaded: list[LoadedEngine] = []
