@@ -97,9 +97,12 @@ def encode(model: ModelProto, engine: bytes) -> bytes | None:
     )
     header = canonical_json(said.model_dump(mode="json"))
     delta = b"".join([MAGIC, len(header).to_bytes(4, "little"), header, *pieces])
+    if not spans or len(delta) >= len(engine):
+        return None
     with contextlib.suppress(IntegrityError):
-        if spans and len(delta) < len(engine) and decode(model, delta) == engine:
-            return delta
+        for _ in _parts(model, delta):
+            pass
+        return delta
     return None
 
 
@@ -110,6 +113,14 @@ def decode(model: ModelProto, delta: bytes) -> bytes:
         IncompatibleError: The graph is another one than the engine was built from.
         IntegrityError: The delta is damaged or was altered.
     """
+    engine = io.BytesIO()
+    for part in _parts(model, delta):
+        engine.write(part)
+    return engine.getvalue()
+
+
+def _parts(model: ModelProto, delta: bytes) -> Iterator[bytes]:
+    """The engine piece by piece; it is the right one if they come to an end."""
     header, start = read_header(delta)
     constants = _constants(model)
     missing = {span.name for span in header.spans} - set(constants)
@@ -119,20 +130,18 @@ def decode(model: ModelProto, delta: bytes) -> bytes:
             hint="use the version of qvec-deploy that manifest.json names, or build the engine anew with "
             "`qvec-deploy compile BUNDLE`",
         )
-    gaps = _gaps(header, constants)
-    rest = _Rest(delta[start:])
-    engine, digest = io.BytesIO(), hashlib.sha256()
+    gaps, rest, digest = _gaps(header, constants), _Rest(delta[start:]), hashlib.sha256()
     for gap, span in zip(gaps, (*header.spans, None), strict=True):
-        parts = [rest.read(gap)]
-        if span is not None:
-            parts.append(_lay_out(constants[span.name], span.axes, span.last))
-        for part in parts:
-            engine.write(part)
+        for part in rest.read(gap):
             digest.update(part)
+            yield part
+        if span is not None:
+            part = _lay_out(constants[span.name], span.axes, span.last)
+            digest.update(part)
+            yield part
     rest.require_end()
     if digest.hexdigest() != header.engine_sha256:
         raise _damaged("it gives another engine")
-    return engine.getvalue()
 
 
 def read_header(delta: bytes) -> tuple[DeltaHeader, int]:
@@ -160,15 +169,14 @@ class _Rest:
         self._data = data
         self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY_BYTES)
 
-    def read(self, count: int) -> bytes:
-        pieces = []
+    def read(self, count: int) -> Iterator[bytes]:
+        """The next so many bytes."""
         while count:
             piece = self._next(count)
             if not piece:
                 raise _damaged("it is cut off")
-            pieces.append(piece)
+            yield piece
             count -= len(piece)
-        return b"".join(pieces)
 
     def require_end(self) -> None:
         if self._next(1) or not self._stream.eof or self._stream.unused_data:
