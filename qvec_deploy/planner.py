@@ -127,7 +127,8 @@ def make_plan(recipe: Recipe, receiver: Checkpoint | None, vectors: Mapping[str,
     architecture = replace(architecture, data_config=images.config)
     grid, target = recipe.quantize, recipe.target
     check_lowering(target.runtime, target.lowering, grid.bits, grid.granularity, grid.group_size)
-    check_engine(target.runtime, target.engine.compute_capabilities, others=target.engine.of_other_gpus)
+    gpus = target.engine.compute_capabilities
+    check_engine(target.runtime, target.lowering, gpus, others=target.engine.of_other_gpus)
     scheme = grid.scheme()
     _check_skip(grid, architecture)
     used = dict(vectors or {}) if recipe.lam != 0 else {}

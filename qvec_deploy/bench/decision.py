@@ -48,6 +48,9 @@ def decide(report: Report) -> Decision | None:
     if doubted is not None:
         wrong = f"{doubted.subject} may be read wrong ({doubted.warning}), and nothing here means much then."
         return Decision("you decide", (wrong, doubted.detail, _weighed(report, shipped)))
+    if shipped.emulated:
+        unrun = f"{shipped.name} was not run: its accuracy was computed on the CPU, its speed is not known."
+        return Decision("you decide", (unrun, _weighed(report, shipped)))
     if not report.gates:
         unjudged = f"the recipe asks for no gates, so nothing has judged {shipped.name}."
         return Decision("you decide", (unjudged, _weighed(report, shipped)))

@@ -23,6 +23,7 @@ class BenchEntry:
         directory: Holds model.onnx and the packed weights.
         sources: Vectors in its patch and their mixing weights.
         control: What stands in for the vector in its patch, in words; None for a real one.
+        emulated: Whether it is computed on the CPU (`runtimes.session.Emulator`), for it cannot be run here.
     """
 
     name: str
@@ -34,6 +35,7 @@ class BenchEntry:
     sources: tuple[tuple[str, float], ...]
     layer_errors: Mapping[str, float]
     control: str | None = None
+    emulated: bool = False
 
 
 def shared_answers(entries: Sequence[BenchEntry], preferred: str | None, *, apart: bool) -> dict[str, str]:

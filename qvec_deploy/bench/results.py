@@ -158,6 +158,8 @@ class Candidate:
         patch: None where nothing was added.
         runtime: What ran it, such as `onnxruntime-cpu`.
         lowering: What the packed weights became for the runtime.
+        emulated: Whether its accuracy was computed on the CPU in the engine's number formats, for the engine could not
+            be run where it was built; nothing is known about its speed then.
         stored_bytes: Everything that a device needs to run it.
         stored_bits_per_weight: What a quantized weight takes in the file, scales included.
         runtime_bits_per_weight: Of the same weight in the memory of the runtime.
@@ -182,6 +184,7 @@ class Candidate:
     stored_bytes: int
     stored_bits_per_weight: float
     runtime_bits_per_weight: float
+    emulated: bool = False
     method: str = ROUND_TO_NEAREST.name
     skip: tuple[str, ...] = ()
     accuracy: AnswerCounts | None = None

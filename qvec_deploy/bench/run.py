@@ -29,6 +29,7 @@ from qvec_deploy.bench.resume import EvaluationJournal, describe_engine
 from qvec_deploy.bench.warnings import (
     Finding,
     accuracy_findings,
+    emulation_findings,
     headroom_finding,
     image_findings,
     latency_findings,
@@ -39,7 +40,7 @@ from qvec_deploy.packed import PackedFile
 from qvec_deploy.progress import Progress
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import find_runtime, runtime_bits_per_weight
-from qvec_deploy.runtimes.session import Session
+from qvec_deploy.runtimes.session import Emulator, Session
 from qvec_deploy.tensors import INPUT_SCALE
 from qvec_deploy.vectors.short_names import short_names
 
@@ -87,13 +88,15 @@ def measure_engines(
         known: Answers of some of them to all images, by name.
     """
     threads = max(entry.threads for entry in entries)
+    emulated = [entry.name for entry in entries if entry.emulated]
+    timed = not emulated  # what runs here would be compared with what does not
     on_cpu = [c.threads for c in entries if c.recipe.target.on_cpu]
     with contextlib.ExitStack() as stack:
         stack.enter_context(pinned_to_cores(options.measure.cores, max(on_cpu, default=1)))
         with options.alone():  # the machine's load is what others do, and not what the rest of a sweep does
             environment = capture_environment(threads, options.measure.cores)
-            footprints = _footprints(entries, options, progress) if options.profile else {}
-        watch = stack.enter_context(watch_gpu()) if len(on_cpu) < len(entries) else None
+            footprints = _footprints(entries, options, progress) if options.profile and timed else {}
+        watch = stack.enter_context(watch_gpu()) if timed and len(on_cpu) < len(entries) else None
         with progress.stage("load"):
             sessions = _load(entries, options, stack)
         batch_size = options.evaluate.batch_size if options.evaluate is not None else 1
@@ -106,9 +109,11 @@ def measure_engines(
         answers = measure_answers(asked, images, batch_size, progress, journal, known)
         accuracies = {name: answers[shared.get(name, name)] for name in sessions} if answers else {}
         with options.alone():
-            latencies = measure_latencies(sessions, images, options.batch_sizes, options.measure, progress, watch)
+            latencies = []
+            if timed:
+                latencies = measure_latencies(sessions, images, options.batch_sizes, options.measure, progress, watch)
             environment = complete_environment(environment, watch.state() if watch is not None else None)
-            layers = measure_layers(entries, options, threads, progress) if options.profile else NO_LAYERS
+            layers = measure_layers(entries, options, threads, progress) if options.profile and timed else NO_LAYERS
     full = next((accuracies.get(c.name) for c in entries if c.role == "float"), None)
     candidates = tuple(
         layers.fill(
@@ -121,6 +126,7 @@ def measure_engines(
     )
     findings = _doubts(accuracies, full, options, images)
     findings += [*image_findings(images), *machine_findings(environment)]
+    findings += emulation_findings(emulated)
     findings += _findings(accuracies, latencies, entries, options)
     report = replace(_report(options, images, environment, candidates), warnings=tuple(findings), device=layers.device)
     if images is None:
@@ -148,8 +154,9 @@ def _load(entries: Sequence[BenchEntry], options: BenchOptions, stack: contextli
     sessions = {}
     for entry in entries:
         backend = find_runtime(entry.recipe.target.runtime).load()
-        sessions[entry.name] = stack.enter_context(backend.open(entry.directory, entry.lowering, entry.threads))
-    if options.measure.l2 == "cold":
+        opened = backend.emulate if entry.emulated and isinstance(backend, Emulator) else backend.open
+        sessions[entry.name] = stack.enter_context(opened(entry.directory, entry.lowering, entry.threads))
+    if options.measure.l2 == "cold" and not any(entry.emulated for entry in entries):
         require_flushable(sessions)
     for entry in entries:
         reference = read_reference(entry.directory)
@@ -231,7 +238,7 @@ def _findings(
     options: BenchOptions,
 ) -> list[Finding]:
     findings, sizes = [], timed_sizes(options.batch_sizes, options.measure)
-    for size, batch in zip(sizes, latencies, strict=True):
+    for size, batch in zip(sizes, latencies, strict=False):  # none where engines are emulated
         findings += latency_findings(batch, options.baseline, *blocks_asked(size, sizes, options.measure))
     plain = next((c.name for c in entries if c.role == "ptq"), None)
     for entry in entries:
@@ -269,6 +276,7 @@ def _candidate(
         patch=patch,
         runtime=recipe.target.runtime,
         lowering=entry.lowering,
+        emulated=entry.emulated,
         stored_bytes=sum((entry.directory / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)),
         stored_bits_per_weight=stored_bits_per_weight(weights),
         runtime_bits_per_weight=runtime_bits_per_weight(

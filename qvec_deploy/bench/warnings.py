@@ -6,7 +6,7 @@ such an engine is never measured (IncompatibleError, exit 4).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -69,6 +69,10 @@ class MeasurementWarning(StrEnum):
         "accuracy difference unclear",
         "Do not claim a difference in accuracy, or evaluate on more images.",
     )
+    EMULATED = (
+        "emulated, not run",
+        "Measure with `qvec-deploy bench` where the engine runs before anything is shipped.",
+    )
     NO_HEADROOM = "little to recover", "A vector is not needed here: take lambda 0."
     LAMBDA_AT_EDGE = "lambda at the edge of its grid", "Widen select.lambdas."
     METHOD_LIMITED = "method limited", "Choose another method or granularity."
@@ -115,6 +119,12 @@ def image_findings(images: OpenedDataset | None) -> list[Finding]:
         detail = f"{count:,} of {images.classes:,} classes {'has' if count == 1 else 'have'} no image: {named}{more}."
         findings.append(Finding(MeasurementWarning.CLASSES_WITHOUT_IMAGES, "images", detail))
     return findings
+
+
+def emulation_findings(names: Sequence[str]) -> list[Finding]:
+    """That engines were not run."""
+    detail = "Accuracy was computed on the CPU in the engine's number formats; the engine was not run."
+    return [Finding(MeasurementWarning.EMULATED, name, detail) for name in names]
 
 
 def machine_findings(environment: Environment) -> list[Finding]:

@@ -27,7 +27,7 @@ from qvec_deploy.packed import PackedFile
 from qvec_deploy.planner import Plan
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import find_lowering, find_runtime
-from qvec_deploy.runtimes.session import ModelWriter
+from qvec_deploy.runtimes.session import Backend, Emulator, ModelWriter
 from qvec_deploy.tensors import INPUT_SCALE, Float32
 
 
@@ -79,6 +79,7 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
             _write_kernels(directory)
         missing = row.cannot_build(lowering)
         if missing is not None:
+            _check_emulation(backend, directory, runtime, lowering, threads, logits)
             return EngineFacts(missing, None)
         if isinstance(backend, ModelWriter):
             images = context.activation_images(plan) if calibrates else []
@@ -90,9 +91,25 @@ def make_engine(plan: Plan, context: BuildContext, directory: Path, timings: Pat
             compile_engines(recipe.target, directory, timings, context.progress)
         not_run = row.missing(lowering)
         if not_run is not None:  # it is built for GPUs that are elsewhere
+            _check_emulation(backend, directory, runtime, lowering, threads, logits)
             return EngineFacts(None, None, not_run)
         with backend.open(directory, lowering, threads) as session:
             return EngineFacts(None, check_parity(session, runtime, lowering, logits))
+
+
+def answers_here(artifact: Artifact) -> bool:
+    """Whether its engine can be opened here, or what it computes be emulated."""
+    backend = find_runtime(artifact.plan.recipe.target.runtime).load()
+    return artifact.runs or isinstance(backend, Emulator)
+
+
+def _check_emulation(
+    backend: Backend, directory: Path, runtime: str, lowering: str, threads: int, logits: Float32
+) -> None:
+    """Hold the graph of an engine that cannot be opened here to PyTorch, where it can be emulated."""
+    if isinstance(backend, Emulator):
+        with backend.emulate(directory, lowering, threads) as session:
+            check_parity(session, runtime, lowering, logits)
 
 
 def engine_outputs(artifact: Artifact, batches: Sequence[Float32]) -> Float32:

@@ -50,6 +50,7 @@ def bench_entry(artifact: Artifact, recipe: Recipe, shipped: Artifact) -> BenchE
         sources=artifact.plan.sources,
         layer_errors=artifact.layer_errors,
         control=artifact.control,
+        emulated=not artifact.runs,
     )
 
 
@@ -106,4 +107,6 @@ def judged(
     if reason is not None:
         findings.append(Finding(MeasurementWarning.UNVERIFIED, candidate.name, f"{reason.capitalize()}."))
     complete = replace(report, selection=selection, warnings=(*report.warnings, *findings))
+    if any(entry.emulated for entry in complete.candidates):  # the engines themselves were not measured
+        return complete
     return replace(complete, gates=judge(recipe.gates, complete))

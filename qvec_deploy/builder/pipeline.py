@@ -17,7 +17,7 @@ from qvec_deploy.bench.results import Report
 from qvec_deploy.bench.run import measure_engines, open_images
 from qvec_deploy.bench.selection import Selection
 from qvec_deploy.builder.context import BuildContext
-from qvec_deploy.builder.engine import EngineFacts, engine_outputs, make_engine
+from qvec_deploy.builder.engine import EngineFacts, answers_here, engine_outputs, make_engine
 from qvec_deploy.builder.images import open_own_images
 from qvec_deploy.builder.measuring import bench_entry, bench_options, is_plain, judged, threads_of
 from qvec_deploy.builder.receiver_check import check_receiver
@@ -93,7 +93,8 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
         selection = _confirm(choice, artifacts, plan, context)
         shipped = artifacts[selection.shipped if selection is not None else resolved.name]
         report = predictions = None
-        if all(artifact.runs for artifact in artifacts.values()):  # one runtime may lack a single lowering
+        runs = all(artifact.runs for artifact in artifacts.values())  # one runtime may lack a single lowering
+        if runs or (images is not None and all(map(answers_here, artifacts.values()))):
             entries = [bench_entry(artifact, resolved, shipped) for artifact in artifacts.values()]
             options = replace(options, selected=shipped.plan.recipe.name, alone=context.alone)
             measured = measure_engines(entries, options, images, context.progress, known)

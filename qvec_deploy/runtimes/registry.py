@@ -89,7 +89,13 @@ def check_lowering(runtime: str, lowering: str, bits: int, granularity: str, gro
         raise IncompatibleError(f"{what} cannot take groups of {group_size}", hint=hint)
 
 
-def check_engine(runtime: str, wanted: Sequence[float], *, others: bool) -> None:
+def usual_capabilities(runtime: str, lowering: str) -> tuple[float, ...]:
+    """GPUs that a lowering's engines are built for where nobody says; none where they are built for the GPU here."""
+    least = find_lowering(runtime, lowering).least_capability
+    return tuple(each for each in find_runtime(runtime).usual_capabilities if each >= least)
+
+
+def check_engine(runtime: str, lowering: str, wanted: Sequence[float], *, others: bool) -> None:
     """Refuse engines that the runtime cannot be asked for.
 
     Args:
@@ -97,7 +103,8 @@ def check_engine(runtime: str, wanted: Sequence[float], *, others: bool) -> None
         others: Whether they are to run on other GPUs, or releases of the library, than they are built with.
 
     Raises:
-        IncompatibleError: GPUs that it does not build for, or that are named twice; or settings that it lacks.
+        IncompatibleError: GPUs that it does not build for, that lack the lowering's arithmetic, or that are named
+            twice; or settings that it lacks.
     """
     row = find_runtime(runtime)
     if not row.compute_capabilities:
@@ -113,6 +120,13 @@ def check_engine(runtime: str, wanted: Sequence[float], *, others: bool) -> None
     if unknown or twice:
         what = f"does not build for compute capability {unknown[0]}" if unknown else f"was given {twice[0]} twice"
         raise IncompatibleError(f"`{runtime}` {what}", hint=f"target.engine.compute_capabilities takes {known}")
+    least = find_lowering(runtime, lowering).least_capability
+    if wanted and min(wanted) < least:
+        able = ", ".join(str(capability) for capability in row.compute_capabilities if capability >= least)
+        raise IncompatibleError(
+            f"GPUs of compute capability {min(wanted)} lack the arithmetic of lowering `{lowering}`",
+            hint=f"`{lowering}` on `{runtime}` takes target.engine.compute_capabilities of {able}; or use another one",
+        )
     if others:
         raise IncompatibleError(
             f"`{runtime}` knows neither `hardware` nor `version_compatible`",

@@ -11,7 +11,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.session import Backend, Compiler
 from qvec_deploy.tensors import MAX_BITS, MIN_BITS, Scheme
 
-Arithmetic = Literal["fp32", "fp16", "int8"]
+Arithmetic = Literal["fp32", "fp16", "int8", "fp8", "fp4"]
 
 ANY_GRANULARITY = ("tensor", "channel", "group")
 BY_ROW = ("tensor", "channel")
@@ -46,6 +46,7 @@ class Lowering:
         calibrates_activations: Whether it needs the ranges of activations, which `build` then measures.
         carries_kernels: Whether its engines run kernels of ours that are compiled ahead, which `build` then puts into
             the bundle.
+        least_capability: Compute capability from which on GPUs have such arithmetic; 0 where all have.
         implementation: `module:function` that makes this form of one Linear, in the runtime's own terms; None where the
             runtime has no such functions, or takes the Linear as it is stored.
     """
@@ -61,6 +62,7 @@ class Lowering:
     power_of_two_groups: bool = False
     calibrates_activations: bool = False
     carries_kernels: bool = False
+    least_capability: float = 0.0
     implementation: str | None = None
 
     @property

@@ -90,6 +90,18 @@ class Compiler(Backend, Protocol):
 
 
 @runtime_checkable
+class Emulator(Backend, Protocol):
+    """The code of a runtime whose engines can be computed on the CPU where they cannot be run."""
+
+    def emulate(self, directory: Path, lowering: str, threads: int) -> AbstractContextManager[Session]:
+        """What the engine of `directory` computes, its number formats exactly, on so many threads of the CPU.
+
+        Raises:
+            IncompatibleError: A scheme that the lowering cannot take.
+        """
+
+
+@runtime_checkable
 class ModelWriter(Backend, Protocol):
     """The code of a runtime that reads model.onnx as it is: every lowering is a file of its own."""
 

@@ -86,10 +86,10 @@ def test_a_capability_that_the_library_lacks() -> None:
 )
 def test_what_cannot_be_asked_for(wanted: tuple[float, ...], others: bool, says: str) -> None:
     with pytest.raises(IncompatibleError, match=says):
-        check_engine("tensorrt-rtx", wanted, others=others)
-    check_engine("tensorrt-rtx", (8.6, 12.0), others=False)
+        check_engine("tensorrt-rtx", "float", wanted, others=others)
+    check_engine("tensorrt-rtx", "float", (8.6, 12.0), others=False)
     with pytest.raises(IncompatibleError, match="does not build engines for compute capabilities"):
-        check_engine("tensorrt", (8.6,), others=False)
+        check_engine("tensorrt", "float", (8.6,), others=False)
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def _weight_only(plan: Plan, runtime: Runtime) -> RooflineColumn:
     """The plan's own lowering, or that of fewest bits; the file's width where the runtime has none."""
     grid, own = plan.recipe.quantize, plan.recipe.target.lowering
     bits = {}
-    for lowering in (row for row in runtime.lowerings if row.arithmetic != "int8"):
+    for lowering in (row for row in runtime.lowerings if row.arithmetic == runtime.floats):
         try:
             check_lowering(runtime.name, lowering.name, grid.bits, grid.granularity, grid.group_size)
         except QvecError:

@@ -35,6 +35,10 @@ def int4_block(columns: int, group_size: int, blocks: tuple[int, ...] = INT4_BLO
     return min(fitting, key=lambda block: (-(-columns // block) * (4 * block + 16), -block))
 
 
+NVFP4_BLOCK = 16
+"""Weights that share a scale in NVFP4."""
+
+
 def _packed(rows: int, columns: int, scheme: Scheme) -> float:
     return 32.0 * rows * (scheme.bits * -(-columns // 32) + scheme.groups(columns))
 
@@ -44,8 +48,17 @@ def _int4(rows: int, columns: int, scheme: Scheme, blocks: tuple[int, ...] = INT
     return float(rows * -(-columns // block) * (4 * block + 16))
 
 
-def _int8(rows: int, columns: int, _: Scheme) -> float:
+def _eight_bits(rows: int, columns: int, _: Scheme) -> float:
     return rows * (8.0 * columns + 16)
+
+
+def _nvfp4(rows: int, columns: int, _: Scheme) -> float:
+    if columns % NVFP4_BLOCK:
+        raise IncompatibleError(
+            f"NVFP4 takes rows of whole blocks of {NVFP4_BLOCK} weights, not of {columns}",
+            hint="use the lowering `fp8`, `w8a8` or `int4`",
+        )
+    return rows * (4.0 * columns + 8.0 * columns / NVFP4_BLOCK + 16)
 
 
 TENSORRT = Runtime(
@@ -90,10 +103,34 @@ TENSORRT = Runtime(
             EVERY_WIDTH,
             0.25,
             "int8",
-            _int8,
+            _eight_bits,
             granularities=BY_ROW,
             calibrates_activations=True,
             implementation=f"{_LINEAR}:to_w8a8",
+        ),
+        Lowering(
+            "fp8",
+            "the exact codes as E4M3, activations as E4M3 with calibrated scales",
+            (2, 3, 4, 5),
+            0.25,
+            "fp8",
+            _eight_bits,
+            granularities=BY_ROW,
+            calibrates_activations=True,
+            least_capability=8.9,
+            implementation=f"{_LINEAR}:to_fp8",
+        ),
+        Lowering(
+            "nvfp4",
+            "the exact codes as E2M1, activations as NVFP4, whose blocks find their scales when it runs",
+            (2, 3),
+            0.5,
+            "fp4",
+            _nvfp4,
+            granularities=BY_ROW,
+            calibrates_activations=True,
+            least_capability=10.0,
+            implementation=f"{_LINEAR}:to_nvfp4",
         ),
     ),
     packages=("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
@@ -104,9 +141,10 @@ TENSORRT = Runtime(
     triton=TritonBackend('platform: "tensorrt_plan"', "model.plan"),
 )
 
-_FLOAT, _, _INT4, _W8A8 = TENSORRT.lowerings
+_FLOAT, _, _INT4, *_NARROW = TENSORRT.lowerings
 _RTX_INT4 = replace(
     _INT4,
+    least_capability=8.0,
     weight_bits=partial(_int4, blocks=RTX_INT4_BLOCKS),
     group_multiple=min(RTX_INT4_BLOCKS),
     implementation=f"{_LINEAR}:to_rtx_int4",
@@ -117,7 +155,7 @@ TENSORRT_RTX = Runtime(
     backend="qvec_deploy.runtimes.tensorrt.tensorrt_runtime:TensorRTForRTX",
     device="cuda",
     float_bits=16,
-    lowerings=(_FLOAT, _RTX_INT4, _W8A8),  # no plugins that are compiled ahead, so no `packed`
+    lowerings=(_FLOAT, _RTX_INT4, *_NARROW),  # no plugins that are compiled ahead, so no `packed`
     packages=("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"),
     preload=("tensorrt_rtx_bindings",),
     remedy="pip install 'qvec-deploy[rtx]' to build engines, on any x86-64 machine; to run them, an NVIDIA GPU of "

@@ -165,7 +165,8 @@ def _size(tensor: TensorProto) -> int:
 
 def _declare(model: onnx.ModelProto, opset: int) -> None:
     model.ir_version = max(model.ir_version, IR_VERSION)
-    opsets = {entry.domain: entry.version for entry in model.opset_import} | {"": opset}
+    used = {node.domain: 1 for node in model.graph.node if node.domain}
+    opsets = used | {entry.domain: entry.version for entry in model.opset_import} | {"": opset}
     model.ClearField("opset_import")
     model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items()))
     model.ClearField("functions")

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
-from qvec_deploy.runtimes.registry import check_engine, find_runtime
-from qvec_deploy.runtimes.session import Advance, Stage
+from qvec_deploy.runtimes.registry import check_engine, usual_capabilities
+from qvec_deploy.runtimes.session import Advance, Session, Stage
 from qvec_deploy.runtimes.tensorrt.engine_build import (
     build_apart,
     build_files,
@@ -114,6 +114,12 @@ class TensorRT:
         with load_engines(trt, cuda, plans, caches) as session:
             yield session
 
+    def emulate(self, directory: Path, lowering: str, threads: int) -> contextlib.AbstractContextManager[Session]:
+        """As `Emulator.emulate`."""
+        from qvec_deploy.runtimes.tensorrt.emulation import open_emulation
+
+        return open_emulation(directory, self.library.runtime, lowering, threads)
+
     def describe(self, directory: Path, lowering: str) -> list[dict[str, Any]]:
         """What the engines of a lowering are, for people and records; nothing is opened but their sidecars."""
         return [
@@ -160,13 +166,15 @@ class TensorRTForRTX(TensorRT):
         load_tensorrt(self.library)
         if options.plugin_library is not None:
             raise IncompatibleError(f"{self.library.title} takes no plugin library", hint="leave out --plugin")
-        row = find_runtime(self.library.runtime)
+        runtime = self.library.runtime
         check_engine(
-            row.name,
+            runtime,
+            lowering,
             options.compute_capabilities,
             others=options.hardware != "this" or options.version_compatible,
         )
-        options = replace(options, compute_capabilities=options.compute_capabilities or row.usual_capabilities)
+        gpus = options.compute_capabilities or usual_capabilities(runtime, lowering)
+        options = replace(options, compute_capabilities=gpus)
         if options.dynamic is None:
             options = replace(options, dynamic=True, batch_sizes=(*options.batch_sizes, *_USUAL_BATCHES))
         remove_engines(directory, lowering)
