@@ -30,6 +30,8 @@ from plugin_function import device_function
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import Gpu, OutOfDeviceMemory
 from qvec_deploy.runtimes.graph import DOMAIN
+from qvec_deploy.runtimes.tensorrt.emulation import emulated_model
+from qvec_deploy.runtimes.tensorrt.tensorrt_linear import DYNAMIC_QUANTIZE
 
 GPU = Gpu("NVIDIA Test", 89, "13.0")
 
@@ -361,6 +363,8 @@ class _Context:
 
 def runnable(model: onnx.ModelProto) -> onnx.ModelProto:
     """A graph for TensorRT with function bodies in place of our plugin, for ONNX Runtime."""
+    if any(node.op_type == DYNAMIC_QUANTIZE for node in model.graph.node):
+        return emulated_model(model)
     new = onnx.ModelProto()
     new.CopyFrom(model)
     functions = {}

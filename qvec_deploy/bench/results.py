@@ -15,6 +15,7 @@ from qvec_deploy.bench.roofline.roofline_values import Device, TimePrediction
 from qvec_deploy.bench.selection import Selection
 from qvec_deploy.bench.warnings import Finding
 from qvec_deploy.quantize.methods import METHODS, ROUND_TO_NEAREST
+from qvec_deploy.runtimes.session import LinearProduct
 from qvec_deploy.tensors import Scheme
 
 SCHEMA_VERSION = 3
@@ -169,6 +170,7 @@ class Candidate:
         paired: By another candidate's name, this accuracy against that one's, image by image.
         latency: One entry per batch size, ascending; empty where it was not measured.
         footprint: Load time and memory in a process of its own; None where not measured.
+        products: How its quantized Linears are multiplied, where its runtime's compiler tells.
         layer_errors: In network order, of the weights that were quantized (the patched ones in a patched
             candidate); empty for float. No mapping: canonical JSON would put block 10 before block 2.
         layer_times: In network order, at the first batch size; empty where the runtime has no profiler.
@@ -192,6 +194,7 @@ class Candidate:
     paired: dict[str, PairedAnswers] = field(default_factory=dict)
     latency: tuple[LatencySamples, ...] = ()
     footprint: Footprint | None = None
+    products: tuple[LinearProduct, ...] = ()
     layer_errors: tuple[LayerError, ...] = ()
     layer_times: tuple[LayerTime, ...] = ()
     predictions: tuple[TimePrediction, ...] = ()

@@ -39,7 +39,7 @@ from qvec_deploy.datasets import DataConfig, DatasetSpec, OpenedDataset, open_da
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.progress import Progress
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.runtimes.registry import find_runtime, runtime_bits_per_weight
+from qvec_deploy.runtimes.registry import find_runtime, products_of, runtime_bits_per_weight
 from qvec_deploy.runtimes.session import Emulator, Session
 from qvec_deploy.tensors import INPUT_SCALE
 from qvec_deploy.vectors.short_names import short_names
@@ -284,6 +284,7 @@ def _candidate(
         ),
         latency=tuple(latency),
         footprint=footprint,
+        products=products_of(recipe.target.runtime, entry.directory, entry.lowering),
         layer_errors=tuple(LayerError(layer, error) for layer, error in entry.layer_errors.items()),
     )
     if accuracy is None:

@@ -19,7 +19,7 @@ from qvec_deploy.progress import Progress
 from qvec_deploy.recipe.blocks import Target
 from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE, KERNELS_FILE, MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.engine_options import EngineOptions
-from qvec_deploy.runtimes.registry import find_lowering, find_runtime
+from qvec_deploy.runtimes.registry import find_lowering, find_runtime, products_of
 from qvec_deploy.runtimes.runtime import Runtime
 
 _SOURCES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, ACTIVATIONS_FILE, KERNELS_FILE)
@@ -148,5 +148,6 @@ def _install(
 
 
 def _write(bundle: Bundle, manifest: Manifest, *, missing: str | None, not_run: str | None, **changes: Any) -> None:
-    engine = manifest.engine.model_copy(update={"missing": missing, "not_run": not_run})
+    products = products_of(manifest.engine.runtime, bundle.directory, manifest.engine.lowering)
+    engine = manifest.engine.model_copy(update={"missing": missing, "not_run": not_run, "products": products})
     write_manifest(bundle.directory, manifest.model_copy(update={"engine": engine, **changes}))

@@ -14,6 +14,7 @@ from qvec_deploy.bench.selection import Selection
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
 from qvec_deploy.io.files import sha256_file, storage_errors, write_bytes
 from qvec_deploy.quantize.methods import ROUND_TO_NEAREST
+from qvec_deploy.runtimes.session import LinearProduct
 
 MANIFEST_FILE = "manifest.json"
 LAMBDA0 = "lambda0"
@@ -40,6 +41,7 @@ class Engine(ManifestPart):
 
     `missing` says what stood in the way of compiling or opening it where the bundle was built; null if nothing.
     `not_run` says why an engine that is there was not run, and so not compared with PyTorch, where it was built.
+    `products` says what its quantized Linears are multiplied in, where its compiler tells.
     """
 
     runtime: str
@@ -47,6 +49,7 @@ class Engine(ManifestPart):
     threads: int | None
     missing: str | None
     not_run: str | None = None
+    products: tuple[LinearProduct, ...] = ()
 
 
 class TensorSpec(ManifestPart):

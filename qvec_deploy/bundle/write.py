@@ -26,7 +26,7 @@ from qvec_deploy.planner import Plan
 from qvec_deploy.recipe import Recipe
 from qvec_deploy.report.write_report import write_report
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.runtimes.registry import find_runtime, runtime_bits_per_weight
+from qvec_deploy.runtimes.registry import find_runtime, products_of, runtime_bits_per_weight
 
 if TYPE_CHECKING:
     from qvec_deploy.bench.results import Report
@@ -114,6 +114,7 @@ def write_bundle(staging: Path, contents: BundleContents) -> None:
             threads=candidate.target.threads,
             missing=own.missing,
             not_run=own.not_run,
+            products=products_of(candidate.target.runtime, staging, candidate.target.lowering),
         ),
         interface=interface_of(own.plan),
         receiver_weights=own.plan.receiver_weights,

@@ -60,7 +60,12 @@ def report_page(report: Report) -> Page:
             Section(
                 "layers",
                 "Layers and roofline",
-                _given(timing.predicted(report, computed), layer_errors(report), layer_times(report)),
+                _given(
+                    timing.predicted(report, computed),
+                    timing.products(report, computed),
+                    layer_errors(report),
+                    layer_times(report),
+                ),
             ),
             Section("selection", "Selection", _selection(report)),
             Section("method", "How it was measured", (Facts(prose.method(report, computed)),), folded=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from qvec_deploy import formatting
@@ -89,6 +90,26 @@ def predicted(report: Report, rows: Sequence[CandidateRow]) -> Table | None:
     )
     titles = ("Candidate", "Batch", "Predicted, ms", "Measured, ms", "Measured / predicted", "Memory-bound layers")
     return Table("Predicted and measured time", titles, tuple(cells), "lrrrrr", report.selected, note, titled=False)
+
+
+def products(report: Report, rows: Sequence[CandidateRow]) -> Table | None:
+    """What the engines multiply, a row for every kind of product; None where no compiler told."""
+    kinds = []
+    for row in rows:
+        counts = Counter((each.inputs, each.constants, each.fused) for each in row.candidate.products)
+        kinds += [(row.candidate.name, *kind, count) for kind, count in counts.items()]
+    if not kinds:
+        return None
+    note = (
+        "By the compiler's own log. Weights that are not read as stored would be expanded by a kernel of their own at "
+        "every run. Every layer by name is in report.json."
+    )
+    cells = tuple(
+        (name, str(count), " + ".join(inputs), " + ".join(constants), "as stored" if fused else "expanded at every run")
+        for name, inputs, constants, fused, count in kinds
+    )
+    titles = ("Candidate", "Linears", "Inputs", "Weights and scales", "Weights are read")
+    return Table("Matrix products of the engines", titles, cells, "lrlll", report.selected, note)
 
 
 def _unlike(rows: Sequence[CandidateRow]) -> list[CandidateRow]:

@@ -11,7 +11,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
 from qvec_deploy.runtimes.onnxruntime_cuda import ONNXRUNTIME_CUDA
 from qvec_deploy.runtimes.runtime import Lowering, Runtime, load_backend
-from qvec_deploy.runtimes.session import Session
+from qvec_deploy.runtimes.session import Compiler, LinearProduct, Session
 from qvec_deploy.runtimes.tensorrt import TENSORRT, TENSORRT_RTX
 from qvec_deploy.runtimes.torch_cuda import TORCH_CUDA
 from qvec_deploy.tensors import Scheme, matrix_shape
@@ -148,6 +148,12 @@ def runtime_bits_per_weight(tensors: Iterable[WeightInfo], runtime: str, lowerin
             linear = len(tensor.shape) == 2  # filters are unpacked to floats
             bits += row.weight_bits(rows, columns, tensor.scheme) if linear else width * rows * columns
     return bits / count if count else width
+
+
+def products_of(runtime: str, directory: Path, lowering: str) -> tuple[LinearProduct, ...]:
+    """How the engine in a directory multiplies, as far as its compiler says; empty for runtimes without one."""
+    backend = find_runtime(runtime).load()
+    return backend.products(directory, lowering) if isinstance(backend, Compiler) else ()
 
 
 def open_engine(backend: str, directory: str, lowering: str, threads: int) -> AbstractContextManager[Session]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -55,6 +56,24 @@ class Backend(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class LinearProduct:
+    """How an engine multiplies with a quantized Linear.
+
+    Attributes:
+        layer: The engine's layer that multiplies.
+        inputs: Types that flow into it.
+        constants: Types of the weights and scales that it reads.
+        fused: Whether it reads the codes themselves; else they are expanded at every run.
+    """
+
+    linear: str
+    layer: str
+    inputs: tuple[str, ...]
+    constants: tuple[str, ...]
+    fused: bool
+
+
 @runtime_checkable
 class Compiler(Backend, Protocol):
     """The code of a runtime whose engines are built before they are opened."""
@@ -87,6 +106,9 @@ class Compiler(Backend, Protocol):
             IncompatibleError: It was built from other files than those beside it.
             IntegrityError: It is damaged or was altered.
         """
+
+    def products(self, directory: Path, lowering: str) -> tuple[LinearProduct, ...]:
+        """How the first engine of a lowering multiplies, as far as its compiler says; empty without one."""
 
 
 @runtime_checkable

@@ -61,7 +61,7 @@ def test_the_load_is_read_when_nothing_else_of_a_sweep_runs(monkeypatch: pytest.
         raise _Stopped(bool(alone))
 
     monkeypatch.setattr(bench, "capture_environment", capture)
-    target = SimpleNamespace(threads=1, recipe=SimpleNamespace(target=Target()))
+    target = SimpleNamespace(threads=1, emulated=False, recipe=SimpleNamespace(target=Target()))
     asked: Any = SimpleNamespace(measure=Measure(), alone=hold, profile=False)
     contenders: Any = [target]
     with pytest.raises(_Stopped, match="True"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.runtimes.session import LinearProduct
 
 _MARK = ", LayerType: "
 _LAYER = re.compile(
@@ -46,24 +47,6 @@ class WantedProduct:
     node: str
     inputs: str
     weights: str
-
-
-@dataclass(frozen=True)
-class LinearProduct:
-    """What became of it.
-
-    Attributes:
-        layer: The engine's layer that multiplies.
-        inputs: Types that flow into it.
-        constants: Types of the weights and scales that it reads.
-        fused: Whether it reads the codes themselves; else they are expanded at every run.
-    """
-
-    linear: str
-    layer: str
-    inputs: tuple[str, ...]
-    constants: tuple[str, ...]
-    fused: bool
 
 
 def read_layers(log: str) -> list[ComputedLayer]:

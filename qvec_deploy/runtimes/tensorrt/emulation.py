@@ -17,42 +17,23 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
-from qvec_deploy.runtimes.graph import INPUT, OUTPUT
 from qvec_deploy.runtimes.graph.activations import read_amax
 from qvec_deploy.runtimes.graph.stored import load_stored
+from qvec_deploy.runtimes.onnxruntime.ort_loading import open_model
+from qvec_deploy.runtimes.onnxruntime.ort_session import OnnxSession
 from qvec_deploy.runtimes.registry import find_lowering, find_runtime
-from qvec_deploy.runtimes.session import require_images
+from qvec_deploy.runtimes.session import Session
 from qvec_deploy.runtimes.tensorrt import NVFP4_BLOCK
-from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph, tensorrt_graph
+from qvec_deploy.runtimes.tensorrt.tensorrt_graph import tensorrt_graph
 from qvec_deploy.runtimes.tensorrt.tensorrt_linear import DYNAMIC_QUANTIZE, E2M1_MAX
-from qvec_deploy.tensors import Float32
 
 _NARROW, _WIDE = TensorProto.FLOAT16, TensorProto.FLOAT
 _DOMAIN, _NVFP4 = "qvec.emulation", "Nvfp4"
 _OPSET = 23
 
 
-class EmulatedEngine:
-    """A `Session` that computes on the CPU what an engine would."""
-
-    def __init__(self, model: Path, threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        _, *sides = self._session.get_inputs()[0].shape
-        self.input_shape: tuple[int, int, int] = (sides[0], sides[1], sides[2])
-
-    def run(self, images: Float32) -> Float32:
-        """As `Session.run`."""
-        require_images(images, self.input_shape)
-        logits: Float32 = self._session.run([OUTPUT], {INPUT: images})[0]
-        return logits
-
-
 @contextlib.contextmanager
-def open_emulation(directory: Path, runtime: str, lowering: str, threads: int) -> Iterator[EmulatedEngine]:
+def open_emulation(directory: Path, runtime: str, lowering: str, threads: int) -> Iterator[Session]:
     """Emulate a lowering of the model and weights in a directory; our plugin computes what float weights do.
 
     Raises:
@@ -68,18 +49,18 @@ def open_emulation(directory: Path, runtime: str, lowering: str, threads: int) -
         graph = tensorrt_graph(stored, weights, find_runtime(runtime).baseline.name, runtime=runtime)
     with TemporaryDirectory(prefix="qvec-emulation.") as scratch:
         path = Path(scratch) / "model.onnx"
-        onnx.save_model(emulated_model(graph), path, save_as_external_data=True)
+        onnx.save_model(emulated_model(graph.model), path, save_as_external_data=True)
         del graph, weights, stored
-        yield EmulatedEngine(path, threads)
+        yield OnnxSession(open_model(str(path), Path(scratch), threads))
 
 
-def emulated_model(graph: TensorrtGraph) -> onnx.ModelProto:
+def emulated_model(graph: onnx.ModelProto) -> onnx.ModelProto:
     """A graph for TensorRT in operators that ONNX Runtime has on the CPU, in float32.
 
     Weights are what their codes stand for; float16 constants keep their values.
     """
     model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
+    model.CopyFrom(graph)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     replaced: set[str] = set()  # values that the emulated quantization has no use for

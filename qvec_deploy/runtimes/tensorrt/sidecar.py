@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from qvec_deploy.errors import IncompatibleError, IntegrityError, first_line
 from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
 from qvec_deploy.runtimes.engine_options import Batches, Hardware
-from qvec_deploy.runtimes.tensorrt.builder_log import LinearProduct
+from qvec_deploy.runtimes.session import LinearProduct
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, release
 
 FORMAT, FORMAT_VERSION = "qvec-plan", 1

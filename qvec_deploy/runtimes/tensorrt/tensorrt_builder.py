@@ -17,9 +17,8 @@ from qvec_deploy.io.files import sha256_bytes, storage_errors, write_bytes
 from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.graph import INPUT
-from qvec_deploy.runtimes.session import Advance
+from qvec_deploy.runtimes.session import Advance, LinearProduct
 from qvec_deploy.runtimes.tensorrt.builder_log import (
-    LinearProduct,
     check_products,
     read_layers,
     read_weights_bytes,

@@ -13,7 +13,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.registry import check_engine, usual_capabilities
-from qvec_deploy.runtimes.session import Advance, Session, Stage
+from qvec_deploy.runtimes.session import Advance, LinearProduct, Session, Stage
 from qvec_deploy.runtimes.tensorrt.engine_build import (
     build_apart,
     build_files,
@@ -138,6 +138,10 @@ class TensorRT:
     def read(self, directory: Path, lowering: str, batches: Batches) -> bytes:
         """The bytes of an engine, as TensorRT reads it; neither TensorRT nor a GPU is needed."""
         return load_engine(engine_path(directory, lowering, batches), self.library.runtime)
+
+    def products(self, directory: Path, lowering: str) -> tuple[LinearProduct, ...]:
+        """As `Compiler.products`."""
+        return next((read_sidecar(engine).products for engine in find_engines(directory, lowering)), ())
 
 
 class TensorRTForRTX(TensorRT):
