@@ -84,7 +84,7 @@ def test_codes_that_a_type_does_not_hold() -> None:
     with pytest.raises(IncompatibleError, match="FLOAT4E2M1 does not hold every code of w"):
         to_narrow("w", codes - 1, TensorProto.FLOAT4E2M1)
     with pytest.raises(IncompatibleError, match="FLOAT8E4M3FN does not hold every code of w"):
-        to_narrow("w", codes * 5, TensorProto.FLOAT8E4M3FN)
+        to_narrow("w", codes * 17, TensorProto.FLOAT8E4M3FN)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,7 @@ def sources(
 
 
 @pytest.mark.parametrize(("runtime", "lowering"), ROWS)
-def test_an_emulated_engine_agrees_with_pytorch(
-    sources: tuple[Path, np.ndarray], runtime: str, lowering: str
-) -> None:
+def test_an_emulated_engine_agrees_with_pytorch(sources: tuple[Path, np.ndarray], runtime: str, lowering: str) -> None:
     folder, reference = sources
     backend = {row.name: row for row in (TENSORRT, TENSORRT_RTX)}[runtime].load()
     assert isinstance(backend, Emulator)
@@ -106,7 +104,7 @@ def test_an_emulated_engine_agrees_with_pytorch(
         parity = check_parity(session, runtime, lowering, reference)
         assert session.run(parity_images(session.input_shape)[:1]).shape == reference[:1].shape
     quantized = find_lowering(runtime, lowering).calibrates_activations
-    assert 1e-3 < parity.relative_error if quantized else parity.relative_error < 2e-3
+    assert parity.relative_error > 1e-3 if quantized else parity.relative_error < 2e-3
     assert not list(folder.glob("*emulation*"))
 
 
