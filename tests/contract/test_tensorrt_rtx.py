@@ -18,7 +18,7 @@ from without_build import device_environment
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import sha256_bytes
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
-from qvec_deploy.runtimes.registry import check_engine, find_lowering
+from qvec_deploy.runtimes.registry import check_engine, find_lowering, usual_capabilities
 from qvec_deploy.runtimes.runtime import Lowering
 from qvec_deploy.runtimes.session import LinearProduct
 from qvec_deploy.runtimes.tensorrt import TENSORRT, TENSORRT_RTX, engine_build, tensorrt_library
