@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from fake_tensorrt import write_sources
 from linear_graphs import image_shape, linear_graph
 from without_build import device_environment
 
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError
 from qvec_deploy.io.files import sha256_bytes
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.registry import check_engine, find_lowering, usual_capabilities
@@ -176,6 +177,21 @@ def test_a_process_that_dies_is_one_error(
     options = EngineOptions(compute_capabilities=(8.6,), workspace_mib=int(number))
     with pytest.raises(IncompatibleError, match=says):
         engine_build.build_apart(folder, "float", Batches.of(1), options, lambda done, total: None)
+
+
+@pytest.mark.parametrize(("damage", "error"), [(b"no model", IntegrityError), (None, StorageError)])
+def test_errors_about_files_keep_their_kind(
+    folder: Path, tmp_path: Path, damage: bytes | None, error: type[QvecError]
+) -> None:
+    """A damaged model and a missing one; a full disk comes the same way."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("engine.*")))
+    (copy / "model.onnx").unlink()
+    if damage is not None:
+        (copy / "model.onnx").write_bytes(damage)
+    options = EngineOptions(compute_capabilities=(8.6,))
+    with pytest.raises(error, match=r"model\.onnx"):
+        engine_build.build_apart(copy, "float", Batches.of(1), options, lambda done, total: None)
+    assert not list(copy.glob("*engine*"))
 
 
 def test_which_gpus_run_it() -> None:

@@ -249,7 +249,7 @@ def test_constants_that_it_does_not_refer_to_may_change() -> None:
     assert decode(model, DELTA) == ENGINE
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_engine_comes_back(data: st.DataObject) -> None:
     """Constants of any shape in any order of axes, between any bytes."""
@@ -272,7 +272,7 @@ def test_any_engine_comes_back(data: st.DataObject) -> None:
         assert len(delta) < len(engine) and decode(model, delta) == engine
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 300), st.integers(0, 2**16))
 def test_every_string_is_found(noise: bytes, at: int, seed: int) -> None:
     string = np.random.default_rng(seed).bytes(80)

@@ -88,6 +88,8 @@ def build_apart(directory: Path, lowering: str, batches: Batches, options: Engin
 
     Raises:
         IncompatibleError: The build failed, crashed or took too long; the library's log is kept then.
+        IntegrityError: What it is built from is damaged.
+        StorageError: What it is built from is missing, or the engine cannot be written.
     """
     arguments = {
         "directory": str(directory),
@@ -212,7 +214,7 @@ def _failed(failure: JobFailure, lowering: str, batches: Batches, log: Path) -> 
     hint = f"{failure.hint}; the library's log is {log}"
     if "SIGALRM" in failure.message:
         return IncompatibleError(f"{what}: it took more than {BUILD_LIMIT_S} seconds", hint=f"the log is {log}")
-    for kind in (IncompatibleError, StorageError):
+    for kind in (IncompatibleError, IntegrityError, StorageError):
         if failure.kind == kind.__name__:
             return kind(failure.message, hint=hint)
     return IncompatibleError(f"{what}: {failure.message}", hint=hint)
