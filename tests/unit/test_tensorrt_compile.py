@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +24,16 @@ from qvec_deploy.builder.pipeline import build
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.compile_bundle import compile_bundle, engine_options
 from qvec_deploy.bundle.manifest import LAMBDA0
+from qvec_deploy.bundle.model_repository import export_to_repository
 from qvec_deploy.cli.compile_command import compile_command
 from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.io.files import sha256_file
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.recipe.blocks import Target
 from qvec_deploy.runtimes.cuda_driver import Gpu
 from qvec_deploy.runtimes.kernels.ahead import TILES
+from qvec_deploy.runtimes.tensorrt.tensorrt_library import FULL
+from qvec_deploy.runtimes.tensorrt.tensorrt_runtime import TensorRT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_work")]
 
@@ -253,6 +258,32 @@ def test_a_bundle_of_another_runtime_is_refused(tmp_path: Path, pico_recipe: Cal
     with pytest.raises(IncompatibleError, match="is for runtime `onnxruntime`, which compiles nothing") as caught:
         compile_bundle(tmp_path / "cpu")
     assert "`qvec-deploy verify`" in caught.value.hint
+
+
+def test_engines_as_deltas(setup: Setup, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle with them is compiled, verified, exported and compiled anew as one with whole engines is."""
+    compile_bundle(bundle)
+    whole = (bundle / "engine.packed.b1.plan").stat().st_size
+    monkeypatch.setattr(TensorRT, "library", replace(FULL, stores_deltas=True))
+    (compiled,) = compile_bundle(bundle)
+    names = {"engine.packed.b1.plan.delta", "engine.packed.b1.plan.json"}
+    assert _engines(bundle) == _engines(bundle / LAMBDA0) == names
+    (engine,) = compiled.engines
+    assert engine["plan_bytes"] == whole > 2 * engine["stored_bytes"]
+    opened = Bundle.open(bundle)
+    assert opened.manifest.files["engine.packed.b1.plan.delta"].size == engine["stored_bytes"]
+    checks = opened.verify()
+    assert "2 as built" in checks["engines"] and "and the weights" in checks["engines"] and "parity" in checks
+    done = export_to_repository(bundle, tmp_path / "models")
+    plan = done.directory / "1" / "model.plan"
+    assert sha256_file(plan) == json.loads((bundle / "engine.packed.b1.plan.json").read_text())["sha256"]
+    shutil.copytree(bundle, tmp_path / "moved")
+    (tmp_path / "moved" / LAMBDA0 / "engine.packed.b1.plan.delta").write_bytes(b"")
+    with pytest.raises(IntegrityError, match="was changed after the build"):
+        Bundle.open(tmp_path / "moved")
+    monkeypatch.setattr(TensorRT, "library", FULL)
+    compile_bundle(bundle)
+    assert _engines(bundle) == ENGINES and set(Bundle.open(bundle).manifest.files) > ENGINES
 
 
 def _command(*arguments: object) -> Result:
