@@ -115,6 +115,14 @@ class Bundle:
             return row.missing(engine.lowering)
         return engine.missing
 
+    def engine_unusable(self) -> str | None:
+        """Why the engine cannot be measured here, as what is said of the bundle; None if it can."""
+        missing = self.engine_missing()
+        if missing is None:
+            return None
+        there = "has an engine, but it cannot run here" if self.manifest.engine.not_run else "has no engine"
+        return f"{there}: {missing}"
+
     def _not_opened(self) -> str:
         engine = self.manifest.engine
         if engine.not_run is not None:

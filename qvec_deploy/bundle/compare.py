@@ -135,9 +135,9 @@ def _size(pair: BundlePair) -> SizeChange:
 
 def _cannot_run(bundle: Bundle, name: str, options: CompareOptions) -> str | None:
     """Why an engine cannot be measured here; None where it can."""
-    missing = bundle.engine_missing()
-    if missing is not None:
-        return f"{name} has no engine: {missing}"
+    unusable = bundle.engine_unusable()
+    if unusable is not None:
+        return f"{name} {unusable}"
     try:
         with bundle.session(threads=options.threads):
             return None

@@ -27,10 +27,16 @@ _SOURCES = (MODEL_FILE, WEIGHTS_FILE, PARITY_FILE, ACTIVATIONS_FILE, KERNELS_FIL
 
 @dataclass(frozen=True)
 class CompiledEngines:
-    """Engines of one lowering that a bundle now has."""
+    """Engines of one lowering that a bundle now has.
+
+    Attributes:
+        parity: How they compare with PyTorch; None where they were not run.
+        not_run: Why they were not: they were built for GPUs that are elsewhere.
+    """
 
     lowering: str
-    parity: Parity
+    parity: Parity | None
+    not_run: str | None
     engines: list[dict[str, Any]]
 
 
@@ -58,7 +64,7 @@ def compile_bundle(
     plugin: Path | None = None,
     progress: Progress | None = None,
 ) -> list[CompiledEngines]:
-    """Build a bundle's engines on this machine, in place of those it had.
+    """Build a bundle's engines on this machine, in place of those it had, and run them where they run here.
 
     They are built and tried in a scratch folder; until they are in place and in the manifest, the bundle is as it was
     or says that it has no engine.
@@ -98,10 +104,12 @@ def compile_bundle(
         for lowering in chosen:
             for part in ("", *plain):
                 place = _linked(directory / part, Path(scratch) / lowering / part)
-                names, parity = _compile(row, place, lowering, options, directory.resolve().parent, progress)
+                names, parity, not_run = _compile(row, place, lowering, options, directory.resolve().parent, progress)
                 made |= {str(Path(part) / name): place / name for name in names}
                 if not part:
-                    compiled.append(CompiledEngines(lowering, parity, row.load_compiler().describe(place, lowering)))
+                    compiled.append(
+                        CompiledEngines(lowering, parity, not_run, row.load_compiler().describe(place, lowering))
+                    )
         _install(bundle, made, chosen, compiled)
     return compiled
 
@@ -117,11 +125,14 @@ def _linked(source: Path, place: Path) -> Path:
 
 def _compile(
     row: Runtime, place: Path, lowering: str, options: EngineOptions, caches: Path, progress: Progress
-) -> tuple[list[str], Parity]:
+) -> tuple[list[str], Parity | None, str | None]:
     compiler = row.load_compiler()
     names = compiler.compile(place, lowering, options, caches=caches, stage=partial(progress.stage, "compile"))
+    not_run = row.missing(lowering)
+    if not_run is not None:
+        return names, None, not_run
     with progress.stage("check", lowering), compiler.open(place, lowering, 1) as session:
-        return names, check_parity(session, row.name, lowering, read_reference(place))
+        return names, check_parity(session, row.name, lowering, read_reference(place)), None
 
 
 def _install(
@@ -142,8 +153,10 @@ def _install(
     for name, path in made.items():
         path.replace(directory / name)
     files = kept | hash_files(directory, made)
-    parity = next((each.parity for each in compiled if each.lowering == manifest.engine.lowering), manifest.parity)
-    missing, not_run = (None, None) if own else (manifest.engine.missing, manifest.engine.not_run)
+    missing, not_run, parity = manifest.engine.missing, manifest.engine.not_run, manifest.parity
+    for each in compiled:
+        if each.lowering == manifest.engine.lowering:
+            missing, not_run, parity = None, each.not_run, each.parity
     _write(bundle, manifest, missing=missing, not_run=not_run, files=files, parity=parity)
 
 

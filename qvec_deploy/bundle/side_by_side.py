@@ -44,9 +44,10 @@ def bench_bundles(
     bundles = [Bundle.open(directory) for directory in directories]
     first = bundles[0]
     for bundle in bundles:
-        missing = bundle.engine_missing()
-        if missing is not None:
-            raise IncompatibleError(f"{bundle.directory} has no engine: {missing}", hint="leave it out")
+        unusable = bundle.engine_unusable()
+        if unusable is not None:
+            hint = "measure it on a machine where it runs, or leave it out"
+            raise IncompatibleError(f"{bundle.directory} {unusable}", hint=hint)
         require_same_images(first, bundle)
     entries = [c for bundle in bundles for c in _entries(bundle, lowerings, threads)]
     recipe = first.recipe

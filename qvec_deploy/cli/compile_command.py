@@ -25,7 +25,7 @@ def compile_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Build a bundle's TensorRT engines on this machine; engines do not travel, bundles do."""
+    """Build a bundle's engines on this machine: TensorRT's for its GPU, those of TensorRT for RTX for any."""
     from qvec_deploy.bundle.compile_bundle import compile_bundle
 
     compiled = compile_bundle(
@@ -36,12 +36,21 @@ def compile_command(
         progress=progress_shown(quiet or as_json),
     )
     results = [
-        {"lowering": each.lowering, "parity": each.parity.model_dump(), "engines": each.engines} for each in compiled
+        {
+            "lowering": each.lowering,
+            "parity": each.parity.model_dump() if each.parity else None,
+            "not_run": each.not_run,
+            "engines": each.engines,
+        }
+        for each in compiled
     ]
 
     def print_text() -> None:
         for each in compiled:
-            click.echo(f"{each.lowering}: relative error {each.parity.relative_error:.1e} against PyTorch")
+            if each.parity is None:
+                click.echo(f"{each.lowering}: built, and not run here: {each.not_run}; parity is not known")
+            else:
+                click.echo(f"{each.lowering}: relative error {each.parity.relative_error:.1e} against PyTorch")
             for engine in each.engines:
                 click.echo(f"  {_line(engine)}")
 

@@ -28,7 +28,9 @@ def examine() -> dict[str, Any]:
     runtimes = {}
     for name, row in RUNTIMES.items():
         missing = row.load().missing()
-        runtimes[name] = {"works": missing is None, "missing": missing, "remedy": row.remedy if missing else None}
+        builds = missing is None or row.cannot_build(row.baseline.name) is None
+        remedy = None if builds else row.remedy
+        runtimes[name] = {"works": missing is None, "builds": builds, "missing": missing, "remedy": remedy}
     return {
         **{name: getattr(environment, name) for name in _OF_ENVIRONMENT},
         "parts": {part: {"missing": missing_modules(part)} for part in PARTS},
@@ -80,7 +82,7 @@ def print_examination(found: dict[str, Any]) -> None:
     click.echo(", ".join(f"{name} {version}" for name, version in found["packages"].items()))
     click.echo("\n".join(["", *map(_part_line, found["parts"], found["parts"].values()), "", *_gpu_lines(found), ""]))
     for name, runtime in found["runtimes"].items():
-        click.echo(f"runtime {name}: " + ("works" if runtime["works"] else f"no: {runtime['missing']}"))
+        click.echo(f"runtime {name}: {_state(runtime)}")
         for entry in found["lowerings"]:
             if runtime["works"] and entry["runtime"] == name and entry["missing"]:
                 click.echo(f"  but not lowering {entry['lowering']}: {entry['missing']}")
@@ -90,12 +92,25 @@ def print_examination(found: dict[str, Any]) -> None:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "Runtime": lambda entry: str(entry["runtime"]),
         "Lowering": lambda entry: str(entry["lowering"]),
-        "Here": lambda entry: "no" if entry["missing"] else "yes",
+        "Here": lambda entry: _here(entry, found["runtimes"]),
         "Bits": lambda entry: _bits([str(width) for width in entry["bits"]]),
         "Granularities": lambda entry: ", ".join(entry["granularities"]),
         "What it is": lambda entry: str(entry["summary"]),
     }
     print_table(Table.of("", found["lowerings"], columns, words=len(columns)))
+
+
+def _state(runtime: dict[str, Any]) -> str:
+    if runtime["works"]:
+        return "works"
+    return f"{'builds, runs not here' if runtime['builds'] else 'no'}: {runtime['missing']}"
+
+
+def _here(lowering: dict[str, Any], runtimes: dict[str, Any]) -> str:
+    if not lowering["missing"]:
+        return "yes"
+    runtime = runtimes[lowering["runtime"]]
+    return "builds" if runtime["builds"] and not runtime["works"] else "no"
 
 
 def _part_line(name: str, part: dict[str, Any]) -> str:

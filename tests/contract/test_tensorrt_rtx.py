@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ def _made_again_elsewhere(folder: Path, lowering: str, sha256: str) -> None:
         "plan = TensorRTForRTX().read(Path(sys.argv[1]), sys.argv[2], Batches(1, 8, 8)); "
         "print(hashlib.sha256(plan).hexdigest())"
     )
-    with TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         environment = {**device_environment(Path(scratch)), "PYTHONHASHSEED": "1"}
         done = subprocess.run(
             [sys.executable, "-c", program, str(folder), lowering],
@@ -157,6 +158,21 @@ def engine_build_stage() -> Any:
     from contextlib import nullcontext
 
     return nullcontext(lambda done, total: None)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_nothing_is_left_of_a_build_that_did_not_fail(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def advance(done: int, total: int) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) if interrupted else contextlib.nullcontext():
+        engine_build.build_apart(folder, "float", Batches.of(1), OPTIONS, advance)
+    assert list(tmp_path.glob("qvec-*")) == []
 
 
 def test_a_build_that_hangs_or_fails_is_one_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,19 @@ def test_an_engine_that_is_built_for_gpus_elsewhere(
     code, text, _ = run("verify", out)
     assert code == 0 and "built, but not run here" in text
     assert "engines" in text and "as built" in text and "and the weights" in text
-    assert run("bench", out)[0] == 4
+    code, _, log = run("bench", out)
+    assert code == 4 and "has an engine, but it cannot run here: " in log
+    code, text, _ = run("compile", out, "--batch-size", "16", "--quiet")
+    assert code == 0 and "int4: built, and not run here: " in text
+    manifest = json.loads((out / "manifest.json").read_text())
+    engines = {name for name in manifest["files"] if name.endswith(".delta")}
+    assert engines == {"engine.int4.b1-16.plan.delta", "lambda0/engine.int4.b1-16.plan.delta"}
+    assert manifest["engine"]["missing"] is None and manifest["engine"]["not_run"] and manifest["parity"] is None
+    assert run("verify", out)[0] == 0
+    code, text, _ = run("compile", out, "--json")  # as the recipe says, so as before
+    (compiled,) = json.loads(text)["compiled"]
+    assert code == 0 and compiled["parity"] is None and compiled["not_run"]
+    manifest = json.loads((out / "manifest.json").read_text())
     code, _, log = run("verify", "--release", out)
     assert code == 4 and "never run" in log
     plain = tmp_path / "engine.plan"
@@ -257,4 +269,4 @@ def test_doctor_says_how_to_get_every_runtime(run: Callable[..., Any]) -> None:
     assert set(found) == {"onnxruntime", "torch-cuda", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"}
     for name, runtime in found.items():
         assert f"runtime {name}: " in out
-        assert runtime["works"] or runtime["remedy"] in out  # brackets and all
+        assert runtime["builds"] or runtime["remedy"] in out  # brackets and all

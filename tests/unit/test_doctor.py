@@ -22,6 +22,7 @@ from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
 from qvec_deploy.runtimes.onnxruntime import ort_loading
 from qvec_deploy.runtimes.onnxruntime_cuda import ort_cuda_session as onnxruntime_cuda
 from qvec_deploy.runtimes.registry import RUNTIMES
+from qvec_deploy.runtimes.tensorrt import tensorrt_library
 
 
 def _refuse() -> Any:
@@ -96,9 +97,24 @@ def test_a_machine_that_has_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "CUDA of torch: none" in text
     assert "TensorRT: no: TensorRT cannot be imported" in text
     for name, runtime in found["runtimes"].items():
-        if not runtime["works"]:
+        if not runtime["builds"]:
             assert f"runtime {name}: no: {runtime['missing']}" in text
             assert runtime["remedy"] in text
+
+
+def test_what_builds_without_a_gpu_is_not_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="the extra `rtx` is not installed")
+    monkeypatch.setattr(tensorrt_library, "Cuda", _refuse)
+    found = doctor.examine()
+    runtime = found["runtimes"]["tensorrt-rtx"]
+    assert (runtime["works"], runtime["builds"], runtime["remedy"]) == (False, True, None)
+    assert found["runtimes"]["tensorrt"]["builds"] is False
+    text = _text(found, capsys)
+    assert "runtime tensorrt-rtx: builds, runs not here: no NVIDIA driver is installed (libcuda.so.1)" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("tensorrt-rtx") and " int4 " in line]
+    assert line.split()[:3] == ["tensorrt-rtx", "int4", "builds"]
 
 
 def test_what_is_missing_of_a_runtime_is_said_by_lowering(

@@ -99,9 +99,13 @@ def build_apart(directory: Path, lowering: str, batches: Batches, options: Engin
     }
     job = Job("engine", JOB, arguments)
     logs = Path(tempfile.mkdtemp(prefix="qvec-engine."))
-    with LocalProcesses(1, logs=logs, on_event=lambda _, event: advance(*event)) as processes:
-        processes.submit(job)
-        (outcome,) = processes.outcomes()
+    try:
+        with LocalProcesses(1, logs=logs, on_event=lambda _, event: advance(*event)) as processes:
+            processes.submit(job)
+            (outcome,) = processes.outcomes()
+    except KeyboardInterrupt:
+        shutil.rmtree(logs, ignore_errors=True)
+        raise
     if outcome.failure is not None:
         raise _failed(outcome.failure, lowering, batches, logs / f"{job.name}.log")
     shutil.rmtree(logs, ignore_errors=True)
