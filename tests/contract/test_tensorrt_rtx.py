@@ -219,3 +219,13 @@ def test_which_gpus_run_it() -> None:
     assert mismatch(sidecar, Machine("1.7.1.116", "RTX 4090", 89, "13.0")) is None
     assert "here is RTX 5090 (12.0)" in (mismatch(sidecar, Machine("1.7.1.116", "RTX 5090", 120, "13.0")) or "")
     assert "here is 1.7.2" in (mismatch(sidecar, Machine("1.7.2", "RTX 4090", 89, "13.0")) or "")
+
+
+@pytest.mark.slow
+def test_one_image_at_a_time(folder: Path) -> None:
+    """The residual after `attn.proj` and `fc2` takes no weights out of their 4 bits."""
+    options = EngineOptions(batch_sizes=(1,), dynamic=False)
+    names = BACKEND.compile(folder, "int4", options, caches=folder.parent)
+    assert names[0].startswith("engine.int4.b1.plan")
+    products = BACKEND.products(folder, "int4")
+    assert len(products) == 8 and all(product.fused for product in products)

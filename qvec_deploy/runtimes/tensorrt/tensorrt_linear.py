@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -92,8 +91,27 @@ def to_int4(
     return Lowered([*nodes, *_multiply(node, x, dense)], tensors, opset=21, product=("Half", "Int4"))
 
 
-to_rtx_int4: Convert = partial(to_int4, blocks_of=RTX_INT4_BLOCKS)
-"""The same on the blocks of TensorRT for RTX."""
+def to_rtx_int4(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
+    """The same on the blocks of TensorRT for RTX, and on inputs as one matrix.
+
+    For one image, TensorRT for RTX 1.7.1 otherwise expands the weights of Linears that a residual is added to.
+    """
+    made = to_int4(node, tensor, amax, blocks_of=RTX_INT4_BLOCKS)
+    product = next(each for each in made.nodes if each.name == product_name(node))
+    x, y, name, (rows, columns) = product.input[0], product.output[0], product.name, tensor.codes.shape
+    matrix, leading, shape, sums = f"{name}_x", f"{name}_leading", f"{name}_shape", f"{name}_y"
+    given = [(f"{name}_rows", [rows]), (f"{name}_matrix", [-1, columns])]
+    product.input[0], product.output[0] = matrix, sums
+    at = made.nodes.index(product)
+    before = [
+        helper.make_node("Shape", [x], [leading], name=leading, end=-1),
+        helper.make_node("Concat", [leading, given[0][0]], [shape], name=shape, axis=0),
+        helper.make_node("Reshape", [x, given[1][0]], [matrix], name=matrix),
+    ]
+    after = helper.make_node("Reshape", [sums, shape], [y], name=f"{name}_as_before")
+    nodes = [*made.nodes[:at], *before, product, after, *made.nodes[at + 1 :]]
+    tensors = [*made.tensors, *(numpy_helper.from_array(np.array(value), label) for label, value in given)]
+    return replace(made, nodes=nodes, tensors=tensors)
 
 
 def to_w8a8(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) -> Lowered:
