@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.quantize.methods import METHODS, ROUND_TO_NEAREST, by_moments, calibrated_methods
 from qvec_deploy.recipe.names import LoweringName, MethodName, RuntimeName
+from qvec_deploy.runtimes.graph.activations import Calibrator
 from qvec_deploy.runtimes.registry import find_runtime
 from qvec_deploy.tensors import GridRule, Scheme
 
@@ -218,6 +219,11 @@ class Target(Block):
     )
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1,), min_length=1, description="Batch sizes whose latency is measured."
+    )
+    calibrator: Calibrator = Field(
+        default="max",
+        description="How the range of activations is found where TensorRT quantizes them: `max`, the largest magnitude "
+        "on the images; `percentile`, the one that 99.99 % of all stay below.",
     )
     engine: EngineBlock = Field(default=EngineBlock(), description="How TensorRT builds engines.")
 

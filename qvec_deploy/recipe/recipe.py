@@ -96,6 +96,9 @@ class Recipe(Block):
         if self.target.preprocessing == "in_graph" and not find_runtime(self.target.runtime).stands_alone:
             takers = ", ".join(row.name for row in RUNTIMES.values() if row.stands_alone)
             raise ValueError(f"target.preprocessing: in_graph is for {takers}, not for {self.target.runtime}")
+        if self.target.calibrator != "max" and not find_runtime(self.target.runtime).compiles:
+            takers = ", ".join(row.name for row in RUNTIMES.values() if row.compiles)
+            raise ValueError(f"target.calibrator: percentile is for {takers}, not for {self.target.runtime}")
         self._check_select()
         self._check_judges()
         self._check_gates()

@@ -89,6 +89,10 @@ def test_unknown_fields_name_line_and_nearest(
         (MINIMAL + "target: {lowering: float}\n", "lowering `float` goes with bits 16 or 32"),
         (MINIMAL + "target: {threads: 0}\n", "target.threads"),
         (
+            MINIMAL + "target: {calibrator: percentile}\n",
+            "target.calibrator: percentile is for tensorrt, tensorrt-rtx, not for onnxruntime",
+        ),
+        (
             MINIMAL + "target: {runtime: tensorrt, preprocessing: in_graph}\n",
             "target.preprocessing: in_graph is for onnxruntime, not for tensorrt",
         ),

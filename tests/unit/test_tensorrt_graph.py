@@ -310,6 +310,7 @@ def test_activations_are_modelopts_ranges_after_awqs_factors(tmp_path: Path) -> 
     from qvec_deploy.models import create
     from qvec_deploy.packed import unpack
 
+    magnitudes: dict[str, list[np.ndarray]] = {}
     write_engine(tmp_path, factors=True)
     weights = PackedFile.open(tmp_path / "weights.qvec.safetensors")
 
@@ -333,6 +334,7 @@ def test_activations_are_modelopts_ranges_after_awqs_factors(tmp_path: Path) -> 
         def look(module: Any, inputs: Any, path: str = path, factor: Any = factor) -> Any:
             x = inputs[0] * torch.as_tensor(factor)
             seen[path] = max(seen.get(path, 0.0), float(x.detach().abs().amax()))
+            magnitudes.setdefault(path, []).append(x.detach().abs().numpy().ravel())
             return (x,)
 
         linear.register_forward_pre_hook(look)
@@ -340,6 +342,11 @@ def test_activations_are_modelopts_ranges_after_awqs_factors(tmp_path: Path) -> 
         looked_at(torch.from_numpy(image[None]))
     assert sum(f"{path}.input_scale" in weights.tensors for path in seen) == 4
     assert calibrate_amax(model(), weights, [image[None] for image in IMAGES]) == seen
+    kept = calibrate_amax(model(), weights, [image[None] for image in IMAGES], "percentile")
+    assert kept.keys() == seen.keys()
+    for path, largest in seen.items():  # the histogram has 2,048 bins
+        values = np.sort(np.concatenate(magnitudes[path]))
+        assert kept[path] == pytest.approx(np.quantile(values, 0.9999, method="higher"), abs=largest / 1000)
 
 
 @pytest.mark.parametrize(

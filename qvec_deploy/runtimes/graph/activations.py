@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,9 +19,14 @@ from qvec_deploy.tensors import INPUT_SCALE, Float32
 if TYPE_CHECKING:
     from torch import nn
 
+Calibrator = Literal["max", "percentile"]
+"""How ModelOpt finds the range of a Linear's input on images."""
 
-def calibrate_amax(model: nn.Module, weights: PackedFile, images: Sequence[Float32]) -> dict[str, float]:
-    """The largest magnitude that reaches each quantized Linear, by ModelOpt's `max` calibration.
+
+def calibrate_amax(
+    model: nn.Module, weights: PackedFile, images: Sequence[Float32], calibrator: Calibrator = "max"
+) -> dict[str, float]:
+    """The largest magnitude of each quantized Linear's input that is kept, by ModelOpt's calibration.
 
     Args:
         model: The timm model of `weights`, in evaluation mode; its quantized weights and ModelOpt's quantizers are put
@@ -51,7 +56,7 @@ def calibrate_amax(model: nn.Module, weights: PackedFile, images: Sequence[Float
             module: Any = model.get_submodule(name.removesuffix(".weight"))
             values = torch.from_numpy(unpack(weights.packed(name)).dequantize().reshape(shape))
             module.weight = torch.nn.Parameter(values, requires_grad=False)
-    return calibrate_inputs(model, names, factors, images)
+    return calibrate_inputs(model, names, factors, images, percentile=calibrator == "percentile")
 
 
 def write_amax(directory: Path, amax: Mapping[str, float]) -> None:
