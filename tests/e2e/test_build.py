@@ -138,7 +138,8 @@ def test_a_runtime_that_is_not_here_leaves_a_marked_bundle(
     code, _, log = run("build", "--recipe", recipe, "-o", out)
     assert code == 4 and "engine" in log
     written = {path.name for path in out.iterdir()}
-    assert written == {name for name in FILES if not name.startswith(("report", "predictions"))} | {"lambda0"}
+    without = {name for name in FILES if not name.startswith(("report", "predictions"))}
+    assert written == without | {"lambda0", "kernels.json.gz"}
     assert json.loads((out / "manifest.json").read_text())["engine"]["missing"]
     code, text, _ = run("verify", out)
     assert code == 0 and "not built" in text
@@ -197,6 +198,39 @@ def test_an_engine_that_is_built_for_gpus_elsewhere(
     (out / "manifest.json").write_text(json.dumps(manifest))
     code, _, log = run("verify", out)
     assert code == 5 and "delta is damaged" in log
+
+
+@pytest.mark.slow
+def test_accuracy_of_engines_that_cannot_run_here(
+    tmp_path: Path, pico_recipe: Callable[..., Path], run: Callable[..., Any]
+) -> None:
+    """It is computed in their number formats, said to be, and judges no gate."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="the extra `rtx` is not installed")
+    if find_runtime("tensorrt-rtx").missing("int4") is None:
+        pytest.skip("here is a GPU that runs it")
+    recipe = pico_recipe(
+        target={"runtime": "tensorrt-rtx", "lowering": "nvfp4", "calibrator": "percentile"},
+        evaluate={"dataset": "folder", "root": str(_images(tmp_path / "images", 10)), "accept_float": True},
+        variants=[{"name": "int4", "set": {"target.lowering": "int4"}}],
+        gates={"max_top1_drop": 100},
+    )
+    out = tmp_path / "bundle"
+    code, text, log = run("build", "--recipe", recipe, "-o", out)
+    assert code == 0, log
+    assert "warning: emulated, not run (4)." in text
+    report = from_json((out / "report.json").read_text())
+    assert all(candidate.emulated and candidate.accuracy is not None for candidate in report.candidates)
+    assert not any(candidate.latency or candidate.footprint for candidate in report.candidates)
+    assert report.gates == ()
+    products = report["pico"].products
+    assert len(products) == 8 and all("FP4E2M1" in each.constants and each.fused for each in products)
+    assert {"Half"} == {each.inputs[0] for each in report["int4"].products}
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [each["linear"] for each in manifest["engine"]["products"]] == [each.linear for each in products]
+    for page in ("report.html", "report.md"):
+        shown = (out / page).read_text()
+        assert "emulated, not run" in shown and "Matrix products of the engines" in shown
+    assert run("verify", out)[0] == 0
 
 
 @pytest.mark.parametrize(

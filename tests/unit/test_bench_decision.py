@@ -89,3 +89,11 @@ def test_no_gate_ships_a_receiver_that_may_be_read_wrong(kind: MeasurementWarnin
     assert decision is not None and decision.verdict == "you decide"
     assert decision.reasons[0].startswith(f"float may be read wrong ({kind})")
     assert decision.reasons[1] == "2 of 90 answers are right."
+
+
+def test_an_engine_that_was_not_run_is_not_shipped_by_itself() -> None:
+    report = example_report()
+    candidates = tuple(replace(each, emulated=True, latency=(), footprint=None) for each in report.candidates)
+    decision = decide(replace(report, candidates=candidates))
+    assert decision is not None and decision.verdict == "you decide"
+    assert decision.reasons[0] == ("mean was not run: its accuracy was computed on the CPU, its speed is not known.")
