@@ -130,3 +130,12 @@ def die_of(send: SendEvent, *, options: dict[str, Any], **_: Any) -> None:
     """An engine's build that is ended by the signal whose number stands for its workspace."""
     os.kill(os.getpid(), options["workspace_mib"])
     time.sleep(60)
+
+
+def hang(send: SendEvent, **arguments: Any) -> None:
+    """An engine's build that never ends, with a limit of a second."""
+    from qvec_deploy.runtimes.tensorrt import engine_build
+
+    engine_build.BUILD_LIMIT_S = 1
+    engine_build.load_tensorrt = lambda _: time.sleep(60)
+    engine_build.build_job(send, **arguments)

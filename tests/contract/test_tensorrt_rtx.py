@@ -185,6 +185,14 @@ def test_a_build_that_hangs_or_fails_is_one_error(folder: Path, monkeypatch: pyt
     assert not engine_path(folder, "float", Batches.of(1)).exists()
 
 
+def test_a_library_that_hangs_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_build, "JOB", "job_functions:hang")
+    with pytest.raises(
+        IncompatibleError, match=r"^building `float` at batch 1 .* failed: it took more than \d+ seconds$"
+    ):
+        engine_build.build_apart(folder, "float", Batches.of(1), OPTIONS, lambda done, total: None)
+
+
 @pytest.mark.parametrize(("number", "says"), [(signal.SIGALRM, "it took more than"), (signal.SIGABRT, "SIGABRT")])
 def test_a_process_that_dies_is_one_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, says: str

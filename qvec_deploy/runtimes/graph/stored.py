@@ -18,7 +18,7 @@ from qvec_deploy.io.files import require_file
 from qvec_deploy.packed import PackedFile, PackedInfo, Span
 from qvec_deploy.packed.file_layout import scale_name
 from qvec_deploy.runtimes.engine_files import MODEL_FILE
-from qvec_deploy.runtimes.graph import DOMAIN
+from qvec_deploy.runtimes.graph import DOMAIN, INPUT, OUTPUT
 from qvec_deploy.runtimes.graph.operator import DEQUANTIZE, STANDARD, define_operator
 from qvec_deploy.tensors import INPUT_SCALE
 
@@ -29,14 +29,18 @@ def load_stored(directory: Path) -> onnx.ModelProto:
     """A bundle's stored model, its weights left where they are.
 
     Raises:
-        IntegrityError: The file is no ONNX model.
+        IntegrityError: The file is no ONNX model, or none that takes images and gives logits.
         StorageError: There is none.
     """
     path = require_file(directory / MODEL_FILE, what="model")
     try:
-        return onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise IntegrityError(f"{path} is not an ONNX model", hint="build the bundle again") from error
+    ends = {value.name: len(value.type.tensor_type.shape.dim) for value in (*model.graph.input, *model.graph.output)}
+    if ends != {INPUT: 4, OUTPUT: 2} or not model.graph.node:  # an empty file is a model without anything, too
+        raise IntegrityError(f"{path} is not a model of images and logits", hint="build the bundle again")
+    return model
 
 
 def attach_weights(skeleton: onnx.ModelProto, weights: PackedFile, location: str) -> onnx.ModelProto:

@@ -172,17 +172,12 @@ def source_paths(directory: Path) -> dict[str, Path]:
 
 def read_sources(directory: Path) -> tuple[onnx.ModelProto, PackedFile, dict[str, str]]:
     """Model, packed weights, and the SHA-256 of each, `model` and `weights`."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
     from qvec_deploy.packed import PackedFile
+    from qvec_deploy.runtimes.graph.stored import load_stored
 
     paths = {what: require_file(path, what=what) for what, path in source_paths(directory).items()}
-    try:
-        stored = onnx.load(paths["model"], load_external_data=False)
-    except DecodeError as error:
-        raise IntegrityError(f"{paths['model']} is not an ONNX model", hint="build the bundle again") from error
-    return stored, PackedFile.open(paths["weights"]), {what: sha256_file(path) for what, path in paths.items()}
+    hashes = {what: sha256_file(path) for what, path in paths.items()}
+    return load_stored(directory), PackedFile.open(paths["weights"]), hashes
 
 
 def lower_sources(
