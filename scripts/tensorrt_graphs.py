@@ -121,7 +121,7 @@ def _graph(
 
 
 def write_model(name: str, folder: Path) -> Path:
-    """Write what a build leaves of a model of MODELS at 3 bits: graph, weights, calibrated activations, logits.
+    """Write what a build leaves of a model of MODELS at 3 bits: graph, weights, kernels, activations, logits.
 
     Args:
         name: Its name.
@@ -136,6 +136,7 @@ def write_model(name: str, folder: Path) -> Path:
     from qvec_deploy.runtimes.graph.activations import calibrate_amax, write_amax
     from qvec_deploy.runtimes.graph.export import export_skeleton
     from qvec_deploy.runtimes.graph.stored import attach_weights
+    from qvec_deploy.runtimes.kernels.kernel_file import write_kernels
 
     folder.mkdir(parents=True, exist_ok=True)
     wanted = MODELS[name]
@@ -156,6 +157,7 @@ def write_model(name: str, folder: Path) -> Path:
     skeleton = export_skeleton(model_name, classes, args, ("head",), shape)
     onnx.save(attach_weights(skeleton, weights, WEIGHTS_FILE), folder / MODEL_FILE)
     images = parity_images(shape)
+    write_kernels(folder)
     write_amax(folder, calibrate_amax(model, weights, [images]))
     write_reference(folder, reference_logits(weights, model_name, classes, args, images))
     return folder

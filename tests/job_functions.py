@@ -139,3 +139,23 @@ def hang(send: SendEvent, **arguments: Any) -> None:
     engine_build.BUILD_LIMIT_S = 1
     engine_build.load_tensorrt = lambda _: time.sleep(60)
     engine_build.build_job(send, **arguments)
+
+
+def environment(send: SendEvent, *, name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def build_packed_linear(send: SendEvent, *, columns: int) -> dict[str, Any]:
+    """One Linear with our plugin, by TensorRT for RTX."""
+    from linear_graphs import image_shape, linear_graph
+
+    from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
+    from qvec_deploy.runtimes.registry import find_lowering
+    from qvec_deploy.runtimes.tensorrt.tensorrt_builder import build_engine
+    from qvec_deploy.runtimes.tensorrt.tensorrt_library import RTX, load_tensorrt
+
+    graph = linear_graph(find_lowering(RTX.runtime, "packed"), columns)
+    options = EngineOptions(compute_capabilities=(8.6, 8.9))
+    built = build_engine(load_tensorrt(RTX), graph, Batches(1, 8, 8), image_shape(columns), options)
+    (product,) = built.products
+    return {"weights": built.weights_bytes, "fused": product.fused, "constants": product.constants}

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -43,6 +43,8 @@ class LocalProcesses:
 
     Args:
         logs: Folder for what jobs print, a file each; thrown away without one.
+        environment: Variables that the jobs see beside this process's. Where there are some, jobs are new processes and
+            no forks, for the loader of libraries reads its own only at a process's start.
     """
 
     def __init__(
@@ -52,9 +54,13 @@ class LocalProcesses:
         preload: Sequence[str] = (),
         logs: Path | None = None,
         on_event: OnEvent | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._environment = environment or {}
         self._workers, self._logs, self._on_event = workers, logs, on_event
-        self._context = multiprocessing.get_context("forkserver")
+        self._context = (
+            multiprocessing.get_context("spawn") if environment else multiprocessing.get_context("forkserver")
+        )
         self._context.set_forkserver_preload([*preload])
         self._waiting: deque[Job] = deque()
         self._running: dict[Connection, _Running] = {}
@@ -126,7 +132,8 @@ class LocalProcesses:
         arguments = json.dumps(dict(job.arguments), allow_nan=False)
         gpus = self._free_gpus()[: job.gpus]
         process = self._context.Process(target=_work, args=(sender, job.function, arguments, log, gpus), name=job.name)
-        process.start()
+        with _environment(self._environment):
+            process.start()
         sender.close()
         self._running[receiver] = _Running(job, process, gpus)
 
@@ -175,6 +182,21 @@ def _kill_group(process: BaseProcess) -> None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables set for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _gpu_names() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -45,6 +45,9 @@ FUNCTIONS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "cuGraphLaunch": (c_void_p, c_void_p),
         "cuGraphExecDestroy": (c_void_p,),
         "cuGraphDestroy": (c_void_p,),
+        "cuModuleLoadData": (_Out, c_char_p),
+        "cuModuleGetFunction": (_Out, c_void_p, c_char_p),
+        "cuLaunchKernel": (c_void_p, *[c_uint] * 7, c_void_p, _Out, _Out),
         "cuMemsetD8Async": (c_uint64, c_ubyte, c_size_t, c_void_p),
         "cuEventCreate": (_Out, c_uint),
         "cuEventRecord": (c_void_p, c_void_p),
@@ -160,6 +163,30 @@ class Cuda:
     def fill(self, address: int, size: int, stream: int) -> None:
         """Set so many bytes of device memory to zero; done when the stream comes to that."""
         self._call("cuMemsetD8Async", address, 0, size, stream)
+
+    def load_kernel(self, ptx: bytes, name: str) -> int:
+        """Handle of a kernel, compiled by the driver from PTX; it is kept until the process ends."""
+        module = self._get(c_void_p, "cuModuleLoadData", ptx + b"\0")
+        return int(self._get(c_void_p, "cuModuleGetFunction", module, name.encode("ascii")))
+
+    def launch(
+        self,
+        kernel: int,
+        grid: tuple[int, int, int],
+        threads: int,
+        shared_bytes: int,
+        arguments: Sequence[Any],
+        stream: int,
+    ) -> None:
+        """Put a kernel into a stream.
+
+        Args:
+            threads: Threads of a block.
+            shared_bytes: Dynamic shared memory of a block, 48 KiB at most.
+            arguments: Values of ctypes, each of its parameter's type.
+        """
+        places = (c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
+        self._call("cuLaunchKernel", kernel, *grid, threads, 1, 1, shared_bytes, stream, places, None)
 
     def new_event(self) -> int:
         """Handle of an event that notes the GPU's time."""

@@ -31,6 +31,7 @@ from qvec_deploy.runtimes.kernels.ahead import (
     Tile,
     assemble,
     compile_ahead,
+    usual_tile,
 )
 from qvec_deploy.runtimes.kernels.layouts import LAYOUTS, DeviceLayout, choose_layout
 
@@ -214,7 +215,7 @@ def test_kernels_of_engines_keep_to_the_limits(layout: str, tile: Tile) -> None:
 )
 @pytest.mark.parametrize("layout", list(WEIGHTS))
 def test_code_for_the_oldest_gpus_is_assembled_for_every_later_one(layout: str, change: dict[str, Any]) -> None:
-    compiled = compile_ahead(**{**_weight(layout), **change}, tile=launch.usual_way(197))
+    compiled = compile_ahead(**{**_weight(layout), **change}, tile=usual_tile(197))
     assert compiled.shared_bytes <= SHARED_LIMIT
     assert _ptx_version(compiled.ptx) <= NEWEST_PTX
     later = ARCHITECTURES if not change else ARCHITECTURES[:1]
@@ -278,7 +279,7 @@ def test_what_is_compiled_only_for_the_gpu_at_hand_compiles() -> None:
 @pytest.mark.parametrize("layout", list(WEIGHTS))
 def test_large_tiles_reach_the_tensor_cores_of_their_own_gpu(layout: str, sm: int, instruction: str) -> None:
     """What is taken for many rows of x where nothing was timed; a Hopper or Blackwell would compile this."""
-    compiled = compile_ahead(**_weight(layout), tile=launch.usual_way(197), sm=sm)
+    compiled = compile_ahead(**_weight(layout), tile=usual_tile(197), sm=sm)
     assert instruction in compiled.ptx.decode()
     assert compiled.assembly.spill_bytes == 0
 
@@ -470,7 +471,7 @@ def test_a_gpu_too_full_to_time_anything_goes_the_usual_way_and_keeps_nothing(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("triton.testing.do_bench", full)
-    assert launch._way_for(("shape",), lambda way: torch.zeros(1), 197) == launch.usual_way(197)
+    assert launch._way_for(("shape",), lambda way: torch.zeros(1), 197) == usual_tile(197)
     assert not ways
 
 
@@ -479,7 +480,7 @@ def test_nothing_is_timed_while_a_graph_is_captured(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr("triton.testing.do_bench", lambda *_, **__: pytest.fail("timed"))
-    assert launch._way_for(("shape",), lambda way: torch.zeros(1), 5) == launch.usual_way(5)
+    assert launch._way_for(("shape",), lambda way: torch.zeros(1), 5) == usual_tile(5)
     assert not ways
 
 
@@ -488,5 +489,5 @@ def test_ways_fit_the_rows_of_x(m: int) -> None:
     ways = launch.ways(m)
     assert ways[-1] is None, "dequantized and multiplied is always among them"
     tiles = [way for way in ways if way]
-    assert launch.usual_way(m) in tiles
+    assert usual_tile(m) in tiles
     assert all(tile.rows < 2 * max(m, 16) and (tile.split == 1 or m <= 16) for tile in tiles)

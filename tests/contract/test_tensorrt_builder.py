@@ -43,6 +43,7 @@ class Watched:
     """
 
     def __init__(self, **replaced: Any) -> None:
+        self.__name__ = "tensorrt"
         self.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=TYPED, PREFER_AOT_PYTHON_PLUGINS=AHEAD)
         self.asked: list[int] = []
         self.networks: list[Any] = []

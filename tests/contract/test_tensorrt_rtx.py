@@ -19,11 +19,14 @@ from without_build import device_environment
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError
 from qvec_deploy.io.files import sha256_bytes
+from qvec_deploy.jobs.job import Job
+from qvec_deploy.jobs.processes import LocalProcesses
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.registry import check_engine, find_lowering, usual_capabilities
 from qvec_deploy.runtimes.runtime import Lowering
 from qvec_deploy.runtimes.session import LinearProduct
-from qvec_deploy.runtimes.tensorrt import TENSORRT, TENSORRT_RTX, engine_build, tensorrt_library
+from qvec_deploy.runtimes.tensorrt import TENSORRT, TENSORRT_RTX, engine_build, python_plugin, tensorrt_library
+from qvec_deploy.runtimes.tensorrt.python_plugin import library_folder
 from qvec_deploy.runtimes.tensorrt.sidecar import Sidecar, engine_path, find_engines, mismatch, read_sidecar
 from qvec_deploy.runtimes.tensorrt.tensorrt_builder import Built, build_engine
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, load_tensorrt
@@ -67,6 +70,45 @@ def test_a_linear_is_multiplied_as_it_is_stored(lowering: Lowering) -> None:
     assert len(built.products) == len(graph.products)
     for product, wanted in zip(built.products, graph.products, strict=True):
         assert product.fused and wanted.inputs in product.inputs and wanted.weights in product.constants
+
+
+@pytest.mark.parametrize("columns", [96, 768])  # in either layout
+def test_a_linear_stays_packed_for_our_plugin(columns: int) -> None:
+    job = Job("linear", "job_functions:build_packed_linear", {"columns": columns})
+    with (
+        library_folder() as folder,
+        LocalProcesses(1, environment={"LD_LIBRARY_PATH": str(folder)}) as processes,
+    ):
+        processes.submit(job)
+        (outcome,) = processes.outcomes()
+    assert outcome.failure is None, outcome.failure
+    built: Any = outcome.result
+    assert built["fused"] and built["constants"] == ["Int32", "Float", "Half"]
+    bits = _row("packed").weight_bits(64, columns, Scheme(3, "channel"))
+    assert bits / 8 <= built["weights"] < bits / 8 + 1024
+
+
+def test_without_the_name_that_the_parser_looks_for_nothing_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it missing the parser would end this process."""
+    monkeypatch.setattr(python_plugin, "NAME", "libnothing_of_that_name.so")
+    with pytest.raises(IncompatibleError, match=r"a library named libnothing_of_that_name\.so and aborts without"):
+        _build(_row("packed"), 768)
+
+
+def test_a_wheel_without_the_library_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(python_plugin, "_LIBRARY", "libtensorrt_rtx.so.9")
+    with pytest.raises(IncompatibleError, match=r"libtensorrt_rtx\.so\.9 .* is not where its wheel puts it"):
+        BACKEND.compile(folder, "packed", EngineOptions(), caches=folder.parent)
+
+
+def test_old_gpus_and_bundles_without_kernels_are_refused_for_packed(folder: Path, tmp_path: Path) -> None:
+    options = EngineOptions(compute_capabilities=(7.5, 8.6))
+    with pytest.raises(IncompatibleError, match=r"compute capability 7\.5"):
+        BACKEND.compile(folder, "packed", options, caches=folder.parent)
+    bare = Path(shutil.copytree(folder, tmp_path / "bare"))
+    (bare / "kernels.json.gz").unlink()
+    with pytest.raises(IncompatibleError, match="has no compiled kernels for its engines to launch"):
+        BACKEND.compile(bare, "packed", EngineOptions(), caches=tmp_path)
 
 
 def test_a_padded_block_is_expanded_and_refused() -> None:

@@ -26,8 +26,8 @@ from qvec_deploy.jobs.processes import LocalProcesses
 FUNCTIONS = "job_functions"
 
 
-def _job(function: str, name: str = "", gpus: int = 0, **arguments: Any) -> Job:
-    return Job(name or function, f"{FUNCTIONS}:{function}", arguments, gpus=gpus)
+def _job(function: str, label: str = "", gpus: int = 0, **arguments: Any) -> Job:
+    return Job(label or function, f"{FUNCTIONS}:{function}", arguments, gpus=gpus)
 
 
 def _run(*jobs: Job, workers: int = 2, **settings: Any) -> dict[str, JobOutcome]:
@@ -35,6 +35,15 @@ def _run(*jobs: Job, workers: int = 2, **settings: Any) -> dict[str, JobOutcome]
         for job in jobs:
             processes.submit(job)
         return {outcome.job.name: outcome for outcome in processes.outcomes()}
+
+
+def test_jobs_may_have_variables_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/before")
+    outcomes = _run(
+        _job("environment", name="LD_LIBRARY_PATH"), environment={"LD_LIBRARY_PATH": "/now", "QVEC_NEW": "1"}
+    )
+    assert outcomes["environment"].result == "/now"
+    assert os.environ["LD_LIBRARY_PATH"] == "/before" and "QVEC_NEW" not in os.environ
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -89,6 +89,20 @@ class Driver:
     def do_cuGraphLaunch(self, executable: int, stream: int) -> None:
         assert executable == 0x8888_0000_0001
 
+    def do_cuModuleLoadData(self, module: Any, ptx: bytes) -> None:
+        assert ptx == b".version 7.0"
+        module[0] = 0x5555_0000_0001
+
+    def do_cuModuleGetFunction(self, function: Any, module: int, name: bytes) -> None:
+        assert (module, name) == (0x5555_0000_0001, b"linear")
+        function[0] = 0x6666_0000_0001
+
+    def do_cuLaunchKernel(self, function: int, *rest: Any) -> None:
+        *sizes, stream, arguments, extra = rest
+        assert function == 0x6666_0000_0001 and stream == 0xABCD_0000_1111 and not extra
+        values = (ctypes.c_uint64.from_address(arguments[0]), ctypes.c_int32.from_address(arguments[1]))
+        self.launched = [tuple(sizes), *(value.value for value in values)]
+
     def do_cuGetErrorName(self, code: int, text: Any) -> None:
         text[0] = b"CUDA_ERROR_TEST"
 
@@ -121,6 +135,15 @@ def test_a_driver_without_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "LIBRARY", ctypes.util.find_library("c"))
     with pytest.raises(IncompatibleError, match="driver has no cuInit"):
         Cuda()
+
+
+def test_a_kernel_is_loaded_and_launched(driver: Driver) -> None:
+    gpu = Cuda()
+    kernel = gpu.load_kernel(b".version 7.0", "linear")
+    arguments = (ctypes.c_uint64(0x1234_5678_9ABC), ctypes.c_int32(-5))
+    gpu.launch(kernel, (4, 12, 1), 128, 47104, arguments, 0xABCD_0000_1111)
+    assert driver.calls[-3:] == ["cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel"]
+    assert driver.launched == [(4, 12, 1, 128, 1, 1, 47104), 0x1234_5678_9ABC, -5]
 
 
 def test_data_goes_there_and_back(driver: Driver) -> None:

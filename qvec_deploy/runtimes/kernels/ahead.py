@@ -65,6 +65,12 @@ TILES: tuple[Tile, ...] = (
 )
 """Tiles of compiled engines: their sm_80 code needs no more than the 48 KiB of shared memory that any launch has."""
 
+
+def usual_tile(m: int) -> Tile:
+    """The tile for m rows of x where none has been timed."""
+    return TILES[1] if m <= 16 else TILES[2] if m <= 32 else TILES[4]
+
+
 DEEP_TILES: tuple[Tile, ...] = (
     Tile(16, 32, 1, 6),
     Tile(16, 64, 4, 6),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM, DEEP_TILES, TILES, Tile
+from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM, DEEP_TILES, TILES, Tile, usual_tile
 from qvec_deploy.runtimes.kernels.layouts import DeviceLayout
 
 _TYPES = (torch.float16, torch.bfloat16)
@@ -113,11 +113,6 @@ def check(x: Tensor, weight: DeviceWeight, bias: Tensor | None) -> None:
             raise IncompatibleError(f"{name} is not contiguous", hint=f"pass {name}.contiguous()")
 
 
-def usual_way(m: int) -> Tile:
-    """The tile for m rows of x where none has been timed."""
-    return TILES[1] if m <= 16 else TILES[2] if m <= 32 else TILES[4]
-
-
 def ways(m: int) -> list[Way]:
     """Every way worth timing for m rows of x."""
     fitting = [
@@ -169,7 +164,7 @@ def _way_for(key: tuple[Any, ...], how: Callable[[Way], Tensor], m: int) -> Way:
     if key not in _ways:
         times = {} if torch.cuda.is_current_stream_capturing() else _time_ways(how, m)
         if not times:
-            return usual_way(m)  # and not kept: another call may be able to time
+            return usual_tile(m)  # and not kept: another call may be able to time
         _ways[key] = min(times, key=lambda way: times[way])
     return _ways[key]
 

@@ -79,7 +79,7 @@ def tactics(config: PluginConfig) -> dict[int, Tile]:
     return {(kind * 10 + config.bits) * 100 + number: tile for number, tile in enumerate(TILES, start=1)}
 
 
-def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, whose exceptions are kept for `plugin_errors`."""
 
     @functools.wraps(function)
@@ -133,9 +133,9 @@ def _declare(trt: Any, trtp: Any, lazy: bool) -> None:
         return _kernel(trt, trtp, x, cfg, tactic)
 
     plugin = f"{NAMESPACE}::{LINEAR}"
-    trtp.register(plugin, lazy_register=lazy)(_remembered(describe))
-    trtp.autotune(plugin)(_remembered(tune))
-    trtp.aot_impl(plugin)(_remembered(make))
+    trtp.register(plugin, lazy_register=lazy)(remembered(describe))
+    trtp.autotune(plugin)(remembered(tune))
+    trtp.aot_impl(plugin)(remembered(make))
 
 
 def _kernel(trt: Any, trtp: Any, x: Any, cfg: str, tactic: int) -> tuple[str, bytes, Any, Any]:

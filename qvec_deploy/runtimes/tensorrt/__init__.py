@@ -141,7 +141,12 @@ TENSORRT = Runtime(
     triton=TritonBackend('platform: "tensorrt_plan"', "model.plan"),
 )
 
-_FLOAT, _, _INT4, *_NARROW = TENSORRT.lowerings
+_FLOAT, _PACKED, _INT4, *_NARROW = TENSORRT.lowerings
+_RTX_PACKED = replace(
+    _PACKED,
+    summary="experimental: our plugin, which NVIDIA does not support here: weights stay packed",
+    least_capability=8.0,
+)
 _RTX_INT4 = replace(
     _INT4,
     least_capability=8.0,
@@ -155,7 +160,7 @@ TENSORRT_RTX = Runtime(
     backend="qvec_deploy.runtimes.tensorrt.tensorrt_runtime:TensorRTForRTX",
     device="cuda",
     float_bits=16,
-    lowerings=(_FLOAT, _RTX_INT4, *_NARROW),  # no plugins that are compiled ahead, so no `packed`
+    lowerings=(_FLOAT, _RTX_PACKED, _RTX_INT4, *_NARROW),
     packages=("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"),
     preload=("tensorrt_rtx_bindings",),
     remedy="pip install 'qvec-deploy[rtx]' to build engines, on any x86-64 machine; to run them, an NVIDIA GPU of "

@@ -17,8 +17,8 @@ _LAYER = re.compile(
 )
 _TENSOR = re.compile(r"\{ Name: [^{}]*?, Datatype: ([^,{}]+), [^{}]*\}")
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
-_PRODUCTS = frozenset({"gemm", "runtime_fusion"})
-"""Kinds of layers that multiply matrices; the others move, convert and add."""
+_PRODUCTS = frozenset({"gemm", "runtime_fusion", "custom_layer"})
+"""Kinds of layers that multiply matrices, the last being our plugin; the others move, convert and add."""
 
 
 @dataclass(frozen=True)

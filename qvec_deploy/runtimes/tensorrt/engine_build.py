@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, Sto
 from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
 from qvec_deploy.jobs.job import Job, JobFailure, SendEvent
 from qvec_deploy.jobs.processes import LocalProcesses
-from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.engine_files import KERNELS_FILE, MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.runtimes.session import Advance
@@ -66,16 +68,17 @@ def build_files(
     _, *sizes = (length.dim_value for length in stored.graph.input[0].type.tensor_type.shape.dim)
     shape = sizes[0], sizes[1], sizes[2]
     graph = lower_sources(directory, stored, weights, library.runtime, lowering, batches)
-    kernels = _kernels(directory) if graph.plugin_layers and options.plugin_library is None else None
+    kernels = _kernels(directory, library) if graph.plugin_layers and options.plugin_library is None else None
     built = build_engine(trt, graph, batches, shape, options, timing_cache=cache, advance=advance, kernels=kernels)
     check_stored_bytes(built, graph, lowering)
     if built.plugin and not built.plugin_carried:
         write_bytes(plugin_path(directory, lowering), built.plugin)
+    launched = sha256_file(directory / KERNELS_FILE) if graph.plugin_layers and library.runs_python else ""
     path = engine_path(directory, lowering, batches)
     sidecar = sidecar_of(built, graph, here, lowering, batches, shape, options, hashes=hashes)
     try:
         whole = store_engine(path, built.plan, graph.model if library.stores_deltas else None)
-        write_sidecar(path, replace(sidecar, stored_whole=whole))
+        write_sidecar(path, replace(sidecar, stored_whole=whole, kernels_sha256=launched))
     except StorageError:
         _remove(path)
         raise
@@ -100,7 +103,12 @@ def build_apart(directory: Path, lowering: str, batches: Batches, options: Engin
     job = Job("engine", JOB, arguments)
     logs = Path(tempfile.mkdtemp(prefix="qvec-engine."))
     try:
-        with LocalProcesses(1, logs=logs, on_event=lambda _, event: advance(*event)) as processes:
+        with (
+            _library_named(lowering) as environment,
+            LocalProcesses(
+                1, logs=logs, on_event=lambda _, event: advance(*event), environment=environment
+            ) as processes,
+        ):
             processes.submit(job)
             (outcome,) = processes.outcomes()
     except KeyboardInterrupt:
@@ -109,6 +117,19 @@ def build_apart(directory: Path, lowering: str, batches: Batches, options: Engin
     if outcome.failure is not None:
         raise _failed(outcome.failure, lowering, batches, logs / f"{job.name}.log")
     shutil.rmtree(logs, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _library_named(lowering: str) -> Iterator[dict[str, str]]:
+    """Variables of a process whose parser finds our plugin, where the lowering has one."""
+    if not find_lowering(RTX.runtime, lowering).carries_kernels:
+        yield {}
+        return
+    from qvec_deploy.runtimes.tensorrt.python_plugin import library_folder
+
+    before = os.environ.get("LD_LIBRARY_PATH")
+    with library_folder() as folder:
+        yield {"LD_LIBRARY_PATH": os.pathsep.join([str(folder), *([before] if before else [])])}
 
 
 def build_job(send: SendEvent, directory: str, lowering: str, batches: dict[str, int], options: dict[str, Any]) -> None:
@@ -197,12 +218,16 @@ def lower_sources(
     return tensorrt_graph(stored, weights, lowering, runtime=runtime, batch_size=size, amax=amax)
 
 
-def _kernels(directory: Path) -> CompiledKernels | None:
-    """Those of the bundle; one of before has none, and Triton has to compile them."""
+def _kernels(directory: Path, library: Library) -> CompiledKernels | None:
+    """Those of the bundle; one of before has none, and Triton has to compile them where the engine takes them in."""
     from qvec_deploy.runtimes.kernels.ahead import require_triton
     from qvec_deploy.runtimes.kernels.kernel_file import read_kernels
 
     kernels = read_kernels(directory)
+    if kernels is None and library.runs_python:
+        raise IncompatibleError(
+            f"{directory} has no compiled kernels for its engines to launch", hint="build the bundle where Triton is"
+        )
     if kernels is None:
         require_triton()
     return kernels

@@ -39,6 +39,7 @@ class Sidecar:
         stored_whole: Why it is stored as it is, where it was to be a delta to its graph.
         plugin_sha256: SHA-256 of the plugin library that it was built with; empty where there was none.
         plugin_carried: Whether it carries that library.
+        kernels_sha256: SHA-256 of the compiled kernels that it has launched; empty where it carries its own.
     """
 
     machine: Machine
@@ -64,6 +65,7 @@ class Sidecar:
     stored_whole: str | None = None
     plugin_sha256: str = ""
     plugin_carried: bool = False
+    kernels_sha256: str = ""
 
 
 _ADDED = {
@@ -73,6 +75,7 @@ _ADDED = {
     "stored_whole": None,
     "plugin_sha256": "",
     "plugin_carried": False,
+    "kernels_sha256": "",
 }
 """Fields that the first sidecars lack."""
 

@@ -25,7 +25,7 @@ from qvec_deploy.runtimes.tensorrt.builder_log import (
 )
 from qvec_deploy.runtimes.tensorrt.plugin_library import load_plugin
 from qvec_deploy.runtimes.tensorrt.sidecar import Sidecar
-from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, make_logger, starting
+from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, library_of, make_logger, starting
 
 if TYPE_CHECKING:
     from qvec_deploy.runtimes.kernels.kernel_file import CompiledKernels
@@ -89,7 +89,7 @@ def build_engine(
             builder = trt.Builder(logger)
         kinds = trt.NetworkDefinitionCreationFlag
         asked = 1 << int(kinds.STRONGLY_TYPED)  # which releases from 11 on are anyway
-        if graph.plugin_layers and library is None:
+        if graph.plugin_layers and library is None and not library_of(trt).runs_python:
             asked |= 1 << int(kinds.PREFER_AOT_PYTHON_PLUGINS)
         network = builder.create_network(asked)
         _parse(trt, network, logger, graph)
@@ -159,7 +159,12 @@ def _plugins(trt: Any, layers: int, kernels: CompiledKernels | None, library: st
         return
     from qvec_deploy.runtimes.kernels.plugins import plugin_errors, register_plugins
 
-    register_plugins()
+    if library_of(trt).runs_python:
+        from qvec_deploy.runtimes.tensorrt.python_plugin import register_python_plugin
+
+        register_python_plugin(trt)
+    else:
+        register_plugins()
     with plugin_errors(kernels):
         yield b""
 

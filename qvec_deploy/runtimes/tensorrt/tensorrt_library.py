@@ -14,9 +14,6 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import Cuda, Gpu
 from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
 
-PLUGIN_SINCE = (10, 9)
-"""The first release of TensorRT that can take our plugin from Python."""
-
 HINT = "`qvec-deploy doctor` says what is there; the README's section on GPUs and TensorRT, where it comes from"
 
 
@@ -28,6 +25,8 @@ class Library:
         runtime: Name of its row.
         since: The first release that can be used.
         before: The first that nobody has looked at.
+        plugin_since: The first that takes our plugin from Python.
+        runs_python: Whether that plugin runs in Python; else its compiled kernels go into engines.
         compiles_at_start: Whether it compiles kernels when an engine first runs, and can keep them.
         stores_deltas: Whether engines are kept as deltas to their graphs; the builder must copy the constants for that.
     """
@@ -37,17 +36,21 @@ class Library:
     module: str
     since: tuple[int, int]
     before: tuple[int, int]
+    plugin_since: tuple[int, int]
+    runs_python: bool = False
     compiles_at_start: bool = False
     stores_deltas: bool = False
 
 
-FULL = Library("tensorrt", "TensorRT", "tensorrt", (10, 3), (12, 0))
+FULL = Library("tensorrt", "TensorRT", "tensorrt", (10, 3), (12, 0), plugin_since=(10, 9))
 RTX = Library(
     "tensorrt-rtx",
     "TensorRT for RTX",
     "tensorrt_rtx_bindings",
     (1, 7),
     (1, 8),
+    plugin_since=(1, 7),
+    runs_python=True,
     compiles_at_start=True,
     stores_deltas=True,
 )
@@ -77,6 +80,11 @@ def load_tensorrt(library: Library = FULL) -> Any:
         wanted = f"{_dotted(library.since)} and later, below {_dotted(library.before)}"
         raise IncompatibleError(f"{library.title} {trt.__version__} is installed; {wanted}, can be used", hint=HINT)
     return trt
+
+
+def library_of(trt: Any) -> Library:
+    """The library whose module it is."""
+    return RTX if trt.__name__ == RTX.module else FULL
 
 
 def describe_tensorrt() -> dict[str, Any]:
@@ -112,9 +120,10 @@ def require(lowering: str | None, *, library: Library = FULL, plugin: bool = Fal
     """
     trt = load_tensorrt(library)
     from_python = lowering == "packed" and not plugin
-    if from_python and release(trt.__version__) < PLUGIN_SINCE:
+    if from_python and release(trt.__version__) < library.plugin_since:
+        wanted = f"{library.title} {_dotted(library.plugin_since)} or later"
         raise IncompatibleError(
-            f"lowering `packed` needs TensorRT {_dotted(PLUGIN_SINCE)} or later; {trt.__version__} is installed",
+            f"lowering `packed` needs {wanted}; {trt.__version__} is installed",
             hint="give `qvec-deploy compile --plugin` our plugin as a library, or use the lowering `int4`, which keeps "
             "the same codes in 4 bits",
         )

@@ -55,7 +55,7 @@ def to_packed(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None)
         LINEAR,
         [node.input[0], weight, scale, node.input[3]],
         list(node.output),
-        name=node.name,
+        name=product_name(node),
         domain=DOMAIN,
         plugin_namespace=NAMESPACE,
         plugin_version=VERSION,
@@ -64,7 +64,7 @@ def to_packed(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None)
     )
     words = config.device_layout.pack(tensor.codes, scheme.bits)
     tensors = [numpy_helper.from_array(words, weight), numpy_helper.from_array(tensor.scale, scale)]
-    return Lowered([new], tensors)
+    return Lowered([new], tensors, product=("Half", "Int32"))
 
 
 def to_int4(

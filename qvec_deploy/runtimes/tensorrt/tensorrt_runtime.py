@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.io.files import require_file, sha256_file
+from qvec_deploy.runtimes.cuda_driver import Cuda, OutOfDeviceMemory
+from qvec_deploy.runtimes.engine_files import KERNELS_FILE
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.registry import check_engine, usual_capabilities
 from qvec_deploy.runtimes.session import Advance, LinearProduct, Session, Stage
@@ -25,6 +27,7 @@ from qvec_deploy.runtimes.tensorrt.plugin_library import load_plugin, plugin_pat
 from qvec_deploy.runtimes.tensorrt.runtime_cache import RuntimeCache, runtime_cache_path
 from qvec_deploy.runtimes.tensorrt.sidecar import (
     REBUILD,
+    Sidecar,
     check_machine,
     engine_path,
     find_engines,
@@ -108,9 +111,7 @@ class TensorRT:
             for sidecar, _ in plans
             if self.library.compiles_at_start
         }
-        for sidecar in engines.values():
-            if sidecar.plugin_sha256 and not sidecar.plugin_carried:
-                load_plugin(trt, plugin_path(directory, lowering), sidecar.plugin_sha256)
+        self._load_plugins(trt, cuda, directory, list(engines.values()))
         with load_engines(trt, cuda, plans, caches) as session:
             yield session
 
@@ -119,6 +120,12 @@ class TensorRT:
         from qvec_deploy.runtimes.tensorrt.emulation import open_emulation
 
         return open_emulation(directory, self.library.runtime, lowering, threads)
+
+    def _load_plugins(self, trt: Any, cuda: Cuda, directory: Path, sidecars: Sequence[Sidecar]) -> None:
+        """What engines do not carry of our plugin."""
+        for sidecar in sidecars:
+            if sidecar.plugin_sha256 and not sidecar.plugin_carried:
+                load_plugin(trt, plugin_path(directory, sidecar.lowering), sidecar.plugin_sha256)
 
     def describe(self, directory: Path, lowering: str) -> list[dict[str, Any]]:
         """What the engines of a lowering are, for people and records; nothing is opened but their sidecars."""
@@ -189,6 +196,19 @@ class TensorRTForRTX(TensorRT):
             if whole is not None:
                 warnings.warn(f"engine `{lowering}`, batch {batches}, is stored whole: {whole}", stacklevel=2)
         return engine_files(directory, lowering, options.engines())
+
+    def _load_plugins(self, trt: Any, cuda: Cuda, directory: Path, sidecars: Sequence[Sidecar]) -> None:
+        """The plugin in Python, which launches the bundle's kernels."""
+        if not any(sidecar.kernels_sha256 for sidecar in sidecars):
+            return
+        from qvec_deploy.runtimes.kernels.kernel_file import read_kernels
+        from qvec_deploy.runtimes.tensorrt.python_plugin import KernelLauncher, register_python_plugin
+
+        path = require_file(directory / KERNELS_FILE, what="the engines' compiled kernels")
+        kernels = read_kernels(directory)
+        if kernels is None or {sidecar.kernels_sha256 for sidecar in sidecars} != {sha256_file(path)}:
+            raise IntegrityError(f"the engines in {directory} were built with another {path.name}", hint=REBUILD)
+        register_python_plugin(trt, KernelLauncher(kernels, cuda))
 
 
 _USUAL_BATCHES = (1, 8)
