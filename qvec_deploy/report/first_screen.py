@@ -65,7 +65,8 @@ def _file(candidate: Candidate) -> tuple[tuple[str, str], ...]:
     row = RUNTIMES.get(candidate.runtime)
     how = "opened by any ONNX Runtime" if row is None or row.stands_alone else f"run by qvec-deploy on {row.name}"
     if row is not None and row.compiles:
-        how = f"compiled for {row.name} where the engine runs"
+        anywhere = f"beside them the engine for {row.name}"
+        how = anywhere if row.compute_capabilities else f"compiled for {row.name} where the engine runs"
     return (
         ("Engine", f"{MODEL_FILE}, with {WEIGHTS_FILE} beside it: {size} MB together, {how}."),
         ("BUNDLE", f"The folder of {MODEL_FILE}: that of this page, unless it was written elsewhere."),
@@ -75,7 +76,7 @@ def _file(candidate: Candidate) -> tuple[tuple[str, str], ...]:
 def _commands(report: Report, decision: Decision) -> tuple[str, ...]:
     row = RUNTIMES.get(report[report.selected or ""].runtime)
     lines = ["# the five most probable classes of a picture", "qvec-deploy predict BUNDLE picture.png"]
-    if row is not None and row.compiles:
+    if row is not None and row.compiles and not row.compute_capabilities:
         lines = ["# the engine, on the device", "qvec-deploy compile BUNDLE", *lines]
     if decision.verdict != "do not ship":
         lines += ["# checked, with all that a device needs", "qvec-deploy release BUNDLE --to release/NAME"]

@@ -225,8 +225,15 @@ def _skipped(candidate: Candidate) -> str:
 def _accuracy_method(report: Report) -> str:
     if not report.images:
         return "Not measured."
+    emulated = formatting.some([candidate.name for candidate in report.candidates if candidate.emulated])
+    how = (
+        f"Of {emulated}, computed on the CPU: the graph that the engine is built from, its codes, scales and number "
+        "formats exactly, sums and what is not quantized in float32 where the engine has float16."
+        if emulated
+        else "Measured on the built engine."
+    )
     text = (
-        "Measured on the built engine, every candidate on the same images. Intervals are 95 % Wilson intervals; "
+        f"{how} Every candidate saw the same images. Intervals are 95 % Wilson intervals; "
         "differences are paired by image, with Bonett and Price's interval. The calibration error is the expected one, "
         "of Guo et al."
     )

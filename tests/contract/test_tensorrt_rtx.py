@@ -59,7 +59,8 @@ def _build(lowering: Lowering, columns: int = 96, options: EngineOptions = OPTIO
 )
 def test_a_linear_is_multiplied_as_it_is_stored(lowering: Lowering) -> None:
     """The builder takes the graphs of full TensorRT's lowerings too, but for those that need a plugin."""
-    able = tuple(each for each in TENSORRT_RTX.usual_capabilities if each >= lowering.least_capability)
+    least = find_lowering(TENSORRT_RTX.name, lowering.name).least_capability
+    able = tuple(each for each in TENSORRT_RTX.compute_capabilities if each >= least)
     columns, rows = 768, 64
     built, graph = _build(lowering, columns, EngineOptions(compute_capabilities=able)), linear_graph(lowering, columns)
     assert len(built.plan) > 100_000
@@ -109,6 +110,13 @@ def test_old_gpus_and_bundles_without_kernels_are_refused_for_packed(folder: Pat
     (bare / "kernels.json.gz").unlink()
     with pytest.raises(IncompatibleError, match="has no compiled kernels for its engines to launch"):
         BACKEND.compile(bare, "packed", EngineOptions(), caches=tmp_path)
+
+
+@pytest.mark.parametrize("lowering", [_row(name) for name in ("int4", "fp8", "nvfp4")], ids=lambda row: row.name)
+def test_gpus_that_lack_the_arithmetic_are_refused_by_the_builder_too(lowering: Lowering) -> None:
+    unable = max(each for each in TENSORRT_RTX.compute_capabilities if each < lowering.least_capability)
+    with pytest.raises(IncompatibleError, match="TensorRT cannot build the engine"):
+        _build(lowering, 768, EngineOptions(compute_capabilities=(unable,)))
 
 
 def test_a_padded_block_is_expanded_and_refused() -> None:
