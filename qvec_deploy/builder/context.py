@@ -59,7 +59,9 @@ class BuildContext:
     def receiver(self, recipe: Recipe) -> Checkpoint:
         """The opened receiver."""
         source = recipe.locate(recipe.receiver.checkpoint)
-        return self.files.checkpoint(source, source, recipe.receiver.weights)
+        opened = self.files.checkpoint(source, source, recipe.receiver.weights)
+        opened.require(recipe.receiver.sha256)
+        return opened
 
     def sources(self, recipe: Recipe) -> dict[str, Source]:
         """The opened vectors by label."""

@@ -11,6 +11,7 @@ from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, St
 from qvec_deploy.io.files import require_file, sha256_bytes, sha256_file, storage_errors
 from qvec_deploy.io.hub import fetch, is_remote
 from qvec_deploy.io.model_config import CONFIG_FILE, ModelConfig, read_configs
+from qvec_deploy.io.other_files import SAVE
 from qvec_deploy.io.state_dict import NetworkTensors, Weights, find_network
 from qvec_deploy.io.stored_tensors import FLOATS, StoredTensors, TensorInfo, open_stored
 from qvec_deploy.tensors import Float32
@@ -18,6 +19,8 @@ from qvec_deploy.tensors import Float32
 __all__ = ["Checkpoint", "TensorInfo"]
 
 _ENDINGS = (".safetensors", ".tar", ".pth", ".pt", ".ckpt", ".bin")
+
+_MAX_DIMENSIONS = 8
 
 
 class Checkpoint:
@@ -69,6 +72,9 @@ class Checkpoint:
         stored = open_stored(path, weights)
         if not stored.tensors:
             raise IntegrityError(f"{path} holds no tensors", hint="use the file that the training run saved")
+        odd = next((name for name, info in stored.tensors.items() if len(info.shape) > _MAX_DIMENSIONS), None)
+        if odd is not None:
+            raise IntegrityError(f"{path}: {odd} has more than {_MAX_DIMENSIONS} dimensions", hint=SAVE)
         shapes = {name: info.shape for name, info in stored.tensors.items()}
         opened = cls(path, label or str(source), stored, find_network(shapes, weights, stored.weights, str(path)))
         if remote:
@@ -109,11 +115,28 @@ class Checkpoint:
         return values
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file, or of the hashes of an index and its shards; read once."""
+        """SHA-256 of the file, or of the hashes of an index and its shards; read once.
+
+        Raises:
+            IntegrityError: The file has checksums of its own, and one of them does not fit.
+        """
         if self._sha256 is None:
+            self._stored.check_sums()
             hashes = [sha256_file(path) for path in self._stored.files]
             self._sha256 = hashes[0] if len(hashes) == 1 else sha256_bytes("".join(hashes).encode())
         return self._sha256
+
+    def require(self, sha256: str | None) -> None:
+        """Refuse other bytes than those of a SHA-256, where one is given.
+
+        Raises:
+            IntegrityError: It has another fingerprint.
+        """
+        if sha256 is not None and sha256 != self.fingerprint():
+            raise IntegrityError(
+                f"{self.path} has SHA-256 {self.fingerprint()}, and the recipe wants {sha256}",
+                hint="get the file that the recipe was written for; if this is the one, change `sha256`",
+            )
 
 
 def _files_in(folder: Path) -> str:

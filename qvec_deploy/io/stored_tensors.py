@@ -8,7 +8,6 @@ import json
 import pathlib
 import pickle
 import struct
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,14 @@ from qvec_deploy.io.files import storage_errors
 from qvec_deploy.io.model_config import notes_of, notes_of_metadata
 from qvec_deploy.io.other_files import SAVE, refuse_other
 from qvec_deploy.io.state_dict import Weights, unwrap
+from qvec_deploy.io.torch_archive import (
+    StorageTracker,
+    check_archive,
+    check_size,
+    check_storages,
+    check_sums,
+    check_tensor,
+)
 from qvec_deploy.tensors import Float32
 
 FLOATS = {name: np.dtype(kind) for name, kind in {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}.items()}
@@ -53,6 +60,7 @@ class StoredTensors:
         files: Every file that holds a part.
         weights: Whether these are raw or averaged weights, where the file had both or says so.
         notes: What the file says about the model, as `io.model_config.notes_of`.
+        check_sums: Compare checksums that the files bring with their bytes.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -61,6 +69,7 @@ class StoredTensors:
     metadata: Mapping[str, str] = field(default_factory=dict)
     weights: Weights | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    check_sums: Callable[[], None] = lambda: None
 
 
 def open_stored(path: Path, weights: Weights | None) -> StoredTensors:
@@ -141,17 +150,25 @@ def _open_index(path: Path, weights: Weights | None) -> StoredTensors:
         raise IntegrityError(f"{names[missing[0]]} lacks {missing[0]}", hint="download the checkpoint again")
     tensors = {name: opened[shard].tensors[name] for name, shard in names.items()}
     files = (path, *(file for stored in opened.values() for file in stored.files))
-    return StoredTensors(tensors, lambda name: opened[names[name]].read(name), files)
+
+    def sums() -> None:
+        for stored in opened.values():
+            stored.check_sums()
+
+    return StoredTensors(tensors, lambda name: opened[names[name]].read(name), files, check_sums=sums)
 
 
 def _open_torch(path: Path, weights: Weights | None, *, zipped: bool) -> StoredTensors:
     import torch
 
+    tracker = StorageTracker()
     try:
-        if zipped:
-            _refuse_other_archives(path)
+        members = check_archive(path) if zipped else None
         with torch.serialization.safe_globals(_harmless()):
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+            saved = torch.load(path, map_location=tracker, weights_only=True, mmap=zipped or None)
+        if members is not None:
+            check_storages(path, members, tracker)
+        check_size(path, saved)
     except (IncompatibleError, IntegrityError):
         raise
     except pickle.UnpicklingError as error:
@@ -165,33 +182,20 @@ def _open_torch(path: Path, weights: Weights | None, *, zipped: bool) -> StoredT
             hint="copy it again, or save it with torch.save(model.state_dict(), path)",
         ) from error
     state, kind = unwrap(saved, weights, lambda value: isinstance(value, torch.Tensor), str(path))
+    for name, value in state.items():
+        check_tensor(path, name, value, tracker)
     names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
     tensors = {
         name: TensorInfo(tuple(value.shape), names.get(value.dtype, str(value.dtype).removeprefix("torch.")))
         for name, value in state.items()
-        if value.device.type == "cpu"
     }
 
     def read(name: str) -> Float32:
-        values: Float32 = state[name].detach().to_dense().to(torch.float32).contiguous().numpy()
+        values: Float32 = state[name].detach().resolve_neg().to(torch.float32).contiguous().numpy()
         return values
 
-    return StoredTensors(tensors, read, (path,), weights=kind, notes=notes_of(saved))
-
-
-def _refuse_other_archives(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if any(name.endswith(".npy") for name in names):
-        raise IncompatibleError(
-            f"{path} is a NumPy archive", hint="load it into the timm model (load_pretrained) and save its state dict"
-        )
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise IncompatibleError(f"{path} is a TorchScript archive, which is a program", hint=SAVE)
-    if not any(name.endswith("data.pkl") for name in names):
-        raise IntegrityError(
-            f"{path} is a zip archive of other files", hint="unpack it, and name the checkpoint inside"
-        )
+    sums: Callable[[], None] = (lambda: check_sums(path)) if zipped else lambda: None
+    return StoredTensors(tensors, read, (path,), weights=kind, notes=notes_of(saved), check_sums=sums)
 
 
 def _unsafe_names(path: Path) -> str:

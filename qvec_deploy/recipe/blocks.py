@@ -14,6 +14,7 @@ from qvec_deploy.runtimes.graph.activations import Calibrator
 from qvec_deploy.runtimes.registry import find_runtime
 from qvec_deploy.tensors import GridRule, Scheme
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FLOAT_BITS = (16, 32)
 USUAL_GRID: GridRule = "mse"
 """Of methods that are no grid themselves."""
@@ -62,6 +63,9 @@ class Vector(Block):
         default=None, min_length=1, description="A folder: the same as naming all of its `.safetensors` files."
     )
     donors: tuple[Donor, ...] = Field(default=(), description="Donors as FP and QAT checkpoints; several are mixed.")
+    sha256: tuple[Sha256, ...] = Field(
+        default=(), description="SHA-256 that every file must have; of donors two each, `fp` before `qat`."
+    )
     weights: tuple[float, ...] = Field(
         default=(), description="Mixing weights, one per file or donor; the mean if absent."
     )
@@ -83,6 +87,9 @@ class Vector(Block):
             raise ValueError("a vector is named twice; name it once and give it a weight")
         if self.weights and len(self.weights) != len(self.files or self.donors):
             raise ValueError(f"{len(self.weights)} weights for {len(self.files or self.donors)} vectors")
+        hashed = len(self.files) or 2 * len(self.donors)
+        if self.sha256 and len(self.sha256) != hashed:
+            raise ValueError(f"{len(self.sha256)} values of `sha256` for {hashed} files")
         if bool(self.donors) != (self.scheme is not None):
             raise ValueError("`scheme` states the grid of `donors`: give both or neither")
         return self

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from qvec_deploy.recipe.blocks import Block
+from qvec_deploy.recipe.blocks import Block, Sha256
 
 
 def _model_arg(value: Any) -> Any:
@@ -94,6 +94,7 @@ class Receiver(Block):
         description="A file of the model's weights, whatever saved it, an index of shards, or "
         "`hf://org/repo@revision/path`.",
     )
+    sha256: Sha256 | None = Field(default=None, description="SHA-256 that the checkpoint must have.")
     weights: Literal["raw", "ema"] | None = Field(
         default=None, description="Which weights to take from a file that holds raw and averaged (EMA) ones."
     )

@@ -162,7 +162,9 @@ class Recipe(Block):
         values = self.as_dict() | {"variants": [], "gates": {}, "name": name}
         named = {"vector.files", "vector.folder", "vector.donors"} & set(overrides)
         if named and values["vector"] is not None:
-            values["vector"]["weights"] = []  # they were those of other vectors
+            values["vector"] |= {"weights": [], "sha256": []}  # they were those of other vectors
+        if "receiver.checkpoint" in overrides:
+            values["receiver"]["sha256"] = None  # it was that of another file
         brings = any(key.split(".")[0] == "vector" and value is not None for key, value in overrides.items())
         if brings and self.vector is None and "lambda" not in overrides:
             raise RecipeError(f"{where}variant {name}: its `vector` needs a `lambda`", hint="1 is the paper's")

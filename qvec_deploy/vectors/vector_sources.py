@@ -111,12 +111,17 @@ def open_sources(recipe: Recipe, heads: tuple[str, ...], files: OpenFiles) -> di
     if recipe.vector is None:
         return {}
     sources: dict[str, Source] = {}
+    wanted = iter(recipe.vector.sha256)
     for path in recipe.vector.files:
-        sources[path] = files.vector(recipe.locate(path), path)
+        vector = files.vector(recipe.locate(path), path)
+        vector.checkpoint.require(next(wanted, None))
+        sources[path] = vector
     for donor in recipe.vector.donors:
         assert recipe.vector.scheme is not None  # noqa: S101 - the recipe's validator made sure
         header = PairHeader(recipe.vector.scheme.scheme(), recipe.quantize.skip)
         fp, qat = (files.checkpoint(recipe.locate(path), path) for path in (donor.fp, donor.qat))
+        fp.require(next(wanted, None))
+        qat.require(next(wanted, None))
         sources[f"{donor.qat} - {donor.fp}"] = DonorPair(fp, qat, header, heads)
     return sources
 

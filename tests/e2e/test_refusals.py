@@ -245,6 +245,14 @@ def test_a_truncated_pt_file(build: Refused, tmp_path: Path, pico_states: dict[s
 
 
 @pytest.mark.parametrize("which", ["receiver", "vector"])
+def test_a_file_that_is_not_the_pinned_one(build: Refused, which: str) -> None:
+    field = {"receiver": "receiver.sha256", "vector": "vector.sha256"}[which]
+    value = "0" * 63 + "a"
+    error, hint = build(5, f"{field}={value if which == 'receiver' else f'[{value}]'}")
+    assert f"the recipe wants {value}" in error and "change `sha256`" in hint
+
+
+@pytest.mark.parametrize("which", ["receiver", "vector"])
 def test_a_missing_file(build: Refused, tmp_path: Path, which: str) -> None:
     field = {"receiver": "receiver.checkpoint=absent.pt", "vector": "vector.files=[absent.pt]"}[which]
     error, _ = build(6, field)

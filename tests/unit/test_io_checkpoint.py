@@ -20,6 +20,7 @@ from safetensors.torch import save_file as save_torch
 
 from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, RecipeError, StorageError
 from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.io.files import sha256_file
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
 
@@ -253,3 +254,19 @@ def test_what_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
     with pytest.raises(FetchError, match="no route to host"):
         Checkpoint.open("hf://org/repo/a.pt")
+
+
+def test_a_checkpoint_that_is_pinned_is_that_one(file: Path) -> None:
+    checkpoint = Checkpoint.open(file)
+    checkpoint.require(None)
+    checkpoint.require(sha256_file(file))
+    with pytest.raises(IntegrityError, match="the recipe wants 0000"):
+        checkpoint.require("0" * 64)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_more_than_eight_dimensions_are_refused(tmp_path: Path, name: str) -> None:
+    state = {"a": torch.ones([1] * 8), "b": torch.ones([1] * 9)}
+    (save_torch if name.endswith(".safetensors") else torch.save)(state, tmp_path / name)
+    with pytest.raises(IntegrityError, match="b has more than 8 dimensions"):
+        Checkpoint.open(tmp_path / name)

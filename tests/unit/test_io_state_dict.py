@@ -262,9 +262,8 @@ def test_what_a_pickle_would_run_is_named(tmp_path: Path) -> None:
         _open(tmp_path, {"state_dict": STATE, "hyper_parameters": {"share": fractions.Fraction(1, 2)}})
 
 
-def test_every_kind_of_tensor_is_read_or_left_out(tmp_path: Path) -> None:
+def test_double_precision_is_read(tmp_path: Path) -> None:
     double = {name: value.double() for name, value in STATE.items()}
     np.testing.assert_array_equal(_open(tmp_path, double).read("head.weight"), np.full((3, 4), 2, np.float32))
     save_file(double, tmp_path / "a.safetensors")
     np.testing.assert_array_equal(Checkpoint.open(tmp_path / "a.safetensors").read("head.weight"), 2)
-    assert "head.bias" not in _open(tmp_path, {**STATE, "head.bias": STATE["head.bias"].to("meta")}).tensors

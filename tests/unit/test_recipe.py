@@ -374,6 +374,18 @@ def test_a_folder_of_vectors_is_its_files(pico_recipe: Callable[..., Path], tmp_
     assert recipe.vector.folder is None
 
 
+def test_pinned_hashes_are_one_a_file_and_those_of_its_files(pico_recipe: Callable[..., Path]) -> None:
+    pin = "ab" * 32
+    recipe = load_recipe(pico_recipe(receiver__sha256=pin, vector__sha256=[pin]))
+    assert recipe.vector is not None
+    assert (recipe.receiver.sha256, recipe.vector.sha256) == (pin, (pin,))
+    other = recipe.with_overrides({"vector.files": ["b", "c"], "receiver.checkpoint": "d"}, name="other")
+    assert other.vector is not None
+    assert (other.receiver.sha256, other.vector.sha256) == (None, ())
+    assert "2 values of `sha256` for 1 files" in _refusal(pico_recipe(vector__sha256=[pin, pin])).message
+    assert "receiver.sha256" in _refusal(pico_recipe(receiver__sha256="ab")).message
+
+
 def test_a_folder_without_vectors_is_refused(pico_recipe: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no vector" in _refusal(pico_recipe(vector={"folder": "empty"})).message
