@@ -1,4 +1,4 @@
-"""The plugin in C++: its packing on the CPU against numpy bit for bit, its kernels by nvcc; never run here."""
+"""The plugin in C++: its packing on the CPU against numpy bit for bit, its kernels on a CPU and by nvcc."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from kernel_cases import CASES as KERNEL_CASES
+from kernel_cases import Case, dequantized, excess, tensors
 
 from qvec_deploy.runtimes.kernels.layouts import LAYOUTS
+from qvec_deploy.runtimes.kernels.plugin_config import PluginConfig
 from qvec_deploy.runtimes.tensorrt.plugin_library import SOURCES
 
 DECLARATIONS = Path(__file__).parents[1] / "tensorrt_declarations"
+CUDA_ON_CPU = Path(__file__).parents[1] / "cuda_on_cpu"
 COMPILERS = {
     "g++": ["g++", "-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC"],
     "nvcc": ["nvcc", "-std=c++17", "-O1", "-x", "cu", "-shared", "-Xcompiler", "-fPIC"],
@@ -83,6 +88,61 @@ def test_words_codes_and_values_are_numpys(
         halves = np.empty(codes.shape, np.float16)
         compiled.halves_of(_at(values), ctypes.c_int64(values.size), _at(halves))
         assert halves.tobytes() == expected.astype(np.float16).tobytes()
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels themselves, compiled for the CPU; only the notation of launches is another."""
+    need("g++")
+    folder = tmp_path_factory.mktemp("kernels")
+    text = (SOURCES / "qvec_linear.cu").read_text(encoding="utf-8")
+    launched, count = re.subn(
+        r"(\w+<decltype\(layout\)>)<<<grid, kThreads, 0, stream>>>\(", r"run_grid(\1, grid, kThreads, ", text
+    )
+    assert count == 2 and "<<<" not in launched
+    (folder / "qvec_linear.cpp").write_text(launched, encoding="utf-8")
+    includes = [f"-I{each}" for each in (SOURCES, DECLARATIONS, CUDA_ON_CPU)]
+    command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-pthread", *includes]
+    done = subprocess.run(
+        [*command, str(folder / "qvec_linear.cpp"), "-o", str(folder / "lib.so")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(folder / "lib.so"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in KERNEL_CASES if case.dtype == "float16" and case.bits <= 4], ids=str)
+def test_kernels_compute_what_they_should_on_a_cpu(kernels: Any, case: Case) -> None:
+    values = tensors(case, "cpu")
+    bias = values["bias"] if values["bias"] is not None else torch.zeros(case.n, dtype=torch.float16)
+    layout = case.device_layout
+    config = str(PluginConfig(layout.id, layout.version, case.bits, case.n, case.k, case.group)).encode()
+    words, scale = (_place(values[name]) for name in ("words", "scale"))
+    y = torch.full((case.m, case.n), torch.nan, dtype=torch.float16)
+    assert kernels.qvec_linear(config, _place(values["x"]), words, scale, _place(bias), case.m, _place(y), None) == 0
+    assert excess(case, values, y) <= 1.0
+    dense = torch.full((case.n, case.k), torch.nan, dtype=torch.float16)
+    assert kernels.qvec_dequantize(config, words, scale, _place(dense), None) == 0
+    assert torch.equal(dense, dequantized(case, values))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("layout=p32", "layout=p64"), ("layout_version=1", "layout_version=2"), ("bits=3", "bits=5"), ("rows=64", "rows=63"),
+     ("columns=256", "columns=255"), ("group_size=0", "group_size=24"), ("sm=80", "sm=80;more=1")],
+)  # fmt: skip
+def test_weights_that_the_kernels_do_not_know_are_refused(kernels: Any, change: tuple[str, str]) -> None:
+    config = str(PluginConfig("p32", 1, 3, 64, 256))
+    assert kernels.qvec_linear(config.encode(), None, None, None, None, 0, None, None) == 0
+    assert change[0] in config
+    assert kernels.qvec_linear(config.replace(*change).encode(), None, None, None, None, 0, None, None) != 0
+
+
+def _place(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
 
 
 @pytest.mark.slow
