@@ -45,6 +45,18 @@ def test_what_a_linear_is_multiplied_in() -> None:
     assert product.fused and product.constants == ("Int4", "Half")
 
 
+def test_our_plugin_reads_the_words_themselves() -> None:
+    words = WantedProduct("fc", "y_matmul", "Half", "Int32")
+    (product,) = check_products(read_layers(_log("packed")), [words])
+    assert product == LinearProduct("fc", "y_matmul_myl0_2", ("Half",), ("Int32", "Float", "Half"), True)
+    assert read_weights_bytes(_log("packed")) == 2688
+    unpacked = _log("packed").replace("Datatype: Int32", "Datatype: Half")
+    with pytest.raises(IncompatibleError, match=r"1 of 1 .* `fc` should be Half x Int32, and layer y_matmul_myl0_2"):
+        check_products(read_layers(unpacked), [words])
+    with pytest.raises(IncompatibleError, match="no product of `fc`"):
+        check_products(read_layers(_log("packed").replace("custom_layer", "kgen")), [words])
+
+
 def test_weights_that_are_expanded_at_every_run() -> None:
     """One padded block a column: a layer of its own expands it to float16."""
     with pytest.raises(
