@@ -40,7 +40,6 @@ import numpy as np
 from kernel_candidates import BITS, LAUNCHES, make_candidates, record_graph, replay_us
 from kernel_instructions import print_static, static_table
 
-from qvec_deploy.bench.environment import capture_environment
 from qvec_deploy.bench.statistics import median, speed_up
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +65,8 @@ def main() -> int:
     """Measure or count, print, record, and say which aims were missed."""
     options = parse_options()
     import torch
+
+    from qvec_deploy.bench.environment import capture_environment
 
     measured = torch.cuda.is_available() and not options.static
     document: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -80,15 +81,14 @@ def _smi() -> dict[str, str] | None:
     return dict(zip(_SMI.split(","), said.split(", "), strict=False)) if said else None
 
 
-def run_tests(kept: Kept, file: str, most_shards: int) -> Outcome:
-    """The tests of a file that are marked gpu, in processes that share them out, counted as they end."""
-    import numpy  # noqa: F401 - what tests import first: better one line about it than one of every test
-    import psutil  # noqa: F401
-    import pydantic  # noqa: F401
-    import pytest  # noqa: F401
-    import torch  # noqa: F401
-    import yaml  # noqa: F401
+def run_tests(kept: Kept, file: str, most_shards: int, needs: Sequence[str] = ()) -> Outcome:
+    """The tests of a file that are marked gpu, in processes that share them out, counted as they end.
 
+    Args:
+        needs: Modules that they import: better one line about a missing one than one of every test.
+    """
+    for module in ("pytest", "yaml", *needs):
+        importlib.import_module(module)
     shards = max(1, min(most_shards, (os.cpu_count() or 1) // 2))
     with tempfile.TemporaryDirectory(prefix="qvec-tests.") as folder, ExitStack() as stack:
         logs = [Path(folder) / f"{index}.log" for index in range(shards)]
@@ -280,7 +280,8 @@ ITEMS: tuple[Item, ...] = (
     Item("kernel tests", "tests/gpu/test_kernels_gpu.py",
          partial(run_tests, file="tests/gpu/test_kernels_gpu.py", most_shards=MOST_SHARDS), 150),
     Item("runtime tests", "tests/gpu/test_runtimes_gpu.py",
-         partial(run_tests, file="tests/gpu/test_runtimes_gpu.py", most_shards=1), 90),
+         partial(run_tests, file="tests/gpu/test_runtimes_gpu.py", most_shards=1,
+                 needs=("pydantic", "psutil")), 90),
     Item("kernel speed", "the packed Linear against cuBLAS in float16", kernel_speed, 100),
     Item("ViT-B", "packed against float16, whole model, CUDA graphs", whole_model, 75),
     Item("ModelOpt", "PTQ and a step of QAT on CUDA", modelopt_on_cuda, 60),

@@ -190,6 +190,7 @@ class Machine:
         reason = self._row.cannot_build(lowering)
         if reason is not None:
             raise NotRun(reason)
+        self._require_arithmetic(lowering)
         folder, compiler = self._folder(name), self._row.load_compiler()
         compiler.compile(folder, lowering, self._options(), caches=self._work)
         return compiler.describe(folder, lowering)[0]
@@ -242,6 +243,14 @@ class Machine:
             if here in self._row.compute_capabilities:
                 return replace(options, compute_capabilities=(here,))
         return options
+
+    def _require_arithmetic(self, lowering: str) -> None:
+        """Refuse a lowering whose arithmetic the GPU that is here has not."""
+        least = find_lowering(self._row.name, lowering).least_capability
+        with contextlib.suppress(IncompatibleError):  # without a GPU engines are built for those that have it
+            gpu = Cuda().gpu
+            if gpu.sm / 10 < least:
+                raise NotRun(f"{gpu.name} has no arithmetic for `{lowering}`, which begins with {least}")
 
     def _can_run(self, lowering: str) -> None:
         reason = self._row.missing(lowering)

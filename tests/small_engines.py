@@ -14,7 +14,6 @@ from qvec_deploy.models import create, describe
 from qvec_deploy.packed import Entry, PackedFile, pack, write_packed
 from qvec_deploy.quantize.reference import quantize
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.runtimes.graph.export import export_skeleton
 from qvec_deploy.runtimes.graph.stored import attach_weights
 from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_session import OnnxRuntimeCuda
 from qvec_deploy.runtimes.torch_cuda.torch_session import TorchCuda
@@ -69,6 +68,8 @@ def write_engine(
     write_structure(directory, architecture, args)
     weights = PackedFile.open(directory / WEIGHTS_FILE)
     if graph:
+        from qvec_deploy.runtimes.graph.export import export_skeleton  # takes onnxscript, which few of them need
+
         skeleton = export_once(export_skeleton, PICO_MODEL, PICO_CLASSES, args, SKIP, architecture.input_shape)
         model = attach_weights(skeleton, weights, WEIGHTS_FILE)
         (directory / MODEL_FILE).write_bytes(model.SerializeToString())

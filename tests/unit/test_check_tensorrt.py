@@ -89,7 +89,8 @@ def _code(record: dict[str, Any]) -> int:
 
 def test_a_machine_that_can_everything() -> None:
     record = _run()
-    assert record["counts"] == {"passed": 21, "noted": 14, "failed": 0, "timed out": 0, "not run": 0}
+    claims = 5 + 2 * len(items.MODELS) * len(LOWERINGS)
+    assert record["counts"] == {"passed": claims, "noted": 14, "failed": 0, "timed out": 0, "not run": 0}
     assert verdict(record["counts"], whole=True)[0] == 0
 
 
@@ -230,7 +231,9 @@ def test_a_variant_that_computes_something_else_does_not_work() -> None:
 
 def test_latency_names_what_is_missing() -> None:
     record = _run(latency={"packed": [1.0, 3.0, 2.0]})
-    assert _only(record, "noted")["8 latency 1"] == "median packed 2.00 ms; not built: float, int4, w8a8"
+    assert _only(record, "noted")["8 latency 1"] == "median packed 2.00 ms; not built: " + ", ".join(
+        name for name in LOWERINGS if name != "packed"
+    )
     assert "8 latency 8" in _only(_run(latency={}), "not run")
 
 
@@ -299,6 +302,15 @@ def test_a_model_and_its_latency(setup: Setup, here: Any, monkeypatch: pytest.Mo
     assert {name: len(taken) for name, taken in samples.items()} == {"packed": 2, "int4": 2}
     with pytest.raises(RuntimeError, match="TensorRT cannot be imported"):  # a process of its own, without our fake
         here.fresh_process()
+
+
+def test_a_lowering_that_the_gpu_has_no_arithmetic_for(
+    setup: Setup, here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "Cuda", lambda: setup.cuda)  # 8.9
+    with pytest.raises(NotRun, match=r"NVIDIA Test has no arithmetic for `nvfp4`, which begins with 10\.0"):
+        here.build("demo", "nvfp4")
+    assert here._require_arithmetic("fp8") is None
 
 
 def test_without_tensorrt_nothing_is_run(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:

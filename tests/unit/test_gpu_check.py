@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,25 @@ def test_wheels_that_cannot_be_installed_are_a_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_wheels_are_there_for_the_items_and_gone_afterwards(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "tensorrt-9.9-py3-none-any.whl", "w") as wheel:
+        info = "tensorrt-9.9.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tensorrt\nVersion: 9.9\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    done = _check("--record", tmp_path / "record.json", "--wheels", wheels, "--only", "ViT-B")
+    record = _read(tmp_path / "record.json")
+    assert record["environment"]["packages"]["tensorrt"] == "9.9", done.stdout + done.stderr
+    assert [entry["name"] for entry in record["items"]] == ["ViT-B"]
+    with pytest.raises(metadata.PackageNotFoundError):
+        metadata.version("tensorrt")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [("--minutes", "0"), ("--only", "nothing"), ("--wheels", "/nowhere"), ("surplus",)]
 )
@@ -290,3 +311,46 @@ def test_the_table_of_kernels_says_how_far_it_got() -> None:
     assert outcome.state == "passed"
     assert outcome.detail.startswith("4 of 10 rows right") and "2.50x at M = 1, 1.20x at M = 197" in outcome.detail
     assert gpu_items._speed({"rows": []}, 10).state == "failed"
+
+
+BARE = """
+import sys
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"pydantic", "psutil", "modelopt", "onnxscript", "pynvml", "cyclonedx"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.mark.slow
+def test_the_most_important_items_need_no_wheels(tmp_path: Path) -> None:
+    """On a bare machine the kernels' tests are collected and their speed is imported; the rest says what it lacks."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    root = SCRIPTS.parent
+    paths = os.pathsep.join(map(str, (tmp_path, root, root / "tests", SCRIPTS)))
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command],
+            env={**os.environ, "PYTHONPATH": paths},
+            cwd=root,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "test_compiled_ptx_runs_without_triton" in run(
+        "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "tests/gpu/test_kernels_gpu.py"
+    )
+    run("-c", "import bench_kernels, kernel_candidates; from qvec_deploy.runtimes.kernels import launch, op")
+    for name, lacks in (("runtime tests", "pydantic"), ("ViT-B", "pydantic"), ("ModelOpt", "modelopt")):
+        result = tmp_path / "outcome.json"
+        run(str(SCRIPTS / "gpu_check"), "--item", name, str(result), "60")
+        outcome = _read(result)
+        assert (outcome["state"], outcome["detail"]) == ("not run", f"the module {lacks} is not installed"), outcome

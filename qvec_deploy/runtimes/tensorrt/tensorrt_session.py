@@ -243,7 +243,8 @@ def _load(
     cache: RuntimeCache | None,
     stack: contextlib.ExitStack,
 ) -> LoadedEngine:
-    engine, context = runtime.deserialize_cuda_engine(plan), None
+    engine = runtime.deserialize_cuda_engine(plan)
+    context = None
     if engine is not None:
         context = cache.create_context(trt, engine, sidecar) if cache else engine.create_execution_context()
     if engine is None or context is None:
