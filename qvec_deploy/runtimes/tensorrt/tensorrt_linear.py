@@ -98,7 +98,8 @@ def to_rtx_int4(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | Non
     """
     made = to_int4(node, tensor, amax, blocks_of=RTX_INT4_BLOCKS)
     product = next(each for each in made.nodes if each.name == product_name(node))
-    x, y, name, (rows, columns) = product.input[0], product.output[0], product.name, tensor.codes.shape
+    x, y, name = product.input[0], product.output[0], product.name
+    columns, rows = made.tensors[0].dims  # of the weight, which may be padded
     matrix, leading, shape, sums = f"{name}_x", f"{name}_leading", f"{name}_shape", f"{name}_y"
     given = [(f"{name}_rows", [rows]), (f"{name}_matrix", [-1, columns])]
     product.input[0], product.output[0] = matrix, sums
