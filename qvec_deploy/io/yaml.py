@@ -7,17 +7,68 @@ from typing import Any
 
 import yaml
 
-from qvec_deploy.errors import RecipeError
+from qvec_deploy.errors import RecipeError, first_line
 
 Place = tuple[str | int, ...]
-NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # PyYAML leaks the last two: `2024-99-99`, 1000 brackets
+
+_MAX_DEPTH = 64
+_MAX_NODES = 1 << 16
+_MAX_TEXT = 1 << 16
+_MAX_NUMBER = 128  # characters: `1:1:1:...` is a number to base 60, and takes PyYAML time without bound
 
 # PyYAML wants a point and a sign in `1.0e-4`; YAML 1.2 (10.3.2) does not, nor does anybody who types a learning rate.
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the floats of YAML 1.2."""
+    """PyYAML's safe loader with the floats of YAML 1.2, without aliases and tags, and with limits.
+
+    Limits hold where events are read: nothing beyond them is scanned, composed or constructed.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._nodes = 0
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Refuse brackets here: before it emits the first of them, the scanner reads those that follow."""
+        if self.flow_level >= _MAX_DEPTH:
+            raise self._refusal(f"nested more than {_MAX_DEPTH} deep", self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """One node, if its first event may be."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        self._nodes += 1
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise self._refusal("uses anchors or aliases: write the values out", event.start_mark)
+        if event.tag is not None:
+            raise self._refusal(f"uses the tag {event.tag}: write the value itself", event.start_mark)
+        if self._depth >= _MAX_DEPTH:
+            raise self._refusal(f"nested more than {_MAX_DEPTH} deep", event.start_mark)
+        if self._nodes > _MAX_NODES:
+            raise self._refusal(f"more than {_MAX_NODES:,} values", event.start_mark)
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MAX_TEXT:
+            raise self._refusal(f"a text of more than {_MAX_TEXT:,} characters", event.start_mark)
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A node's value; what Python says against a scalar gets the scalar's line."""
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep)
+        if len(node.value) > _MAX_NUMBER and node.tag != "tag:yaml.org,2002:str":
+            raise self._refusal(f"a number of more than {_MAX_NUMBER} characters", node.start_mark)
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:  # such as 2024-99-99, which is a date in YAML
+            raise self._refusal(first_line(error), node.start_mark) from error
+
+    @staticmethod
+    def _refusal(problem: str, mark: Any) -> yaml.MarkedYAMLError:
+        return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -35,33 +86,40 @@ def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[Place, str]]
         text: A mapping in YAML.
 
     Raises:
-        RecipeError: Not YAML, no mapping, aliases (a few bytes of them grow without bound), or a key given twice.
+        RecipeError: Not YAML, no mapping, beyond the limits, with aliases (a few bytes of them grow without bound) or
+            tags, or with a key given twice.
     """
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
-            raise RecipeError(f"{where} uses YAML aliases", hint="write the values out")
-        node = yaml.compose(text, _Loader)
-        places: dict[Place, str] = {}
-        if node is not None:
-            _collect_places(node, (), places, where)
-        values = parse_yaml_value(text)
-    except NOT_YAML as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{where}{line}: not valid YAML: {problem}", hint="check indentation and quotes") from error
+    places: dict[Place, str] = {}
+    values = _load(text, where, places)
     if not isinstance(values, dict):
         raise RecipeError(f"{where} is not a recipe", hint="start from one in recipes/")
     return values, places
 
 
-def parse_yaml_value(text: str) -> Any:
+def parse_yaml_value(text: str, where: str) -> Any:
     """One YAML document of any kind to plain values; None for empty text.
 
     Raises:
-        yaml.YAMLError, ValueError, RecursionError: It is none (`NOT_YAML`).
+        RecipeError: As `parse_yaml`.
     """
-    return yaml.load(text, _Loader)  # noqa: S506 - it is a safe loader
+    return _load(text, where, {})
+
+
+def _load(text: str, where: str, places: dict[Place, str]) -> Any:
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _collect_places(node, (), places, where)
+        return loader.construct_document(node)
+    except RecipeError:
+        raise
+    except Exception as error:  # PyYAML leaks what it meets, such as IndexError
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise RecipeError(f"{where}{line}: not valid YAML: {problem}", hint="check indentation and quotes") from error
 
 
 def dump_yaml(values: Any) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.io.files import require_file, storage_errors
-from qvec_deploy.io.yaml import NOT_YAML, Place, parse_yaml, parse_yaml_value
+from qvec_deploy.io.yaml import Place, parse_yaml, parse_yaml_value
 
 Places = Mapping[Place, str]
 Model = TypeVar("Model", bound=BaseModel)
@@ -35,10 +35,7 @@ def read_values(path: Path, overrides: Sequence[str], *, what: str) -> tuple[dic
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise RecipeError(f"--set {override} has no value", hint="write --set field.name=value")
-        try:
-            assign(values, key, parse_yaml_value(text))
-        except NOT_YAML as error:
-            raise RecipeError(f"--set {override}: the value is not YAML", hint="quote it") from error
+        assign(values, key, parse_yaml_value(text, f"--set {override}"))
         field: Place = tuple(key.split("."))
         places = {place: at for place, at in places.items() if place[: len(field)] != field}
         places[field] = f"--set {override}"
