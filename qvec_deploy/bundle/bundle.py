@@ -13,8 +13,8 @@ from qvec_deploy.bench.parity import PARITY_FILE, check_parity, read_reference
 from qvec_deploy.bundle.manifest import Manifest, check_files, read_manifest
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
 from qvec_deploy.recipe import Recipe, load_recipe
-from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.runtimes.registry import check_lowering, find_runtime
+from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE, MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.registry import check_lowering, find_lowering, find_runtime
 from qvec_deploy.runtimes.session import Session
 
 if TYPE_CHECKING:
@@ -103,6 +103,19 @@ class Bundle:
         except standalone_run.RunError as error:
             kind = {each.exit_code: each for each in (IncompatibleError, StorageError)}[error.exit_code]
             raise kind(error.message, hint=error.hint) from error
+
+    def require_activations(self, lowering: str) -> None:
+        """Refuse a lowering that quantizes activations of which the bundle knows nothing.
+
+        Raises:
+            IncompatibleError: It is one.
+        """
+        calibrates = find_lowering(self.manifest.engine.runtime, lowering).calibrates_activations
+        if calibrates and ACTIVATIONS_FILE not in self.manifest.files:
+            raise IncompatibleError(
+                f"{self.directory} knows nothing about activations, which lowering `{lowering}` quantizes",
+                hint=f"build it with target.lowering: {lowering}, which measures them",
+            )
 
     def engine_missing(self) -> str | None:
         """What stands in the way of the engine, where something did when the bundle was built; None if nothing does.

@@ -86,12 +86,8 @@ def compile_bundle(
             "with target.runtime: tensorrt",
         )
     chosen = tuple(dict.fromkeys(bundle.check_lowering(lowering) for lowering in lowerings or (own.lowering,)))
-    calibrated = [name for name in chosen if find_lowering(own.runtime, name).calibrates_activations]
-    if calibrated and ACTIVATIONS_FILE not in bundle.manifest.files:
-        raise IncompatibleError(
-            f"{directory} knows nothing about activations, which lowering `{calibrated[0]}` quantizes",
-            hint=f"build it with target.lowering: {calibrated[0]}, which measures them",
-        )
+    for lowering in chosen:
+        bundle.require_activations(lowering)
     options = engine_options(bundle.recipe.target, batch_sizes)
     if plugin is not None:
         if not any(find_lowering(own.runtime, name).carries_kernels for name in chosen):

@@ -67,7 +67,7 @@ def export_model(
     with TemporaryDirectory(prefix="qvec-export.") as scratch, atomic_path(output) as temporary:
         if expanded:
             whole = expand(whole, Path(scratch))
-        _write(whole, temporary, output)
+        write_model(whole, temporary, output)
     with storage_errors(output):
         return ExportedModel(chosen, expanded, output.stat().st_size, calibrated)
 
@@ -97,7 +97,12 @@ def lowered_bundle(bundle: Bundle, lowering: str | None = None) -> tuple[str, on
     return chosen, lowered_model(bundle.directory, chosen, ranges), calibrated
 
 
-def _write(model: onnx.ModelProto, temporary: Path, output: Path) -> None:
+def write_model(model: onnx.ModelProto, temporary: Path, output: Path) -> None:
+    """Write a model into one file, which is to be called `output`.
+
+    Raises:
+        IncompatibleError: It is larger than one ONNX file can be.
+    """
     size = model.ByteSize()
     if size > LARGEST_FILE:
         raise IncompatibleError(

@@ -1,4 +1,4 @@
-"""A compiled engine of a bundle as a file of its own, as the vendor's library reads it."""
+"""A compiled engine of a bundle, or the graph that it is built from, as a file of its own for the vendor's tools."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.export_bundle import write_model
 from qvec_deploy.errors import IncompatibleError, StorageError
-from qvec_deploy.io.files import require_outside, write_bytes
+from qvec_deploy.io.files import atomic_path, require_outside, storage_errors, write_bytes
 from qvec_deploy.runtimes.engine_options import Batches
 from qvec_deploy.runtimes.registry import find_runtime
 
@@ -44,15 +45,42 @@ def export_engine(
         IntegrityError: The bundle is damaged.
         StorageError: The output exists, lies inside the bundle, or cannot be written.
     """
-    require_outside(output, directory)
-    if output.exists() and not force:
-        raise StorageError(f"{output} exists", hint="choose another name, or pass --force to replace it")
+    _require_new(directory, output, force=force)
     bundle = Bundle.open(directory)
     chosen, batches = choose_engine(bundle, lowering, batch_size)
     compiler = find_runtime(bundle.manifest.engine.runtime).load_compiler()
     plan = compiler.read(directory, chosen, batches)
     write_bytes(output, plan)
     return ExportedEngine(chosen, str(batches), len(plan))
+
+
+def export_graph(directory: Path, output: Path, lowering: str | None = None, *, force: bool = False) -> ExportedEngine:
+    """Write the ONNX graph that a bundle's engines are built from, for the vendor's own tools; no GPU is needed.
+
+    Args:
+        lowering: The bundle's own by default.
+
+    Raises:
+        IncompatibleError: The runtime compiles nothing, or the bundle lacks what the lowering needs.
+        IntegrityError: The bundle is damaged.
+        StorageError: The output exists, lies inside the bundle, or cannot be written.
+    """
+    _require_new(directory, output, force=force)
+    bundle = Bundle.open(directory)
+    compiler = find_runtime(bundle.manifest.engine.runtime).load_compiler()
+    chosen = bundle.check_lowering(lowering)
+    bundle.require_activations(chosen)
+    graph = compiler.graph(directory, chosen)
+    with atomic_path(output) as temporary:
+        write_model(graph, temporary, output)
+    with storage_errors(output):
+        return ExportedEngine(chosen, "any", output.stat().st_size)
+
+
+def _require_new(directory: Path, output: Path, *, force: bool) -> None:
+    require_outside(output, directory)
+    if output.exists() and not force:
+        raise StorageError(f"{output} exists", hint="choose another name, or pass --force to replace it")
 
 
 def choose_engine(bundle: Bundle, lowering: str | None, batch_size: int | None = None) -> tuple[str, Batches]:

@@ -15,16 +15,16 @@ from qvec_deploy.cli.options import PATH, at_work, json_option, show
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["onnx", "engine", "triton"]),
+    type=click.Choice(["onnx", "engine", "graph", "triton"]),
     default="onnx",
     show_default=True,
-    help="One ONNX file, a compiled engine, or a model with its configuration in a repository of Triton Inference "
-    "Server.",
+    help="One ONNX file, a compiled engine, the ONNX graph that it is built from, or a model with its configuration in "
+    "a repository of Triton Inference Server.",
 )
 @click.option("--lowering", help="One of ONNX Runtime on the CPU, or of the bundle's engines.  [default: the bundle's]")
 @click.option("--expanded", is_flag=True, help="onnx: with the weights unpacked, where that cannot be done at load.")
 @click.option("--batch-size", type=click.IntRange(1), help="engine: images that it must take in a run.")
-@click.option("--force", is_flag=True, help="onnx, engine: replace an existing file.")
+@click.option("--force", is_flag=True, help="onnx, engine, graph: replace an existing file.")
 @json_option
 def export(
     bundle: Path,
@@ -45,19 +45,22 @@ def export(
         raise click.UsageError("--force is for files, which --format triton does not write")
     if form == "onnx":
         _onnx(bundle, output, lowering, expanded, force, as_json)
-    elif form == "engine":
-        _engine(bundle, output, lowering, batch_size, force, as_json)
+    elif form in ("engine", "graph"):
+        _engine(bundle, output, form, lowering, batch_size, force, as_json)
     else:
         _triton(bundle, output, lowering, as_json)
 
 
 def _engine(
-    bundle: Path, output: Path, lowering: str | None, batch_size: int | None, force: bool, as_json: bool
+    bundle: Path, output: Path, form: str, lowering: str | None, batch_size: int | None, force: bool, as_json: bool
 ) -> None:
-    from qvec_deploy.bundle.export_engine import export_engine
+    from qvec_deploy.bundle.export_engine import export_engine, export_graph
 
     with at_work(f"export  {output}"):
-        done = export_engine(bundle, output, lowering, batch_size=batch_size, force=force)
+        if form == "graph":
+            done = export_graph(bundle, output, lowering, force=force)
+        else:
+            done = export_engine(bundle, output, lowering, batch_size=batch_size, force=force)
 
     def print_text() -> None:
         click.echo(f"{output}  {done.lowering}, batch {done.batches}, {done.size / 1e6:.1f} MB")

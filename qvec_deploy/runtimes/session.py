@@ -15,6 +15,8 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.tensors import Float32
 
 if TYPE_CHECKING:
+    import onnx
+
     from qvec_deploy.datasets import DataConfig
     from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 
@@ -106,6 +108,9 @@ class Compiler(Backend, Protocol):
             IncompatibleError: It was built from other files than those beside it.
             IntegrityError: It is damaged or was altered.
         """
+
+    def graph(self, directory: Path, lowering: str) -> onnx.ModelProto:
+        """The ONNX graph that engines of a lowering are built from, its weights inside, for any batch size."""
 
     def products(self, directory: Path, lowering: str) -> tuple[LinearProduct, ...]:
         """How the first engine of a lowering multiplies, as far as its compiler says; empty without one."""

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from fake_tensorrt import install
+from fake_tensorrt import install, run_on_cpu
 from google.protobuf import text_format
+from onnx import TensorProto
 from shared import make_once
 
-from qvec_deploy.bench.parity import parity_images
+from qvec_deploy.bench.parity import parity_images, read_reference
 from qvec_deploy.builder.pipeline import build
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.compile_bundle import compile_bundle
-from qvec_deploy.bundle.export_engine import export_engine
+from qvec_deploy.bundle.export_engine import export_engine, export_graph
 from qvec_deploy.bundle.manifest import write_manifest
 from qvec_deploy.bundle.model_repository import export_to_repository
 from qvec_deploy.cli.commands import commands
@@ -202,9 +204,29 @@ def test_an_engine_by_itself(tensorrt_bundle: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other.plan").exists()
 
 
+def test_the_graph_of_an_engine_by_itself(tensorrt_bundle: Path, tmp_path: Path) -> None:
+    """It has its weights inside, for TensorRT's own tools and ONNX Runtime's provider of TensorRT for RTX."""
+    output = tmp_path / "int4.onnx"
+    arguments = ["export", str(tensorrt_bundle), "--format", "graph", "--lowering", "int4", "-o", str(output)]
+    done = CliRunner().invoke(commands, arguments, catch_exceptions=False)
+    assert done.exit_code == 0 and "int4, batch any" in done.output
+    model = onnx.load(output)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert sum(tensor.data_type == TensorProto.INT4 for tensor in model.graph.initializer) == 8
+    logits = run_on_cpu(model, parity_images((3, 32, 32)))
+    reference = read_reference(tensorrt_bundle)
+    assert np.linalg.norm(logits - reference) / np.linalg.norm(reference) < 2e-2
+    with pytest.raises(IncompatibleError, match="knows nothing about activations, which lowering `fp8` quantizes"):
+        export_graph(tensorrt_bundle, tmp_path / "fp8.onnx", "fp8")
+    with pytest.raises(StorageError, match="exists"):
+        export_graph(tensorrt_bundle, output)
+
+
 def test_what_has_no_engine(bundle: Bundle, tensorrt_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(IncompatibleError, match="compiles nothing"):
         export_engine(bundle.directory, tmp_path / "mine.plan")
+    with pytest.raises(IncompatibleError, match="compiles nothing"):
+        export_graph(bundle.directory, tmp_path / "mine.onnx")
     with pytest.raises(IncompatibleError, match="has no engine for lowering `packed`"):
         export_engine(tensorrt_bundle, tmp_path / "mine.plan")
 

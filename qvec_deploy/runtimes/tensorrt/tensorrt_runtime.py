@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_file, sha256_file
@@ -21,6 +21,8 @@ from qvec_deploy.runtimes.tensorrt.engine_build import (
     build_files,
     engine_files,
     load_engine,
+    lower_sources,
+    read_sources,
     remove_engines,
 )
 from qvec_deploy.runtimes.tensorrt.plugin_library import load_plugin, plugin_path, read_plugin
@@ -37,6 +39,9 @@ from qvec_deploy.runtimes.tensorrt.sidecar import (
 from qvec_deploy.runtimes.tensorrt.tensorrt_builder import timing_cache_path
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import FULL, RTX, Library, Machine, load_tensorrt, machine, require
 from qvec_deploy.runtimes.tensorrt.tensorrt_session import TensorrtSession, load_engines
+
+if TYPE_CHECKING:
+    import onnx
 
 _TOLD = (
     "weights_bytes",
@@ -145,6 +150,11 @@ class TensorRT:
     def read(self, directory: Path, lowering: str, batches: Batches) -> bytes:
         """The bytes of an engine, as TensorRT reads it; neither TensorRT nor a GPU is needed."""
         return load_engine(engine_path(directory, lowering, batches), self.library.runtime)
+
+    def graph(self, directory: Path, lowering: str) -> onnx.ModelProto:
+        """As `Compiler.graph`; neither TensorRT nor a GPU is needed."""
+        stored, weights, _ = read_sources(directory)
+        return lower_sources(directory, stored, weights, self.library.runtime, lowering, Batches(1, 1, 2)).model
 
     def products(self, directory: Path, lowering: str) -> tuple[LinearProduct, ...]:
         """As `Compiler.products`."""
