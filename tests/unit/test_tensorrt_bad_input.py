@@ -165,7 +165,7 @@ def test_a_wheel_that_is_missing_or_another(
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", module)
     with pytest.raises(IncompatibleError, match=says) as caught:
         load_tensorrt(RTX)
-    assert caught.value.hint and "\n" not in caught.value.message
+    assert "pip install 'qvec-deploy[rtx]'" in caught.value.hint and "\n" not in caught.value.message
     assert TensorRTForRTX().cannot_build("int4") == TensorRTForRTX().missing("int4") == caught.value.message
     with pytest.raises(IncompatibleError, match=says):
         TensorRTForRTX().compile(folder, "int4", EngineOptions(), caches=folder.parent)

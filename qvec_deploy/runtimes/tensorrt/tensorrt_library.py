@@ -13,8 +13,9 @@ from typing import Any
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import Cuda, Gpu
 from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
+from qvec_deploy.runtimes.tensorrt import TENSORRT, TENSORRT_RTX
 
-HINT = "`qvec-deploy doctor` says what is there; the README's section on GPUs and TensorRT, where it comes from"
+_REMEDIES = {row.name: row.remedy for row in (TENSORRT, TENSORRT_RTX)}
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,14 @@ class Machine:
 
 def load_tensorrt(library: Library = FULL) -> Any:
     """The module of a library."""
+    hint = _REMEDIES[library.runtime]
     try:
         trt = importlib.import_module(library.module)
     except (ImportError, OSError) as error:  # the bindings import without their libraries only to fail then
-        raise IncompatibleError(f"{library.title} cannot be imported: {error}", hint=HINT) from error
+        raise IncompatibleError(f"{library.title} cannot be imported: {error}", hint=hint) from error
     if not library.since <= release(trt.__version__) < library.before:
         wanted = f"{_dotted(library.since)} and later, below {_dotted(library.before)}"
-        raise IncompatibleError(f"{library.title} {trt.__version__} is installed; {wanted}, can be used", hint=HINT)
+        raise IncompatibleError(f"{library.title} {trt.__version__} is installed; {wanted}, can be used", hint=hint)
     return trt
 
 
@@ -177,7 +179,8 @@ def starting(logger: Any) -> Iterator[None]:
     try:
         yield
     except TypeError as error:  # the bindings' way to say that they got nothing
-        raise IncompatibleError(f"TensorRT cannot start: {logger.last_error()}", hint=HINT) from error
+        hint = "`qvec-deploy doctor` says what is there: GPU, driver and library"
+        raise IncompatibleError(f"TensorRT cannot start: {logger.last_error()}", hint=hint) from error
 
 
 def _dotted(version: tuple[int, int]) -> str:
