@@ -1,21 +1,27 @@
-"""The runtimes without TensorRT on a real GPU: parity, graphs, memory, refusals."""
+"""The runtimes without TensorRT on a real GPU: parity, graphs, memory, refusals; and the C++ plugin's kernels."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from kernel_cases import CASES, Case, dequantized, excess, tensors
 from pico import PICO_ARGS
 from small_engines import WIDE_ARGS, relative_error, write_engine
 
 from qvec_deploy.bench.latency import measure_latency
 from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.runtimes.kernels.plugin_config import PluginConfig
 from qvec_deploy.runtimes.onnxruntime_cuda.ort_cuda_session import CPU, OnnxRuntimeCuda
+from qvec_deploy.runtimes.tensorrt.plugin_library import SOURCES
 from qvec_deploy.runtimes.torch_cuda.torch_session import GRAPHS, TorchCuda, TorchSession
 from qvec_deploy.tensors import Scheme
 
@@ -185,3 +191,50 @@ def test_float_runs_on_the_gpu_alone(provider: OnnxRuntimeCuda, tmp_path: Path) 
     reference = write_engine(tmp_path, scheme=None, graph=True)
     with provider.open(tmp_path, "float", 1) as session:
         assert relative_error(session.run(IMAGES), reference) < HALF_TOLERANCE
+
+
+# The plugin in C++, without TensorRT.
+
+DECLARATIONS = Path(__file__).parents[1] / "tensorrt_declarations"
+PLUGIN_CASES = [case for case in CASES if case.dtype == "float16" and case.bits <= 4]
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    made = tmp_path_factory.mktemp("plugin") / "libqvec_linear.so"
+    command = ["nvcc", "-std=c++17", "-arch=native", "-shared", "-Xcompiler", "-fPIC", f"-I{DECLARATIONS}"]
+    subprocess.run([*command, str(SOURCES / "qvec_linear.cu"), "-o", str(made)], check=True)
+    return ctypes.CDLL(str(made))
+
+
+def _config(case: Case) -> bytes:
+    layout = case.device_layout
+    return str(PluginConfig(layout.id, layout.version, case.bits, case.n, case.k, case.group)).encode()
+
+
+def _at(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+@pytest.mark.parametrize("case", PLUGIN_CASES, ids=str)
+def test_the_plugin_in_c_plus_plus_is_within_rounding(plugin: Any, case: Case) -> None:
+    values = tensors(case, "cuda")
+    bias = values["bias"] if values["bias"] is not None else torch.zeros(case.n, dtype=torch.float16, device="cuda")
+    y = torch.full((case.m, case.n), torch.nan, dtype=torch.float16, device="cuda")
+    torch.cuda.synchronize()
+    inputs = [_at(each) for each in (values["x"], values["words"], values["scale"], bias)]
+    assert plugin.qvec_linear(_config(case), *inputs, case.m, _at(y), None) == 0
+    torch.cuda.synchronize()
+    assert excess(case, values, y) <= 1.0
+
+
+@pytest.mark.parametrize("case", PLUGIN_CASES, ids=str)
+def test_its_dequantized_weights_are_exact(plugin: Any, case: Case) -> None:
+    values = tensors(case, "cuda")
+    dense = torch.full((case.n, case.k), torch.nan, dtype=torch.float16, device="cuda")
+    torch.cuda.synchronize()
+    assert plugin.qvec_dequantize(_config(case), _at(values["words"]), _at(values["scale"]), _at(dense), None) == 0
+    torch.cuda.synchronize()
+    assert torch.equal(dense.cpu(), dequantized(case, values))
