@@ -29,6 +29,7 @@ from qvec_deploy.runtimes.engine_files import is_of_engine
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.session import Advance
 from qvec_deploy.runtimes.tensorrt import TENSORRT_RTX
+from qvec_deploy.runtimes.tensorrt.python_plugin import library_folder
 
 MODEL = "vit_base_patch16_224"
 NOISE = 0.02
@@ -102,8 +103,9 @@ def in_a_process(worker: str, folder: Path, lowering: str | None = None) -> dict
     result, log = folder / "result.json", folder / f"{worker}.{lowering}.log"
     command = [sys.executable, __file__, "--worker", worker, "--folder", str(folder), "--result", str(result)]
     command += ["--lowering", lowering] if lowering is not None else []
-    with log.open("wb") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+    with log.open("wb") as output, library_folder() as library:  # which the parser wants for `packed`
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(library)}
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False, env=environment)
     if done.returncode:
         sys.exit(f"{worker} of {lowering or MODEL} failed; {log} says why")
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
