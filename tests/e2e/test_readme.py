@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -29,7 +30,13 @@ RECURSIVE = "./scripts/test"  # it runs this very test
 pytestmark = pytest.mark.usefixtures("warm_jobs")
 
 
-DOCUMENTS = ("README.md", "qvec_deploy/bench/README.md", "qvec_deploy/runtimes/README.md", "recipes/STUDY.md")
+DOCUMENTS = (
+    "README.md",
+    "qvec_deploy/bench/README.md",
+    "qvec_deploy/runtimes/README.md",
+    "qvec_deploy/runtimes/tensorrt/README.md",
+    "recipes/STUDY.md",
+)
 """In the order in which a newcomer reads them: what a later one needs, an earlier one has made."""
 
 
@@ -117,6 +124,9 @@ def test_every_other_command(
             assert _run([sys.executable, "-I", *words[1:]], own_folder).returncode == 0, command
             continue
         assert words[0] == ".venv/bin/qvec-deploy", command
+        if "demo_rtx" in command and importlib.util.find_spec("tensorrt_rtx_bindings") is None:
+            assert run("build", "--recipe", "recipes/demo_rtx.yaml")[0] == 4  # the extra `rtx` is not installed
+            continue
         code, _, log = run(*words[1:])
         assert code == 0, f"{command}\n{log}"
 
