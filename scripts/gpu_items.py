@@ -251,12 +251,15 @@ def engines(kept: Kept, library: str) -> Outcome:
 
 def _require_gpu_of(library: str) -> None:
     """Engines for listed GPUs run on those alone."""
-    import torch
-
+    from qvec_deploy.errors import IncompatibleError
+    from qvec_deploy.runtimes.cuda_driver import Cuda
     from qvec_deploy.runtimes.registry import find_runtime
 
     known = find_runtime(library).compute_capabilities
-    here = float(".".join(map(str, torch.cuda.get_device_capability())))
+    try:
+        here = Cuda().gpu.sm / 10
+    except IncompatibleError as error:
+        raise NotRun(error.message) from error
     if known and here not in known:
         listed = ", ".join(map(str, known))
         raise NotRun(f"{library} has no engines for compute capability {here}, the one of this GPU; it has {listed}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx
 import pytest
-from linear_graphs import image_shape, linear_graph
+from linear_graphs import free_library_objects, image_shape, linear_graph
 from onnx import TensorProto, helper
 
 from qvec_deploy.errors import IncompatibleError
@@ -81,8 +82,10 @@ class _Builder:
 
 
 @pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "stdout", io.StringIO())  # the builder's log, thousands of lines
+    yield
+    free_library_objects()
 
 
 @pytest.fixture

@@ -12,12 +12,15 @@ import zipfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import checked_items as checked
 import gpu_items
 import pytest
 from checked_items import Item, Kept, NotRun, Outcome, Record, judge, run_items, verdict
+
+from qvec_deploy.runtimes.cuda_driver import Gpu
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 PROGRAM = """
@@ -164,9 +167,9 @@ def test_exit_codes(counts: dict[str, int], whole: bool, code: int) -> None:
     assert verdict({**dict.fromkeys(checked.STATES, 0), **counts}, whole=whole)[0] == code
 
 
-def _check(*arguments: object) -> subprocess.CompletedProcess[str]:
+def _check(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, SCRIPTS / "gpu_check", *arguments]
-    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # as on a machine without a GPU
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **more}  # as on a machine without a GPU
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=variables)
 
 
@@ -180,6 +183,16 @@ def test_without_a_gpu_it_runs_to_its_end_and_says_so(tmp_path: Path) -> None:
     assert all("GPU" in entry["detail"] for entry in record["items"])
     assert {"packages", "nvcc", "nvidia_smi", "python"} <= record["environment"].keys()
     assert f"{len(gpu_items.ITEMS)} not run: what was not run is not shown" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_machine_that_cannot_be_looked_at_is_tried_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os, sys\nif 'environment' in sys.orig_argv: os._exit(9)\n")
+    done = _check("--record", tmp_path / "record.json", "--only", "tensorrt", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 3, done.stderr
+    environment, engines = _read(tmp_path / "record.json")["items"]
+    assert (environment["state"], engines["state"]) == ("failed", "not run")
+    assert "exit code 9" in environment["detail"] and "NVIDIA driver" in engines["detail"]
 
 
 @pytest.mark.slow
@@ -290,7 +303,8 @@ def test_modelopt_is_held_to_the_reference(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_engines_are_not_run_on_other_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    here = Gpu("NVIDIA H200", 90, "13.0")
+    monkeypatch.setattr("qvec_deploy.runtimes.cuda_driver.Cuda", lambda: SimpleNamespace(gpu=here))
     with pytest.raises(NotRun, match=r"has no engines for compute capability 9\.0, the one of this GPU; it has 7\.5"):
         gpu_items._require_gpu_of("tensorrt-rtx")
     gpu_items._require_gpu_of("tensorrt")
