@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
@@ -13,15 +11,6 @@ from qvec_deploy.runtimes.tensorrt.builder_log import WantedProduct
 from qvec_deploy.runtimes.tensorrt.tensorrt_graph import TensorrtGraph
 from qvec_deploy.runtimes.tensorrt.tensorrt_linear import product_name
 from qvec_deploy.tensors import QuantizedTensor, Scheme
-
-
-def free_library_objects() -> None:
-    """Free what failed builds have left in cycles of tracebacks.
-
-    The library holds a lock while its next builder starts and tells Python so. A collection that begins just then, and
-    frees an earlier builder, waits for that lock for ever.
-    """
-    gc.collect()
 
 
 def image_shape(columns: int) -> tuple[int, int, int]:

@@ -6,16 +6,16 @@ Full TensorRT's builder has the same interface; that the names exist there too i
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx
 import pytest
-from linear_graphs import free_library_objects, image_shape, linear_graph
+from linear_graphs import image_shape, linear_graph
 from onnx import TensorProto, helper
 
 from qvec_deploy.errors import IncompatibleError
@@ -82,10 +82,8 @@ class _Builder:
 
 
 @pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())  # the builder's log, thousands of lines
-    yield
-    free_library_objects()
 
 
 @pytest.fixture
@@ -158,6 +156,39 @@ def test_flags_of_experiments_are_set() -> None:
 
 
 # What it says while it works.
+
+
+class _Remains:
+    """As of a build that failed: in a cycle, so that a collection frees it."""
+
+    def __init__(self, freed: list[str]) -> None:
+        self.itself, self.freed = self, freed
+
+    def __del__(self) -> None:
+        self.freed.append("while TensorRT starts" if _Remains.starting else "at another time")
+
+    starting = False
+
+
+def test_nothing_is_collected_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library logs when it starts, and holds a lock that what it frees would wait for."""
+    freed: list[str] = []
+
+    def start(logger: Any) -> Any:
+        _Remains.starting = True
+        for _ in range(5):
+            _Remains(freed)
+            [[] for _ in range(20_000)]  # enough for any threshold
+        _Remains.starting = False
+        return trt.Builder(logger)
+
+    class Starting(Watched):
+        Builder = staticmethod(start)
+
+    _build(linear_graph(INT4), module=Starting())
+    gc.collect()
+    assert set(freed) == {"at another time"}
+    assert gc.isenabled()
 
 
 def test_progress_is_shown() -> None:

@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_tensorrt import write_sources
-from linear_graphs import free_library_objects, image_shape, linear_graph
+from linear_graphs import image_shape, linear_graph
 from without_build import device_environment
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError
@@ -38,12 +37,6 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="the extra `rtx` is not inst
 BACKEND = TensorRTForRTX()
 OPTIONS = EngineOptions(compute_capabilities=(8.6, 8.9))
 SHAPE = (3, 4, 8)  # as an image: 3 x 4 rows of 8 columns, which the graph reshapes
-
-
-@pytest.fixture(autouse=True)
-def _freed() -> Iterator[None]:
-    yield
-    free_library_objects()
 
 
 def _row(lowering: str) -> Lowering:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import re
 import sys
@@ -173,14 +174,22 @@ def make_logger(trt: Any, *, verbose: bool = False) -> Any:
 def starting(logger: Any) -> Iterator[None]:
     """Create a `trt.Builder` or a `trt.Runtime` inside.
 
+    TensorRT holds a lock meanwhile, and may log. Were garbage collected just then, what is left of an earlier builder
+    would wait for that lock for ever.
+
     Raises:
         IncompatibleError: TensorRT cannot start, as with a driver that is too old for it.
     """
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         yield
     except TypeError as error:  # the bindings' way to say that they got nothing
         hint = "`qvec-deploy doctor` says what is there: GPU, driver and library"
         raise IncompatibleError(f"TensorRT cannot start: {logger.last_error()}", hint=hint) from error
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _dotted(version: tuple[int, int]) -> str:
