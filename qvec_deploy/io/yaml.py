@@ -102,22 +102,22 @@ def parse_yaml_value(text: str, where: str) -> Any:
     Raises:
         RecipeError: As `parse_yaml`.
     """
-    return _load(text, where, {})
+    return _load(text, where, None)
 
 
-def _load(text: str, where: str, places: dict[Place, str]) -> Any:
+def _load(text: str, where: str, places: dict[Place, str] | None) -> Any:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
-        _collect_places(node, (), places, where)
+        _collect_places(node, (), {} if places is None else places, where)
         return loader.construct_document(node)
     except RecipeError:
         raise
     except Exception as error:  # PyYAML leaks what it meets, such as IndexError
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        line = f":{mark.line + 1}" if mark and places is not None else ""  # a value has no lines
         problem = getattr(error, "problem", None) or first_line(error)
         raise RecipeError(f"{where}{line}: not valid YAML: {problem}", hint="check indentation and quotes") from error
 
