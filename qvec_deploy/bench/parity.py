@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qvec_deploy.bench.results import Parity
-from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import canonical_json, write_bytes
+from qvec_deploy.io.untrusted import read_arrays, understood
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.tensors import INPUT_SCALE, Float32
@@ -88,13 +89,12 @@ def write_reference(directory: Path, logits: Float32) -> None:
 
 def read_reference(directory: Path) -> Float32:
     """The logits that `write_reference` kept."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        logits: Float32 = load_file(directory / PARITY_FILE)["logits"]
-    except (SafetensorError, KeyError, OSError) as error:
-        raise IntegrityError(f"{directory / PARITY_FILE} is damaged: {error}", hint="build the bundle again") from error
+    path = directory / PARITY_FILE
+    arrays, _ = read_arrays(path, "reference logits")
+    with understood(path):
+        logits = arrays["logits"]
+        if logits.dtype != np.float32 or logits.ndim != 2 or len(logits) != IMAGES:
+            raise ValueError(f"its logits are {logits.dtype} {logits.shape}")
     return logits
 
 

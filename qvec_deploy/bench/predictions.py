@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 
 from qvec_deploy.bench.accuracy import Accuracy
 from qvec_deploy.datasets import DataConfig, OpenedDataset
-from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError
-from qvec_deploy.io.files import canonical_json, require_file, sha256_bytes, write_bytes
+from qvec_deploy.errors import IncompatibleError, IntegrityError
+from qvec_deploy.io.files import canonical_json, sha256_bytes, write_bytes
+from qvec_deploy.io.untrusted import json_object, read_arrays, understood
 from qvec_deploy.tensors import Int32
 
 PREDICTIONS_FILE = "predictions.safetensors"
@@ -85,29 +85,21 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 def read_predictions(path: Path) -> Predictions:
     """Read what `write_predictions` wrote."""
-    from safetensors import SafetensorError, safe_open
-
-    require_file(path, what="predictions")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = _header((file.metadata() or {})["qvec"], path)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    arrays, metadata = read_arrays(path, "predictions")
+    with understood(path):
+        header = _header(metadata["qvec"], path)
         labels = arrays.pop(_LABELS)
         if not arrays or not all(name.startswith(_PREDICTED) for name in arrays):
             raise ValueError(f"its tensors are {sorted(arrays)}")
         for array in (labels, *arrays.values()):
             if array.dtype != np.int32 or array.shape != (header["count"],) or array.min() < 0:
                 raise ValueError(f"a tensor is not {header['count']} classes")
-    except QvecError:
-        raise
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise IntegrityError(f"{path} is damaged: {error}", hint="build or copy the bundle again") from error
     predicted = {name.removeprefix(_PREDICTED): array for name, array in arrays.items()}
     return Predictions(labels, predicted, header["images"], header["dataset"], header["split"])
 
 
 def _header(text: str, path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(text)
+    values = json_object(text)
     if values["format"] != FORMAT:
         raise IntegrityError(f"{path} is a {values['format']} file", hint="predictions are needed here")
     if str(values["version"]).split(".")[0] != FORMAT_VERSION.split(".")[0]:

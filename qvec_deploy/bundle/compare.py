@@ -102,7 +102,7 @@ def _read_report(bundle: Bundle) -> Report | None:
     if REPORT_FILE not in bundle.manifest.files:
         return None
     try:
-        return from_json((bundle.directory / REPORT_FILE).read_bytes())
+        return from_json((bundle.directory / REPORT_FILE).read_bytes(), bundle.directory / REPORT_FILE)
     except (IncompatibleError, IntegrityError):  # its hash was right: it is as it was written, but not by this version
         return None
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from qvec_deploy.bench.results import Model, Parity
 from qvec_deploy.bench.selection import Selection
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
 from qvec_deploy.io.files import sha256_file, storage_errors, write_bytes
+from qvec_deploy.io.untrusted import read_json, understood
 from qvec_deploy.quantize.methods import ROUND_TO_NEAREST
 from qvec_deploy.runtimes.session import LinearProduct
 
@@ -21,6 +21,7 @@ LAMBDA0 = "lambda0"
 """Folder with the engine without the patch, in a bundle whose patch nobody has verified."""
 FORMAT = "qvec-bundle"
 FORMAT_VERSION = "1.2.0"
+_MAX_NAME = 255  # bytes; what file systems take
 
 
 class ManifestPart(BaseModel):
@@ -156,12 +157,9 @@ def read_manifest(directory: Path) -> Manifest:
             raise StorageError(
                 f"{directory} is not a bundle", hint="name a directory that `qvec-deploy build` has written"
             )
-        text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        values: Mapping[str, Any] = json.loads(text)
+    values = read_json(path)
+    with understood(path):
         kind, version = values["format"], str(values["version"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IntegrityError(f"{path} is damaged: {error}", hint="build or copy the bundle again") from error
     if kind != FORMAT:
         raise IntegrityError(
             f"{path} describes a `{kind}`", hint="name a directory that `qvec-deploy build` has written"
@@ -171,18 +169,16 @@ def read_manifest(directory: Path) -> Manifest:
             f"{path} has bundle format {version}",
             hint=f"this version reads {FORMAT_VERSION}; upgrade or build it again",
         )
-    try:
-        return Manifest.model_validate_json(text)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise IntegrityError(f"{path}: {field}: {problem['msg']}", hint="build or copy the bundle again") from error
+    with understood(path):
+        return Manifest.model_validate_json(json.dumps(values))
 
 
 def check_files(directory: Path, manifest: Manifest) -> None:
     """Compare every file with its size and hash in the manifest."""
     for name, entry in manifest.files.items():
         path = directory / name
+        if len(name.encode()) > _MAX_NAME or not name.isprintable():
+            raise IntegrityError(f"{directory}: the manifest names {name[:80]!r}, no file", hint="do not use it")
         if Path(name).name != name and Path(name).parent != Path(LAMBDA0):
             raise IntegrityError(f"{directory}: the manifest names {name}, outside the bundle", hint="do not use it")
         if not path.is_file():

@@ -114,7 +114,7 @@ def _read(bundle: Bundle) -> Report:
         )
     path = bundle.directory / REPORT_FILE
     try:
-        return from_json(path.read_bytes())
+        return from_json(path.read_bytes(), path)
     except IncompatibleError as error:
         raise IncompatibleError(f"{path}: {error.message}", hint=error.hint) from error
 

@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.errors import IntegrityError, RecipeError, StorageError
+from qvec_deploy.errors import RecipeError, StorageError
 from qvec_deploy.io.files import canonical_json, storage_errors, write_bytes
 from qvec_deploy.io.safetensors_file import write_safetensors
+from qvec_deploy.io.untrusted import MAX_BYTES, json_object, read_json, read_limited, understood
 
 if TYPE_CHECKING:
     from qvec_deploy.donors.train import TrainState
 
 RECORD, LOG, VECTOR = "record.json", "log.jsonl", "vector.safetensors"
 RUNS = ("fp", "qat")
+_AGAIN = "--force starts over"
 _WEIGHTS = tuple(f"{run}.safetensors" for run in RUNS)
 _FILES = (RECORD, VECTOR, LOG, *_WEIGHTS)
 _STATE = ".state"
@@ -55,7 +57,7 @@ class DonorFolder:
         if not path.is_file():
             write_bytes(path, canonical_json(settings))
             return
-        flat, before = _flat(json.loads(canonical_json(settings))), _flat(_parsed(path))
+        flat, before = _flat(json.loads(canonical_json(settings))), _flat(read_json(path, _AGAIN))
         for name in sorted(flat.keys() | before.keys()):
             if flat.get(name) != before.get(name):
                 raise RecipeError(
@@ -80,21 +82,19 @@ class DonorFolder:
 
     def load(self, run: str) -> TrainState | None:
         """Where a run stood when it was last saved; None if it never was."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         from qvec_deploy.donors.train import TrainState
 
         path = self._kept(run)
         if not path.is_file():
             return None
-        try:
+        with understood(path, _AGAIN):
             with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["qvec"])
+                about = json_object((file.metadata() or {})["qvec"])
                 names: list[str] = file.keys()
                 tensors = {name: file.get_tensor(name) for name in names}
             return TrainState(int(about["step"]), float(about["seconds"]), tensors)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise IntegrityError(f"{path} is damaged: {error}", hint="--force starts over") from error
 
     def finish(self, run: str) -> None:
         """Forget where a run stood: its weights are written."""
@@ -106,12 +106,8 @@ class DonorFolder:
         path = self.path / LOG
         if not path.is_file():
             return []
-        with storage_errors(path):
-            lines = path.read_text(encoding="utf-8").splitlines()
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise IntegrityError(f"{path} is damaged: {error}", hint="--force starts over") from error
+        with understood(path, _AGAIN):
+            return [json_object(line) for line in read_limited(path, MAX_BYTES).splitlines()]
 
     def write_log(self, entries: list[Entry]) -> None:
         """Write the whole log."""
@@ -155,13 +151,6 @@ def require_space(path: Path, need: int) -> None:
             f"{path} needs {need / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free",
             hint="free some space or choose another place; nothing was trained yet",
         )
-
-
-def _parsed(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise IntegrityError(f"{path} is damaged: {error}", hint="--force starts over") from error
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qvec_deploy.errors import QvecError
 from qvec_deploy.io.files import canonical_json, sha256_bytes, sha256_file, storage_errors, write_bytes
+from qvec_deploy.io.untrusted import read_json
 
 
 class BuildRecord:
@@ -57,10 +59,9 @@ class BuildRecord:
 
     def _known(self) -> dict[str, Any] | None:
         try:
-            known = json.loads(self._path.read_bytes())
-        except (OSError, ValueError):
+            return read_json(self._path)
+        except QvecError:
             return None
-        return known if isinstance(known, dict) else None
 
     def _write(self, **state: str | None) -> None:
         write_bytes(self._path, json.dumps({"wanted": self._wanted, **state}).encode())

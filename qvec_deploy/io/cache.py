@@ -21,6 +21,7 @@ from qvec_deploy.io.files import (
     storage_errors,
     write_bytes,
 )
+from qvec_deploy.io.untrusted import read_json
 
 ENTRY_FILE = "entry.json"
 WORTH_KEEPING_S = 60.0
@@ -79,7 +80,7 @@ class Cache:
         final = self.path(kind, inputs)
         with file_lock(self.folder / "locks" / f"{final.name}.lock"):
             if _is_whole(final):
-                yield CacheEntry(final, False, json.loads((final / ENTRY_FILE).read_bytes())["record"])
+                yield CacheEntry(final, False, read_json(final / ENTRY_FILE)["record"])
                 return
             with storage_errors(final):
                 if final.exists():
@@ -147,8 +148,8 @@ def _seal(entry: CacheEntry) -> None:
 def _is_whole(folder: Path) -> bool:
     """Whether an entry is there with every file as it was made."""
     try:
-        files = json.loads((folder / ENTRY_FILE).read_bytes())["files"]
+        files = read_json(folder / ENTRY_FILE)["files"]
         present = {path.name for path in folder.iterdir()}
         return present == {*files, ENTRY_FILE} and all(sha256_file(folder / name) == sha for name, sha in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StorageError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, QvecError):
         return False

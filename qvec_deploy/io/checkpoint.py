@@ -14,13 +14,12 @@ from qvec_deploy.io.model_config import CONFIG_FILE, ModelConfig, read_configs
 from qvec_deploy.io.other_files import SAVE
 from qvec_deploy.io.state_dict import NetworkTensors, Weights, find_network
 from qvec_deploy.io.stored_tensors import FLOATS, StoredTensors, TensorInfo, open_stored
+from qvec_deploy.io.untrusted import MAX_DIMENSIONS
 from qvec_deploy.tensors import Float32
 
 __all__ = ["Checkpoint", "TensorInfo"]
 
 _ENDINGS = (".safetensors", ".tar", ".pth", ".pt", ".ckpt", ".bin")
-
-_MAX_DIMENSIONS = 8
 
 
 class Checkpoint:
@@ -72,9 +71,9 @@ class Checkpoint:
         stored = open_stored(path, weights)
         if not stored.tensors:
             raise IntegrityError(f"{path} holds no tensors", hint="use the file that the training run saved")
-        odd = next((name for name, info in stored.tensors.items() if len(info.shape) > _MAX_DIMENSIONS), None)
+        odd = next((name for name, info in stored.tensors.items() if len(info.shape) > MAX_DIMENSIONS), None)
         if odd is not None:
-            raise IntegrityError(f"{path}: {odd} has more than {_MAX_DIMENSIONS} dimensions", hint=SAVE)
+            raise IntegrityError(f"{path}: {odd} has more than {MAX_DIMENSIONS} dimensions", hint=SAVE)
         shapes = {name: info.shape for name, info in stored.tensors.items()}
         opened = cls(path, label or str(source), stored, find_network(shapes, weights, stored.weights, str(path)))
         if remote:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 from collections.abc import Iterable, Mapping
@@ -10,13 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qvec_deploy.errors import IntegrityError
-from qvec_deploy.io.files import storage_errors
+from qvec_deploy.io.untrusted import MAX_BYTES, parse_json, read_limited, understood
 
 CONFIG_FILE = "config.json"
 PREPROCESSING_FIELDS = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
 """Of preprocessing, in timm's words."""
-_MAX_CONFIG = 16 * 2**20
 _IN_SAVED = ("arch", "args", "pretrained_cfg", "config", "meta", "model_args", "hyper_parameters", "num_classes")
 _CLASSES_IN_SAVED = (
     *("class_names", "classes", "CLASSES", "label_names", "classnames", "labels"),
@@ -62,8 +59,8 @@ def notes_of_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     for key in (*_IN_SAVED, *_CLASSES_IN_SAVED):
         if key in metadata:
             try:
-                found[key] = json.loads(metadata[key])
-            except (ValueError, RecursionError):
+                found[key] = parse_json(metadata[key])
+            except ValueError:
                 found[key] = metadata[key]
     return found
 
@@ -136,12 +133,8 @@ def _from_file(path: Path) -> ModelConfig | None:
     """The layout of timm on the Hub, of today and of its first versions, or of Transformers' wrapper around timm."""
     if not path.is_file():
         return None
-    with storage_errors(path), path.open("rb") as file:
-        text = file.read(_MAX_CONFIG)
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} is not JSON: {error}", hint="copy it again, or remove it") from error
+    with understood(path, "copy it again, or remove it"):
+        values = parse_json(read_limited(path, MAX_BYTES))
     architecture = _text(values.get("architecture")) if isinstance(values, dict) else None
     if architecture is None:  # another program's file
         return None

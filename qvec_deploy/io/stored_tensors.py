@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import pathlib
 import pickle
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +26,11 @@ from qvec_deploy.io.torch_archive import (
     check_sums,
     check_tensor,
 )
+from qvec_deploy.io.untrusted import read_json, safetensors_header, understood
 from qvec_deploy.tensors import Float32
 
 FLOATS = {name: np.dtype(kind) for name, kind in {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}.items()}
 """Dtypes that weights may have, as safetensors names them, and how their bytes are read."""
-_MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how torch.save began before it wrote zip archives
 _INERT = (
     "pytorch_lightning.utilities.parsing.AttributeDict",
@@ -96,20 +94,9 @@ def open_stored(path: Path, weights: Weights | None) -> StoredTensors:
 
 
 def _open_safetensors(path: Path) -> StoredTensors:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:  # the library validates sizes, offsets and holes
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(
-            f"{path} is not a whole safetensors file: {error}", hint="copy or download it again"
-        ) from error
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header: dict[str, Any] = json.loads(stream.read(min(length, _MAX_HEADER)))
-    header.pop("__metadata__", None)
-    start = 8 + length
+    with understood(path, "copy or download it again"):
+        header, start = safetensors_header(path)
+    metadata = header.pop("__metadata__", {})
     ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
     tensors = {name: TensorInfo(tuple(entry["shape"]), entry["dtype"]) for name, entry in ordered}
 
@@ -131,13 +118,10 @@ def _open_safetensors(path: Path) -> StoredTensors:
 
 def _open_index(path: Path, weights: Weights | None) -> StoredTensors:
     """Shards that a `*.index.json` lists, as Hugging Face's libraries write it."""
-    try:
-        shards = json.loads(path.read_bytes())["weight_map"]
-        names = {str(name): str(shard) for name, shard in shards.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(
-            f"{path} is JSON and no index of shards", hint="name the checkpoint, or the *.index.json beside its shards"
-        ) from error
+    hint = "name the checkpoint, or the *.index.json beside its shards"
+    values = read_json(path, hint)
+    with understood(f"{path}, an index of shards,", hint):
+        names = {name: str(shard) for name, shard in values["weight_map"].items()}
     opened = {}
     for shard in sorted(set(names.values())):
         if Path(shard).name != shard:

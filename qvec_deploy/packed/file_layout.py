@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
 from qvec_deploy.io.files import canonical_json
+from qvec_deploy.io.untrusted import MAX_DIMENSIONS, parse_json, understood
 from qvec_deploy.packed.codec import words_per_row
 from qvec_deploy.tensors import Scheme, matrix_shape
 
@@ -34,7 +35,6 @@ _FLOAT_TYPES: Final[dict[str, FloatType]] = {"F32": "F32", "F16": "F16"}
 _RANK: Final = {dtype: rank for rank, dtype in enumerate(_ITEM_SIZE)}
 _MATRIX: Final = 2  # dimensions of a quantized Linear
 _CONVOLUTION: Final = 4  # of a quantized convolution
-_MAX_DIMENSIONS: Final = 8
 _MAX_SIZE: Final = 1 << 40  # of one dimension
 _MAX_NAME: Final = 256
 _REBUILD: Final = "the file is damaged or was not written by qvec-deploy; build it again"
@@ -255,8 +255,8 @@ def _name(name: str) -> str:
 
 
 def _shape(name: str, values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or len(values) > _MAX_DIMENSIONS:
-        raise IntegrityError(f"{name!r} has no shape of at most {_MAX_DIMENSIONS} dimensions", hint=_REBUILD)
+    if not isinstance(values, list) or len(values) > MAX_DIMENSIONS:
+        raise IntegrityError(f"{name!r} has no shape of at most {MAX_DIMENSIONS} dimensions", hint=_REBUILD)
     if not all(type(value) is int and 0 < value < _MAX_SIZE for value in values):
         raise IntegrityError(f"the shape of {name!r} holds what is not a size", hint=_REBUILD)
     return tuple(values)
@@ -277,14 +277,5 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 
 
 def _parse(text: bytes, what: str) -> Any:
-    try:
-        return json.loads(text.decode("ascii"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{what} is not what JSON allows: {error}", hint=_REBUILD) from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return values
+    with understood(what, _REBUILD):
+        return parse_json(text.decode("ascii"))

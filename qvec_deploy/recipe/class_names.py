@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from qvec_deploy.errors import RecipeError
 from qvec_deploy.io.files import storage_errors
 from qvec_deploy.io.model_config import ModelConfig, named_classes, names_among
+from qvec_deploy.io.untrusted import parse_json, understood
 from qvec_deploy.recipe.recipe import Recipe
 
 _FIELD = "receiver.classes"
@@ -89,10 +89,8 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 def _from_json(text: str, path: Path) -> tuple[str, ...]:
     hint = 'JSON of names is a list, {"0": "name"} or {"name": 0}, with labels 0, 1, 2 and so on'
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{_FIELD}: {path} is not JSON: {error}", hint=hint) from error
+    with understood(f"{_FIELD}: {path}", hint, RecipeError):
+        value = parse_json(text)
     names = (names_among(value) if isinstance(value, dict) else ()) or named_classes(value)
     if not names:
         raise RecipeError(f"{_FIELD}: {path} names no classes", hint=hint)

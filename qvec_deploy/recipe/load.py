@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qvec_deploy.errors import RecipeError
+from qvec_deploy.errors import QvecError, RecipeError
+from qvec_deploy.io.untrusted import read_json
 from qvec_deploy.recipe.matrix import expand
 from qvec_deploy.recipe.reading import read_values
 from qvec_deploy.recipe.recipe import Recipe, validate
@@ -61,9 +61,9 @@ def _starts_from(path: Path) -> Path:
     A manifest names that folder; where it is not there, and in releases, which name none, it is the bundle.
     """
     try:
-        named = json.loads((path.parent / "manifest.json").read_bytes())["recipe_folder"]
+        named = read_json(path.parent / "manifest.json")["recipe_folder"]
         return Path(named) if Path(named).is_dir() else path.parent
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, QvecError):
         return path.parent
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from qvec_deploy.bench.results import SCHEMA_VERSION, Report
@@ -12,6 +12,7 @@ from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.bench.summary import LatencyRow, rows
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
 from qvec_deploy.io.files import canonical_json
+from qvec_deploy.io.untrusted import MAX_BYTES, json_object, understood
 from qvec_deploy.report.overview import Overview
 
 DAMAGED = "build or copy the bundle again"
@@ -85,19 +86,21 @@ def report_schema() -> dict[str, Any]:
     return head | schema
 
 
-def from_json(data: bytes) -> Report:
+def from_json(data: bytes, where: Path | str = "the report") -> Report:
     """Read what `to_json` wrote."""
     import pydantic
 
-    document = _read(data)
-    document.pop("derived", None)
-    try:
-        report = pydantic.TypeAdapter(Report).validate_python(document)
-    except (pydantic.ValidationError, RecipeError) as error:
-        raise IntegrityError(f"the report does not fit together: {error}", hint=DAMAGED) from error
-    # pydantic converts and drops where it can; a report that was written by this program needs neither.
-    if not _is_within(document, json.loads(json.dumps(asdict(report)))):
-        raise IntegrityError("the report has fields or types that are never written", hint=DAMAGED)
+    with understood(where, DAMAGED):
+        document = _read(data)
+        document.pop("derived", None)
+        try:
+            report = pydantic.TypeAdapter(Report).validate_python(document)
+        except RecipeError as error:  # values that no recipe may have
+            raise ValueError(error.message) from error
+        # pydantic converts and drops where it can; a report that was written by this program needs neither.
+        if not _is_within(document, json.loads(json.dumps(asdict(report)))):
+            raise ValueError("it has fields or types that are never written")
+        rows(report)  # what the pages derive from it
     return report
 
 
@@ -111,11 +114,10 @@ def _is_within(read: Any, whole: Any) -> bool:
 
 
 def _read(data: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"the report is not JSON: {error}", hint=DAMAGED) from error
-    version = document.get("schema_version") if isinstance(document, Mapping) else None
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it has {len(data):,} bytes")
+    document = json_object(data)
+    version = document.get("schema_version")
     if type(version) is not int:
         raise IntegrityError(f"the report's schema_version is {version!r}", hint=DAMAGED)
     if version != SCHEMA_VERSION:
@@ -126,7 +128,7 @@ def _read(data: bytes) -> dict[str, Any]:
             if newer
             else "build the bundle again, or read it with the version that wrote it",
         )
-    return dict(document)
+    return document
 
 
 def _document(report: Report) -> Document:

@@ -132,7 +132,7 @@ def _shipped(path: Path) -> dict[str, Any]:
     """Accuracy and latency of the shipped candidate; empty without a report."""
     if not path.is_file():
         return {}
-    report = from_json(path.read_bytes())
+    report = from_json(path.read_bytes(), path)
     shipped = report[report.selected or report.baseline]
     found: dict[str, Any] = {"shipped": shipped.name}
     if shipped.accuracy is not None:

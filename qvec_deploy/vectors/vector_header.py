@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 import pydantic
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError
+from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import canonical_json
+from qvec_deploy.io.untrusted import json_object, understood
 from qvec_deploy.tensors import Scheme
 
 FORMAT = "qvec-vector"
@@ -80,8 +80,8 @@ def header_text(header: VectorHeader) -> str:
 
 def read_header(text: str, path: Path) -> VectorHeader:
     """The header in a file's metadata entry, of format 1.0 to 1.2."""
-    try:
-        values: dict[str, Any] = json.loads(text)
+    with understood(f"{path}: its vector header", "make or download it again"):
+        values = json_object(text)
         if values["format"] != FORMAT:
             raise IntegrityError(f"{path} is a {values['format']} file", hint="a quantization vector is needed here")
         version = str(values["version"])
@@ -96,12 +96,6 @@ def read_header(text: str, path: Path) -> VectorHeader:
         # pydantic converts where it can; a header that was written by this program needs that nowhere.
         if canonical_json(_as_dict(header, version)) != canonical_json(values):
             raise ValueError("a field has another type than this format gives it")
-    except QvecError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(
-            f"{path} has a damaged vector header: {error}", hint="make or download it again"
-        ) from error
     return header
 
 

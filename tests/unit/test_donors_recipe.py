@@ -137,7 +137,7 @@ def test_a_missing_block_is_named(load: Load, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("train.lr", "has no value"), ("train.lr=[", "is not YAML"), ("train.learning=1", "--set train.learning=1: ")],
+    [("train.lr", "has no value"), ("train.lr=[", "not valid YAML"), ("train.learning=1", "--set train.learning=1: ")],
 )
 def test_overrides_that_cannot_be(load: Load, override: str, message: str):
     with pytest.raises(RecipeError) as caught:

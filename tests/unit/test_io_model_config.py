@@ -77,7 +77,7 @@ def test_the_config_of_another_program_says_nothing(tmp_path: Path, text: str) -
 
 def test_a_damaged_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "vit')
-    with pytest.raises(IntegrityError, match="is not JSON"):
+    with pytest.raises(IntegrityError, match="is damaged: not JSON"):
         read_configs(tmp_path / "a.pt", {}, tmp_path / "config.json")
 
 

@@ -153,7 +153,7 @@ def test_other_libraries_are_recognised(tmp_path: Path, name: str, library: str)
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 343\n", "Git LFS pointer"),
         (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "web page"),
-        (b'{"weights": 3}', "no index of shards"),
+        (b'{"weights": 3}', "an index of shards, is damaged"),
         (b"\xef\xbb\xbf<!-- --><html>", "web page"),
         (b"<Error><Code>AccessDenied</Code></Error>", "web page"),
         (b"\x80\x04 something else", "bare pickle"),

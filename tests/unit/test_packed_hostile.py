@@ -180,7 +180,7 @@ FORGERIES: dict[str, tuple[Callable[[Header], object], str]] = {
     "no metadata": (lambda h: h.pop("__metadata__"), "not one text called 'qvec'"),
     "metadata is no object": (lambda h: h.update(__metadata__=3), "not one text"),
     "metadata is no text": (lambda h: h["__metadata__"].update(qvec=1), "not one text"),
-    "metadata is no JSON": (lambda h: h["__metadata__"].update(qvec="{"), "metadata is not what JSON allows"),
+    "metadata is no JSON": (lambda h: h["__metadata__"].update(qvec="{"), "metadata is damaged: not JSON"),
     "metadata is a list": (lambda h: h["__metadata__"].update(qvec="[]"), "metadata is not a JSON object"),
     "a key twice in the metadata": (
         lambda h: h["__metadata__"].update(qvec='{"format":"qvec-packed","format":"qvec-packed"}'),
@@ -226,7 +226,7 @@ FORGERIES: dict[str, tuple[Callable[[Header], object], str]] = {
     "a size as a float": (shape([2, 5.0]), "what is not a size"),
     "a size as a truth value": (shape([True, 5]), "what is not a size"),
     "a huge size": (shape([2, 1 << 62]), "what is not a size"),
-    "a size of 4000 digits": (shape([2, 10**4000]), "what is not a size"),
+    "a size of 4000 digits": (shape([2, 10**4000]), "no number of 64 bits"),
     "a missing payload": (lambda h: h.pop(W), "'a.weight' is missing"),
     "a missing scale": (lambda h: h.pop("a.weight.scale"), "'a.weight.scale' is missing"),
     "a payload nobody lists": (document(lambda d: d["tensors"].pop("b")), "'b' is I32 and not quantized"),

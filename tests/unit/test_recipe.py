@@ -176,8 +176,8 @@ def test_overrides(write: Callable[[str], Path]) -> None:
     assert (recipe.quantize.bits, recipe.target.batch_sizes, recipe.name) == (2, (1, 8), "other")
     assert "has no value" in _refusal(path, "quantize.bits").message
     assert _refusal(path, "quantize.bits=[").message.startswith("--set quantize.bits=[: not valid YAML")
-    assert "not YAML" in _refusal(path, "name=2024-99-99").message
-    assert "not YAML" in _refusal(path, f"name={'[' * 2000}").message
+    assert "not valid YAML" in _refusal(path, "name=2024-99-99").message
+    assert "not valid YAML" in _refusal(path, f"name={'[' * 2000}").message
     assert "did you mean `lowering`?" in _refusal(path, "target.lowreing=int8").hint
 
 

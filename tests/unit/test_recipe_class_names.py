@@ -111,7 +111,7 @@ def test_what_could_be_read_in_two_ways(tmp_path: Path, text: str, expected: tup
 )
 def test_json_that_names_no_classes_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "names.json").write_text(text)
-    with pytest.raises(RecipeError, match=r"names\.json (names no classes|is not JSON)"):
+    with pytest.raises(RecipeError, match=r"names\.json (names no classes|is damaged: not JSON)"):
         read_names(tmp_path / "names.json")
 
 

@@ -107,15 +107,15 @@ def without(key: str) -> bytes:
     [
         (b"{", "not JSON"),
         (b"\xff", "not JSON"),
-        (b"[]", "schema_version is None"),
+        (b"[]", "no JSON object"),
         (altered(schema_version=True), "schema_version is True"),
         (altered(schema_version=None), "schema_version is None"),
         (altered(extra=1), "never written"),
         (altered(images="2700"), "never written"),
-        (altered(images="many"), "does not fit together"),
+        (altered(images="many"), "images: Input should be"),
         (altered(selected="missing"), "no candidate"),
         (altered(candidates=[]), "no candidate"),
-        (without("environment"), "does not fit together"),
+        (without("environment"), "environment: Field required"),
     ],
 )
 def test_what_was_never_written_is_refused(data, message):

@@ -91,7 +91,7 @@ def test_a_range_of_activations_that_nothing_has(folder: Path, value: str) -> No
     amax = json.loads(path.read_text())
     first = next(iter(amax["amax"].values()))
     path.write_text(path.read_text().replace(str(first), value, 1))
-    with pytest.raises(IntegrityError, match=r"activations\.json holds an impossible magnitude"):
+    with pytest.raises(IntegrityError, match=r"activations\.json (holds an impossible|is damaged)"):
         _lower(folder, "tensorrt-rtx", "w8a8")
 
 
@@ -121,7 +121,7 @@ def test_a_graph_that_is_none(folder: Path, make: Callable[[onnx.ModelProto], by
     path = folder / "model.onnx"
     path.write_bytes(make(onnx.load(path, load_external_data=False)))
     for read in (load_stored, read_sources):
-        with pytest.raises(IntegrityError, match=r"model\.onnx is not (an ONNX model|a model of images and logits)$"):
+        with pytest.raises(IntegrityError, match=r"model\.onnx is (damaged: .*|not a model of images and logits)$"):
             read(folder)
 
 

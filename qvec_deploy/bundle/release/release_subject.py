@@ -170,7 +170,7 @@ def _read_report(directory: Path, manifest: Manifest) -> Report:
             f"{directory} was never measured: it has no {REPORT_FILE}", hint="build it where its engine runs"
         )
     with storage_errors(directory):
-        report = from_json((directory / REPORT_FILE).read_bytes())
+        report = from_json((directory / REPORT_FILE).read_bytes(), directory / REPORT_FILE)
     if report.selected is None:
         raise _edited(directory, "its report names no shipped candidate")
     return report

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError, StorageError
 from qvec_deploy.io.files import sha256_file, storage_errors
+from qvec_deploy.io.untrusted import json_object, read_json
 
 if TYPE_CHECKING:
     from model_signing import hashing
@@ -149,8 +149,8 @@ def _reason(error: ValueError, folder: Path, key: Path) -> str:
 
 def _difference(folder: Path) -> str:
     """The first file that is not as its signature says; the library's own words are full of digests."""
-    envelope = json.loads((folder / SIGNATURE_FILE).read_bytes())["dsseEnvelope"]
-    resources = json.loads(base64.b64decode(envelope["payload"])).get("predicate", {}).get("resources", [])
+    envelope = read_json(folder / SIGNATURE_FILE)["dsseEnvelope"]
+    resources = json_object(base64.b64decode(envelope["payload"])).get("predicate", {}).get("resources", [])
     if any(entry["algorithm"] != "sha256" for entry in resources):
         return "it was signed with other hashes than SHA-256"
     signed = {entry["name"]: entry["digest"] for entry in resources}

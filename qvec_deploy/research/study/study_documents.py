@@ -9,8 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError, worst
+from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError, worst
 from qvec_deploy.io.files import file_lock, require_file, storage_errors, write_bytes
+from qvec_deploy.io.untrusted import read_json, understood
 from qvec_deploy.jobs.job import JobFailure
 from qvec_deploy.research.study.cell_values import CELL_VERSION, Cell
 from qvec_deploy.research.study.study_store import StudyStore
@@ -78,21 +79,15 @@ def cell_json(cell: Cell) -> bytes:
 
 def read_cell(path: Path) -> Cell:
     """A cell from its file."""
-    from pydantic import ValidationError
-
-    values = _parsed(path)
+    values = read_json(path, "run the study again")
     found = values.get("version")
     if found != CELL_VERSION:
         raise IncompatibleError(
             f"{path} is a cell of version {found}, and this is version {CELL_VERSION}",
             hint="run the study again with this release: it computes its cells anew",
         )
-    try:
+    with understood(path, "run the study again"):
         cell: Cell = _adapter().validate_python(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise IntegrityError(f"{path} is no cell: {field}: {first['msg']}", hint="run the study again") from error
     return cell
 
 
@@ -121,8 +116,8 @@ def read_study(out: Path) -> Study:
 def documents_of(out: Path) -> str | None:
     """The name of the study whose documents a folder holds; None where there are none that can be read."""
     try:
-        name = json.loads((out / RUN_FILE).read_bytes())["name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        name = read_json(out / RUN_FILE)["name"]
+    except (OSError, ValueError, KeyError, TypeError, QvecError):
         return None
     return name if isinstance(name, str) else None
 
@@ -139,7 +134,7 @@ def _written(path: Path) -> tuple[int, int] | None:
 def _read(out: Path, path: Path) -> Study:
     from qvec_deploy.research.study.analysis.costs import FineTune
 
-    run = _parsed(path)
+    run = read_json(path, "run the study again")
     if run.get("version") != RUN_VERSION:
         raise IncompatibleError(
             f"{path} is of version {run.get('version')}, and this is version {RUN_VERSION}",
@@ -149,28 +144,14 @@ def _read(out: Path, path: Path) -> Study:
     if not cells:
         raise IntegrityError(f"{out} holds no cells", hint=f"run the study again; {path} says what failed")
     recipe = require_file(out / STUDY_FILE, what="study").read_text(encoding="utf-8")
-    costs = _parsed(out / COSTS_FILE).get("fine_tunes", [])
-    try:
+    costs = read_json(out / COSTS_FILE, "run the study again").get("fine_tunes", [])
+    with understood(out / COSTS_FILE, "run the study again"):
         fine_tunes = tuple(FineTune(**{**cost, "grid": _grid(cost["grid"])}) for cost in costs)
-    except (TypeError, KeyError) as error:
-        raise IntegrityError(f"{out / COSTS_FILE} is damaged: {error}", hint="run the study again") from error
     return Study(recipe, run, fine_tunes, cells)
 
 
 def _grid(values: dict[str, Any] | None) -> Scheme | None:
     return None if values is None else Scheme.from_dict(values)
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    with storage_errors(path):
-        data = path.read_bytes()
-    try:
-        values = json.loads(data)
-    except ValueError as error:
-        raise IntegrityError(f"{path} is damaged: {error}", hint="run the study again") from error
-    if not isinstance(values, dict):
-        raise IntegrityError(f"{path} is damaged", hint="run the study again")
-    return values
 
 
 @cache

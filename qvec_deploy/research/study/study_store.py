@@ -12,7 +12,6 @@ Several processes, and several machines that share the folder, may work in it at
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from qvec_deploy.io.files import (
     storage_errors,
     write_bytes,
 )
+from qvec_deploy.io.untrusted import read_json, understood
 from qvec_deploy.jobs.job import SendEvent
 
 STORE_VERSION = 1
@@ -39,7 +39,7 @@ _VERSION_FILE, _NODE_FILE = "version.json", "node.json"
 Make = Callable[[Path], dict[str, Any]]
 """Writes a node's files into a folder and returns its record, JSON values."""
 
-_NOT_THERE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_NOT_THERE = (OSError, ValueError, KeyError, TypeError, AttributeError, IntegrityError, StorageError)
 """What reading a record raises that is missing, torn or another's."""
 
 
@@ -95,10 +95,8 @@ class StudyStore:
         path = out / "store" / _VERSION_FILE
         if not path.is_file():
             raise StorageError(f"{out} is not a study's folder", hint="name the -o of `qvec-deploy study run`")
-        try:
-            found = json.loads(path.read_bytes())["qvec-study-store"]
-        except _NOT_THERE as error:
-            raise IntegrityError(f"{path} is damaged", hint="choose another directory for the study") from error
+        with understood(path, "choose another directory for the study"):
+            found = read_json(path)["qvec-study-store"]
         if found != STORE_VERSION:
             raise IncompatibleError(
                 f"{out} is the folder of a study of version {found}, and this is version {STORE_VERSION}",
@@ -196,14 +194,14 @@ class StudyStore:
         """By the node's id and its key; under another name of its model the cache knows it."""
         for path in (self.folder(node) / _NODE_FILE, self._entry(node, key) / ENTRY_FILE):
             with contextlib.suppress(*_NOT_THERE):
-                return dict(json.loads(path.read_bytes())["record"])
+                return dict(read_json(path)["record"])
         return None
 
     def _files(self, node: str, key: str) -> dict[Path, str] | None:
         """A node's files, the one that lies elsewhere among them, with the hashes they were made with."""
         try:
             hashes = _hashes(self._entry(node, key))
-            record = json.loads((self.folder(node) / _NODE_FILE).read_bytes())["record"]
+            record = read_json(self.folder(node) / _NODE_FILE)["record"]
             if "path" in record:
                 return {Path(record["path"]): record["sha256"]}
         except _NOT_THERE:
@@ -239,7 +237,7 @@ def _kind(node: str) -> str:
 
 
 def _hashes(entry: Path) -> dict[str, str]:
-    return dict(json.loads((entry / ENTRY_FILE).read_bytes())["files"])
+    return dict(read_json(entry / ENTRY_FILE)["files"])
 
 
 def _damaged(files: dict[Path, str]) -> Path | None:

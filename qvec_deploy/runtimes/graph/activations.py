@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from qvec_deploy.errors import IntegrityError
-from qvec_deploy.io.files import canonical_json, require_file, storage_errors, write_bytes
+from qvec_deploy.io.files import canonical_json, require_file, write_bytes
+from qvec_deploy.io.untrusted import read_json, understood
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE
 from qvec_deploy.tensors import INPUT_SCALE, Float32
@@ -72,12 +72,9 @@ def read_amax(directory: Path) -> dict[str, float]:
         StorageError: There is none.
     """
     path = require_file(directory / ACTIVATIONS_FILE, what="calibrated activations")
-    try:
-        with storage_errors(path):
-            amax = json.loads(path.read_bytes())["amax"]
-        values = {str(name): float(value) for name, value in amax.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{path} is damaged: {error}", hint="build the bundle again") from error
+    values = read_json(path)
+    with understood(path):
+        values = {name: float(value) for name, value in values["amax"].items()}
     if not all(math.isfinite(value) and value >= 0 for value in values.values()):
         raise IntegrityError(f"{path} holds an impossible magnitude", hint="build the bundle again")
     return values

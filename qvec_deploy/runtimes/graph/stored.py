@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_file
+from qvec_deploy.io.untrusted import understood
 from qvec_deploy.packed import PackedFile, PackedInfo, Span
 from qvec_deploy.packed.file_layout import scale_name
 from qvec_deploy.runtimes.engine_files import MODEL_FILE
@@ -33,10 +33,8 @@ def load_stored(directory: Path) -> onnx.ModelProto:
         StorageError: There is none.
     """
     path = require_file(directory / MODEL_FILE, what="model")
-    try:
+    with understood(path):
         model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise IntegrityError(f"{path} is not an ONNX model", hint="build the bundle again") from error
     ends = [value.name for value in (*model.graph.input, *model.graph.output)]
     if ends != [INPUT, OUTPUT] or not model.graph.node:  # an empty file is a model without anything, too
         raise IntegrityError(f"{path} is not a model of images and logits", hint="build the bundle again")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError, first_line
+from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import canonical_json, storage_errors, write_bytes
+from qvec_deploy.io.untrusted import json_object, understood
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import KERNELS_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.kernels.ahead import TILES, Compiled, Float, Tile, aligned_sizes, compile_ahead
@@ -20,6 +21,7 @@ from qvec_deploy.runtimes.kernels.layouts import choose_layout
 from qvec_deploy.runtimes.kernels.plugin_config import PluginConfig
 
 FORMAT, FORMAT_VERSION = "qvec-kernels", 1
+_MAX_UNPACKED = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -123,22 +125,25 @@ def read_kernels(directory: Path) -> CompiledKernels | None:
         return None
     with storage_errors(path):
         data = path.read_bytes()
-    try:
-        document = json.loads(gzip.decompress(data))
+    with understood(path):
+        document = json_object(_unpacked(data))
         kind, version, kernels = (document[name] for name in ("format", "version", "kernels"))
-    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
-        raise IntegrityError(f"{path} is damaged: {error}", hint="build or copy the bundle again") from error
     if (kind, version) != (FORMAT, FORMAT_VERSION):
         raise IncompatibleError(
             f"{path} has format {kind} {version}, not {FORMAT} {FORMAT_VERSION}", hint="use the version that wrote it"
         )
-    try:
+    with understood(path):
         found = TypeAdapter(list[StoredKernel]).validate_json(json.dumps(kernels), strict=True)
-    except ValueError as error:
-        raise IntegrityError(
-            f"{path} is damaged: {first_line(error)}", hint="build or copy the bundle again"
-        ) from error
     return CompiledKernels(found)
+
+
+def _unpacked(data: bytes) -> bytes:
+    """What was compressed, as far as it may be long."""
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        text = file.read(_MAX_UNPACKED + 1)
+    if len(text) > _MAX_UNPACKED:
+        raise ValueError(f"it has more than {_MAX_UNPACKED:,} bytes when unpacked")
+    return text
 
 
 def plugin_config(rows: int, columns: int, bits: int, group_size: int) -> PluginConfig:

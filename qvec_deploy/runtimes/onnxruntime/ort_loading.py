@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from qvec_deploy.datasets.pixels import pixels_of
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.untrusted import json_object, understood
 from qvec_deploy.runtimes.engine_files import PREPROCESSING_KEY
 from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
 from qvec_deploy.tensors import Float32
@@ -64,5 +64,6 @@ def as_taken(session: Any, images: Float32) -> NDArray[Any]:
     """Normalised images as the model of a session takes them."""
     if not takes_pixels(session):
         return images
-    config = json.loads(session.get_modelmeta().custom_metadata_map[PREPROCESSING_KEY])
-    return pixels_of(images, config["mean"], config["std"])
+    with understood(f"the entry {PREPROCESSING_KEY} of the model's metadata"):
+        config = json_object(session.get_modelmeta().custom_metadata_map[PREPROCESSING_KEY])
+        return pixels_of(images, config["mean"], config["std"])

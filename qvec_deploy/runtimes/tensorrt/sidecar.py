@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError, first_line
+from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
+from qvec_deploy.io.untrusted import read_json, understood
 from qvec_deploy.runtimes.engine_options import Batches, Hardware
 from qvec_deploy.runtimes.session import LinearProduct
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, release
@@ -121,21 +122,15 @@ def read_sidecar(engine: Path) -> Sidecar:
     path = sidecar_path(engine)
     if not path.is_file():
         raise IntegrityError(f"{path} is missing, and nothing else says what {engine.name} is", hint=REBUILD)
-    with storage_errors(path):
-        text = path.read_bytes()
-    try:
-        values = json.loads(text)
+    values = read_json(path, REBUILD)
+    with understood(path, REBUILD):
         kind, version = values.pop("format"), values.pop("version")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{path} is damaged: {error}", hint=REBUILD) from error
     if (kind, version) != (FORMAT, FORMAT_VERSION):
         raise IncompatibleError(f"{path} has format {kind} {version}, not {FORMAT} {FORMAT_VERSION}", hint=REBUILD)
-    try:
+    with understood(path, REBUILD):
         sidecar = TypeAdapter(Sidecar).validate_json(json.dumps(values), strict=True)
         if json.loads(json.dumps(asdict(sidecar))) != {**_ADDED, **values}:
             raise ValueError("it has fields that are never written")
-    except ValueError as error:
-        raise IntegrityError(f"{path} is damaged: {first_line(error)}", hint=REBUILD) from error
     return sidecar
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qvec_deploy.errors import IntegrityError
 from qvec_deploy.io.files import canonical_json, require_file, write_bytes
+from qvec_deploy.io.untrusted import read_json, understood
 from qvec_deploy.models import Architecture, ModelArgs
 from qvec_deploy.runtimes.engine_files import STRUCTURE_FILE
 
@@ -35,10 +34,8 @@ def write_structure(directory: Path, architecture: Architecture, args: ModelArgs
 def read_structure(directory: Path) -> Structure:
     """What `write_structure` kept."""
     path = require_file(directory / STRUCTURE_FILE, what="structure")
-    try:
-        values = json.loads(path.read_bytes())
+    values = read_json(path)
+    with understood(path):
         channels, height, width = map(int, values["input_shape"])
         name, classes, args = str(values["name"]), int(values["classes"]), dict(values["args"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IntegrityError(f"{path} is damaged: {error}", hint="build or copy the bundle again") from error
     return Structure(name, classes, args, (channels, height, width))
