@@ -9,6 +9,9 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
+_MOST = 4000
+"""Characters of a message."""
+
 
 class QvecError(Exception):
     """Something the user can act on.
@@ -21,6 +24,8 @@ class QvecError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str) -> None:
+        if len(message) > _MOST:  # it quotes a file that anybody may have written
+            message = f"{message[:_MOST]}..."
         super().__init__(message)
         self.message = message
         self.hint = hint

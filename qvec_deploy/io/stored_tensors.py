@@ -126,7 +126,9 @@ def _open_index(path: Path, weights: Weights | None) -> StoredTensors:
     for shard in sorted(set(names.values())):
         if Path(shard).name != shard:
             raise IntegrityError(f"{path} names {shard}, outside its folder", hint="download the checkpoint again")
-        if not (path.parent / shard).is_file():
+        with storage_errors(path):
+            there = (path.parent / shard).is_file()
+        if not there:
             raise StorageError(f"{path.parent / shard}, a shard of {path.name}, is missing", hint="download it too")
         opened[shard] = open_stored(path.parent / shard, weights)
     missing = [name for name, shard in names.items() if name not in opened[shard].tensors]
