@@ -118,8 +118,8 @@ def _write_kernels(path: Path) -> None:
 def _write_sidecar(path: Path) -> None:
     built = Machine("1.7.1.116", "GPUs of compute capability 8.6, 8.9", 0, "0.0")
     sidecar = Sidecar(
-        built, "int4", Batches.of(1), (3, 32, 32), "this", False, True, 0, 1, 1, None, 1, 0, "", "", "", 1.0, (8.6, 8.9),
-        (LinearProduct("fc", "gemm", ("Half",), ("Int4",), True),),
+        built, "int4", Batches.of(1), (3, 32, 32), "this", False, True, 0, 1, 1, None, 1, 0, "", "", "", 1.0,
+        (8.6, 8.9), (LinearProduct("fc", "gemm", ("Half",), ("Int4",), True),),
     )  # fmt: skip
     write_sidecar(path.with_suffix(""), sidecar)
 

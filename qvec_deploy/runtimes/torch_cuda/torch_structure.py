@@ -10,6 +10,9 @@ from qvec_deploy.io.untrusted import read_json, understood
 from qvec_deploy.models import Architecture, ModelArgs
 from qvec_deploy.runtimes.engine_files import STRUCTURE_FILE
 
+_MOST = 1 << 20
+"""Of any size of a model's images or answers."""
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -38,4 +41,6 @@ def read_structure(directory: Path) -> Structure:
     with understood(path):
         channels, height, width = map(int, values["input_shape"])
         name, classes, args = str(values["name"]), int(values["classes"]), dict(values["args"])
+        if not all(0 < size < _MOST for size in (channels, height, width, classes)):
+            raise ValueError("it has impossible sizes")
     return Structure(name, classes, args, (channels, height, width))
