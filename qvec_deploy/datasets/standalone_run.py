@@ -292,7 +292,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         _ = [manifest[name] for name in ("interface", "model", "engine", "files")]
     except OSError as error:
         raise RunError(6, f"{path}: {error.strerror}", "keep run.py in the folder of the release") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(5, f"{path} is damaged: {error}", "copy the release again") from error
     return manifest
 
@@ -320,6 +320,16 @@ def _run(asked: argparse.Namespace) -> list[ImagePrediction]:
     folder = Path(__file__).resolve().parent
     manifest = read_facts(folder)
     require_pictures(asked.image)
+    try:
+        return _answer(folder, manifest, asked)
+    except RunError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        raise RunError(5, f"{folder / 'manifest.json'} does not fit the model: {reason}", "copy it again") from error
+
+
+def _answer(folder: Path, manifest: Mapping[str, Any], asked: argparse.Namespace) -> list[ImagePrediction]:
     session = open_session(folder, manifest, asked.threads)
     entry, output = manifest["interface"]["input"], manifest["interface"]["output"]["name"]
     return classify(

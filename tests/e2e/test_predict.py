@@ -233,8 +233,10 @@ def test_a_damaged_release_is_refused(
 ) -> None:
     manifest, weights = released / "manifest.json", released / "weights.qvec.safetensors"
     text = manifest.read_text()
-    manifest.write_text("{")
-    _refusal(device(released, pictures[0]), 5)
+    without = {**json.loads(text), "interface": {"model": "model.onnx"}}
+    for damaged in ("{", "[" * 100_000, json.dumps(without), text.replace('"input_size"', '"size"')):
+        manifest.write_text(damaged)
+        assert "manifest.json" in _refusal(device(released, pictures[0]), 5)
     manifest.unlink()
     _refusal(device(released, pictures[0]), 6)
     manifest.write_text(text)
