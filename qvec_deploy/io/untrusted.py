@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qvec_deploy.errors import IntegrityError, QvecError, StorageError, first_line
+from qvec_deploy.errors import IntegrityError, QvecError, RecipeError, StorageError, first_line
 from qvec_deploy.io.files import require_file, storage_errors
 
 AGAIN = "build or copy the bundle again"
@@ -42,8 +42,10 @@ def understood(what: Path | str, hint: str = AGAIN, error: type[QvecError] = Int
     """
     try:
         yield
-    except QvecError:
-        raise
+    except QvecError as caught:
+        if error is RecipeError or not isinstance(caught, RecipeError):
+            raise
+        raise error(f"{what} is damaged: {caught.message}", hint=hint) from caught  # no recipe may say so either
     except Exception as caught:
         if isinstance(caught, OSError) and caught.errno is not None:
             raise StorageError(f"{what}: {caught.strerror}", hint="check the path and the disk") from caught

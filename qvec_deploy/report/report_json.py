@@ -10,7 +10,7 @@ from typing import Any
 from qvec_deploy.bench.results import SCHEMA_VERSION, Report
 from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.bench.summary import LatencyRow, rows
-from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError
+from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import canonical_json
 from qvec_deploy.io.untrusted import MAX_BYTES, json_object, understood
 from qvec_deploy.report.overview import Overview
@@ -93,10 +93,7 @@ def from_json(data: bytes, where: Path | str = "the report") -> Report:
     with understood(where, DAMAGED):
         document = _read(data)
         document.pop("derived", None)
-        try:
-            report = pydantic.TypeAdapter(Report).validate_python(document)
-        except RecipeError as error:  # values that no recipe may have
-            raise ValueError(error.message) from error
+        report = pydantic.TypeAdapter(Report).validate_python(document)
         # pydantic converts and drops where it can; a report that was written by this program needs neither.
         if not _is_within(document, json.loads(json.dumps(asdict(report)))):
             raise ValueError("it has fields or types that are never written")
