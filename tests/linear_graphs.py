@@ -25,7 +25,7 @@ def linear_graph(lowering: Lowering, columns: int = 96, rows: int = 64, batch: i
     scale = generator.uniform(0.01, 0.1, (rows, 1)).astype(np.float32)
     node = helper.make_node("QvecLinear", ["x", "fc.weight", "s", "bias"], ["y"], name="fc")
     made = lowering.load()(node, QuantizedTensor(codes, scale, Scheme(3, "channel")), 2.0)
-    given = [*made.tensors, numpy_helper.from_array(np.zeros(rows, np.float16), "bias")]
+    given = [*made.tensors, *made.shared, numpy_helper.from_array(np.zeros(rows, np.float16), "bias")]
     given.append(numpy_helper.from_array(np.array([0, 1, columns]), "shape"))
     nodes = [
         helper.make_node("Cast", ["images"], ["half"], to=TensorProto.FLOAT16),

@@ -95,7 +95,7 @@ def tensorrt_graph(
         rows, columns = weights.tensors[node.input[1]].matrix
         unpacked.append(2 * rows * columns)
         nodes += made.nodes
-        arrays |= {tensor.name: tensor for tensor in made.tensors}
+        arrays |= {tensor.name: tensor for tensor in (*made.tensors, *made.shared)}
     arrays |= _floats(graph, weights, {name for node in nodes for name in node.input} - set(arrays))
     for part, values in (("node", nodes), ("initializer", arrays.values()), ("value_info", [])):
         graph.ClearField(part)

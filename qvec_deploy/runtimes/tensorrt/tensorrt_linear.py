@@ -32,12 +32,14 @@ class Lowered:
 
     Attributes:
         nodes: The nodes, reading the node's input and writing its output.
+        shared: Constants that Linears of one shape have in common, by the same names.
         opset: The least that has these nodes; 21 brought INT4 and blocks. What is shared means the same in both.
         product: Types of inputs and weights that the builder is to multiply in; None where it is not asked.
     """
 
     nodes: list[onnx.NodeProto]
     tensors: list[TensorProto]
+    shared: tuple[TensorProto, ...] = ()
     opset: int = OPSET
     product: tuple[str, str] | None = None
 
@@ -135,10 +137,9 @@ def to_nvfp4(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) 
     step = f"{name}_x_scale"
     given = _positive(step, np.float32(_require_amax(node, amax) / (E2M1_MAX * E4M3_MAX)))
     blocks, codes = (columns // NVFP4_BLOCK, rows), np.ascontiguousarray(tensor.codes.T)
+    one, shared = "one", f"ones_{blocks[0]}_{rows}"
     tensors = [
         to_narrow(weight, codes, TensorProto.FLOAT4E2M1),
-        to_narrow(f"{weight}.blocks", np.ones(blocks, np.int8), TensorProto.FLOAT8E4M3FN),
-        numpy_helper.from_array(np.float16(1), f"{weight}.one"),
         numpy_helper.from_array(_positive(scale, _row_scales(node, tensor)), scale),
         numpy_helper.from_array(given, step),
     ]
@@ -157,13 +158,15 @@ def to_nvfp4(node: onnx.NodeProto, tensor: QuantizedTensor, amax: float | None) 
         ),
         helper.make_node("DequantizeLinear", [scales_of_x, step], [scales], name=scales),
         helper.make_node("DequantizeLinear", [codes_of_x, scales], [f"{name}_x"], name=f"{name}_x", **along),
-        helper.make_node("DequantizeLinear", [f"{weight}.blocks", f"{weight}.one"], [ones], name=ones),
+        helper.make_node("DequantizeLinear", [shared, one], [ones], name=ones),
         helper.make_node("DequantizeLinear", [weight, ones], [f"{name}_codes"], name=f"{name}_codes", **down),
         helper.make_node("MatMul", [f"{name}_x", f"{name}_codes"], [f"{name}_sums"], name=product_name(node)),
         helper.make_node("Mul", [f"{name}_sums", scale], [f"{name}_product"], name=f"{name}_rows"),
         helper.make_node("Add", [f"{name}_product", node.input[3]], [name], name=node.name or f"{name}_add"),
     ]
-    return Lowered(nodes, tensors, opset=23, product=("FP4E2M1", "FP4E2M1"))
+    ones_of = to_narrow(shared, np.ones(blocks, np.int8), TensorProto.FLOAT8E4M3FN)
+    common = (ones_of, numpy_helper.from_array(np.float16(1), one))
+    return Lowered(nodes, tensors, common, opset=23, product=("FP4E2M1", "FP4E2M1"))
 
 
 def to_narrow(name: str, codes: NDArray[np.int8], kind: int) -> TensorProto:
