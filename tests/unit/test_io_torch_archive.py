@@ -182,3 +182,18 @@ def test_every_flip_of_one_bit_is_refused_or_harmless(tmp_path: Path) -> None:
         else:
             _assert_right(found)
     assert refused > 100
+
+
+def test_what_was_saved_on_a_gpu_is_read_where_there_is_none(tmp_path: Path) -> None:
+    members = _members()
+    cpu, cuda = (b"X" + len(name).to_bytes(4, "little") + name for name in (b"cpu", b"cuda:0"))
+    assert cpu in members["archive/data.pkl"]
+    members["archive/data.pkl"] = members["archive/data.pkl"].replace(cpu, cuda)
+    _assert_right(_read(_zipped(tmp_path / "a.pt", members)))
+
+
+def test_archives_of_before_torch_2_1_are_read(tmp_path: Path) -> None:
+    """They do not say in which order bytes lie, nor number their storages."""
+    kept = {name: data for name, data in _members().items() if name.split("/", 1)[1].startswith(("data", "version"))}
+    assert len(kept) == len(STATE) + 2
+    _assert_right(_read(_zipped(tmp_path / "a.pt", kept)))
