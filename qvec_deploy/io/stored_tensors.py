@@ -21,6 +21,7 @@ from qvec_deploy.io.state_dict import Weights, unwrap
 from qvec_deploy.io.torch_archive import (
     StorageTracker,
     check_archive,
+    check_names,
     check_size,
     check_storages,
     check_sums,
@@ -144,12 +145,19 @@ def _open_index(path: Path, weights: Weights | None) -> StoredTensors:
     return StoredTensors(tensors, lambda name: opened[names[name]].read(name), files, check_sums=sums)
 
 
+_OLD_PICKLES = 5
+"""In a file of torch before 1.6: a number, a version, the machine, the object, and the keys of its storages."""
+
+
 def _open_torch(path: Path, weights: Weights | None, *, zipped: bool) -> StoredTensors:
     import torch
 
     tracker = StorageTracker()
     try:
         members = check_archive(path) if zipped else None
+        if not zipped:
+            with path.open("rb") as file:
+                check_names(path, file, _OLD_PICKLES)
         with torch.serialization.safe_globals(_harmless()):
             saved = torch.load(path, map_location=tracker, weights_only=True, mmap=zipped or None)
         if members is not None:
@@ -159,7 +167,7 @@ def _open_torch(path: Path, weights: Weights | None, *, zipped: bool) -> StoredT
         raise
     except pickle.UnpicklingError as error:
         raise IntegrityError(
-            f"{path} holds pickled code{_unsafe_names(path)}, which is never run",
+            f"{path} holds pickled code{_unsafe_names(path) if zipped else ''}, which is never run",
             hint=SAVE,
         ) from error
     except Exception as error:  # a damaged pickle can make the unpickler raise anything

@@ -6,11 +6,13 @@ compressed archive it takes compressed bytes for weights.
 
 from __future__ import annotations
 
+import io
+import pickletools
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.other_files import SAVE
@@ -18,6 +20,7 @@ from qvec_deploy.io.other_files import SAVE
 _AGAIN = "load it with torch.load and save it again with torch.save"
 _DAMAGED = "copy or download it again"
 _MAX_MEMBERS = 1 << 17
+_MAX_NAME = 1000
 _MAX_PICKLE = 64 * 2**20
 _MAX_ENTRIES = 1 << 21
 _MAX_DEPTH = 64
@@ -62,7 +65,9 @@ def check_archive(path: Path) -> dict[int, int]:
             raise IntegrityError(f"{path} is not laid out as torch.save does", hint=_AGAIN)
         if text.file_size > _MAX_PICKLE:
             raise IntegrityError(f"{path}: its pickle has {text.file_size:,} bytes, more than 64 MB", hint=SAVE)
-        if b"bytearray\n" in archive.read(text):  # whose length is a number: memory without bound
+        pickled = archive.read(text)
+        check_names(path, io.BytesIO(pickled), 1)
+        if b"bytearray\n" in pickled:  # whose length is a number: memory without bound
             raise IntegrityError(f"{path}: its pickle makes byte arrays", hint=SAVE)
         order = by_name.get(f"{folder}/byteorder")
         if order is not None and archive.read(order) != b"little":
@@ -73,6 +78,31 @@ def check_archive(path: Path) -> dict[int, int]:
         for name, each in by_name.items()
         if name.startswith(data) and each.file_size
     }
+
+
+def check_names(path: Path, stream: IO[bytes], pickles: int) -> None:
+    """Refuse a pickle that names something in more characters than any module has.
+
+    torch's loader searches the message about such a name in time that grows with the square of its length.
+
+    Args:
+        stream: The file from where its pickles start.
+        pickles: So many lie one behind the other.
+
+    Raises:
+        IntegrityError: It does.
+    """
+    longest = 0
+    try:
+        for _ in range(pickles):
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST"):
+                    longest = max(longest, len(argument or ""))
+    except Exception as error:
+        if "newline" in str(error):  # a name that has no end
+            raise IntegrityError(f"{path}: its pickle is cut off", hint=SAVE) from error
+    if longest > _MAX_NAME:
+        raise IntegrityError(f"{path}: its pickle names something in {longest:,} characters", hint=SAVE)
 
 
 def check_storages(path: Path, members: Mapping[int, int], tracker: StorageTracker) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qvec_deploy.io.untrusted import MAX_DIMENSIONS
 from qvec_deploy.packed import VERSION, codec, pack_codes, unpack_codes
 from qvec_deploy.packed import file_layout as layout
 
@@ -48,7 +49,7 @@ def test_limits_agree() -> None:
     assert layout.MAX_HEADER == 4 << 20 and "at most 4 MiB" in SPEC
     assert layout._MAX_NAME == 256 and "1 to 256 printable ASCII" in SPEC
     assert layout._MAX_SIZE == 2**40 and "from 1 to 2^40 - 1" in SPEC
-    assert layout._MAX_DIMENSIONS == 8 and "at most 8 dimensions" in SPEC
+    assert MAX_DIMENSIONS == 8 and "at most 8 dimensions" in SPEC
 
 
 def test_released_version_has_its_golden_file() -> None:

@@ -50,7 +50,7 @@ EXAMPLES = settings(
     max_examples=150,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-MOST_SECONDS, MOST_KILOBYTES = 1.0, 1 << 20
+MOST_SECONDS, MOST_KILOBYTES = 5.0, 1 << 20
 TOKEN = re.compile(rb'-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|\\?"[^"\\]*\\?"|true|false|null')
 HOSTILE = (
     *(b"1e999", b"1" + b"0" * 400, b"NaN", b"-Infinity", b"-1", b"0", b"4611686018427387904", b"1.5", b"1e-400"),

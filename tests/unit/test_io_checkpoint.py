@@ -270,3 +270,19 @@ def test_more_than_eight_dimensions_are_refused(tmp_path: Path, name: str) -> No
     (save_torch if name.endswith(".safetensors") else torch.save)(state, tmp_path / name)
     with pytest.raises(IntegrityError, match="b has more than 8 dimensions"):
         Checkpoint.open(tmp_path / name)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_that_names_something_endless_is_refused(tmp_path: Path, old: bool) -> None:
+    """PyTorch's loader would search its own message about that for minutes."""
+    path = tmp_path / "c.pth"
+    if old:
+        torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+        data = path.read_bytes()
+        path.write_bytes(data.replace(b"ctorch\nFloatStorage\n", b"ctorch\n" + b"[" * 100_000 + b"\n", 1))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("c/data.pkl", b"\x80\x02ctorch\n" + b"[" * 100_000 + b"\n.")
+            archive.writestr("c/version", b"3\n")
+    with pytest.raises(IntegrityError, match=r"c\.pth: its pickle names something in 100,00\d characters"):
+        Checkpoint.open(path)

@@ -187,7 +187,7 @@ def test_documents_of_another_version_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleError, match="a cell of version 99"):
         read_study(out)
     path.write_text(json.dumps({**values, "images": "many"}))
-    with pytest.raises(IntegrityError, match="is no cell: images"):
+    with pytest.raises(IntegrityError, match="is damaged: images"):
         read_cell(path)
     path.write_text("{")
     with pytest.raises(IntegrityError, match="damaged"):

@@ -520,7 +520,7 @@ def test_sources_that_are_not_there(setup: Setup, folder: Path) -> None:
     (folder / "activations.json").unlink()
     _refuses(StorageError, r"activations\.json does not exist", folder, "w8a8")
     (folder / "model.onnx").write_bytes(b"\xff\xff")
-    _refuses(IntegrityError, "is not an ONNX model", folder)
+    _refuses(IntegrityError, "is damaged", folder)
     (folder / "model.onnx").unlink()
     _refuses(StorageError, r"model\.onnx does not exist", folder)
 
