@@ -58,9 +58,7 @@ def export_model(
     """
     from qvec_deploy.runtimes.onnxruntime.ort_model import expand, with_weights
 
-    require_outside(output, directory)
-    if output.exists() and not force:
-        raise StorageError(f"{output} exists", hint="choose another name, or pass --force to replace it")
+    require_new(directory, output, force=force)
     bundle = Bundle.open(directory)
     chosen, model, calibrated = lowered_bundle(bundle, lowering)
     whole = with_weights(model, directory)
@@ -70,6 +68,17 @@ def export_model(
         write_model(whole, temporary, output)
     with storage_errors(output):
         return ExportedModel(chosen, expanded, output.stat().st_size, calibrated)
+
+
+def require_new(directory: Path, output: Path, *, force: bool) -> None:
+    """Refuse a file that lies in the bundle of `directory`, or exists and is not to be replaced.
+
+    Raises:
+        StorageError: It is one.
+    """
+    require_outside(output, directory)
+    if output.exists() and not force:
+        raise StorageError(f"{output} exists", hint="choose another name, or pass --force to replace it")
 
 
 def lowered_bundle(bundle: Bundle, lowering: str | None = None) -> tuple[str, onnx.ModelProto, str | None]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qvec_deploy.bundle.bundle import Bundle
-from qvec_deploy.bundle.export_bundle import write_model
-from qvec_deploy.errors import IncompatibleError, StorageError
-from qvec_deploy.io.files import atomic_path, require_outside, storage_errors, write_bytes
+from qvec_deploy.bundle.export_bundle import require_new, write_model
+from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.files import atomic_path, storage_errors, write_bytes
 from qvec_deploy.runtimes.engine_options import Batches
 from qvec_deploy.runtimes.registry import find_runtime
 
@@ -45,7 +45,7 @@ def export_engine(
         IntegrityError: The bundle is damaged.
         StorageError: The output exists, lies inside the bundle, or cannot be written.
     """
-    _require_new(directory, output, force=force)
+    require_new(directory, output, force=force)
     bundle = Bundle.open(directory)
     chosen, batches = choose_engine(bundle, lowering, batch_size)
     compiler = find_runtime(bundle.manifest.engine.runtime).load_compiler()
@@ -65,7 +65,7 @@ def export_graph(directory: Path, output: Path, lowering: str | None = None, *, 
         IntegrityError: The bundle is damaged.
         StorageError: The output exists, lies inside the bundle, or cannot be written.
     """
-    _require_new(directory, output, force=force)
+    require_new(directory, output, force=force)
     bundle = Bundle.open(directory)
     compiler = find_runtime(bundle.manifest.engine.runtime).load_compiler()
     chosen = bundle.check_lowering(lowering)
@@ -75,12 +75,6 @@ def export_graph(directory: Path, output: Path, lowering: str | None = None, *, 
         write_model(graph, temporary, output)
     with storage_errors(output):
         return ExportedEngine(chosen, "any", output.stat().st_size)
-
-
-def _require_new(directory: Path, output: Path, *, force: bool) -> None:
-    require_outside(output, directory)
-    if output.exists() and not force:
-        raise StorageError(f"{output} exists", hint="choose another name, or pass --force to replace it")
 
 
 def choose_engine(bundle: Bundle, lowering: str | None, batch_size: int | None = None) -> tuple[str, Batches]:

@@ -167,7 +167,7 @@ def _open_torch(path: Path, weights: Weights | None, *, zipped: bool) -> StoredT
         raise
     except pickle.UnpicklingError as error:
         raise IntegrityError(
-            f"{path} holds pickled code{_unsafe_names(path) if zipped else ''}, which is never run",
+            f"{path} holds pickled code{_unsafe_names(path)}, which is never run",
             hint=SAVE,
         ) from error
     except Exception as error:  # a damaged pickle can make the unpickler raise anything
