@@ -14,7 +14,7 @@ from qvec_deploy.bench.results import Parity
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import LAMBDA0, Manifest, hash_files, write_manifest
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.io.files import storage_errors
+from qvec_deploy.io.files import publish, remove_first, storage_errors
 from qvec_deploy.progress import Progress
 from qvec_deploy.recipe.blocks import Target
 from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE, KERNELS_FILE, MODEL_FILE, WEIGHTS_FILE
@@ -145,9 +145,9 @@ def _install(
         missing = "it was being compiled" if own else manifest.engine.missing
         _write(bundle, manifest, missing=missing, not_run=manifest.engine.not_run, files=kept)
     for name in stale:
-        (directory / name).unlink(missing_ok=True)
+        remove_first(directory / name)
     for name, path in made.items():
-        path.replace(directory / name)
+        publish(path, directory / name)
     files = kept | hash_files(directory, made)
     missing, not_run, parity = manifest.engine.missing, manifest.engine.not_run, manifest.parity
     for each in compiled:

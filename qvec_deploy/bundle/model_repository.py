@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.export_bundle import RUNTIME, lowered_bundle
 from qvec_deploy.bundle.export_engine import choose_engine
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.io.files import require_outside, staging_directory, storage_errors
+from qvec_deploy.io.files import copy_file, require_outside, staging_directory, storage_errors
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.graph.stored import load_stored
 from qvec_deploy.runtimes.registry import find_runtime
@@ -71,7 +70,7 @@ def export_to_repository(directory: Path, repository: Path, lowering: str | None
     with staging_directory(target) as staging, storage_errors(target):
         version = _begin(staging, bundle, config)
         (version / backend.file).write_bytes(model.SerializeToString(deterministic=True))
-        shutil.copyfile(directory / WEIGHTS_FILE, version / WEIGHTS_FILE)
+        copy_file(directory / WEIGHTS_FILE, version / WEIGHTS_FILE)
     return ServedModel(target, chosen, sizes[-1], calibrated)
 
 

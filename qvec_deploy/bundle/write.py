@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from qvec_deploy.bundle.manifest import LAMBDA0, Engine, Gate, Layer, Manifest, 
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import GateError, IncompatibleError
 from qvec_deploy.io.cache import entry_files
-from qvec_deploy.io.files import sha256_file, storage_errors, write_bytes
+from qvec_deploy.io.files import copy_file, sha256_file, storage_errors, write_bytes
 from qvec_deploy.io.yaml import dump_yaml
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.planner import Plan
@@ -145,7 +144,7 @@ def _copy(artifact: Artifact, directory: Path) -> list[str]:
     with storage_errors(directory):
         directory.mkdir(exist_ok=True)
         for path in entry_files(artifact.directory):
-            shutil.copyfile(path, directory / path.name)
+            copy_file(path, directory / path.name)
     return [path.name for path in entry_files(artifact.directory)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import RecipeError, StorageError
-from qvec_deploy.io.files import canonical_json, storage_errors, write_bytes
+from qvec_deploy.io.files import canonical_json, remove_first, storage_errors, write_bytes
 from qvec_deploy.io.safetensors_file import write_safetensors
 from qvec_deploy.io.untrusted import MAX_BYTES, json_object, read_json, read_limited, understood
 
@@ -53,7 +53,6 @@ class DonorFolder:
         with storage_errors(self.path):
             if force or not path.is_file():  # without settings it was killed before anything was trained
                 self._clear()
-            self._sweep()
         if not path.is_file():
             write_bytes(path, canonical_json(settings))
             return
@@ -127,18 +126,11 @@ class DonorFolder:
 
     def _clear(self) -> None:
         """Remove a donor's own files: the record first, so that no half of one looks finished."""
+        remove_first(self.path / RECORD)
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
         if self._state.exists():
             shutil.rmtree(self._state)
-
-    def _sweep(self) -> None:
-        """Remove what a killed process was writing."""
-        for folder, names in ((self.path, _FILES), (self._state, (_SETTINGS, *_WEIGHTS))):
-            patterns = [f".{name}.*.tmp" for name in names]
-            for pattern in (*patterns, ".tmp??????"):  # the last is what safetensors itself writes to
-                for litter in folder.glob(pattern):
-                    litter.unlink(missing_ok=True)
 
 
 def require_space(path: Path, need: int) -> None:

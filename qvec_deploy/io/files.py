@@ -16,6 +16,10 @@ from typing import Any
 
 from qvec_deploy.errors import StorageError
 
+_UNIQUE = r"[a-z0-9_]{8}\.(?:tmp|old)"
+_ANY_TEMPORARY = re.compile(rf"(?<=/)\.([^/]+)\.{_UNIQUE}(?=/|$)")
+"""What stands for a path until it is whole, in messages."""
+
 
 def canonical_json(value: Any) -> bytes:
     """`value` as JSON bytes that depend on nothing but `value`: sorted keys, no spaces, ASCII.
@@ -41,37 +45,102 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_HINTS = {
+    errno.ENOSPC: "free some space or choose another place; nothing was left half written",
+    errno.EDQUOT: "free some of your quota or choose another place; nothing was left half written",
+    errno.EACCES: "check the permissions or choose another place",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENOENT: "check the path",
+    errno.EIO: "the disk or its connection fails: look into the system's log",
+    errno.EMFILE: "allow more open files: `ulimit -n 1024`",
+}
+_OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Of a rename or a link from one path to another, these tell of the other."""
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError inside the block into a StorageError that names `path`."""
+    """Turn an OSError inside the block into a StorageError that names what it names, or else `path`."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        hints = {
-            errno.ENOSPC: "free some space or choose another place; nothing was left half written",
-            errno.EACCES: "check the permissions or choose another place",
-            errno.EROFS: "the file system is read-only; choose another place",
-            errno.ENOENT: "check the path",
-        }
-        hint = hints.get(error.errno or 0, "check the path and the disk")
-        raise StorageError(f"{error.filename or path}: {reason}", hint=hint) from error
+        named = error.filename2 if error.errno in _OF_THE_TARGET and error.filename2 else error.filename
+        # What is being written has another name until it is whole; None or a number where no path is known.
+        culprit = _ANY_TEMPORARY.sub(r"\1", str(named)) if isinstance(named, str | os.PathLike) else path
+        hint = _HINTS.get(error.errno or 0, "check the path and the disk")
+        raise StorageError(f"{culprit}: {error.strerror or error}", hint=hint) from error
+
+
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk before this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some file systems keep folders at once
+            raise
+    finally:
+        os.close(handle)
+
+
+def publish(made: Path, final: Path) -> None:
+    """Give a file or folder that is made its name, in place of a file that has it.
+
+    A power cut, at any moment, leaves the whole of it or what was there before: a disk may keep a name and lose the
+    bytes, so the bytes are there first; and it keeps the name when this returns.
+    """
+    _sync_all(made)
+    made.replace(final)
+    sync(final.parent)
+
+
+def move_files(folder: Path, target: Path) -> None:
+    """Move what is in a folder into another one, which is not yet published itself."""
+    with storage_errors(target):
+        for path in sorted(folder.iterdir()):
+            path.rename(target / path.name)
+
+
+def remove_first(path: Path) -> None:
+    """Remove a file if it is there; a power cut finds it gone before it finds anything gone that is removed later."""
+    with storage_errors(path):
+        if path.is_file():
+            path.unlink()
+            sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those that hold it, as far as they are missing, so that they stay."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes; an error names the one of the two that is to blame."""
+    with storage_errors(source), source.open("rb") as reader, storage_errors(target), target.open("wb") as writer:
+        while True:
+            with storage_errors(source):
+                data = reader.read(1 << 20)
+            if not data:
+                break
+            writer.write(data)
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to; it becomes `path` when the block ends well and vanishes otherwise."""
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """A temporary sibling to write to; it becomes `path` when the block ends well and vanishes otherwise.
+
+    What killed processes left of theirs is removed.
+    """
+    with storage_errors(path), contextlib.ExitStack() as stack:
+        make_folder(path.parent)
+        _remove_stale(path)
+        temporary = _make_temporary_file(path, stack)
+        yield temporary
+        temporary.chmod(0o644)
+        publish(temporary, path)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -97,7 +166,7 @@ def file_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterato
     import fcntl
 
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         # NFS wants a descriptor for writing, which folders have none of.
         mode = os.O_RDONLY if path.is_dir() else os.O_RDWR | (os.O_CREAT if wait else 0)
         handle = os.open(path, mode, 0o644)
@@ -134,7 +203,7 @@ def link_files(files: Iterable[Path], target: Path) -> None:
             except OSError as error:
                 if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
                     raise
-                shutil.copyfile(path, target / path.name)
+                copy_file(path, target / path.name)
 
 
 def restore(final: Path) -> None:
@@ -146,7 +215,7 @@ def restore(final: Path) -> None:
         for path in sorted(whole, key=lambda path: (path / "manifest.json").stat().st_mtime_ns)[-1:]:
             with file_lock(path, wait=False) as held:  # else it is being replaced right now
                 if held:
-                    path.replace(final)
+                    publish(path, final)
 
 
 @contextlib.contextmanager
@@ -171,7 +240,7 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
             raise StorageError(
                 f"{final} is not a bundle", hint="--force replaces bundles only; choose another directory"
             )
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
         with contextlib.ExitStack() as stack:
             _remove_stale(final)
             staging = _make_staging(final, stack)
@@ -180,7 +249,7 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
             if final.exists():
                 _exchange(staging, final)
             else:
-                staging.replace(final)
+                publish(staging, final)
 
 
 def require_outside(path: Path, bundle: Path) -> None:
@@ -216,25 +285,54 @@ def _is_replaceable(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
+def _sync_all(path: Path) -> None:
+    """Have a file, or a folder and all that it holds, on the disk."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            if not inner.is_symlink():
+                _sync_all(inner)
+    sync(path)
+
+
 def _exchange(new: Path, final: Path) -> None:
     """Put `new` in the place of the directory `final`, which comes back if that fails."""
     old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
     with file_lock(final, wait=False):  # wherever it is moved: nobody puts it back meanwhile
         try:
+            _sync_all(new)  # all that can fail for want of space, while the old one is still there
             final.replace(old)
-            new.replace(final)
+            publish(new, final)
         finally:
             if final.exists():
                 _discard(old)
             else:
                 old.replace(final)
+                sync(final.parent)
 
 
 def _discard(path: Path) -> None:
-    """Remove a directory, its manifest first: what a kill leaves of it is taken for no bundle."""
-    with contextlib.suppress(OSError):
-        (path / "manifest.json").unlink(missing_ok=True)
+    """Remove a file; or a directory, its manifest first: what a kill leaves of it is taken for no bundle."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(OSError, StorageError):
+        remove_first(path / "manifest.json")
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _make_temporary_file(path: Path, stack: contextlib.ExitStack) -> Path:
+    """A new file beside `path` and its lock; gone when the stack ends."""
+    import fcntl
+
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        stack.callback(os.close, handle)
+        temporary = Path(name)
+        stack.callback(temporary.unlink, missing_ok=True)
+        with contextlib.suppress(OSError):  # folders without locks: nobody finds them stale either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if temporary.exists():  # else who cleans up was there before the lock
+            return temporary
 
 
 def _make_staging(final: Path, stack: contextlib.ExitStack) -> Path:
@@ -250,13 +348,14 @@ def _make_staging(final: Path, stack: contextlib.ExitStack) -> Path:
 
 
 def _aside(final: Path) -> list[Path]:
-    """What builds of `final`, living or killed, have beside it."""
-    name = re.compile(rf"\.{re.escape(final.name)}\.[a-z0-9_]{{8}}\.(tmp|old)")
-    return [path for path in final.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()]
+    """What processes that write `final`, living or killed, have beside it."""
+    name = re.compile(rf"\.{re.escape(final.name)}\.{_UNIQUE}")
+    with os.scandir(final.parent) as entries:
+        return [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]
 
 
 def _remove_stale(final: Path) -> None:
-    """Remove what killed builds of `final` left beside it; those that live hold a lock."""
+    """Remove what killed processes left beside `final`; those that live hold a lock."""
     for path in _aside(final):
         if path.suffix == ".old" and not final.exists():  # the only one there is
             continue

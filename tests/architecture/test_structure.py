@@ -99,6 +99,47 @@ def test_runtimes_and_methods_are_named_in_their_tables_alone(table: str) -> Non
     assert not found, f"ask the row of the table instead: {sorted(found)}"
 
 
+def test_files_get_their_names_in_one_place() -> None:
+    """Nothing is renamed but by `io/files.py`, which sees to it that a power cut finds whole files."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path, tree in modules().items()
+        if path != PACKAGE / "io" / "files.py"
+        for node in ast.walk(tree)
+        if _renames(node)
+    ]
+    assert not found, "use publish, atomic_path, write_bytes, staging_directory or move_files"
+
+
+def _renames(node: ast.AST) -> bool:
+    """Whether it gives files names; `replace` of a text takes two texts, and that of a dataclass is no attribute."""
+    if isinstance(node, ast.Call):
+        called = isinstance(node.func, ast.Attribute) and node.func.attr == "replace"
+        return called and len(node.args) == 1 and not node.keywords
+    if not isinstance(node, ast.Attribute):
+        return False
+    if isinstance(node.value, ast.Name) and node.value.id in ("os", "shutil"):
+        return node.attr in ("replace", "rename", "renames", "link", "move", "copy", "copy2", "copyfile", "copytree")
+    return node.attr in ("rename", "hardlink_to")
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("os.replace", True),
+        ("made.replace(final)", True),
+        ("path.rename", True),
+        ("shutil.move", True),
+        ("text.replace('a', 'b')", False),
+        ("replace(value)", False),
+        ("now.replace(microsecond=0)", False),
+        ("os.stat", False),
+    ],
+)
+def test_what_renames_is_known(code: str, found: bool) -> None:
+    assert _renames(ast.parse(code, mode="eval").body) is found
+
+
 FRAGMENT = re.compile(r"^    [a-z_]+: (?:Of|As|For|By|In|At|To|From|With|That|Which|Where) \S+(?: \S+){0,7}$", re.M)
 
 

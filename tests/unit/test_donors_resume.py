@@ -205,18 +205,6 @@ def test_a_folder_of_something_else(tmp_path: Path, force: bool):
         DonorFolder.open(tmp_path / "record.json", force=force)
 
 
-def test_what_a_killed_process_was_writing_is_swept_away(tmp_path: Path):
-    folder = DonorFolder.open(tmp_path / "donor")
-    folder.claim(SETTINGS)
-    names = (".qat.safetensors.x1.tmp", ".state/.fp.safetensors.x2.tmp", ".tmp2JIeSc", ".state/.tmpa1b2c3")
-    litter = [folder.path / name for name in names]
-    for path in (*litter, folder.path / ".notes.tmp"):
-        path.write_bytes(b"half")
-    DonorFolder.open(folder.path).claim(SETTINGS)
-    assert not any(path.exists() for path in litter)
-    assert (folder.path / ".notes.tmp").exists()
-
-
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 9, b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
 def test_a_damaged_state(tmp_path: Path, content: bytes):
     folder = DonorFolder.open(tmp_path / "donor")

@@ -119,6 +119,21 @@ class TestStorageErrors:
         assert caught.value.exit_code == 6
         assert caught.value.__cause__ is original
 
+    def test_a_full_disk_is_that_of_the_target(self) -> None:
+        """`os.link` and `shutil.copyfile` name both."""
+        full = OSError(errno.ENOSPC, "No space left on device", "src/a", None, "out/.b.abcd1234.tmp/c")
+        with pytest.raises(StorageError, match=r"^out/b/c: No space left"), storage_errors(Path("out")):
+            raise full
+
+    def test_a_copy_blames_the_one_that_failed(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_bytes(b"bytes")
+        with pytest.raises(StorageError, match=f"^{tmp_path}/missing: "):
+            store.copy_file(tmp_path / "missing", tmp_path / "b")
+        with pytest.raises(StorageError, match=r"^/dev/full: No space left"):
+            store.copy_file(tmp_path / "a", Path("/dev/full"))
+        with pytest.raises(StorageError, match=r"^/proc/self/mem: Input/output error"):
+            store.copy_file(Path("/proc/self/mem"), tmp_path / "b")
+
     def test_the_errors_own_path_is_the_culprit(self, tmp_path: Path) -> None:
         with pytest.raises(StorageError) as caught, storage_errors(Path("some/place")):
             (tmp_path / "absent").read_bytes()
@@ -176,6 +191,16 @@ class TestAtomicPath:
             temporary.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         assert _names(tmp_path) == []
+
+    def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(self, tmp_path: Path) -> None:
+        for name in (".a.bin.k1llled_.tmp", ".b.bin.k1llled_.tmp", ".a.bin.notes.tmp"):
+            (tmp_path / name).write_bytes(b"half")
+        with atomic_path(tmp_path / "a.bin") as living:
+            living.write_bytes(b"first")
+            write_bytes(tmp_path / "a.bin", b"second")
+            assert _names(tmp_path) == sorted([living.name, ".b.bin.k1llled_.tmp", ".a.bin.notes.tmp", "a.bin"])
+        assert (tmp_path / "a.bin").read_bytes() == b"first"
+        assert _names(tmp_path) == [".a.bin.notes.tmp", ".b.bin.k1llled_.tmp", "a.bin"]
 
     def test_a_folder_that_is_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"mine")

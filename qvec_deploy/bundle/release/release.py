@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +24,7 @@ from qvec_deploy.bundle.release.signature import SIGNATURE_FILE, open_signer
 from qvec_deploy.bundle.write import require_release
 from qvec_deploy.datasets import standalone_run
 from qvec_deploy.errors import IncompatibleError, IntegrityError
-from qvec_deploy.io.files import require_outside, staging_directory, storage_errors, write_bytes
+from qvec_deploy.io.files import copy_file, move_files, require_outside, staging_directory, storage_errors, write_bytes
 from qvec_deploy.progress import Progress
 from qvec_deploy.runtimes.registry import RUNTIMES
 
@@ -124,7 +123,7 @@ def _copy(directory: Path, place: Path, subject: Subject) -> None:
     with storage_errors(place):
         for name in subject.manifest.files:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(directory / name, place / name)
+            copy_file(directory / name, place / name)
     write_manifest(place, subject.manifest)
 
 
@@ -133,8 +132,7 @@ def _settle(place: Path, staging: Path) -> None:
     with storage_errors(staging):
         for path in place.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        for path in place.iterdir():
-            path.rename(staging / path.name)
+    move_files(place, staging)
 
 
 def _describe(place: Path, subject: Subject) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError, worst
-from qvec_deploy.io.files import file_lock, require_file, storage_errors, write_bytes
+from qvec_deploy.io.files import file_lock, remove_first, require_file, storage_errors, write_bytes
 from qvec_deploy.io.untrusted import read_json, understood
 from qvec_deploy.jobs.job import JobFailure
 from qvec_deploy.research.study.cell_values import CELL_VERSION, Cell
@@ -55,9 +55,10 @@ def write_documents(
     """
     folder, path = store.out / CELLS, store.out / RUN_FILE
     with file_lock(store.documents_lock):
+        remove_first(path)
         with storage_errors(path):
             folder.mkdir(exist_ok=True)
-            for old in (path, store.out / STUDY_FILE, store.out / COSTS_FILE, *folder.glob("*.json")):
+            for old in (store.out / STUDY_FILE, store.out / COSTS_FILE, *folder.glob("*.json")):
                 old.unlink(missing_ok=True)
         try:
             write_bytes(store.out / STUDY_FILE, recipe.encode())
