@@ -17,6 +17,7 @@ Everything raises subclasses of `QvecError`, each with a `hint`.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from qvec_deploy.packed.codec import pack, unpack
     from qvec_deploy.recipe.load import load_recipe
     from qvec_deploy.vectors.vector_file import QuantizationVector
+
+for _switch, _value in (("ORT_DISABLE_TELEMETRY", "1"), ("DO_NOT_TRACK", "1"), ("RAY_USAGE_STATS_ENABLED", "0")):
+    os.environ.setdefault(_switch, _value)  # libraries read them when they are loaded, and every process begins here
 
 __all__ = [
     "Bundle",

@@ -9,6 +9,7 @@ Imports nothing but numpy and the peer's packages. Requests and answers are JSON
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 Run = Callable[[Any], Any]
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when ONNX Runtime is loaded
 
 
 def quantize_dynamic(source: Path, images: Any, out: Path, **options: Any) -> None:

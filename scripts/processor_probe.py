@@ -5,12 +5,16 @@ is run where this package is not: on another processor.
 """
 
 import json
+import os
 import platform
 import sys
 import time
 
 import numpy as np
-import onnxruntime
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
+
+import onnxruntime  # noqa: E402
 
 model, images, answers, *sides = sys.argv[1:]
 start = time.perf_counter()

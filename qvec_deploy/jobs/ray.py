@@ -30,7 +30,6 @@ class RayTasks:
 
     def __init__(self, workers: int, *, address: str | None = None) -> None:
         self._ray = _import_ray()
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future default; it warns otherwise
         where: dict[str, Any] = {"address": address}
         if address is None:
