@@ -33,7 +33,7 @@ _NAMES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def visible(text: str, keep: str = "") -> str:
-    r"""A line of text whose control characters, changes of direction and invisible characters are seen: `\x1b`, `\u202e`.
+    r"""A line in which control characters, changes of direction and invisible characters are seen: `\x1b`, `\u202e`.
 
     Text that was made visible stays as it is. What remains can be encoded as UTF-8 and stands in one line.
 

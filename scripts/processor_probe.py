@@ -14,7 +14,7 @@ import numpy as np
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
 
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 model, images, answers, *sides = sys.argv[1:]
 start = time.perf_counter()

@@ -31,6 +31,7 @@ from qvec_deploy.quantize.methods import ROUND_TO_NEAREST, competing
 from qvec_deploy.recipe.blocks import USUAL_GRID, Target
 from qvec_deploy.recipe.recipe import Recipe, validate
 from qvec_deploy.runtimes.registry import RUNTIMES
+from qvec_deploy.visible import visible
 
 _MANY_PIXELS = 128 * 128
 _LIMIT_OF_LARGE = 1000
@@ -103,7 +104,8 @@ def first_recipe(wanted: Wanted, *, offline: bool = False, advance: Advance | No
         receiver.append(("preprocessing", trial.better, said))
         bare["receiver"] = {key: value for key, value, _ in receiver}
         plan = make_plan(validate(bare, wanted.folder, source, {}), checkpoint)
-    text = "\n".join(_lines(name, receiver, plan, sets, wanted)) + "\n"
+    lines = _lines(name, receiver, plan, sets, wanted)
+    text = "".join(f"{visible(line)}\n" for line in lines)  # a line break in a name would end its comment
     values, places = parse_yaml(text, source)
     return validate(values, wanted.folder, source, places), text
 
@@ -220,8 +222,7 @@ def _lines(
     if not any(key == "preprocessing" for key, _, _ in receiver):
         yield "  # preprocessing: { mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], crop_pct: 0.9 }"
     if plan.class_names.names:
-        names = [" ".join(name.split()) for name in plan.class_names.names]  # a line break would end the comment
-        yield f"  # Its classes are named by {plan.class_names.source}: {formatting.some(names)}."
+        yield f"  # Its classes are named by {plan.class_names.source}: {formatting.some(plan.class_names.names)}."
     else:
         yield "  # classes: classes.txt # the names of its classes, one a line; image folders are then matched to them"
     yield from ("", "quantize:", "  bits: 3 # 2 to 8", "  granularity: channel # one scale for each output channel")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qvec_deploy.cli import options
+from qvec_deploy.cli.terminal import echo_json, print_table, terminal
 
 if TYPE_CHECKING:
     from qvec_deploy.research.analyze.analysis import Analysis, DonorAnalysis
@@ -65,7 +66,7 @@ def analyze(
     with options.progress_shown(quiet or as_json).stage("analyze", f"{len(request.vectors)} vectors") as advance:
         analysis = run(request, advance)
     if as_json:
-        options.echo_json(analysis_document(analysis))
+        echo_json(analysis_document(analysis))
     else:
         _print_analysis(analysis)
 
@@ -84,8 +85,9 @@ def _print_analysis(analysis: Analysis) -> None:
             lines.append(("top-1 %", *(_percent(one.top1) for one in measured)))
         for table, rows in ((predictions, _prediction_rows(donor, merged=analysis.one_curvature)), (curves, lines)):
             table += [("" if place else name, *row) for place, row in enumerate(rows)]
-    console = options.terminal()
-    console.print("Share of the gain of the receiver's own QAT, in the loss\n", style="bold")
+    console = terminal()
+    console.print("Share of the gain of the receiver's own QAT, in the loss", style="bold")
+    console.print()
     columns: tuple[str, ...] = (
         "lambda*",
         "Predicted",
@@ -95,13 +97,15 @@ def _print_analysis(analysis: Analysis) -> None:
         "Best lambda",
         "Measured",
     )
-    options.print_table(
-        Table("", ("Vector", "Metric", *columns), tuple(predictions), "ll" + "r" * len(columns)), console
-    )
-    console.print("\nMeasured by lambda\n", style="bold")
+    print_table(Table("", ("Vector", "Metric", *columns), tuple(predictions), "ll" + "r" * len(columns)), console)
+    console.print()
+    console.print("Measured by lambda", style="bold")
+    console.print()
     columns = tuple(f"{lam:g}" for lam in GRID)
-    options.print_table(Table("", ("Vector", "In", *columns), tuple(curves), "ll" + "r" * len(columns)), console)
-    console.print(f"\n{_setting(analysis)}", style="dim")
+    print_table(Table("", ("Vector", "In", *columns), tuple(curves), "ll" + "r" * len(columns)), console)
+    console.print()
+    for line in _setting(analysis):
+        console.print(line, style="dim")
 
 
 def _prediction_rows(donor: DonorAnalysis, *, merged: bool) -> list[tuple[str, ...]]:
@@ -126,7 +130,7 @@ def _prediction_rows(donor: DonorAnalysis, *, merged: bool) -> list[tuple[str, .
     return [(*row, *("" if place else text for text in once)) for place, row in enumerate(rows)]
 
 
-def _setting(analysis: Analysis) -> str:
+def _setting(analysis: Analysis) -> list[str]:
     request, response = analysis.request, analysis.donors[0].response
     measured = {"float": analysis.float_receiver, "plain": response.plain, "own QAT": response.own}
     top1 = ", ".join(f"{name} {_percent(value.top1)} %" for name, value in measured.items())
@@ -139,7 +143,7 @@ def _setting(analysis: Analysis) -> str:
     ]
     if response.share(1.0) is None:
         lines.append("the receiver's own QAT is no better than plain quantization here: there is no gain to share")
-    return "\n".join(lines)
+    return lines
 
 
 def _number(value: float | None) -> str:

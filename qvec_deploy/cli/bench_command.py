@@ -9,6 +9,7 @@ import click
 
 from qvec_deploy.cli import options
 from qvec_deploy.cli.report_table import print_report
+from qvec_deploy.cli.terminal import say
 from qvec_deploy.errors import RecipeError
 
 
@@ -91,4 +92,4 @@ def bench(
         write_tables({report.title: report}, output)
     print_report(report, as_json, scenarios)
     if output is not None and not as_json:
-        click.echo(f"\nreport  {output}/report.html")
+        say("", f"report  {output}/report.html")

@@ -10,6 +10,7 @@ import click
 
 from qvec_deploy.cli import options
 from qvec_deploy.cli.report_table import print_report
+from qvec_deploy.cli.terminal import say
 from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -100,13 +101,13 @@ def build(
     if built.report is not None:
         print_report(built.report, as_json)
     if not as_json:
-        click.echo(f"\nbundle  {directory}")
+        say("", f"bundle  {directory}")
         if built.report is not None:
-            click.echo(f"report  {directory}/report.html")
+            say(f"report  {directory}/report.html")
     not_run = built.bundle.manifest.engine.not_run
     if not_run is not None:
         said = f"engine  built, and not run here: {not_run}; nor are parity, speed and gates known"
-        click.echo(said, err=as_json)
+        say(said, err=as_json)
     require_engine(built.bundle)
     require_gates(built.bundle)
     return 0

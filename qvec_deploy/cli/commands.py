@@ -20,20 +20,19 @@ from qvec_deploy.cli.compile_command import compile_command
 from qvec_deploy.cli.donor_command import donor
 from qvec_deploy.cli.export_command import export
 from qvec_deploy.cli.init_command import init
-from qvec_deploy.cli.options import PATH, Printed, at_work, echo_json, json_option, show
+from qvec_deploy.cli.options import PATH, at_work, json_option
 from qvec_deploy.cli.parts import missing_part
 from qvec_deploy.cli.plan_command import plan
 from qvec_deploy.cli.predict_command import predict
 from qvec_deploy.cli.release_command import release
 from qvec_deploy.cli.report_command import report
 from qvec_deploy.cli.study_command import study
+from qvec_deploy.cli.terminal import Printed, echo_json, say, say_error, show, show_streams
 from qvec_deploy.cli.vector_command import vector
 from qvec_deploy.cli.verify_command import verify
 from qvec_deploy.errors import QvecError
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer as Buffer
-
     from qvec_deploy.io.state_dict import Weights
 
 EPILOG = (
@@ -48,19 +47,21 @@ def main() -> None:
     try:
         code = _run(printed)
     except QvecError as error:
-        click.echo(f"error: {error.message}\nhint: {error.hint}", err=True)
+        say_error(error.message, error.hint)
         code = _document(printed, error.message, error.hint, error.exit_code)
     except click.ClickException as error:
-        error.show()
+        with io.StringIO() as text:
+            error.show(text)
+            say(*text.getvalue().removesuffix("\n").split("\n"), err=True)
         code = _document(printed, error.format_message(), "see --help", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; nothing was left half written", err=True)
+        say("interrupted; nothing was left half written", err=True)
         code = _document(printed, "interrupted", "nothing was left half written; run it again", 130)
     except BrokenPipeError:
         code = 0
     except Exception:  # noqa: BLE001 - the last resort: a bug of ours, shown whole
-        click.echo(traceback.format_exc(), err=True)
-        click.echo("error: this is a bug in qvec-deploy\nhint: report it with the lines above", err=True)
+        say(*traceback.format_exc().split("\n"), err=True)
+        say_error("this is a bug in qvec-deploy", "report it with the lines above")
         code = _document(printed, "this is a bug in qvec-deploy", "report it with the lines on standard error", 1)
     sys.exit(code or 0)
 
@@ -84,30 +85,13 @@ def _document(printed: Printed, message: str, hint: str, exit_code: int) -> int:
     return exit_code
 
 
-class _Output(io.FileIO):
-    """Standard output; where nobody reads on, as behind `| head`, the command still ends as it would have."""
-
-    def write(self, data: Buffer) -> int:
-        """Write, or act as if."""
-        try:
-            return super().write(data) or 0
-        except BrokenPipeError:
-            return memoryview(data).nbytes
-
-
 def program() -> None:
     """`main` as a process of its own: it cleans up when it is terminated, and ends at once.
 
     Everything is written and closed by then; tearing down torch and its kin would take another second or two.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    own = sys.stdout
-    sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(_Output(own.fileno(), "w", closefd=False)),
-        encoding=own.encoding,
-        errors=own.errors,
-        line_buffering=own.isatty(),
-    )
+    show_streams()
     try:
         main()
     except SystemExit as stop:
@@ -131,7 +115,7 @@ def inspect(path: Path, weights: Weights | None, as_json: bool) -> None:
     from qvec_deploy.cli.printing import document_lines, inspect_path
 
     document = inspect_path(path, weights)
-    show(document, as_json, lambda: click.echo("\n".join(document_lines(document))))
+    show(document, as_json, lambda: say(*document_lines(document)))
 
 
 @commands.command()

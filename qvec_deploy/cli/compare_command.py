@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qvec_deploy.cli import options
+from qvec_deploy.cli.terminal import echo_document, print_table, terminal
 
 if TYPE_CHECKING:
     from qvec_deploy.bench.comparison import Comparison
@@ -105,7 +106,7 @@ def compare(
         write_bytes(output / "comparison.json", document)
         write_bytes(output / "comparison.md", render_markdown(comparison_page(comparison), "").encode())
     if as_json:
-        options.echo_document(document.decode())
+        echo_document(document.decode())
     else:
         _print(comparison, output)
     require_no_regression(comparison, strict=strict)
@@ -114,12 +115,12 @@ def compare(
 def _print(comparison: Comparison, output: Path | None) -> None:
     from qvec_deploy.report.comparison_page import changes_table, verdict_table
 
-    console = options.terminal(160)
-    options.print_table(verdict_table(comparison), console)
+    console = terminal(160)
+    print_table(verdict_table(comparison), console)
     console.print()
     changes = changes_table(comparison)
     if changes is not None:
-        options.print_table(changes, console)
+        print_table(changes, console)
         console.print()
     for doubt in comparison.warnings:
         text = f"warning: {doubt.warning} ({doubt.subject}): {doubt.detail} {doubt.warning.remedy}"

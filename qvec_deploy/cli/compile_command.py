@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from qvec_deploy.cli.options import PATH, batch_size_option, json_option, progress_shown, quiet_option, show
+from qvec_deploy.cli.options import PATH, batch_size_option, json_option, progress_shown, quiet_option
+from qvec_deploy.cli.terminal import say, show
 
 
 @click.command("compile")
@@ -48,11 +49,11 @@ def compile_command(
     def print_text() -> None:
         for each in compiled:
             if each.parity is None:
-                click.echo(f"{each.lowering}: built, and not run here: {each.not_run}; parity is not known")
+                say(f"{each.lowering}: built, and not run here: {each.not_run}; parity is not known")
             else:
-                click.echo(f"{each.lowering}: relative error {each.parity.relative_error:.1e} against PyTorch")
+                say(f"{each.lowering}: relative error {each.parity.relative_error:.1e} against PyTorch")
             for engine in each.engines:
-                click.echo(f"  {_line(engine)}")
+                say(f"  {_line(engine)}")
 
     show({"bundle": str(bundle), "compiled": results}, as_json, print_text)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import click
-
 from qvec_deploy.bench.environment import capture_environment, installed_version
-from qvec_deploy.cli.options import print_table
 from qvec_deploy.cli.parts import PARTS, missing_modules
+from qvec_deploy.cli.terminal import print_table, say
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.report.page import Table
 from qvec_deploy.runtimes.registry import RUNTIMES
@@ -75,20 +73,18 @@ def _gpu() -> dict[str, Any]:
 def print_examination(found: dict[str, Any]) -> None:
     """The same as text."""
     flags = ", ".join(found["cpu_flags"]) or "none that matter"
-    click.echo(
-        f"{found['cpu']} ({flags}), {found['usable_cores']} usable cores, {found['memory_bytes'] / 2**30:.1f} GiB"
-    )
-    click.echo(f"{found['operating_system']}, Python {found['python']}")
-    click.echo(", ".join(f"{name} {version}" for name, version in found["packages"].items()))
-    click.echo("\n".join(["", *map(_part_line, found["parts"], found["parts"].values()), "", *_gpu_lines(found), ""]))
+    say(f"{found['cpu']} ({flags}), {found['usable_cores']} usable cores, {found['memory_bytes'] / 2**30:.1f} GiB")
+    say(f"{found['operating_system']}, Python {found['python']}")
+    say(", ".join(f"{name} {version}" for name, version in found["packages"].items()))
+    say("", *map(_part_line, found["parts"], found["parts"].values()), "", *_gpu_lines(found), "")
     for name, runtime in found["runtimes"].items():
-        click.echo(f"runtime {name}: {_state(runtime)}")
+        say(f"runtime {name}: {_state(runtime)}")
         for entry in found["lowerings"]:
             if runtime["works"] and entry["runtime"] == name and entry["missing"]:
-                click.echo(f"  but not lowering {entry['lowering']}: {entry['missing']}")
+                say(f"  but not lowering {entry['lowering']}: {entry['missing']}")
         if runtime["remedy"]:
-            click.echo(f"  {runtime['remedy']}")
-    click.echo()
+            say(f"  {runtime['remedy']}")
+    say("")
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "Runtime": lambda entry: str(entry["runtime"]),
         "Lowering": lambda entry: str(entry["lowering"]),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qvec_deploy.cli import options
+from qvec_deploy.cli.terminal import errors_terminal, print_table, say, show
 
 if TYPE_CHECKING:
     from qvec_deploy.donors.train_config import TrainingProgress
@@ -48,7 +49,7 @@ def train(
 
     recipe = load_donor_recipe(recipe_path, overrides)
     record = _train(recipe, output, force=force, offline=offline, quiet=quiet or as_json)
-    options.show(record, as_json, lambda: _print_record(record, output))
+    show(record, as_json, lambda: _print_record(record, output))
 
 
 def _train(recipe: Any, output: Path, *, force: bool, offline: bool, quiet: bool) -> dict[str, Any]:
@@ -64,18 +65,17 @@ def _train(recipe: Any, output: Path, *, force: bool, offline: bool, quiet: bool
         with _bars(quiet) as watch:
             return train_donor(recipe, output, force=force, offline=offline, environment=environment, watch=watch)
     except KeyboardInterrupt:
-        click.echo("the same command goes on from the last saved state", err=True)
+        say("the same command goes on from the last saved state", err=True)
         raise
 
 
 @contextlib.contextmanager
 def _bars(quiet: bool) -> Iterator[Callable[[str, TrainingProgress], None]]:
     """A bar a run on a terminal, with loss and time left; elsewhere lines, few of them when quiet."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    console = Console(stderr=True)
+    console = errors_terminal()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -94,16 +94,14 @@ def _bars(quiet: bool) -> Iterator[Callable[[str, TrainingProgress], None]]:
             if bars.disable and time.monotonic() - told > (60 if quiet else 5):
                 told = time.monotonic()
                 at = f"step {progress.step}/{progress.steps}, loss {progress.loss:.3f}"
-                console.print(f"[dim]{progress.seconds:7.1f} s[/]  {_TITLES[run]}, {at} ...", highlight=False)
+                console.print(f"{progress.seconds:7.1f} s  {_TITLES[run]}, {at} ...", style="dim")
             if run not in tasks:
                 tasks[run] = bars.add_task(_TITLES[run], total=progress.steps, loss=progress.loss)
             bars.update(tasks[run], completed=progress.step, loss=progress.loss)
             if progress.step == progress.steps:
                 bars.remove_task(tasks[run])
             if progress.step == progress.steps and not quiet:
-                console.print(
-                    f"[dim]{progress.seconds:7.1f} s[/]  {_TITLES[run]}, loss {progress.loss:.3f}", highlight=False
-                )
+                console.print(f"{progress.seconds:7.1f} s  {_TITLES[run]}, loss {progress.loss:.3f}", style="dim")
 
         yield watch
 
@@ -113,7 +111,7 @@ def _print_record(record: dict[str, Any], output: Path) -> None:
 
     val, grid = record["val"], record["recipe"]["scheme"]
     if val is None:
-        click.echo(f"accuracy was not measured: {record['val_missing']}")
+        say(f"accuracy was not measured: {record['val_missing']}")
     else:
         weights = {
             "float fine-tune": "fp_top1",
@@ -121,6 +119,6 @@ def _print_record(record: dict[str, Any], output: Path) -> None:
             "quantization-aware fine-tune on that grid": "qat_top1",
         }
         rows = tuple((title, f"{100 * val[key]:.1f} %") for title, key in weights.items())
-        options.print_table(Table("", ("Weights", f"Top-1 on {val['images']} images"), rows, "lr"))
-    click.echo(f"\nnorm of the vector  {100 * record['vector']['share']:.2f} % of the weights'")
-    click.echo(f"vector  {output / 'vector.safetensors'}")
+        print_table(Table("", ("Weights", f"Top-1 on {val['images']} images"), rows, "lr"))
+    say("", f"norm of the vector  {100 * record['vector']['share']:.2f} % of the weights'")
+    say(f"vector  {output / 'vector.safetensors'}")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from qvec_deploy.cli.options import PATH, at_work, json_option, show
+from qvec_deploy.cli.options import PATH, at_work, json_option
+from qvec_deploy.cli.terminal import say, show
 
 
 @click.command()
@@ -63,7 +64,7 @@ def _engine(
             done = export_engine(bundle, output, lowering, batch_size=batch_size, force=force)
 
     def print_text() -> None:
-        click.echo(f"{output}  {done.lowering}, batch {done.batches}, {done.size / 1e6:.1f} MB")
+        say(f"{output}  {done.lowering}, batch {done.batches}, {done.size / 1e6:.1f} MB")
 
     show({"file": str(output), **done.as_dict()}, as_json, print_text)
 
@@ -76,7 +77,7 @@ def _onnx(bundle: Path, output: Path, lowering: str | None, expanded: bool, forc
 
     def print_text() -> None:
         form = f"{done.lowering}, {'unpacked' if done.expanded else 'packed'}"
-        click.echo(f"{output}  {form}, {done.size / 1e6:.1f} MB")
+        say(f"{output}  {form}, {done.size / 1e6:.1f} MB")
         _say_calibrated(done.calibrated)
 
     show({"file": str(output), **done.as_dict()}, as_json, print_text)
@@ -89,13 +90,13 @@ def _triton(bundle: Path, repository: Path, lowering: str | None, as_json: bool)
         done = export_to_repository(bundle, repository, lowering)
 
     def print_text() -> None:
-        click.echo(f"{done.directory}  {done.lowering}, batches of {done.batches}")
+        say(f"{done.directory}  {done.lowering}, batches of {done.batches}")
         _say_calibrated(done.calibrated)
-        click.echo(f"serve it  tritonserver --model-repository={repository.resolve()}")
+        say(f"serve it  tritonserver --model-repository={repository.resolve()}")
 
     show(done.as_dict(), as_json, print_text)
 
 
 def _say_calibrated(on: str | None) -> None:
     if on is not None:
-        click.echo(f"activations calibrated on {on}")
+        say(f"activations calibrated on {on}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qvec_deploy.cli.options import PATH, at_work, json_option, model_arg_option, model_arguments, offline_option, show
+from qvec_deploy.cli.options import PATH, at_work, json_option, model_arg_option, model_arguments, offline_option
+from qvec_deploy.cli.terminal import say, show
 from qvec_deploy.errors import StorageError
 
 if TYPE_CHECKING:
@@ -60,6 +61,6 @@ def init(
 
     def print_text() -> None:
         print_plan(found)
-        click.echo(f"\nwritten to {path}. Read it, then: qvec-deploy build --recipe {shlex.quote(str(path))}")
+        say("", f"written to {path}. Read it, then: qvec-deploy build --recipe {shlex.quote(str(path))}")
 
     show({"written": str(path), **plan_document(found)}, as_json, print_text)

@@ -1,22 +1,20 @@
-"""What commands share: options, progress, and printing a document or a table."""
+"""What commands share: options and progress."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from qvec_deploy.cli.terminal import errors_terminal
 from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from qvec_deploy.progress import Progress
-    from qvec_deploy.report.page import Table
 
 PATH = click.Path(path_type=Path)
 
@@ -51,69 +49,17 @@ quiet_option = click.option("--quiet", is_flag=True, help="Print results and err
 
 def progress_shown(quiet: bool) -> Progress:
     """Progress on stderr, or no more than a sign of life a minute."""
-    from rich.console import Console
-
     from qvec_deploy.cli.terminal_progress import QuietProgress, TerminalProgress
 
-    console = Console(stderr=True)
+    console = errors_terminal()
     return QuietProgress(console) if quiet else TerminalProgress(console)
 
 
 def at_work(title: str) -> contextlib.AbstractContextManager[Any]:
     """Show that a command is at work, if it takes more than a moment."""
-    from rich.console import Console
-
     from qvec_deploy.cli.terminal_progress import busy
 
-    return busy(Console(stderr=True), title)
-
-
-class Printed:
-    """Whether a command has printed its JSON document; `main` hands one to every command as click's `obj`."""
-
-    document = False
-
-
-def echo_document(text: str) -> None:
-    """Print the one JSON document of a command; an error after it, such as a missed gate, adds no second one."""
-    click.echo(text)
-    context = click.get_current_context(silent=True)
-    if context is not None and isinstance(context.obj, Printed):
-        context.obj.document = True
-
-
-def echo_json(value: Any) -> None:
-    """Print one JSON document."""
-    echo_document(json.dumps(value, indent=2, allow_nan=False))
-
-
-def show(value: dict[str, Any], as_json: bool, print_text: Callable[[], None]) -> None:
-    """Print a command's result: as its one JSON document, or as text."""
-    if as_json:
-        echo_json(value)
-    else:
-        print_text()
-
-
-def terminal(width: int = 120) -> Console:
-    """Standard output, which takes every text as it is.
-
-    Args:
-        width: Columns to fill at least where nobody looks at a terminal, so that a table in a file is not cut.
-    """
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = max(console.width, width)
-    return console
-
-
-def print_table(table: Table, console: Console | None = None, styles: Mapping[str, str] | None = None) -> None:
-    """Print a table of the page model."""
-    from qvec_deploy.report.render_terminal import render_table
-
-    (console or terminal()).print(render_table(table, styles))
+    return busy(errors_terminal(), title)
 
 
 def model_arguments(texts: Sequence[str]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from qvec_deploy.cli.options import (
     quiet_option,
     recipe_option,
     set_option,
-    show,
 )
+from qvec_deploy.cli.terminal import say, show
 from qvec_deploy.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def plan(
     def print_text() -> None:
         print_plan(found)
         if tensors:
-            click.echo()
+            say("")
             print_tensors(found.plan)
         if ahead is not None:
-            click.echo()
+            say("")
             print_roofline(*ahead)
 
     show(document, as_json, print_text)

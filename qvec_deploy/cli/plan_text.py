@@ -6,16 +6,15 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import click
-
 from qvec_deploy import formatting
 from qvec_deploy.builder.preview import DataPreview, Preview
-from qvec_deploy.cli.options import print_table, terminal
 from qvec_deploy.cli.printing import shape_text
+from qvec_deploy.cli.terminal import print_table, say, terminal
 from qvec_deploy.planner import Plan
 from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.recipe import FLOAT_BITS, Evaluate, Recipe
 from qvec_deploy.report.page import Table
+from qvec_deploy.visible import visible
 
 _INDENT = " " * 12
 
@@ -75,8 +74,8 @@ def print_plan(found: Preview) -> None:
     """What goes in, what comes out, what is missing and what is doubtful."""
     width = terminal().width - len(_INDENT)
     for name, text in plan_lines(found):
-        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-        click.echo(f"{name:{len(_INDENT)}}" + f"\n{_INDENT}".join(lines))
+        lines = textwrap.wrap(visible(text), width, break_long_words=False, break_on_hyphens=False)
+        say(*(f"{_INDENT if place else name:{len(_INDENT)}}{line}" for place, line in enumerate(lines)))
 
 
 def plan_lines(found: Preview) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from qvec_deploy.cli.options import PATH, at_work, json_option, show, threads_option
+from qvec_deploy.cli.options import PATH, at_work, json_option, threads_option
+from qvec_deploy.cli.terminal import say, show
 
 
 @click.command()
@@ -26,4 +27,4 @@ def predict(
     with at_work(f"predict  {bundle}"):
         found = Bundle.open(bundle).predict(images, top=top, threads=threads, batch_size=batch_size)
     document = {"predictions": [prediction.as_dict() for prediction in found]}
-    show(document, as_json, lambda: click.echo(as_text(found)))
+    show(document, as_json, lambda: say(*as_text(found).split("\n")))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from qvec_deploy.cli.options import PATH, echo_json, json_option, progress_shown, quiet_option
+from qvec_deploy.cli.options import PATH, json_option, progress_shown, quiet_option
+from qvec_deploy.cli.terminal import echo_json, say
 
 
 @click.command()
@@ -53,7 +54,7 @@ def release(
         echo_json(document | {"files": done.files})
         return
     for check, result in done.checks.items():
-        click.echo(f"ok  {check:8} {result}")
-    click.echo(f"ok  gates    {done.gates} passed" if done.gates else "--  gates    none asked")
-    click.echo(f"\nrelease  {to}\ncard     {to}/MODEL_CARD.md")
-    click.echo(f"signed   {to}/model.sig" if done.signed else "signed   no: give --key")
+        say(f"ok  {check:8} {result}")
+    say(f"ok  gates    {done.gates} passed" if done.gates else "--  gates    none asked")
+    say("", f"release  {to}", f"card     {to}/MODEL_CARD.md")
+    say(f"signed   {to}/model.sig" if done.signed else "signed   no: give --key")

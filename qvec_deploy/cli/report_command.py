@@ -11,6 +11,7 @@ import click
 
 from qvec_deploy.cli import options
 from qvec_deploy.cli.report_table import print_report
+from qvec_deploy.cli.terminal import echo_document, print_table, say, terminal
 from qvec_deploy.errors import IncompatibleError, RecipeError
 
 if TYPE_CHECKING:
@@ -51,14 +52,14 @@ def report(bundles: tuple[Path, ...], output: Path, quiet: bool, as_json: bool) 
         written = write_report(shown or next(iter(reports.values())), output)
         written += write_tables(reports, output)
     if as_json:
-        options.echo_document(written[0].read_bytes().decode())
+        echo_document(written[0].read_bytes().decode())
         return
     if shown is None:
         print_report(next(iter(reports.values())))
     else:
         _print_overview(shown)
     if not quiet:
-        click.echo("\n" + "\n".join(f"wrote  {path}" for path in written))
+        say("", *(f"wrote  {path}" for path in written))
 
 
 def _opened(directories: tuple[Path, ...], progress: Progress) -> dict[str, Bundle]:
@@ -122,7 +123,8 @@ def _read(bundle: Bundle) -> Report:
 def _print_overview(shown: Overview) -> None:
     from qvec_deploy.report.overview import bundles_table, headline
 
-    console, table = options.terminal(140), bundles_table(shown)
-    options.print_table(table, console)
-    console.print("\n" + headline(shown))
+    console, table = terminal(140), bundles_table(shown)
+    print_table(table, console)
+    console.print()
+    console.print(headline(shown))
     console.print(table.note, style="dim")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from qvec_deploy.cli.options import echo_document, print_table, terminal
+from qvec_deploy.cli.terminal import echo_document, print_table, terminal
 
 if TYPE_CHECKING:
     from qvec_deploy.bench.results import Report
@@ -32,18 +32,21 @@ def _print(report: Report, scenarios: Collection[str]) -> None:
 
     console, decision = terminal(), decide(report)
     if decision is not None:
-        console.print(f"{decision.sentence}\n", style="bold")
+        console.print(decision.sentence, style="bold")
+        console.print()
     computed = rows(report)
     console.print(render_candidates(comparison_table(report, computed, on_terminal=True), report.title))
     batches = batch_table(computed)
     if batches is not None and len(report[report.baseline].latency) > 1:
-        console.print(render_candidates(batches, "\nLatency by batch size"))
+        console.print()
+        console.print(render_candidates(batches, "Latency by batch size"))
     table = scenario_table(report, scenarios)
     if table is not None:
         console.print()
         print_table(table, console)
         console.print(table.note, style="dim")
-    console.print("\n" + setup(report), style="dim")
+    console.print()
+    console.print(setup(report), style="dim")
     for line in verdict_lines(report):
         console.print(line)
     for doubt in numbered_warnings(report):

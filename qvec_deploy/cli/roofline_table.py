@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.bench.roofline.roofline_values import layer_kind
-from qvec_deploy.cli.options import print_table, terminal
+from qvec_deploy.cli.terminal import print_table, terminal
 from qvec_deploy.formatting import three
 from qvec_deploy.report.page import Table
 
@@ -56,16 +56,19 @@ def print_roofline(device: Device, source: str, outlooks: Sequence[Outlook]) -> 
     console = terminal()
     rates = ", ".join(f"{name} {_tera(rate)}" for name, rate in device.gflops.items())
     threads = "" if device.threads is None else f", {device.threads} thread{'s' * (device.threads != 1)}"
-    console.print(f"\nroofline of {device.name}{threads} ({source}): {device.bandwidth_gb_s:.0f} GB/s; {rates}")
+    console.print()
+    console.print(f"roofline of {device.name}{threads} ({source}): {device.bandwidth_gb_s:.0f} GB/s; {rates}")
     for column in outlooks[0].columns:
         console.print(f"  {_describe(column, device)}")
     for outlook in outlooks:
-        console.print(f"\nbatch size {outlook.batch_size}")
+        console.print()
+        console.print(f"batch size {outlook.batch_size}")
         table = _table(outlook)
         print_table(table, console, {row[0]: "bold" for row in table.rows[-2:]})
         if outlook.advice is not None:
             console.print(outlook.advice, style="yellow")
-    console.print(f"\n{_ASSUMED}", style="dim")
+    console.print()
+    console.print(_ASSUMED, style="dim")
 
 
 def _describe(column: RooflineColumn, device: Device) -> str:

@@ -10,15 +10,13 @@ import click
 from qvec_deploy.cli.options import (
     address_option,
     at_work,
-    echo_json,
     json_option,
     offline_option,
-    print_table,
     progress_shown,
     quiet_option,
     set_option,
-    terminal,
 )
+from qvec_deploy.cli.terminal import echo_document, echo_json, errors_terminal, print_table, say, terminal
 
 if TYPE_CHECKING:
     from qvec_deploy.jobs.executors import ExecutorName
@@ -60,8 +58,6 @@ def run(
     After a kill or Ctrl-C the same command goes on. A node that fails costs itself and what is made from it; the exit
     code is that of the worst failure.
     """
-    from rich.console import Console
-
     from qvec_deploy.cli.study_display import StudyDisplay, print_outcome
     from qvec_deploy.research.study.study_recipe import load_study
     from qvec_deploy.research.study.study_run import run_study
@@ -72,10 +68,10 @@ def run(
         if quiet or as_json:
             done = run_study(recipe, output, **settings)
         else:
-            with StudyDisplay(Console(stderr=True)) as display:
+            with StudyDisplay(errors_terminal()) as display:
                 done = run_study(recipe, output, watcher=display, **settings)
     except KeyboardInterrupt:
-        click.echo("the same command goes on with what is missing", err=True)
+        say("the same command goes on with what is missing", err=True)
         raise
     if as_json:
         echo_json(done)
@@ -134,11 +130,11 @@ def report(folder: Path, output: Path, quiet: bool, as_json: bool) -> None:
         shown = StudyReport(str(study.run.get("name", folder.resolve().name)), summary, study.recipe, study.run)
         written = write_study(shown, study.cells, output)
     if as_json:
-        click.echo(written[0].read_bytes().decode())
+        echo_document(written[0].read_bytes().decode())
         return
     _print(shown)
     if not quiet:
-        click.echo("\n" + "\n".join(f"wrote  {path}" for path in written))
+        say("", *(f"wrote  {path}" for path in written))
 
 
 def _print(shown: StudyReport) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn
 
-from qvec_deploy.cli.options import print_table, terminal
+from qvec_deploy.cli.console import DescriptionColumn
+from qvec_deploy.cli.terminal import print_table, say, terminal
 from qvec_deploy.cli.terminal_progress import LiveDisplay
 from qvec_deploy.report.page import Table
 from qvec_deploy.research.study.study_node import KINDS, StudyNode
@@ -26,8 +25,7 @@ class StudyDisplay(LiveDisplay, StudyWatcher):
     """A bar a kind and one a running node; without a terminal a line now and then, and one for every failure."""
 
     def __init__(self, console: Console) -> None:
-        text = TextColumn("{task.description}")
-        super().__init__(console, text, BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+        super().__init__(console, DescriptionColumn(), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
         self._tasks: dict[str, TaskID] = {}
         self._names: dict[str, str] = {}
         self._running: dict[str, TaskID] = {}
@@ -48,7 +46,7 @@ class StudyDisplay(LiveDisplay, StudyWatcher):
     def event(self, name: str, event: Any) -> None:
         """Show how far a node is."""
         if name not in self._running:
-            self._running[name] = self._bars.add_task(f"[dim]{self._names[name]}", total=None)
+            self._running[name] = self._bars.add_task(self._names[name], total=None, style="dim")
         self._bars.update(self._running[name], completed=event["done"], total=event["total"])
 
     def ended(self, end: NodeEnd) -> None:
@@ -61,7 +59,7 @@ class StudyDisplay(LiveDisplay, StudyWatcher):
         self._failed += end.state == "failed"
         self._bars.advance(self._tasks[end.node.kind])
         if end.failure is not None and end.because is None:
-            self._print(Text(f"{end.node.name} failed: {end.failure.message}", style="yellow"))
+            self._print(f"{end.node.name} failed: {end.failure.message}", "yellow")
         now = time.monotonic()
         if self._over == self._total or (not self._console.is_terminal and now - self._said >= _EVERY_S):
             self._said = now
@@ -72,10 +70,10 @@ class StudyDisplay(LiveDisplay, StudyWatcher):
                 text += (
                     "  (" + ", ".join(f"{TITLES[kind]} {n}/{all_}" for kind, (n, all_) in self._counts.items()) + ")"
                 )
-            self._print(Text(text, style="dim"))
+            self._print(text, "dim")
 
-    def _print(self, line: Text) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+    def _print(self, line: str, style: str) -> None:
+        self._console.print(line, style=style, soft_wrap=True)
 
 
 def print_outcome(run: dict[str, Any], out: Path) -> None:
@@ -90,14 +88,14 @@ def print_outcome(run: dict[str, Any], out: Path) -> None:
     print_table(Table("", ("Nodes", *map(str.capitalize, keys)), rows, "lrrrr"), console)
     for failure in run["failures"]:
         if failure["because"] is None:
-            text = f"\n{failure['node']}: exit code {failure['exit_code']}: {failure['message']}\n"
-            text += f"  hint: {failure['hint']}"
-            console.print(text, style="yellow", soft_wrap=True)
+            text = f"{failure['node']}: exit code {failure['exit_code']}: {failure['message']}"
+            for line in ("", text, f"  hint: {failure['hint']}"):
+                console.print(line, style="yellow", soft_wrap=True)
     lost = sum(failure["because"] is not None for failure in run["failures"])
     if lost:
-        click.echo(f"\n{lost} more nodes need what failed")
-    click.echo(f"\n{duration(run['wall_seconds'])} now, {duration(run['summed_seconds'])} of one thread in all")
-    click.echo(f"cells  {out / 'cells'}")
+        say("", f"{lost} more nodes need what failed")
+    say("", f"{duration(run['wall_seconds'])} now, {duration(run['summed_seconds'])} of one thread in all")
+    say(f"cells  {out / 'cells'}")
 
 
 def print_plan(plan: dict[str, Any]) -> None:
@@ -111,7 +109,7 @@ def print_plan(plan: dict[str, Any]) -> None:
     left = plan["seconds_left"]
     jobs = f"{plan['jobs']} at a time"
     known = "not known yet: no node of some kind is done" if left is None else f"about {duration(left)}, {jobs}"
-    click.echo(f"\n{plan['pairs']} pairs of donor and receiver\ntime left  {known}")
+    say("", f"{plan['pairs']} pairs of donor and receiver", f"time left  {known}")
 
 
 def duration(seconds: float) -> str:

@@ -8,15 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.text import Text
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TimeElapsedColumn
 
 from qvec_deploy import formatting
 from qvec_deploy.bench.statistics import wilson
 from qvec_deploy.builder.context import BuildContext
-from qvec_deploy.cli.options import print_table, show, terminal
+from qvec_deploy.cli.console import DescriptionColumn, styled
+from qvec_deploy.cli.terminal import errors_terminal, print_table, say, show, terminal
 from qvec_deploy.cli.terminal_progress import TITLES, LiveDisplay
 from qvec_deploy.errors import QvecError, RecipeError
 from qvec_deploy.jobs.job import Executor
@@ -34,10 +33,9 @@ class SweepDisplay(LiveDisplay):
     """A line for every running build with its stage, and one for all; without a terminal a line for every end."""
 
     def __init__(self, console: Console, count: int) -> None:
-        text = TextColumn("{task.description}")
-        super().__init__(console, SpinnerColumn(), text, BarColumn(20), TimeElapsedColumn())
+        super().__init__(console, SpinnerColumn(), DescriptionColumn(), BarColumn(20), TimeElapsedColumn())
         self._count, self._ended = count, 0
-        self._total = self._bars.add_task(f"[bold]{count} builds", total=count)
+        self._total = self._bars.add_task(f"{count} builds", total=count, style="bold")
         self._tasks: dict[str, TaskID] = {}
 
     def event(self, name: str, event: Any) -> None:
@@ -58,10 +56,10 @@ class SweepDisplay(LiveDisplay):
             self._bars.remove_task(self._tasks.pop(row.name))
         self._bars.update(self._total, completed=self._ended)
         seconds = time.monotonic() - self._start
-        line = Text(f"{seconds:7.1f} s  {self._ended}/{self._count}  {row.name}: {_verdict(row)}", style="dim")
+        line = styled(f"{seconds:7.1f} s  {self._ended}/{self._count}  {row.name}: {_verdict(row)}", "dim")
         if row.verdict == "failed":
-            line.append(f": {row.reason}", style="yellow")
-        self._console.print(line, highlight=False, soft_wrap=True)
+            line.append(styled(f": {row.reason}", "yellow"))
+        self._console.print(line, soft_wrap=True)
 
 
 def run_sweep(
@@ -80,7 +78,7 @@ def run_sweep(
     if quiet or as_json:
         summary = run()
     else:
-        with SweepDisplay(Console(stderr=True), len(recipes)) as display:
+        with SweepDisplay(errors_terminal(), len(recipes)) as display:
             summary = run(on_event=display.event, on_end=display.ended)
     show(summary.as_dict(), as_json, lambda: _print(summary, folder))
     return summary.exit_code
@@ -104,8 +102,8 @@ def _print_builds(recipes: Sequence[Recipe], builds: Sequence[dict[str, Any]]) -
     print_table(Table("", columns, tuple(rows), "lllllr"), terminal(140))
     for build in builds:
         if build["refused"] is not None:
-            click.echo(f"\n{build['recipe']}: {build['refused']}")
-    click.echo(f"\n{len(recipes)} builds, {sum(len(build['candidates']) for build in builds)} candidates in all")
+            say("", f"{build['recipe']}: {build['refused']}")
+    say("", f"{len(recipes)} builds, {sum(len(build['candidates']) for build in builds)} candidates in all")
 
 
 def _planned(recipe: Recipe, offline: bool) -> dict[str, Any]:
@@ -129,9 +127,10 @@ def _print(summary: SweepSummary, folder: Path) -> None:
     print_table(Table("", ("Build", "Verdict", *figures), rows, "llrrrrr"), console, failed)
     for row in summary.rows:
         if row.reason:
-            reason = f"\n{row.name}: {row.verdict}, exit code {row.exit_code}: {row.reason}\n  hint: {row.hint}"
-            console.print(reason, style="yellow", soft_wrap=True)
-    click.echo(f"\nsummary  {folder / SUMMARY}")
+            reason = f"{row.name}: {row.verdict}, exit code {row.exit_code}: {row.reason}"
+            for line in ("", reason, f"  hint: {row.hint}"):
+                console.print(line, style="yellow", soft_wrap=True)
+    say("", f"summary  {folder / SUMMARY}")
 
 
 def _verdict(row: SweepRow) -> str:

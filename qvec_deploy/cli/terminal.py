@@ -81,7 +81,7 @@ def _write(text: str, stream: TextIO) -> None:
 
 
 def say_error(message: str, hint: str) -> None:
-    """Print what went wrong and what to do. Further lines of a message begin with blanks, so that none looks as ours."""
+    """Print what went wrong and what to do; further lines of a message begin with blanks, as none of ours does."""
     for title, text in (("error", message), ("hint", hint)):
         first, *others = text.split("\n")
         say(f"{title}: {first}", *(f"  {line}" for line in others), err=True)

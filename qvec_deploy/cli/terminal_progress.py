@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from qvec_deploy.cli.console import DescriptionColumn
 from qvec_deploy.progress import Advance, Progress
 
 WORTH_A_LINE_S = 0.2  # nine small candidates would fill the screen with zeros
@@ -52,7 +53,7 @@ def signs_of_life(console: Console, title: str, *, quiet: bool = False) -> Itera
     def tell() -> None:
         pause = _REGULARLY_S if quiet else _SOON_S
         while not ended.wait(pause):
-            console.print(f"{time.monotonic() - start:7.0f} s  {title}{reached} ...", style="dim", highlight=False)
+            console.print(f"{time.monotonic() - start:7.0f} s  {title}{reached} ...", style="dim")
             pause = _REGULARLY_S
 
     teller = threading.Thread(target=tell, daemon=True)
@@ -111,7 +112,7 @@ class TerminalProgress(Progress):
             yield advance
         seconds = time.monotonic() - start
         if seconds >= WORTH_A_LINE_S:
-            self._console.print(f"[dim]{seconds:7.1f} s[/]  {title}", highlight=False)
+            self._console.print(f"{seconds:7.1f} s  {title}", style="dim")
 
 
 @contextlib.contextmanager
@@ -121,8 +122,7 @@ def busy(console: Console, title: str) -> Iterator[Advance]:
         with signs_of_life(console, title) as advance:
             yield advance
         return
-    text = TextColumn("{task.description}")
-    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), DescriptionColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True) as bars:
         task = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qvec_deploy.cli import options
+from qvec_deploy.cli.terminal import echo_json, print_table, say, show
 from qvec_deploy.errors import IncompatibleError, RecipeError, StorageError
 from qvec_deploy.io.files import storage_errors
 
@@ -124,7 +125,7 @@ def inspect(file: str, offline: bool, as_json: bool) -> None:
 
     opened = QuantizationVector.open(file, offline=offline)
     summary = summarize(opened)
-    options.show(summary, as_json, lambda: _print_summary(summary, str(opened.header.scheme)))
+    show(summary, as_json, lambda: _print_summary(summary, str(opened.header.scheme)))
 
 
 @vector.command()
@@ -231,7 +232,7 @@ def check(
         sketch_like(sketch, opened.read), sketch, _geometry(model, arguments), donor.header.scheme
     )
     document = _check_document(found, model, donor.control())
-    options.show(document, as_json, lambda: _print_check(found, model, donor.control()))
+    show(document, as_json, lambda: _print_check(found, model, donor.control()))
     require_undone(found.findings)
     if output is not None:
         write_corrected(opened, found.changes, output)
@@ -308,13 +309,13 @@ def _show_written(path: Path, header: VectorHeader, as_json: bool) -> None:
     warning = share_warning(header.share)
     if as_json:
         written = {"path": str(path), "norm": header.norm, "share": header.share, "warning": warning}
-        options.echo_json({**written, "assumed": list(header.assumed)})
+        echo_json({**written, "assumed": list(header.assumed)})
         return
-    click.echo(f"vector  {path}\n        {header.scheme}, {header.task}, {header.share:.2%} of the weights' norm")
+    say(f"vector  {path}", f"        {header.scheme}, {header.task}, {header.share:.2%} of the weights' norm")
     for each in header.assumed:
-        click.echo(f"assumed {each}")
+        say(f"assumed {each}")
     if warning:
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
 
 
 def _print_summary(summary: dict[str, Any], scheme: str) -> None:
@@ -325,7 +326,7 @@ def _print_summary(summary: dict[str, Any], scheme: str) -> None:
     for layer in summary["layers"]:
         share = f"{layer['share']:.2%}" if layer["share"] is not None else "not known"
         rows.append((layer["name"], shape_text(layer["shape"]), f"{layer['norm']:.4g}", share))
-    options.print_table(Table("", ("Tensor", "Shape", "Norm", "Share of weight"), tuple(rows), "llrr"))
+    print_table(Table("", ("Tensor", "Shape", "Norm", "Share of weight"), tuple(rows), "llrr"))
     lines = {
         "scheme": scheme,
         "skip": ", ".join(summary["skip"]) or "nothing",
@@ -339,11 +340,11 @@ def _print_summary(summary: dict[str, Any], scheme: str) -> None:
         "norm": f"{summary['norm']:.4g}, {summary['share']:.2%} of the weights' norm",
         "made by": summary["made_by"],
     }
-    click.echo("\n" + "\n".join(f"{key:8} {value}" for key, value in lines.items() if value is not None))
+    say("", *(f"{key:8} {value}" for key, value in lines.items() if value is not None))
     for each in summary["assumed"]:
-        click.echo(f"assumed  {each}")
+        say(f"assumed  {each}")
     if summary["warning"]:
-        click.echo(f"warning: {summary['warning']}", err=True)
+        say(f"warning: {summary['warning']}", err=True)
 
 
 def _control(what: str) -> str:
@@ -363,14 +364,14 @@ def _check_document(found: Coordinates, model: str | None, control: str | None) 
 
 def _print_check(found: Coordinates, model: str | None, control: str | None) -> None:
     if control is not None:
-        click.echo(_control(control))
+        say(_control(control))
     for finding in found.findings:
         what = "can be undone" if finding.undone else "cannot be undone"
-        click.echo(f"{finding.where}: {finding.symmetry} ({finding.units}), {what}")
+        say(f"{finding.where}: {finding.symmetry} ({finding.units}), {what}")
     if not found.findings:
-        click.echo("the receiver is in the donor's coordinates")
+        say("the receiver is in the donor's coordinates")
     if found.distance is not None:
         worst = max(found.distances, key=found.distances.__getitem__)
-        click.echo(f"distance to the donor {found.distance:.1%}; most in {worst}, {found.distances[worst]:.1%}")
+        say(f"distance to the donor {found.distance:.1%}; most in {worst}, {found.distances[worst]:.1%}")
     if model is None:
-        click.echo("only distances were judged; --model names symmetries")
+        say("only distances were judged; --model names symmetries")

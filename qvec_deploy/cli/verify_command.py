@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from qvec_deploy.cli.options import PATH, at_work, echo_json, json_option
+from qvec_deploy.cli.options import PATH, at_work, json_option
+from qvec_deploy.cli.terminal import echo_json, say
 
 
 @click.command()
@@ -60,4 +61,4 @@ def verify(bundle: Path, key: Path | None, release: bool, accept_unverified: boo
     unchecked |= {"signature"} if key is None else set()
     width = max(map(len, checks))
     for check, result in checks.items():
-        click.echo(f"{'--' if check in unchecked else 'ok'}  {check:{width}} {result}")
+        say(f"{'--' if check in unchecked else 'ok'}  {check:{width}} {result}")

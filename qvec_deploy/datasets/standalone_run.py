@@ -13,9 +13,10 @@ import json
 import math
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 ONNXRUNTIME_NEEDED = (1, 20)
 REQUIREMENTS = "onnxruntime>=1.20\nnumpy>=1.23\npillow>=9.3\n"
@@ -218,12 +219,17 @@ def _best(logits: np.ndarray[Any, Any], names: Sequence[str], top: int) -> tuple
     return tuple(ClassProbability(i, names[i] if names else str(i), float(shares[i])) for i in labels)
 
 
+def shown(text: str) -> str:
+    """A name in one line; what a terminal would obey or hide is seen."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
+
+
 def as_text(predictions: Iterable[ImagePrediction]) -> str:
     """Predictions as a person reads them."""
     lines = []
     for prediction in predictions:
-        lines.append(prediction.image)
-        lines += [f"  {100 * entry.probability:6.2f} %  {entry.name}" for entry in prediction.classes]
+        lines.append(shown(prediction.image))
+        lines += [f"  {100 * entry.probability:6.2f} %  {shown(entry.name)}" for entry in prediction.classes]
     return "\n".join(lines)
 
 
@@ -303,17 +309,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         predictions = _run(asked)
     except RunError as error:
-        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
+        _say(f"error: {shown(error.message)}\nhint: {shown(error.hint)}", sys.stderr)
         if asked.json:
             document = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
-            sys.stdout.write(f"{json.dumps(document, indent=2)}\n")
+            _say(json.dumps(document, indent=2), sys.stdout)
         return error.exit_code
     if asked.json:
         document = {"predictions": [prediction.as_dict() for prediction in predictions]}
-        sys.stdout.write(f"{json.dumps(document, indent=2)}\n")
+        _say(json.dumps(document, indent=2), sys.stdout)
     else:
-        sys.stdout.write(f"{as_text(predictions)}\n")
+        _say(as_text(predictions), sys.stdout)
     return 0
+
+
+def _say(text: str, stream: TextIO) -> None:
+    stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding) + "\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))
 
 
 def _run(asked: argparse.Namespace) -> list[ImagePrediction]:
@@ -344,7 +359,7 @@ def _answer(folder: Path, manifest: Mapping[str, Any], asked: argparse.Namespace
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description="Name what is in pictures.",
         epilog="Exit codes: 0 done, 2 usage, 4 a library is missing or too old, 5 a file is damaged, 6 reading failed.",
     )

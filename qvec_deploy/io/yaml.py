@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from qvec_deploy.errors import RecipeError, first_line
+from qvec_deploy.visible import visible
 
 Place = tuple[str | int, ...]
 
@@ -125,6 +126,8 @@ def _load(text: str, where: str, places: dict[Place, str] | None) -> Any:
 def dump_yaml(values: Any) -> str:
     """Plain values as YAML that `parse_yaml` reads back as they were, keys in their order."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if visible(text, keep="\n") != text:  # in ASCII, all that cannot be seen has an escape
+        text = yaml.dump(values, Dumper=_Dumper, sort_keys=False)
     return text
 
 

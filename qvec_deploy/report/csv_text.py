@@ -7,19 +7,22 @@ import io
 from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
+from qvec_deploy.visible import visible
+
 Value = str | float | int | bool | None
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""How texts begin that a spreadsheet would run."""
 
 
 def to_csv(columns: Sequence[str], lines: Iterable[Sequence[Value]]) -> str:
     """A table as RFC 4180 has it; numbers in full, None as an empty cell.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    Everything in a text is visible, and one that a spreadsheet would take for a formula gets an apostrophe before it.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\r\n")
-    writer.writerow(columns)
+    writer.writerow(map(_cell, columns))
     writer.writerows([_cell(value) for value in line] for line in lines)
     return stream.getvalue()
 
@@ -30,4 +33,7 @@ def data_uri(text: str) -> str:
 
 
 def _cell(value: Value) -> Value:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    text = visible(value, keep="\n\t")
+    return f"'{text}" if value.lstrip(" ").startswith(_FORMULA) else text

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from qvec_deploy.report.page import VERDICTS, Page, groups
+from qvec_deploy.visible import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -24,7 +25,7 @@ def render_html(page: Page) -> str:
 
 @cache
 def page_environment() -> Environment:
-    """The templates as pages need them: escaped, strict, with the filters of numbers and names."""
+    """The templates as pages need them: every text through `html_text`, strict, with filters of numbers and names."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -33,10 +34,18 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         loader=jinja2.FunctionLoader(resource),
+        finalize=lambda value: html_text(value) if isinstance(value, str) else value,
     )
     environment.filters["unbroken"] = unbroken
     environment.filters["breakable"] = breakable
     return environment
+
+
+def html_text(text: str) -> Markup:
+    """Text that a page shows as it is; what is markup already stays."""
+    from markupsafe import Markup, escape
+
+    return text if isinstance(text, Markup) else escape(visible(text, keep="\n\t"))
 
 
 def unbroken(text: str) -> str:
@@ -48,9 +57,9 @@ def unbroken(text: str) -> str:
 
 def breakable(name: str) -> Markup:
     """A name that may break after its underscores, in a narrow cell, rather than anywhere."""
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
 
-    return Markup("_<wbr>").join(map(escape, name.split("_")))
+    return Markup("_<wbr>").join(map(html_text, name.split("_")))
 
 
 def resource(name: str) -> str:

@@ -27,10 +27,13 @@ from qvec_deploy.report.page import (
     Verbatim,
     groups,
 )
+from qvec_deploy.visible import visible
 
 _AUTOLINK = re.compile(
     r"((?:https?|ftp):(?=//)|www(?=\.)|#(?=\d)|gh-(?=\d)|(?<!\w)@(?=\w)|@(?=[\w-]+\.\w))", re.IGNORECASE
 )
+_MARKER = re.compile(r"^(\d{1,9}(?=[.)](?: |$))|(?=#{1,6}(?: |$)|>|[-+](?:[ -]|$)))")
+"""Where a line is a heading, a quotation, a list or a rule for what it begins with."""
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -136,13 +139,13 @@ def _points(block: Points) -> str:
 
 @_text.register
 def _verbatim(block: Verbatim) -> str:
-    quoted = "\n".join(f"    {line}" for line in block.text.splitlines())
+    quoted = "\n".join("    " + visible(line, keep="\t") for line in block.text.rstrip("\n").split("\n"))
     return f"{escape(block.title)}:\n\n{quoted}"
 
 
 @_text.register
 def _commands(block: Commands) -> str:
-    lines = "\n".join(block.lines)
+    lines = "\n".join(map(visible, block.lines))
     return f"```bash\n{lines}\n```"
 
 
@@ -160,9 +163,15 @@ def escape(text: str) -> str:
     between keeps it from that, and nobody sees it. Brackets stay where they cannot make a link, so that intervals read
     well in the source too.
     """
-    flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    flat = _flat(text).replace("&", "&amp;").replace("<", "&lt;")
     shown = re.sub(r"([\\`*|~]|\](?=[(\[:])|(?<!\w)_|_(?!\w))", r"\\\1", flat)
+    shown = _MARKER.sub(r"\1\\", shown)
     return _AUTOLINK.sub(r"\1<!-- -->", shown).replace("$", "<span>$</span>")
+
+
+def _flat(text: str) -> str:
+    """Text in one line, in which everything is visible."""
+    return visible(" ".join(re.split(r"[ \t\n]+", text)).strip())
 
 
 def table_rows(titles: Sequence[str], body: Iterable[Sequence[str]], alignment: str) -> str:
@@ -183,5 +192,5 @@ def table_text(table: Table) -> str:
 
 def folded(title: str, text: str) -> str:
     """A section that GitHub shows when it is asked to."""
-    summary = html.escape(" ".join(title.split()))
+    summary = _AUTOLINK.sub(r"\1<!-- -->", html.escape(_flat(title)))
     return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"

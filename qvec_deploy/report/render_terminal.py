@@ -10,6 +10,7 @@ from rich.text import Text
 from qvec_deploy.bench.results import Report
 from qvec_deploy.report import report_verdict as verdict
 from qvec_deploy.report.page import VERDICTS, CandidateTable, Table
+from qvec_deploy.visible import visible
 
 MARK = " *"
 STYLES = {"good": "green", "bad": "bold red", "unsure": "yellow"}
@@ -23,12 +24,12 @@ def render_table(table: Table, styles: Mapping[str, str] | None = None) -> RichT
     """
     shown = _empty(table.title)
     for title, side in zip(table.columns, table.alignment, strict=True):
-        shown.add_column(Text(title), justify="right" if side == "r" else "left", overflow="fold")
+        shown.add_column(_shown(title, keep="\n"), justify="right" if side == "r" else "left", overflow="fold")
     for first, *others in table.rows:
         marked = first == table.shipped
         cells = [first + MARK if marked else first, *others]
         style = "bold" if marked else (styles or {}).get(first, "")
-        shown.add_row(*(Text(cell, STYLES.get(VERDICTS.get(cell, ""), "")) for cell in cells), style=style)
+        shown.add_row(*(_shown(cell, STYLES.get(VERDICTS.get(cell, ""), "")) for cell in cells), style=style)
     return shown
 
 
@@ -36,15 +37,14 @@ def render_candidates(table: CandidateTable, title: str) -> RichTable:
     """A row per line of every candidate; the selected one in bold, with a star."""
     shown = _empty(title)
     if any(entry.selected for entry in table.candidates):
-        shown.caption, shown.caption_justify = Text("* in the bundle"), "left"
+        shown.caption, shown.caption_justify = _shown("* in the bundle"), "left"
     shown.add_column("Candidate", overflow="fold")
     for name, unit in table.columns:
-        shown.add_column(Text(f"{name}\n{unit}" if unit else name), justify="right")
+        shown.add_column(_shown(f"{name}\n{unit}" if unit else name, keep="\n"), justify="right")
     for entry in table.candidates:
         for line in entry.lines:
-            # Text, not str: a name is data, and rich would read its brackets as markup.
             cells = [entry.name + (MARK if entry.selected else ""), *map(str, line)]
-            shown.add_row(*map(Text, cells), style="bold" if entry.selected else "")
+            shown.add_row(*map(_shown, cells), style="bold" if entry.selected else "")
     return shown
 
 
@@ -52,13 +52,18 @@ def verdict_lines(report: Report) -> Sequence[Text]:
     """How the selected candidate was chosen, what must not be overlooked about it, and a line for every gate."""
     lines = []
     if report.selection is not None:
-        lines.append(Text(f"selected: {verdict.chosen(report)}"))
-        lines += [Text(f"note: {remark}", style="yellow") for remark in verdict.remarks(report)]
+        lines.append(_shown(f"selected: {verdict.chosen(report)}"))
+        lines += [_shown(f"note: {remark}", "yellow") for remark in verdict.remarks(report)]
     for gate in report.gates:
         text = f"gate {gate.name}: {verdict.verdict_of(gate)}; wanted {gate.wanted}, found {gate.found}"
-        lines.append(Text(text, style="" if gate.passed else "bold red"))
+        lines.append(_shown(text, "" if gate.passed else "bold red"))
     return lines
 
 
+def _shown(text: str, style: str = "", keep: str = "") -> Text:
+    """A text that is no markup, with everything in it visible."""
+    return Text(visible(text, keep), style)
+
+
 def _empty(title: str) -> RichTable:
-    return RichTable(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    return RichTable(title=_shown(title), title_justify="left", box=None, pad_edge=False)

@@ -12,6 +12,7 @@ from html import escape
 from typing import Any, ClassVar, ParamSpec
 
 from qvec_deploy.report.csv_text import data_uri, to_csv
+from qvec_deploy.visible import visible
 
 P = ParamSpec("P")
 
@@ -144,8 +145,13 @@ def legend(axes: Any, above: float = 1.02, columns: int = 2, **settings: Any) ->
 def name_rows(axes: Any, names: Sequence[str]) -> None:
     """A row for each name, the first on top."""
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), map(visible, names))
     axes.tick_params(labelsize=9, length=0, axis="y")
+
+
+def name_columns(axes: Any, names: Sequence[str], **settings: Any) -> None:
+    """A column for each name."""
+    axes.set_xticks(range(len(names)), map(visible, names), **settings)
 
 
 def scale_logarithmic(axes: Any, axis: str, low: float, high: float) -> None:
@@ -160,7 +166,11 @@ def scale_logarithmic(axes: Any, axis: str, low: float, high: float) -> None:
 
 
 def inline(figure: Any, name: str, description: str) -> str:
-    """The figure as an `<svg>` element for an HTML page."""
+    """The figure as an `<svg>` element for an HTML page, with everything in its texts visible."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_text(visible(text.get_text(), keep="\n"))
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
@@ -176,12 +186,13 @@ def inline(figure: Any, name: str, description: str) -> str:
     text = re.sub(r"'DejaVu Sans'(?:, [^;\"]*)?", "inherit", text)
     for variable, color in COLORS.items():
         text = text.replace(color, f"var(--{variable})")
-    label = escape(description, quote=True)
+    label = escape(visible(description), quote=True)
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
 
 
 def shorten(name: str) -> str:
     """A name that fits beside a plot, with its beginning and more of its end; the tables have it in full."""
+    name = visible(name)
     if len(name) <= LABEL_LENGTH:
         return name
     end = LABEL_LENGTH * 3 // 5

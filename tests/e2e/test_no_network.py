@@ -54,7 +54,10 @@ class Watched:
         (folder / "hook" / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
         self._log = folder / "python.log"
         self.strace = shutil.which("strace")
-        if self.strace is not None and subprocess.run([self.strace, "-qq", "-e", "trace=none", "true"], check=False).returncode != 0:
+        if (
+            self.strace is not None
+            and subprocess.run([self.strace, "-qq", "-e", "trace=none", "true"], check=False).returncode != 0
+        ):
             self.strace = None
 
     def run(self, arguments: Sequence[str], **variables: str) -> str:

@@ -136,7 +136,18 @@ def test_the_file_stands_alone() -> None:
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     others = {str(name).partition(".")[0] for name in imported}
-    assert others - {"argparse", "collections", "hashlib", "json", "math", "os", "pathlib", "sys", "typing"} == {
+    assert others - {
+        "argparse",
+        "collections",
+        "hashlib",
+        "json",
+        "math",
+        "os",
+        "pathlib",
+        "sys",
+        "typing",
+        "unicodedata",
+    } == {
         "__future__",
         "PIL",
         "numpy",

@@ -63,7 +63,7 @@ def model_card(subject: Subject) -> str:
         _definitions(fact for fact in environment_facts(report) if fact[0] not in report.environment.packages),
         "## Verify and run",
         _commands(subject),
-        f"Written by {escape(report.created_by)} from the bundle of {manifest.created}.",
+        f"Written by {escape(report.created_by)} from the bundle of {escape(manifest.created)}.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

@@ -223,7 +223,7 @@ def _number(axes: Any, column: int, row: int, gain: float, error: float | None) 
 
 def _frame(axes: Any, across: Sequence[str], down: Sequence[str], rotation: int) -> None:
     axes.set_xlim(-0.5, len(across) - 0.5)
-    axes.set_xticks(range(len(across)), across, rotation=rotation)
+    svg.name_columns(axes, across, rotation=rotation)
     svg.name_rows(axes, down)
     axes.tick_params(labelsize=9, length=0)
     _bare(axes)

@@ -1,0 +1,1 @@
+"""Text that attacks whoever shows it, one kind an entry."""
