@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -50,9 +49,9 @@ def main() -> None:
         say_error(error.message, error.hint)
         code = _document(printed, error.message, error.hint, error.exit_code)
     except click.ClickException as error:
-        with io.StringIO() as text:
-            error.show(text)
-            say(*text.getvalue().removesuffix("\n").split("\n"), err=True)
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            say(*error.ctx.get_usage().split("\n"), f"Try '{error.ctx.command_path} --help' for help.", "", err=True)
+        say(f"Error: {error.format_message()}", err=True)
         code = _document(printed, error.format_message(), "see --help", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         say("interrupted; nothing was left half written", err=True)

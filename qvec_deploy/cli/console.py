@@ -14,11 +14,7 @@ from qvec_deploy.visible import visible
 
 
 class VisibleConsole(Console):
-    """Shows every string as one line, as it is.
-
-    Args:
-        file: Where it writes to.
-    """
+    """Shows every string as one line, as it is."""
 
     def __init__(self, file: TextIO, **settings: Any) -> None:
         super().__init__(file=file, highlight=False, markup=False, emoji=False, **settings)
