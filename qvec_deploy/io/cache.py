@@ -79,8 +79,9 @@ class Cache:
         """
         final = self.path(kind, inputs)
         with file_lock(self.folder / "locks" / f"{final.name}.lock"):
-            if _is_whole(final):
-                yield CacheEntry(final, False, read_json(final / ENTRY_FILE)["record"])
+            kept = _whole(final)
+            if kept is not None:
+                yield CacheEntry(final, False, kept["record"])
                 return
             with storage_errors(final):
                 if final.exists():
@@ -140,16 +141,23 @@ def entry_files(folder: Path) -> list[Path]:
 
 def _seal(entry: CacheEntry) -> None:
     files = {path.name: sha256_file(path) for path in sorted(entry.folder.iterdir())}
-    text = json.dumps({"files": files, "record": entry.record}, allow_nan=False)
-    write_bytes(entry.folder / ENTRY_FILE, text.encode())
-    entry.record = json.loads(text)["record"]
+    content = json.loads(json.dumps({"files": files, "record": entry.record}, allow_nan=False))
+    write_bytes(entry.folder / ENTRY_FILE, json.dumps({**content, "sha256": _digest(content)}).encode())
+    entry.record = content["record"]
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether an entry is there with every file as it was made."""
+def _whole(folder: Path) -> dict[str, Any] | None:
+    """What is kept with the files of an entry; None where one of them, or this, is not as it was made."""
     try:
-        files = read_json(folder / ENTRY_FILE)["files"]
-        present = {path.name for path in folder.iterdir()}
-        return present == {*files, ENTRY_FILE} and all(sha256_file(folder / name) == sha for name, sha in files.items())
+        content = read_json(folder / ENTRY_FILE)
+        sealed = content.pop("sha256", None)  # entries of 0.1.0 have none
+        if sealed not in (None, _digest(content)):
+            return None
+        present = {path.name: sha256_file(path) for path in folder.iterdir() if path.name != ENTRY_FILE}
+        return content if present == content["files"] and "record" in content else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, QvecError):
-        return False
+        return None
+
+
+def _digest(content: Any) -> str:
+    return sha256_bytes(canonical_json(content))

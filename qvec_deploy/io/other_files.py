@@ -52,7 +52,8 @@ def refuse_other(path: Path, start: bytes) -> None:
             raise IntegrityError(f"{path} is {what}", hint=hint)
     if start[_TAR_MARK] == b"ustar":
         raise IntegrityError(f"{path} is a tar archive", hint=_UNPACK)
-    if start[0] == 8 and 0 < start[1] < 32 and start[2:3] in (b"\x12", b"\x3a"):  # a version, then producer or graph
+    # An ONNX model begins with its version, then producer or graph.
+    if start[0] == 8 and b"\x00" < start[1:2] < b" " and start[2:3] in (b"\x12", b"\x3a"):
         raise IncompatibleError(f"{path} is an ONNX model", hint=SAVE)
     if start.startswith(_PICKLES):
         raise IntegrityError(f"{path} is a bare pickle, whose code is never run", hint=SAVE)

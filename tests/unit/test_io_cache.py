@@ -70,7 +70,7 @@ def test_a_failed_maker_leaves_nothing(tmp_path: Path) -> None:
     assert _obtain(cache, "thing", 1, tmp_path / "one", _Maker())["a"] == [1]
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing", "more", "no entry", "odd entry"])
+@pytest.mark.parametrize("damage", ["changed", "missing", "more", "no entry", "odd entry", "record"])
 def test_what_was_damaged_is_made_anew(tmp_path: Path, damage: str) -> None:
     cache, make = Cache(tmp_path / "cache"), _Maker()
     _obtain(cache, "thing", 1, _target(tmp_path, "one"), make)
@@ -86,6 +86,9 @@ def test_what_was_damaged_is_made_anew(tmp_path: Path, damage: str) -> None:
             (entry / ENTRY_FILE).unlink()
         case "odd entry":
             (entry / ENTRY_FILE).write_text("[]")
+        case "record":
+            kept = (entry / ENTRY_FILE).read_text()
+            (entry / ENTRY_FILE).write_text(kept.replace("0.1", "0.2"))
     _obtain(cache, "thing", 1, _target(tmp_path, "two"), make)
     assert make.calls == 2 and (tmp_path / "two" / "file").read_text() == "made"
 
