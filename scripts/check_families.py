@@ -105,7 +105,9 @@ def try_family(family: Family, folder: Path) -> dict[str, Any]:
         plan = context.plan(load_recipe(recipe, _settings(baseline)))
     except QvecError as error:
         return {"refused": error.message}
-    row: dict[str, Any] = {"input": list(plan.architecture.input_shape), "float": build(baseline)}
+    operators = " ".join(sorted({node.op_type for node in context.skeleton(plan).graph.node if not node.domain}))
+    row: dict[str, Any] = {"input": list(plan.architecture.input_shape), "operators": operators}
+    row["float"] = build(baseline)
     for part, convolutions in (("linears", False), ("convolutions", True)):
         if convolutions and not plan.architecture.convolutions:
             continue

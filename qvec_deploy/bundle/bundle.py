@@ -169,7 +169,7 @@ class Bundle:
         from qvec_deploy.bundle.verify import check_engines, check_graph, check_weights
 
         results = {"files": f"{len(self.manifest.files)} as built", "weights": check_weights(self.directory)}
-        results["graph"] = check_graph(self.directory)
+        results["graph"] = check_graph(self.directory, older=self.manifest.version.startswith(("1.0.", "1.1.")))
         engine, missing = self.manifest.engine, self.engine_missing()
         row = find_runtime(engine.runtime)
         engines = check_engines(self.directory, row) if row.compiles else None

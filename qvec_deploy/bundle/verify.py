@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qvec_deploy.bundle.manifest import LAMBDA0
 from qvec_deploy.formatting import megabytes
-from qvec_deploy.io.untrusted import understood
+from qvec_deploy.io.untrusted import read_limited, understood
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.engine_options import Batches
@@ -21,15 +21,19 @@ def check_weights(directory: Path) -> str:
     return f"{packed} packed and {len(weights.tensors) - packed} float tensors"
 
 
-def check_graph(directory: Path) -> str:
-    """The ONNX model, with onnx's full check and shape inference."""
-    import onnx
+def check_graph(directory: Path, *, older: bool = False) -> str:
+    """The ONNX model against the packed file beside it and the lowering that it is; no runtime sees it before.
 
-    path = directory / MODEL_FILE
+    Args:
+        older: An earlier version of this program may have written it.
+    """
+    from qvec_deploy.runtimes.graph.model_check import check_model
+    from qvec_deploy.runtimes.graph.model_file import MAX_FILE
+
+    weights, path = PackedFile.open(directory / WEIGHTS_FILE), directory / MODEL_FILE
     with understood(path):
-        onnx.checker.check_model(str(path), full_check=True)
-        nodes = len(onnx.load(path, load_external_data=False).graph.node)
-    return f"{nodes} nodes, onnx.checker full check"
+        model = check_model(read_limited(path, MAX_FILE), weights, older=older)
+    return f"{len(model.graph.node)} nodes and every weight's place as they are written"
 
 
 def check_engines(directory: Path, row: Runtime) -> str | None:

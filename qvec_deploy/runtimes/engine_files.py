@@ -11,6 +11,8 @@ KERNELS_FILE = "kernels.json.gz"
 METADATA_PREFIX = "qvec."
 PREPROCESSING_KEY = f"{METADATA_PREFIX}preprocessing"
 """In the metadata of model.onnx: what images are resized, cropped and normalised by, as JSON."""
+LOWERING_KEY = f"{METADATA_PREFIX}lowering"
+"""There too: the lowering that the file is."""
 
 
 def is_of_engine(name: str) -> bool:

@@ -70,7 +70,10 @@ def define_operator(
     _import_domains(made, (dict(form.domains or {}) if nodes else {}) | ({DOMAIN: 1} if nodes or others else {}))
     linears = [weights.tensors[node.input[1]] for node in nodes]
     matrices = [weights.tensors[node.input[0]] for node in others]
-    _declare_payloads(made.graph, {info.name: info for info in (*linears, *matrices)})
+    payloads = {info.name: info for info in (*linears, *matrices)}
+    for tensor in made.graph.initializer:
+        if tensor.name in payloads:
+            declare_payload(tensor, payloads[tensor.name])
     made.graph.ClearField("value_info")
     if nodes:
         for node, info in zip(nodes, linears, strict=True):
@@ -98,13 +101,11 @@ def _import_domains(model: onnx.ModelProto, domains: Mapping[str, int]) -> None:
     model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items()))
 
 
-def _declare_payloads(graph: onnx.GraphProto, payloads: Mapping[str, PackedInfo]) -> None:
-    """Give codes the shape in which functions take them."""
-    for tensor in graph.initializer:
-        if tensor.name in payloads:
-            rows, columns = payloads[tensor.name].matrix
-            tensor.data_type = TensorProto.UINT8
-            tensor.dims[:] = [rows, padded(columns) // UNIT, scheme_of(payloads[tensor.name]).bits]
+def declare_payload(tensor: TensorProto, info: PackedInfo) -> None:
+    """Give codes the type and shape in which functions take them."""
+    rows, columns = info.matrix
+    tensor.data_type = TensorProto.UINT8
+    tensor.dims[:] = [rows, padded(columns) // UNIT, scheme_of(info).bits]
 
 
 def padded(columns: int) -> int:

@@ -19,7 +19,8 @@ from qvec_deploy.packed import PackedFile, PackedInfo, Span
 from qvec_deploy.packed.file_layout import scale_name
 from qvec_deploy.runtimes.engine_files import MODEL_FILE
 from qvec_deploy.runtimes.graph import DOMAIN, INPUT, OUTPUT
-from qvec_deploy.runtimes.graph.operator import DEQUANTIZE, STANDARD, define_operator
+from qvec_deploy.runtimes.graph.model_file import read_model
+from qvec_deploy.runtimes.graph.operator import DEQUANTIZE, STANDARD, declare_payload, define_operator
 from qvec_deploy.tensors import INPUT_SCALE
 
 _TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "I32": TensorProto.INT32}
@@ -34,7 +35,7 @@ def load_stored(directory: Path) -> onnx.ModelProto:
     """
     path = require_file(directory / MODEL_FILE, what="model")
     with understood(path):
-        model = onnx.load(path, load_external_data=False)
+        model = read_model(path)
     ends = [value.name for value in (*model.graph.input, *model.graph.output)]
     if ends != [INPUT, OUTPUT] or not model.graph.node:  # an empty file is a model without anything, too
         raise IntegrityError(f"{path} is not a model of images and logits", hint="build the bundle again")
@@ -90,6 +91,17 @@ def attach_weights(skeleton: onnx.ModelProto, weights: PackedFile, location: str
     graph.initializer.extend(initializers.values())
     model.producer_name, model.producer_version = "qvec-deploy", ""
     return define_operator(model, weights, STANDARD)
+
+
+def weight_references(weights: PackedFile, location: str) -> dict[str, TensorProto]:
+    """Every tensor of the packed file as models refer to it, by name; codes as the operator takes them."""
+    found = {}
+    for name, info in weights.tensors.items():
+        found[name] = _reference(name, info.shape, info.dtype, info.data, location)
+        if info.scheme is not None:
+            declare_payload(found[name], info)
+            found[scale_name(name)] = _scale(info, location)
+    return found
 
 
 def _scaled_input(node: onnx.NodeProto, weights: PackedFile) -> list[onnx.NodeProto]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qvec_deploy.runtimes.engine_files import MODEL_FILE
+from qvec_deploy.runtimes.engine_files import LOWERING_KEY, MODEL_FILE
 from qvec_deploy.runtimes.runtime import BY_ROW, EVERY_WIDTH, Lowering, Runtime, TritonBackend, float32_bits
 from qvec_deploy.tensors import Scheme
-
-LOWERING_KEY = "qvec.lowering"
-"""Of the metadata of model.onnx: the lowering that the file is."""
 
 _BLOCKS = (16, 32, 64, 128, 256)  # block sizes that every build of MatMulNBits takes
 

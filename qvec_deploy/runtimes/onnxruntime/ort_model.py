@@ -12,12 +12,12 @@ from onnx.external_data_helper import load_external_data_for_model
 from qvec_deploy.datasets import DataConfig
 from qvec_deploy.io.files import storage_errors, write_bytes
 from qvec_deploy.packed import PackedFile
-from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
+from qvec_deploy.runtimes.engine_files import LOWERING_KEY, MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.graph import INPUT
 from qvec_deploy.runtimes.graph.operator import INPUT_SCALE_ATTRIBUTE, OPERATOR, STANDARD, Ranges, define_operator
 from qvec_deploy.runtimes.graph.pixel_input import take_pixels
 from qvec_deploy.runtimes.graph.stored import load_stored
-from qvec_deploy.runtimes.onnxruntime import LOWERING_KEY, ONNXRUNTIME
+from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
 from qvec_deploy.runtimes.onnxruntime.ort_loading import PROVIDER, as_taken, open_model
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.tensors import Float32
