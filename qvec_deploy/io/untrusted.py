@@ -7,6 +7,7 @@ by `read_arrays`. Whatever parsers, constructors and the code around them then r
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,14 @@ def understood(what: Path | str, hint: str = AGAIN, error: type[QvecError] = Int
         if isinstance(caught, OSError) and caught.errno is not None:
             raise StorageError(f"{what}: {caught.strerror}", hint="check the path and the disk") from caught
         raise error(f"{what} is damaged: {_reason(caught)[:_MAX_SHOWN]}", hint=hint) from caught
+
+
+@functools.cache
+def adapter(kind: Any) -> Any:
+    """Pydantic's TypeAdapter of a type, which takes tens of milliseconds to make."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def read_limited(path: Path, most: int) -> bytes:

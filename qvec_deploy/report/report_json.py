@@ -12,7 +12,7 @@ from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.bench.summary import LatencyRow, rows
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import canonical_json
-from qvec_deploy.io.untrusted import MAX_BYTES, json_object, understood
+from qvec_deploy.io.untrusted import MAX_BYTES, adapter, json_object, understood
 from qvec_deploy.report.overview import Overview
 
 DAMAGED = "build or copy the bundle again"
@@ -76,10 +76,10 @@ def report_schema() -> dict[str, Any]:
     """The JSON schema of both documents: of one report, and of several."""
     import pydantic
 
-    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
+    either: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
         Document | Documents, config=pydantic.ConfigDict(extra="forbid")
     )
-    schema = adapter.json_schema(mode="serialization")
+    schema = either.json_schema(mode="serialization")
     for name in ("Document", "Documents"):
         schema["$defs"][name]["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Report of qvec-deploy"}
@@ -88,12 +88,10 @@ def report_schema() -> dict[str, Any]:
 
 def from_json(data: bytes, where: Path | str = "the report") -> Report:
     """Read what `to_json` wrote."""
-    import pydantic
-
     with understood(where, DAMAGED):
         document = _read(data)
         document.pop("derived", None)
-        report = pydantic.TypeAdapter(Report).validate_python(document)
+        report: Report = adapter(Report).validate_python(document)
         # pydantic converts and drops where it can; a report that was written by this program needs neither.
         if not _is_within(document, json.loads(json.dumps(asdict(report)))):
             raise ValueError("it has fields or types that are never written")
@@ -107,7 +105,7 @@ def _is_within(read: Any, whole: Any) -> bool:
         return all(name in whole and _is_within(value, whole[name]) for name, value in read.items())
     if isinstance(read, list) and isinstance(whole, list):
         return len(read) == len(whole) and all(map(_is_within, read, whole))
-    return bool(read == whole)
+    return isinstance(read, bool) == isinstance(whole, bool) and bool(read == whole)
 
 
 def _read(data: bytes) -> dict[str, Any]:

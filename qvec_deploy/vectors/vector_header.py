@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import canonical_json
-from qvec_deploy.io.untrusted import json_object, understood
+from qvec_deploy.io.untrusted import adapter, json_object, understood
 from qvec_deploy.tensors import Scheme
 
 FORMAT = "qvec-vector"
@@ -102,7 +100,8 @@ def read_header(text: str, path: Path) -> VectorHeader:
 def _from_dict(values: dict[str, Any]) -> VectorHeader:
     fields = {name: value for name, value in values.items() if name not in ("format", "version")}
     fields["scheme"] = Scheme.from_dict(values["scheme"])
-    return pydantic.TypeAdapter(VectorHeader).validate_python(fields)
+    header: VectorHeader = adapter(VectorHeader).validate_python(fields)
+    return header
 
 
 def _as_dict(header: VectorHeader, version: str) -> dict[str, Any]:

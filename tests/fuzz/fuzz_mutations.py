@@ -9,7 +9,7 @@ import random
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from qvec_deploy.runtimes.tensorrt.engine_delta import MAGIC
@@ -86,17 +86,17 @@ def _changed_json(data: bytes, rng: random.Random) -> bytes:
         document = json.loads(data)
     except (ValueError, RecursionError):
         return _changed_text(data, rng)
-    places = list(_places(document))
-    if not places:
+    place = _place(document, rng)
+    if place is None:
         return rng.choice(VALUES)
-    holder, key = rng.choice(places)
+    holder, key = place
     kind = rng.choice(("value", "value", "value", "drop", "copy", "rename", "repeat", "wrap"))
     value, hole = holder[key], rng.choice(VALUES)
     if kind == "drop":
         del holder[key]
     elif kind == "copy":
-        other, place = rng.choice(places)
-        holder[key] = json.loads(json.dumps(other[place]))
+        other, name = _place(document, rng) or place
+        holder[key] = json.loads(json.dumps(other[name]))
     elif kind == "rename" and isinstance(holder, dict):
         del holder[key]
         holder[rng.choice(("x", "", "\ud800", "../x", f"{key}2", "__class__", "self"))] = value
@@ -109,12 +109,13 @@ def _changed_json(data: bytes, rng: random.Random) -> bytes:
     return json.dumps(document).encode("ascii").replace(json.dumps(_HOLE).encode(), hole)
 
 
-def _places(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
-    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    for key in keys:
-        yield value, key
-        if depth < 8:
-            yield from _places(value[key], depth + 1)
+def _place(value: Any, rng: random.Random) -> tuple[Any, Any] | None:
+    """Somewhere in a document, as what holds it and the key; None where there is nothing."""
+    place = None
+    while isinstance(value, dict | list) and value and (place is None or rng.random() < 0.8):
+        key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        place, value = (value, key), value[key]
+    return place
 
 
 def _is_safetensors(data: bytes) -> bool:

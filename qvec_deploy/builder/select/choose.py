@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from qvec_deploy.bench.selection import Confirmed, DonorScore, Selection
 from qvec_deploy.builder.context import BuildContext
@@ -25,6 +24,7 @@ from qvec_deploy.builder.select.trial_model import TrialModel
 from qvec_deploy.datasets.generated import NAME as GENERATED
 from qvec_deploy.datasets.splits import half_of
 from qvec_deploy.errors import RecipeError
+from qvec_deploy.io.untrusted import adapter
 from qvec_deploy.planner import Plan
 from qvec_deploy.progress import Advance
 from qvec_deploy.recipe import Recipe, Select, named_images
@@ -82,7 +82,7 @@ def choose(
     with context.cache.entry("selection", key) as entry:
         if entry.new:
             entry.record = asdict(_select(recipe, select, on_grids, context, images, advance))
-    return _proposed(recipe, TypeAdapter(Selection).validate_python(entry.record))
+    return _proposed(recipe, adapter(Selection).validate_python(entry.record))
 
 
 def _proposed(recipe: Recipe, selection: Selection) -> Choice:

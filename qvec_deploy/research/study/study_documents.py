@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError, worst
 from qvec_deploy.io.files import file_lock, remove_first, require_file, storage_errors, write_bytes
-from qvec_deploy.io.untrusted import read_json, understood
+from qvec_deploy.io.untrusted import adapter, read_json, understood
 from qvec_deploy.jobs.job import JobFailure
 from qvec_deploy.research.study.cell_values import CELL_VERSION, Cell
 from qvec_deploy.research.study.study_store import StudyStore
@@ -74,7 +73,7 @@ def write_documents(
 
 def cell_json(cell: Cell) -> bytes:
     """A cell as JSON."""
-    data: bytes = _adapter().dump_json(cell, indent=1)
+    data: bytes = adapter(Cell).dump_json(cell, indent=1)
     return data + b"\n"
 
 
@@ -88,7 +87,7 @@ def read_cell(path: Path) -> Cell:
             hint="run the study again with this release: it computes its cells anew",
         )
     with understood(path, "run the study again"):
-        cell: Cell = _adapter().validate_python(values)
+        cell: Cell = adapter(Cell).validate_python(values)
     return cell
 
 
@@ -153,10 +152,3 @@ def _read(out: Path, path: Path) -> Study:
 
 def _grid(values: dict[str, Any] | None) -> Scheme | None:
     return None if values is None else Scheme.from_dict(values)
-
-
-@cache
-def _adapter() -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Cell)

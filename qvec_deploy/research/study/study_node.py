@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import canonical_json, sha256_bytes
+from qvec_deploy.io.untrusted import adapter
 from qvec_deploy.jobs.job import Job, SendEvent
 from qvec_deploy.research.study.study_store import StudyStore, TaskContext
 from qvec_deploy.research.study.study_tasks import (
@@ -86,13 +87,8 @@ class StudyNode:
 
     def job(self, out: Path) -> Job:
         """The node as a job that makes it in the study's folder."""
-        arguments = {"out": str(out), "node": _adapter().dump_python(self, mode="json")}
+        arguments = {"out": str(out), "node": adapter(StudyNode).dump_python(self, mode="json")}
         return Job(self.id, "qvec_deploy.research.study.study_node:make_node", arguments, self.task.parents, self.gpus)
-
-
-@functools.cache
-def _adapter() -> TypeAdapter[StudyNode]:
-    return TypeAdapter(StudyNode)
 
 
 def make_node(send: SendEvent, *, out: str, node: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +103,7 @@ def make_node(send: SendEvent, *, out: str, node: dict[str, Any]) -> dict[str, A
     from qvec_deploy.datasets.hub_datasets import offline_hub
 
     torch.set_num_threads(1)
-    wanted, store = _adapter().validate_json(json.dumps(node)), StudyStore.existing(Path(out))
+    wanted, store = adapter(StudyNode).validate_json(json.dumps(node)), StudyStore.existing(Path(out))
     differ = {name: own for name, own in package_versions().items() if wanted.versions.get(name) != own}
     if differ:
         raise IncompatibleError(

@@ -9,11 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import canonical_json, storage_errors, write_bytes
-from qvec_deploy.io.untrusted import json_object, understood
+from qvec_deploy.io.untrusted import adapter, json_object, understood
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import KERNELS_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.kernels.ahead import TILES, Compiled, Float, Tile, aligned_sizes, compile_ahead
@@ -133,7 +131,7 @@ def read_kernels(directory: Path) -> CompiledKernels | None:
             f"{path} has format {kind} {version}, not {FORMAT} {FORMAT_VERSION}", hint="use the version that wrote it"
         )
     with understood(path):
-        found = TypeAdapter(list[StoredKernel]).validate_json(json.dumps(kernels), strict=True)
+        found = adapter(list[StoredKernel]).validate_json(json.dumps(kernels), strict=True)
     return CompiledKernels(found)
 
 

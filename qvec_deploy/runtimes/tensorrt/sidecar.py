@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
-from qvec_deploy.io.untrusted import read_json, understood
+from qvec_deploy.io.untrusted import adapter, read_json, understood
 from qvec_deploy.runtimes.engine_options import Batches, Hardware
 from qvec_deploy.runtimes.session import LinearProduct
 from qvec_deploy.runtimes.tensorrt.tensorrt_library import Machine, release
@@ -128,7 +126,7 @@ def read_sidecar(engine: Path) -> Sidecar:
     if (kind, version) != (FORMAT, FORMAT_VERSION):
         raise IncompatibleError(f"{path} has format {kind} {version}, not {FORMAT} {FORMAT_VERSION}", hint=REBUILD)
     with understood(path, REBUILD):
-        sidecar = TypeAdapter(Sidecar).validate_json(json.dumps(values), strict=True)
+        sidecar: Sidecar = adapter(Sidecar).validate_json(json.dumps(values), strict=True)
         if json.loads(json.dumps(asdict(sidecar))) != {**_ADDED, **values}:
             raise ValueError("it has fields that are never written")
     return sidecar
