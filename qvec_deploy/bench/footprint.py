@@ -8,6 +8,7 @@ function that opens the engine, so that this module imports no runtime and nothi
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 import psutil
 
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.jobs.parent_death import end_with_parent
 
 STATUS = Path("/proc/self/status")
 TIMEOUT_S = 600.0
@@ -68,6 +70,7 @@ def probe(
         "arguments": dict(arguments),
         "images_shape": [1, *input_shape],
         "preload": list(preload),
+        "parent": os.getpid(),
     }
     # -P: a module in the working directory must not shadow an installed one.
     command = [sys.executable, "-P", "-m", "qvec_deploy.bench.footprint", json.dumps(request)]
@@ -98,6 +101,7 @@ def _hint(child: subprocess.CompletedProcess[str]) -> str:
 
 def _measure(request: Mapping[str, Any]) -> Footprint:
     """The child's work."""
+    end_with_parent(request["parent"])
     for module in request["preload"]:
         import_module(module)
     module, _, function = request["opener"].partition(":")

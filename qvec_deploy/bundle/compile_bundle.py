@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from qvec_deploy.bench.parity import PARITY_FILE, check_parity, read_reference
@@ -15,6 +14,7 @@ from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import LAMBDA0, Manifest, hash_files, write_manifest
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import publish, remove_first, storage_errors
+from qvec_deploy.io.scratch import scratch_folder
 from qvec_deploy.progress import Progress
 from qvec_deploy.recipe.blocks import Target
 from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE, KERNELS_FILE, MODEL_FILE, WEIGHTS_FILE
@@ -95,11 +95,11 @@ def compile_bundle(
         options = replace(options, plugin_library=str(plugin.resolve()))
     plain = [LAMBDA0] if (directory / LAMBDA0).is_dir() else []
     compiled: list[CompiledEngines] = []
-    with storage_errors(directory), TemporaryDirectory(prefix=".compile.", dir=directory) as scratch:
+    with storage_errors(directory), scratch_folder("compile", directory) as scratch:
         made: dict[str, Path] = {}
         for lowering in chosen:
             for part in ("", *plain):
-                place = _linked(directory / part, Path(scratch) / lowering / part)
+                place = _linked(directory / part, scratch / lowering / part)
                 names, parity, not_run = _compile(row, place, lowering, options, directory.resolve().parent, progress)
                 made |= {str(Path(part) / name): place / name for name in names}
                 if not part:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.errors import IncompatibleError, StorageError
 from qvec_deploy.io.files import atomic_path, require_outside, storage_errors
+from qvec_deploy.io.scratch import scratch_folder
 from qvec_deploy.runtimes.registry import RUNTIMES, check_lowering, find_lowering
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def export_model(
     bundle = Bundle.open(directory)
     chosen, model, calibrated = lowered_bundle(bundle, lowering)
     whole = with_weights(model, directory)
-    with TemporaryDirectory(prefix="qvec-export.") as scratch, atomic_path(output) as temporary:
+    with scratch_folder("export") as scratch, atomic_path(output) as temporary:
         if expanded:
-            whole = expand(whole, Path(scratch))
+            whole = expand(whole, scratch)
         write_model(whole, temporary, output)
     with storage_errors(output):
         return ExportedModel(chosen, expanded, output.stat().st_size, calibrated)

@@ -30,6 +30,7 @@ from qvec_deploy.cli.terminal import Printed, echo_json, say, say_error, show, s
 from qvec_deploy.cli.vector_command import vector
 from qvec_deploy.cli.verify_command import verify
 from qvec_deploy.errors import QvecError
+from qvec_deploy.io.scratch import remove_process_folders
 
 if TYPE_CHECKING:
     from qvec_deploy.io.state_dict import Weights
@@ -94,6 +95,7 @@ def program() -> None:
     try:
         main()
     except SystemExit as stop:
+        remove_process_folders()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(stop.code or 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import random
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,6 +17,7 @@ from qvec_deploy.datasets import DataConfig, Dataset, DatasetSpec, Split
 from qvec_deploy.datasets.spec import Float32, Int64
 from qvec_deploy.datasets.timm_factory import TimmDataset, image_transform
 from qvec_deploy.errors import QvecError, RecipeError
+from qvec_deploy.jobs.parent_death import end_with_parent
 
 Rows = NDArray[np.int64]
 Request = tuple[int, Rows]
@@ -79,6 +82,7 @@ def feed(data: Dataset, plan: Iterable[Request], workers: int) -> Iterator[tuple
         sampler=plan,
         num_workers=workers,
         collate_fn=_as_it_is,
+        worker_init_fn=functools.partial(_end_with, os.getpid()),
         generator=torch.Generator(),  # else it draws from the training's random numbers
     )
     with warnings.catch_warnings():  # Python 3.12 warns of any fork beside threads; torch's workers are made for it
@@ -120,6 +124,10 @@ class _Portable:
 
 def _restored(kind: type[QvecError], message: str, hint: str) -> QvecError:
     return kind(message, hint=hint)
+
+
+def _end_with(parent: int, worker: int) -> None:
+    end_with_parent(parent)
 
 
 def _as_it_is(item: Any) -> Any:

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.scratch import process_folder
 from qvec_deploy.jobs.job import Job, JobFailure, JobOutcome, OnEvent, perform
+from qvec_deploy.jobs.parent_death import end_group_with
 
 _GRACE_S = 10.0
 """What jobs get to clean up when they are ended."""
@@ -62,6 +64,7 @@ class LocalProcesses:
             multiprocessing.get_context("spawn") if environment else multiprocessing.get_context("forkserver")
         )
         self._context.set_forkserver_preload([*preload])
+        _keep_sockets_in_order()
         self._waiting: deque[Job] = deque()
         self._running: dict[Connection, _Running] = {}
         self._gpus = _gpu_names()
@@ -152,6 +155,13 @@ class LocalProcesses:
         return JobOutcome.of(job, message)
 
 
+def _keep_sockets_in_order() -> None:
+    """Have multiprocessing's server use a folder of ours for its socket: its own would stay where we are killed."""
+    settings = vars(multiprocessing.current_process())["_config"]
+    if settings.get("tempdir") is None:
+        settings["tempdir"] = str(process_folder("jobs"))
+
+
 def _receive(connection: Connection) -> dict[str, Any] | None:
     """The next message; None where the process is gone."""
     try:
@@ -222,7 +232,9 @@ def _work(sender: Connection, function: str, arguments: str, log: str, gpus: lis
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)  # CUDA reads it when it is first used
     os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which ends the jobs
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # a killed parent ends no job by itself: they would go on building for nobody
+        end_group_with(parent.sentinel)
     with Path(log).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -244,11 +256,3 @@ def _work(sender: Connection, function: str, arguments: str, log: str, gpus: lis
     except (TypeError, ValueError) as error:  # the result is no JSON value
         send({"failure": asdict(JobFailure.of(error))})
     sys.exit(code)
-
-
-def _end_with_parent() -> None:
-    """A killed parent ends no child by itself: they would go on building for nobody."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os.killpg(0, signal.SIGKILL)

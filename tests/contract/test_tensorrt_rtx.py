@@ -222,7 +222,7 @@ def test_nothing_is_left_of_a_build_that_did_not_fail(
 
     with pytest.raises(KeyboardInterrupt) if interrupted else contextlib.nullcontext():
         engine_build.build_apart(folder, "float", Batches.of(1), OPTIONS, advance)
-    assert list(tmp_path.glob("qvec-*")) == []
+    assert list(tmp_path.glob("qvec-engine.*")) == []
 
 
 def test_a_build_that_hangs_or_fails_is_one_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.manifest import MANIFEST_FILE, hash_files, write_manifest
@@ -25,6 +24,7 @@ from qvec_deploy.bundle.write import require_release
 from qvec_deploy.datasets import standalone_run
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import copy_file, move_files, require_outside, staging_directory, storage_errors, write_bytes
+from qvec_deploy.io.scratch import scratch_folder
 from qvec_deploy.progress import Progress
 from qvec_deploy.runtimes.registry import RUNTIMES
 
@@ -86,9 +86,9 @@ def release(
         require_listed_only(bundle)
     with (
         staging_directory(to, force=force) as staging,
-        TemporaryDirectory(prefix=".release.", dir=staging) as scratch,
+        scratch_folder("release", staging) as scratch,
     ):
-        place = Path(scratch) / to.resolve().name  # a signature names the folder that it was made in
+        place = scratch / to.resolve().name  # a signature names the folder that it was made in
         with progress.stage("copy", to.name):
             _copy(directory, place, subject)
         with progress.stage("verify", to.name):

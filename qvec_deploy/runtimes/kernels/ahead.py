@@ -8,12 +8,11 @@ import inspect
 import os
 import re
 import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.scratch import scratch_folder
 from qvec_deploy.runtimes.kernels.layouts import DeviceLayout, layout_named
 
 Float = Literal["float16", "bfloat16"]
@@ -174,8 +173,8 @@ def assemble(ptx: bytes, sm: int) -> Assembly:
     require_triton()
     exact = re.search(rb"^\.target sm_(\d+a?)", ptx, re.MULTILINE)
     arch = exact[1].decode() if exact and exact[1].endswith(b"a") else str(sm)
-    with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+    with scratch_folder("ptxas") as folder:
+        source, cubin = folder / "kernel.ptx", folder / "kernel.cubin"
         source.write_bytes(ptx)
         command = [_ptxas(sm), "-v", f"-arch=sm_{arch}", str(source), "-o", str(cubin)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

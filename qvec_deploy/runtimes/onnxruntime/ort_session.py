@@ -7,7 +7,6 @@ import ctypes
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import require_file
+from qvec_deploy.io.scratch import scratch_folder
 from qvec_deploy.runtimes.onnxruntime import is_written_as
 from qvec_deploy.runtimes.onnxruntime.ort_loading import PROVIDER, as_taken, open_model, takes_pixels
 from qvec_deploy.runtimes.session import require_images
@@ -72,8 +72,8 @@ class OnnxRuntime:
         """As `Profiler.profile`, by ONNX Runtime's own profiler, which slows the session down; `rest` comes last."""
         from qvec_deploy.runtimes.onnxruntime.ort_profile import layer_times
 
-        with TemporaryDirectory() as folder:
-            session = load_session(directory, lowering, threads, profile=Path(folder) / "profile")
+        with scratch_folder("profile") as folder:
+            session = load_session(directory, lowering, threads, profile=folder / "profile")
             engine = OnnxSession(session)
             for _ in range(runs):
                 engine.run(images)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from qvec_deploy.io.scratch import scratch_folder
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.graph.activations import read_amax
 from qvec_deploy.runtimes.graph.stored import load_stored
@@ -47,11 +47,11 @@ def open_emulation(directory: Path, runtime: str, lowering: str, threads: int) -
     graph = tensorrt_graph(stored, weights, lowering, runtime=runtime, amax=amax)
     if graph.plugin_layers:
         graph = tensorrt_graph(stored, weights, find_runtime(runtime).baseline.name, runtime=runtime)
-    with TemporaryDirectory(prefix="qvec-emulation.") as scratch:
-        path = Path(scratch) / "model.onnx"
+    with scratch_folder("emulation") as scratch:
+        path = scratch / "model.onnx"
         onnx.save_model(emulated_model(graph.model), path, save_as_external_data=True)
         del graph, weights, stored
-        yield OnnxSession(open_model(str(path), Path(scratch), threads))
+        yield OnnxSession(open_model(str(path), scratch, threads))
 
 
 def emulated_model(graph: onnx.ModelProto) -> onnx.ModelProto:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, StorageError
 from qvec_deploy.io.files import require_file, sha256_file, storage_errors, write_bytes
+from qvec_deploy.io.scratch import keep_log, scratch_folder
 from qvec_deploy.jobs.job import Job, JobFailure, SendEvent
 from qvec_deploy.jobs.processes import LocalProcesses
 from qvec_deploy.runtimes.engine_files import KERNELS_FILE, MODEL_FILE, WEIGHTS_FILE
@@ -90,7 +89,7 @@ def build_apart(directory: Path, lowering: str, batches: Batches, options: Engin
     """As `build_files`, in a process of its own and without a GPU: a crash of the library costs an error.
 
     Raises:
-        IncompatibleError: The build failed, crashed or took too long; the library's log is kept then.
+        IncompatibleError: The build failed, crashed or took too long; the library's log is kept for a day then.
         IntegrityError: What it is built from is damaged.
         StorageError: What it is built from is missing, or the engine cannot be written.
     """
@@ -101,22 +100,15 @@ def build_apart(directory: Path, lowering: str, batches: Batches, options: Engin
         "options": asdict(options),
     }
     job = Job("engine", JOB, arguments)
-    logs = Path(tempfile.mkdtemp(prefix="qvec-engine."))
-    try:
-        with (
-            _library_named(lowering) as environment,
-            LocalProcesses(
-                1, logs=logs, on_event=lambda _, event: advance(*event), environment=environment
-            ) as processes,
-        ):
-            processes.submit(job)
-            (outcome,) = processes.outcomes()
-    except KeyboardInterrupt:
-        shutil.rmtree(logs, ignore_errors=True)
-        raise
-    if outcome.failure is not None:
-        raise _failed(outcome.failure, lowering, batches, logs / f"{job.name}.log")
-    shutil.rmtree(logs, ignore_errors=True)
+    with (
+        scratch_folder("engine") as logs,
+        _library_named(lowering) as environment,
+        LocalProcesses(1, logs=logs, on_event=lambda _, event: advance(*event), environment=environment) as processes,
+    ):
+        processes.submit(job)
+        (outcome,) = processes.outcomes()
+        if outcome.failure is not None:
+            raise _failed(outcome.failure, lowering, batches, keep_log(logs / f"{job.name}.log", job.name))
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.io.scratch import scratch_folder
 from qvec_deploy.runtimes.cuda_driver import Cuda
 from qvec_deploy.runtimes.kernels.ahead import Compiled, usual_tile
 from qvec_deploy.runtimes.kernels.kernel_file import CompiledKernels
@@ -71,9 +71,9 @@ def library_folder() -> Iterator[Path]:
     here = next((place for place in places if place.is_file()), None)
     if here is None:
         raise IncompatibleError(f"{_LIBRARY} of TensorRT for RTX is not where its wheel puts it", hint=_HINT)
-    with TemporaryDirectory(prefix="qvec-rtx.") as folder:
-        (Path(folder) / NAME).symlink_to(here)
-        yield Path(folder)
+    with scratch_folder("rtx") as folder:
+        (folder / NAME).symlink_to(here)
+        yield folder
 
 
 def register_python_plugin(trt: Any, launch: Launch | None = None) -> None:

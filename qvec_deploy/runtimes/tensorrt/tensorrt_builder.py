@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import IncompatibleError, StorageError
 from qvec_deploy.io.files import sha256_bytes, storage_errors, write_bytes
+from qvec_deploy.io.scratch import scratch_folder
 from qvec_deploy.runtimes.cuda_driver import OutOfDeviceMemory
 from qvec_deploy.runtimes.engine_options import Batches, EngineOptions
 from qvec_deploy.runtimes.graph import INPUT
@@ -171,8 +171,8 @@ def _plugins(trt: Any, layers: int, kernels: CompiledKernels | None, library: st
 
 def _parse(trt: Any, network: Any, logger: Any, graph: TensorrtGraph) -> None:
     parser = trt.OnnxParser(network, logger)
-    with TemporaryDirectory(prefix="qvec-tensorrt.") as scratch:
-        path = Path(scratch) / "graph.onnx"
+    with scratch_folder("tensorrt") as scratch:
+        path = scratch / "graph.onnx"
         save_graph(graph, path)
         parsed = parser.parse_from_file(str(path))
     if not parsed:
