@@ -29,6 +29,7 @@ from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.model_config import read_configs
 from qvec_deploy.io.partial_results import read_partial, write_partial
+from qvec_deploy.io.untrusted import understood
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.recipe.class_names import read_names
@@ -36,8 +37,12 @@ from qvec_deploy.report.report_json import from_json
 from qvec_deploy.research.study.study_documents import read_cell, read_study
 from qvec_deploy.research.study.study_recipe import load_study
 from qvec_deploy.research.study.study_store import StudyStore
+from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.engine_options import Batches
 from qvec_deploy.runtimes.graph.activations import read_amax
+from qvec_deploy.runtimes.graph.model_check import check_model
+from qvec_deploy.runtimes.graph.model_file import read_model
+from qvec_deploy.runtimes.graph.operator import STANDARD, define_operator
 from qvec_deploy.runtimes.graph.stored import load_stored
 from qvec_deploy.runtimes.kernels.kernel_file import StoredKernel, read_kernels
 from qvec_deploy.runtimes.session import LinearProduct
@@ -227,6 +232,25 @@ def _write_build_record(path: Path) -> None:
         (path.parent / "manifest.json").write_bytes(b"made")
 
 
+def _write_graph(path: Path) -> None:
+    model = define_operator(read_model(BUNDLE / "model.onnx"), PackedFile.open(BUNDLE / WEIGHTS_FILE), STANDARD)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _checked_graph(path: Path) -> object:
+    """What `verify` believes is opened and run: no such graph may crash a runtime, or take its time or memory."""
+    import onnxruntime
+
+    with understood(path):
+        check_model(path.read_bytes(), PackedFile.open(path.with_name(WEIGHTS_FILE)))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    with understood(path):
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        (entry,) = session.get_inputs()
+        return session.run(None, {entry.name: np.zeros((2, *entry.shape[1:]), np.float32)})
+
+
 @dataclass(frozen=True)
 class Reader:
     """What reads one kind of file.
@@ -302,6 +326,7 @@ READERS = {
     "predictions": Reader("predictions.safetensors", _copy(BUNDLE / "predictions.safetensors"), read_predictions),
     "structure": Reader("structure.json", _copy(BUNDLE / "structure.json"), lambda p: read_structure(p.parent)),
     "graph": Reader("model.onnx", _copy(BUNDLE / "model.onnx"), lambda p: load_stored(p.parent)),
+    "checked graph": Reader("model.onnx", _write_graph, _checked_graph),
     "activations": Reader("activations.json", _json({"amax": {"a": 1.5, "b": 2}}), lambda p: read_amax(p.parent)),
     "sidecar": Reader("e.plan.json", _write_sidecar, lambda p: read_sidecar(p.with_suffix(""))),
     "kernels": Reader("kernels.json.gz", _write_kernels, lambda p: read_kernels(p.parent)),

@@ -180,6 +180,7 @@ def run_guided(target: Target, rng: random.Random, corpus: Path, *, inputs: int,
         "-rss_limit_mb=0",
         "-timeout=120",
         "-len_control=0",
+        "-mutate_depth=1",
     ]
     atheris.Setup(["fuzz", *options, f"-artifact_prefix={out.parent}/native-", str(corpus)], run, custom_mutator=mutate)
     atheris.Fuzz()
