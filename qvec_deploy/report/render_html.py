@@ -45,7 +45,7 @@ def html_text(text: str) -> Markup:
     """Text that a page shows as it is; what is markup already stays."""
     from markupsafe import Markup, escape
 
-    return text if isinstance(text, Markup) else escape(visible(text, keep="\n\t"))
+    return text if isinstance(text, Markup) else escape(visible(text, keep="\n"))
 
 
 def unbroken(text: str) -> str:
