@@ -50,6 +50,7 @@ class VisibleStream(io.TextIOWrapper):
         buffer = io.BufferedWriter(_Output(own.fileno(), "w", closefd=False))
         settings: dict[str, Any] = {"encoding": own.encoding, "errors": "backslashreplace", "write_through": True}
         super().__init__(buffer, line_buffering=True, **settings)
+        self._own = own  # were it gone, its file would be closed
         self.direct = io.TextIOWrapper(buffer, line_buffering=own.isatty(), **settings)
 
     def write(self, text: str) -> int:

@@ -256,7 +256,7 @@ def open_session(folder: Path, manifest: Mapping[str, Any], threads: int | None 
         raise RunError(4, f"ONNX Runtime {version} is too old for this model", f"install {needed} or later")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or manifest["engine"]["threads"] or _cores()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would print, with names of the graph as they are, is raised too
     for name, value in interface["session_options"].items():
         setattr(options, name, value)
     for name, value in interface["session_config"].items():

@@ -23,6 +23,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.scratch import process_folder
 from qvec_deploy.jobs.job import Job, JobFailure, JobOutcome, OnEvent, perform
 from qvec_deploy.jobs.parent_death import end_group_with
+from qvec_deploy.visible import visible
 
 _GRACE_S = 10.0
 """What jobs get to clean up when they are ended."""
@@ -249,7 +250,7 @@ def _work(sender: Connection, function: str, arguments: str, log: str, gpus: lis
     try:
         message = perform(function, json.loads(arguments), lambda value: send({"event": value}))
         if "failure" in message:
-            sys.stderr.write(message["failure"]["details"])
+            sys.stderr.write(visible(message["failure"]["details"], keep="\n"))
         send(message)
     except KeyboardInterrupt:
         code = 130

@@ -140,6 +140,40 @@ def test_what_renames_is_known(code: str, found: bool) -> None:
     assert _renames(ast.parse(code, mode="eval").body) is found
 
 
+DOORS = {
+    "terminal": (
+        r"(?:^|[^.\w])print\(|click\.s?echo\(|std(?:out|err)\.write\(|(?:^|[^\w])Console\(",
+        {
+            "bench/footprint.py": "to the process that asked, as JSON",
+            "datasets/standalone_run.py": "a program of its own, with a door of its own",
+            "jobs/processes.py": "to a job's log",
+            "research/study/trainings.py": "to a job's log",
+            "runtimes/tensorrt/tensorrt_library.py": "to a job's log",
+        },
+    ),
+    "HTML": (r"from markupsafe import .*escape|jinja2\.Environment\(", {"report/render_html.py": "the door"}),
+    "text in HTML of Markdown and in attributes of SVG": (
+        r"html\.escape|from html import|saxutils",
+        {"report/render_markdown.py": "the door of Markdown", "report/svg.py": "the door of SVG"},
+    ),
+    "CSV": (r"csv\.(?:writer|DictWriter)\(", {"report/csv_text.py": "the door"}),
+    "SVG": (r"\.savefig\(", {"report/svg.py": "the door"}),
+    "YAML": (r"yaml\.(?:safe_)?dump\(", {"io/yaml.py": "the door"}),
+}
+"""What makes text of data by form, and the files in which it stands, each with its reason."""
+
+
+@pytest.mark.parametrize("form", DOORS)
+def test_text_leaves_through_one_door(form: str) -> None:
+    pattern, known = DOORS[form]
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        if re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert found == set(known), "what is shown goes through the door, where everything in it is made visible"
+
+
 FRAGMENT = re.compile(r"^    [a-z_]+: (?:Of|As|For|By|In|At|To|From|With|That|Which|Where) \S+(?: \S+){0,7}$", re.M)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.errors import StorageError, worst
 from qvec_deploy.io.files import storage_errors
+from qvec_deploy.io.yaml import dump_yaml
 from qvec_deploy.jobs.executors import ExecutorName, check_address, start_executor
 from qvec_deploy.jobs.job import Executor, JobFailure
 from qvec_deploy.jobs.scheduler import missing_jobs, run_jobs
@@ -102,7 +103,7 @@ def run_study(
     document = _document(recipe, ends, time.monotonic() - start, executor, jobs)
     cells = [end.node for end in ends if end.node.kind == "cell" and end.state != "failed"]
     files = {cell_file(node): (store.folder(node.id) / "cell.json", str(node.about["model"])) for node in cells}
-    write_documents(store, recipe=_yaml(recipe), cells=files, costs=_costs(ends), run=document)
+    write_documents(store, recipe=dump_yaml(recipe.as_dict()), cells=files, costs=_costs(ends), run=document)
     return document
 
 
@@ -224,10 +225,3 @@ def _document(recipe: StudyRecipe, ends: Sequence[NodeEnd], wall: float, executo
             {"node": end.node.name, "because": end.because, **asdict(end.failure)} for end in ends if end.failure
         ],
     }
-
-
-def _yaml(recipe: StudyRecipe) -> str:
-    import yaml
-
-    text: str = yaml.safe_dump(recipe.as_dict(), sort_keys=False, width=120)
-    return text

@@ -24,6 +24,7 @@ from qvec_deploy.quantize.layer_inputs import linear_at
 from qvec_deploy.research.study.study_recipe import BaseTraining
 from qvec_deploy.research.study.study_store import TaskContext
 from qvec_deploy.tensors import Float32
+from qvec_deploy.visible import visible
 
 _EVERY_S = 0.5  # between two events
 _COPIES = 7  # of the weights: themselves; a saved state is three, and there are two while one is replaced
@@ -109,6 +110,6 @@ def _claimed(folder: DonorFolder, run: str, settings: Mapping[str, Any]) -> Trai
         folder.claim(settings)
         return folder.load(run)
     except IntegrityError as error:
-        sys.stderr.write(f"{error.message}; this training begins again\n")  # the node's log
+        sys.stderr.write(f"{visible(error.message)}; this training begins again\n")  # the node's log
         folder.claim(settings, force=True)
         return None

@@ -34,7 +34,8 @@ def open_model(source: str | bytes, directory: Path, threads: int, *, profile: P
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # errors are raised; printed too, they would show names of the graph as they are
     for name, number in ONNXRUNTIME.session_options:
         setattr(options, name, number)
     for name, text in ONNXRUNTIME.session_config:

@@ -120,7 +120,7 @@ def expand(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(scratch / MODEL_FILE)
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would print, with names of the graph as they are, is raised too
     source = scratch / f"packed.{MODEL_FILE}"
     with storage_errors(scratch):
         source.write_bytes(model.SerializeToString())

@@ -180,7 +180,7 @@ def session_options(threads: int, batch: int, *, strict: bool) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would print, with names of the graph as they are, is raised too
     options.add_free_dimension_override_by_name(BATCH, batch)
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if strict:

@@ -15,6 +15,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.runtimes.cuda_driver import Cuda, Gpu
 from qvec_deploy.runtimes.kernels.ahead import BASELINE_SM
 from qvec_deploy.runtimes.tensorrt import TENSORRT, TENSORRT_RTX
+from qvec_deploy.visible import visible
 
 _REMEDIES = {row.name: row.remedy for row in (TENSORRT, TENSORRT_RTX)}
 
@@ -158,7 +159,7 @@ def make_logger(trt: Any, *, verbose: bool = False) -> Any:
                 self.errors.append(msg.strip())
             if verbose:
                 self.lines.append(msg)
-                sys.stdout.write(f"{msg}\n")
+                sys.stdout.write(visible(msg, keep="\n") + "\n")
                 sys.stdout.flush()
 
         def last_error(self) -> str:
