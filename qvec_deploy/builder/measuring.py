@@ -11,8 +11,9 @@ from qvec_deploy.bench.gates import judge
 from qvec_deploy.bench.results import Report, Role
 from qvec_deploy.bench.selection import Selection
 from qvec_deploy.bench.warnings import Finding, MeasurementWarning
+from qvec_deploy.bundle.claims import unverified
 from qvec_deploy.bundle.interface import model_of
-from qvec_deploy.bundle.write import Artifact, unverified
+from qvec_deploy.bundle.write import Artifact
 from qvec_deploy.planner import Plan
 from qvec_deploy.recipe import FLOAT_BITS, Recipe
 

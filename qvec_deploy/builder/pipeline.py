@@ -24,7 +24,8 @@ from qvec_deploy.builder.receiver_check import check_receiver
 from qvec_deploy.builder.select.choose import Choice, choose, confirm
 from qvec_deploy.builder.weights import WeightFacts, write_weights
 from qvec_deploy.bundle.bundle import Bundle
-from qvec_deploy.bundle.write import Artifact, BundleContents, unverified, write_bundle
+from qvec_deploy.bundle.claims import unverified
+from qvec_deploy.bundle.write import Artifact, BundleContents, write_bundle
 from qvec_deploy.datasets import OpenedDataset
 from qvec_deploy.io.cache import kept_cache
 from qvec_deploy.io.files import link_files, staging_directory

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.bench.parity import PARITY_FILE, check_parity, read_reference
-from qvec_deploy.bundle.manifest import Manifest, check_files, read_manifest
+from qvec_deploy.bundle.manifest import LAMBDA0, Manifest, check_files, read_manifest
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
 from qvec_deploy.recipe import Recipe, load_recipe
 from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE, MODEL_FILE, WEIGHTS_FILE
@@ -157,7 +157,7 @@ class Bundle:
         return threads or self.manifest.engine.threads or available_threads()
 
     def verify(self) -> dict[str, str]:
-        """Check the bundle beyond its hashes: weight file, graph, bytes of engines, and parity with PyTorch's logits.
+        """Check the bundle beyond its hashes: weights, graph, what is said of them, engines, parity with PyTorch.
 
         Returns:
             Check to result, in words.
@@ -166,22 +166,46 @@ class Bundle:
             IntegrityError: A value or the graph is not as the formats say.
             IncompatibleError: The engine cannot be opened here, or computes something else.
         """
-        from qvec_deploy.bundle.verify import check_engines, check_graph, check_weights
+        from qvec_deploy.bundle.claims import check_claims
+        from qvec_deploy.bundle.verify import check_engines, check_weights, read_graph
 
-        results = {"files": f"{len(self.manifest.files)} as built", "weights": check_weights(self.directory)}
-        results["graph"] = check_graph(self.directory, older=self.manifest.version.startswith(("1.0.", "1.1.")))
-        engine, missing = self.manifest.engine, self.engine_missing()
-        row = find_runtime(engine.runtime)
+        manifest, row, missing = self.manifest, find_runtime(self.manifest.engine.runtime), self.engine_missing()
+        written = "as it was written" if manifest.digest is not None else "no digest: written by an older version"
+        results = {"manifest": written, "files": f"{len(manifest.files)} as built"}
+        offered = [lowering for lowering in self.lowerings() if row.stands_alone]
+        for place in self._places():
+            told = check_weights(place)
+            model = read_graph(place, older=manifest.older, offered=offered)
+            results |= {"weights": told, "graph": f"{len(model.graph.node)} nodes, every weight in its place"}
+            if place == self.directory:
+                results["claims"] = check_claims(place, manifest, self.recipe, model)
         engines = check_engines(self.directory, row) if row.compiles else None
         if engines is not None:
             results["engines"] = engines
         if missing is not None:
-            results["engine"] = f"{self._not_opened()}: {missing}"
-            return results
-        with self.session() as session:
-            parity = check_parity(session, engine.runtime, engine.lowering, read_reference(self.directory))
-        results["parity"] = (
-            f"relative error {parity.relative_error:.1e}, top-1 agreement {parity.top1_agreement:.0%} "
-            f"on {parity.images} generated images"
-        )
+            return results | {"engine": f"{self._not_opened()}: {missing}"}
+        lowering = manifest.engine.lowering
+        for place in self._places():
+            with row.load().open(place, self.check_lowering(lowering), self.threads()) as session:
+                parity = check_parity(session, row.name, lowering, read_reference(place))
+            if place == self.directory:
+                results["parity"] = (
+                    f"relative error {parity.relative_error:.1e}, top-1 agreement {parity.top1_agreement:.0%} "
+                    f"on {parity.images} generated images"
+                )
+        check_files(self.directory, manifest)  # and nothing was changed meanwhile
         return results
+
+    def lowerings(self) -> list[str]:
+        """Lowerings of its runtime that take these weights."""
+        engine, grid, found = self.manifest.engine, self.recipe.quantize, []
+        for lowering in find_runtime(engine.runtime).lowerings:
+            with contextlib.suppress(IncompatibleError):
+                check_lowering(engine.runtime, lowering.name, grid.bits, grid.granularity, grid.group_size)
+                found.append(lowering.name)
+        return found
+
+    def _places(self) -> list[Path]:
+        """Folders of its engines: its own, and that of the engine without the patch, where there is one."""
+        plain = self.directory / LAMBDA0
+        return [self.directory, *([plain] if f"{LAMBDA0}/{MODEL_FILE}" in self.manifest.files else [])]

@@ -49,17 +49,22 @@ def interface_of(plan: Plan) -> Interface:
 
 def model_metadata(plan: Plan, class_names: tuple[str, ...]) -> dict[str, str]:
     """What model.onnx says about itself, by key: JSON, for programs that have the model without its manifest."""
-    interface = interface_of(plan)
+    model = model_of(plan).model_copy(update={"class_names": class_names})
+    return metadata_of(model, interface_of(plan), plan.recipe.target.threads)
+
+
+def metadata_of(model: Model, interface: Interface, threads: int | None) -> dict[str, str]:
+    """The same, of what a manifest says."""
     values = {
-        "class_names": list(class_names),
+        "class_names": list(model.class_names),
         "input": interface.input.model_dump(mode="json"),
         "output": interface.output.model_dump(mode="json"),
         "session": {
-            "intra_op_num_threads": plan.recipe.target.threads,
+            "intra_op_num_threads": threads,
             **interface.session_options,
             "config": interface.session_config,
         },
     }
-    named: dict[str, object] = {PREPROCESSING_KEY: model_of(plan).data_config}
+    named: dict[str, object] = {PREPROCESSING_KEY: model.data_config}
     named |= {f"{METADATA_PREFIX}{name}": value for name, value in values.items()}
     return {name: canonical_json(value).decode() for name, value in named.items()}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from qvec_deploy.bench.results import Model, Parity
 from qvec_deploy.bench.selection import Selection
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
-from qvec_deploy.io.files import sha256_file, storage_errors, write_bytes
-from qvec_deploy.io.untrusted import read_json, understood
+from qvec_deploy.io.files import canonical_json, sha256_bytes, sha256_file, storage_errors, write_bytes
+from qvec_deploy.io.untrusted import AGAIN, MAX_BYTES, json_object, read_limited, understood
 from qvec_deploy.quantize.methods import ROUND_TO_NEAREST
 from qvec_deploy.runtimes.session import LinearProduct
 
@@ -20,7 +21,8 @@ MANIFEST_FILE = "manifest.json"
 LAMBDA0 = "lambda0"
 """Folder with the engine without the patch, in a bundle whose patch nobody has verified."""
 FORMAT = "qvec-bundle"
-FORMAT_VERSION = "1.2.0"
+FORMAT_VERSION = "1.3.0"
+_WITHOUT_DIGEST = ("1.0.0", "1.1.0", "1.2.0")
 _MAX_NAME = 255  # bytes; what file systems take
 
 
@@ -104,7 +106,8 @@ class Manifest(ManifestPart):
     `receiver_weights` is `ema` or `raw` where the receiver's file had both or said so. `unverified` says why nobody
     knows whether the patch helps; null where images have shown it. `recipe_folder` is what relative paths of the recipe
     start from, where the bundle was built; releases have none. `interface`, `receiver_weights` and `recipe_folder` came
-    with version 1.2.
+    with version 1.2. From version 1.3, `digest` is the SHA-256 of everything else as canonical JSON: it finds
+    accidents, for whoever edits a manifest can make it anew.
     """
 
     format: str = FORMAT
@@ -133,6 +136,12 @@ class Manifest(ManifestPart):
     versions: dict[str, str]
     timings_s: dict[str, float]
     files: dict[str, FileEntry]
+    digest: str | None = Field(default=None, exclude=True)
+
+    @property
+    def older(self) -> bool:
+        """Whether it was written before graphs had the form of their lowering."""
+        return self.version.startswith(("1.0.", "1.1."))
 
 
 def hash_files(directory: Path, names: Iterable[str]) -> dict[str, FileEntry]:
@@ -145,20 +154,32 @@ def hash_files(directory: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write manifest.json, whole or not at all."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False)
-    write_bytes(directory / MANIFEST_FILE, f"{text}\n".encode())
+    write_bytes(directory / MANIFEST_FILE, manifest_bytes(manifest.model_dump(mode="json")))
+
+
+def manifest_bytes(values: Mapping[str, Any]) -> bytes:
+    """manifest.json with these values and their digest."""
+    content = {name: value for name, value in values.items() if name != "digest"}
+    whole = content | {"digest": sha256_bytes(canonical_json(content))}
+    return f"{json.dumps(whole, indent=2, sort_keys=True, allow_nan=False)}\n".encode()
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read manifest.json; the other files are not touched."""
+    """Read manifest.json and hold it against its digest; the other files are not touched."""
     path = directory / MANIFEST_FILE
     with storage_errors(path):
         if not path.is_file():
             raise StorageError(
                 f"{directory} is not a bundle", hint="name a directory that `qvec-deploy build` has written"
             )
-    values = read_json(path)
     with understood(path):
+        return parse_manifest(read_limited(path, MAX_BYTES), path)
+
+
+def parse_manifest(data: bytes, path: Path) -> Manifest:
+    """As `read_manifest`, of bytes; `path` is for messages."""
+    with understood(path):
+        values = json_object(data)
         kind, version = values["format"], str(values["version"])
     if kind != FORMAT:
         raise IntegrityError(
@@ -170,6 +191,8 @@ def read_manifest(directory: Path) -> Manifest:
             hint=f"this version reads {FORMAT_VERSION}; upgrade or build it again",
         )
     with understood(path):
+        if ("digest" in values or version not in _WITHOUT_DIGEST) and data != manifest_bytes(values):
+            raise IntegrityError(f"{path} was changed: it is not what its own digest says", hint=AGAIN)
         return Manifest.model_validate_json(json.dumps(values))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qvec_deploy.bundle.manifest import LAMBDA0
 from qvec_deploy.formatting import megabytes
@@ -11,6 +13,9 @@ from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.engine_options import Batches
 from qvec_deploy.runtimes.runtime import Runtime
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def check_weights(directory: Path) -> str:
@@ -21,19 +26,26 @@ def check_weights(directory: Path) -> str:
     return f"{packed} packed and {len(weights.tensors) - packed} float tensors"
 
 
-def check_graph(directory: Path, *, older: bool = False) -> str:
-    """The ONNX model against the packed file beside it and the lowering that it is; no runtime sees it before.
+def check_graph(directory: Path) -> str:
+    """The ONNX model in a directory, which was just written."""
+    return f"{len(read_graph(directory).graph.node)} nodes"
+
+
+def read_graph(directory: Path, *, older: bool = False, offered: Sequence[str] = ()) -> onnx.ModelProto:
+    """The ONNX model, held against the packed file beside it and the lowering that it is; no runtime sees it before.
 
     Args:
         older: An earlier version of this program may have written it.
+        offered: Lowerings that are made of it on demand, and are checked too.
     """
-    from qvec_deploy.runtimes.graph.model_check import check_model
+    from qvec_deploy.runtimes.graph.model_check import check_forms, check_model
     from qvec_deploy.runtimes.graph.model_file import MAX_FILE
 
     weights, path = PackedFile.open(directory / WEIGHTS_FILE), directory / MODEL_FILE
     with understood(path):
         model = check_model(read_limited(path, MAX_FILE), weights, older=older)
-    return f"{len(model.graph.node)} nodes and every weight's place as they are written"
+        check_forms(model, weights, offered)
+    return model
 
 
 def check_engines(directory: Path, row: Runtime) -> str | None:

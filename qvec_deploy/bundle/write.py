@@ -13,9 +13,9 @@ from qvec_deploy.bench.predictions import PREDICTIONS_FILE, Predictions, write_p
 from qvec_deploy.bench.results import Parity
 from qvec_deploy.bench.run import stored_bits_per_weight
 from qvec_deploy.bundle.bundle import RECIPE_FILE, Bundle
+from qvec_deploy.bundle.claims import unverified
 from qvec_deploy.bundle.interface import interface_of, model_of
 from qvec_deploy.bundle.manifest import LAMBDA0, Engine, Gate, Layer, Manifest, PatchVector, hash_files, write_manifest
-from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import GateError, IncompatibleError
 from qvec_deploy.io.cache import entry_files
 from qvec_deploy.io.files import copy_file, sha256_file, storage_errors, write_bytes
@@ -146,14 +146,6 @@ def _copy(artifact: Artifact, directory: Path) -> list[str]:
         for path in entry_files(artifact.directory):
             copy_file(path, directory / path.name)
     return [path.name for path in entry_files(artifact.directory)]
-
-
-def unverified(recipe: Recipe, shipped: Recipe, selection: Selection | None) -> str | None:
-    """Why nobody knows whether the patch helps this receiver; None where there is no patch, or images have shown it."""
-    confirmed = selection is not None and not selection.images.startswith(GENERATED)
-    if shipped.lam == 0 or recipe.evaluate is not None or confirmed:
-        return None
-    return "the patch was tried on no image of the receiver's task"
 
 
 def require_engine(bundle: Bundle) -> None:

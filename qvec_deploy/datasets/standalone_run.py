@@ -295,6 +295,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
+        digest = manifest.pop("digest", None)  # manifests of before have none
+        content = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+        if digest not in (None, hashlib.sha256(content).hexdigest()):
+            raise ValueError("it is not what its own digest says")
         _ = [manifest[name] for name in ("interface", "model", "engine", "files")]
     except OSError as error:
         raise RunError(6, f"{path}: {error.strerror}", "keep run.py in the folder of the release") from error

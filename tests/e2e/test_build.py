@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import yaml
+from manifests import edit_manifest
 
 from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.bundle.bundle import Bundle
@@ -195,7 +196,7 @@ def test_an_engine_that_is_built_for_gpus_elsewhere(
     assert run("verify", out)[0] == 5
     assert run("export", out, "--format", "engine", "-o", plain, "--force")[0] == 5
     manifest["files"][delta]["sha256"] = sha256_file(out / delta)  # and the manifest with it
-    (out / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(out, files=manifest["files"])
     code, _, log = run("verify", out)
     assert code == 5 and "delta is damaged" in log
 

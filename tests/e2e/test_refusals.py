@@ -17,6 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from manifests import edit_manifest
 from safetensors.numpy import save_file
 
 from qvec_deploy.bench.run import BenchResult
@@ -610,8 +611,7 @@ def test_the_second_bundle_is_checked_before_the_first_is_opened(
 
 
 def _edit(bundle: Path, **values: object) -> None:
-    path = bundle / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    edit_manifest(bundle, **values)
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, ("inspect",)], ids=["verify", "bench", "inspect"])

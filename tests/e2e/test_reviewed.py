@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import edit_manifest
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -29,11 +30,9 @@ def test_bench_does_not_write_into_a_bundle(run: Run, bundle: Path) -> None:
     ],
 )
 def test_a_manifest_that_contradicts_its_recipe(run: Run, bundle: Path, change: dict[str, Any]) -> None:
-    path = bundle / "manifest.json"
-    values = json.loads(path.read_text())
-    for key, value in change.items():
-        values[key] = values[key] | value if isinstance(value, dict) else value
-    path.write_text(json.dumps(values))
+    values = json.loads((bundle / "manifest.json").read_text())
+    changed = {key: values[key] | value if isinstance(value, dict) else value for key, value in change.items()}
+    edit_manifest(bundle, **changed)
     code, _, err = run("verify", bundle)
     assert code == 5 and "recipe.yaml" in err
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import edit_manifest
 from PIL import Image
 
 from qvec_deploy.bench.entries import BenchOptions
@@ -182,8 +183,7 @@ def _interrupt(directory: Path) -> Bundle:
 
 
 def _sign(directory: Path, mark: str) -> None:
-    path = directory / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "timings_s": {mark: 1.0}}))
+    edit_manifest(directory, timings_s={mark: 1.0})
 
 
 def _signed(place: Path) -> str:

@@ -85,7 +85,7 @@ def subject(*, unverified: str | None = None, **changes: Any) -> Subject:
         stored_bytes=own.stored_bytes,
         stored_bits_per_weight=own.stored_bits_per_weight,
         runtime_bits_per_weight=own.runtime_bits_per_weight,
-        layers=(Layer(name="blocks.0.attn.qkv", error=0.2),),
+        layers=tuple(Layer(name=each.layer, error=each.error) for each in own.layer_errors),
         parity=Parity(relative_error=2e-7, top1_agreement=1.0, images=2),
         method="rtn",
         selection=report.selection,

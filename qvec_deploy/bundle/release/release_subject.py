@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from qvec_deploy.bench.gates import judge
 from qvec_deploy.bench.results import Report
 from qvec_deploy.bench.summary import CandidateRow, dataset_named, rows
 from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.claims import (
+    REPORT_FILE,
+    check_gates,
+    check_report,
+    contradiction,
+    read_report,
+    unverified,
+)
 from qvec_deploy.bundle.manifest import Manifest
-from qvec_deploy.bundle.write import unverified
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
-from qvec_deploy.errors import GateError, IntegrityError, RecipeError
-from qvec_deploy.io.files import canonical_json, sha256_bytes, storage_errors
+from qvec_deploy.errors import GateError
+from qvec_deploy.io.files import canonical_json, sha256_bytes
 from qvec_deploy.recipe import FLOAT_BITS, Recipe, named_images
-from qvec_deploy.report.report_json import from_json
 from qvec_deploy.runtimes.registry import find_runtime
 
 CARD_FILE = "MODEL_CARD.md"
 BOM_FILE = "sbom.cdx.json"
-REPORT_FILE = "report.json"
 RUN_FILE, REQUIREMENTS_FILE = "run.py", "requirements.txt"
 DOCKERFILE, DOCKERIGNORE_FILE = "Dockerfile", ".dockerignore"
 OWN_FILES = (CARD_FILE, BOM_FILE, RUN_FILE, REQUIREMENTS_FILE, DOCKERFILE, DOCKERIGNORE_FILE)
@@ -147,42 +151,13 @@ def without_own_files(manifest: Manifest) -> Manifest:
 def read_subject(bundle: Bundle) -> Subject:
     """The bundle's story, refused where its parts contradict each other."""
     manifest, recipe, where = without_own_files(bundle.manifest), bundle.recipe, bundle.directory
-    report = _read_report(where, manifest)
-    if _shipped(report) != (manifest.lam, manifest.method, manifest.engine.lowering, manifest.stored_bits_per_weight):
-        raise _edited(where, "its report is about another engine than its manifest")
-    try:
-        gates = judge(recipe.gates, report)
-    except RecipeError as error:
-        raise _edited(where, f"its gates cannot be judged from its report: {error.message}") from error
-    verdicts = [[(gate.name, gate.passed) for gate in each] for each in (gates, report.gates, manifest.gates)]
-    if verdicts[0] != verdicts[1] or verdicts[0] != verdicts[2]:
-        raise _edited(where, "its gates, judged anew from its report, are not those of its manifest")
-    if manifest.unverified != unverified(recipe, recipe, manifest.selection):
-        raise _edited(where, "its manifest does not say what its recipe says about verification")
-    if recipe.receiver.checkpoint not in manifest.sources:
-        raise _edited(where, "its manifest lacks the receiver's hash")
-    return Subject(manifest, recipe, replace(report, gates=gates))
-
-
-def _read_report(directory: Path, manifest: Manifest) -> Report:
     if REPORT_FILE not in manifest.files:
-        raise GateError(
-            f"{directory} was never measured: it has no {REPORT_FILE}", hint="build it where its engine runs"
-        )
-    with storage_errors(directory):
-        report = from_json((directory / REPORT_FILE).read_bytes(), directory / REPORT_FILE)
-    if report.selected is None:
-        raise _edited(directory, "its report names no shipped candidate")
-    return report
-
-
-def _shipped(report: Report) -> tuple[float, str, str, float]:
-    own = report[report.selected or ""]
-    lam = own.patch.lam if own.patch is not None else 0.0
-    return lam, own.method, own.lowering, own.stored_bits_per_weight
-
-
-def _edited(directory: Path, what: str) -> IntegrityError:
-    return IntegrityError(
-        f"{directory}: {what}", hint="it was edited, or built by another version of this program; build it again"
-    )
+        raise GateError(f"{where} was never measured: it has no {REPORT_FILE}", hint="build it where its engine runs")
+    report = read_report(where)
+    check_report(where, manifest, report)
+    report = check_gates(where, manifest, recipe, report)
+    if manifest.unverified != unverified(recipe, recipe, manifest.selection):
+        raise contradiction(where, "its manifest does not say what its recipe says about verification")
+    if recipe.receiver.checkpoint not in manifest.sources:
+        raise contradiction(where, "its manifest lacks the receiver's hash")
+    return Subject(manifest, recipe, report)

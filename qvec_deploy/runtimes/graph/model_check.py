@@ -172,9 +172,21 @@ def lowering_of(model: onnx.ModelProto) -> str | None:
     return next((entry.value for entry in model.metadata_props if entry.key == LOWERING_KEY), None)
 
 
-def _form(model: onnx.ModelProto) -> OperatorForm:
+def check_forms(model: onnx.ModelProto, weights: PackedFile, lowerings: Iterable[str]) -> None:
+    """Make lowerings of a checked model, as they are made on demand, and have onnx check each.
+
+    Raises:
+        ValueError: One cannot be made; onnx raises its own errors.
+    """
+    for name in lowerings:
+        try:
+            _require_types(define_operator(model, weights, _form(name)))
+        except IncompatibleError as error:
+            raise ValueError(error.message) from error
+
+
+def _form(name: str | None) -> OperatorForm:
     """The meaning of the operator in the lowering that a model file says it is, from the table."""
-    name = lowering_of(model)
     if name is None:
         return STANDARD
     rows = {row.name: row for runtime in RUNTIMES.values() if runtime.stands_alone for row in runtime.lowerings}
@@ -190,7 +202,7 @@ def _written(model: onnx.ModelProto, weights: PackedFile) -> onnx.ModelProto:
         if node.domain == DOMAIN:
             _require_operands(node, weights)
     try:
-        return define_operator(model, weights, _form(model))
+        return define_operator(model, weights, _form(lowering_of(model)))
     except IncompatibleError as error:
         raise ValueError(error.message) from error
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import require_file
 from qvec_deploy.io.scratch import scratch_folder
+from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.onnxruntime import is_written_as
 from qvec_deploy.runtimes.onnxruntime.ort_loading import PROVIDER, as_taken, open_model, takes_pixels
 from qvec_deploy.runtimes.session import require_images
@@ -112,11 +113,25 @@ class OnnxSession:
 
 def load_session(directory: Path, lowering: str, threads: int, *, profile: Path | None = None) -> Any:
     """ONNX Runtime's own session of a bundle directory; with `profile`, which begins a file's name, it keeps times."""
-    from qvec_deploy.runtimes.engine_files import MODEL_FILE
-
-    model = require_file(directory / MODEL_FILE, what="model")
+    model, weights = require_file(directory / MODEL_FILE, what="model"), directory / WEIGHTS_FILE
     source = str(model) if is_written_as(model, lowering) else _lowered(directory, lowering)
-    return open_model(source, directory, threads, profile=profile)
+    if model.is_symlink() or weights.is_symlink():  # ONNX Runtime reads weights in one folder, by their real name
+        weights = weights.resolve()
+        source = _with_weights_in(source, weights.name)
+    return open_model(source, weights.parent, threads, profile=profile)
+
+
+def _with_weights_in(source: str | bytes, name: str) -> bytes:
+    """A model, given as a file or as its bytes, whose weights are in a file of another name."""
+    from qvec_deploy.runtimes.graph.model_file import parse_model, read_model
+
+    model = read_model(Path(source)) if isinstance(source, str) else parse_model(source)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = name
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def _lowered(directory: Path, lowering: str) -> bytes:
