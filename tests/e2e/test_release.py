@@ -100,7 +100,10 @@ def test_a_release_is_a_bundle(gated: Path, tmp_path: Path, run: Run) -> None:
     code, out, err = run("release", gated, "--to", tmp_path / "r", "--json")
     assert code == 0, err
     told = json.loads(out)
-    assert (told["signed"], set(told["checks"])) == (False, {"files", "weights", "graph", "parity"})
+    assert (told["signed"], set(told["checks"])) == (
+        False,
+        {"manifest", "files", "weights", "graph", "claims", "parity"},
+    )
     assert told["gates"] == len(Bundle.open(gated).manifest.gates) > 0
     bundle = Bundle.open(tmp_path / "r")
     added = {"MODEL_CARD.md", "run.py", "requirements.txt", "sbom.cdx.json"}
