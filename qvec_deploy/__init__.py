@@ -8,7 +8,7 @@ What a program needs, each imported when it is first used:
     Bundle.open(directory)            a bundle whose files are what its manifest says; `session()` runs its engine,
                                       `predict(images)` names what is in pictures
     compare(old, new)                 whether a bundle is better or worse than another
-    release(directory, to, key=...)   a bundle checked, described and signed
+    release(directory, to, keys=...)  a bundle checked, described and signed
     QuantizationVector.open(path)     a donor's vector
     pack(tensor), unpack(tensor)      the packed format
 

@@ -33,15 +33,18 @@ class Bundle:
     recipe: Recipe
 
     @classmethod
-    def open(cls, directory: Path) -> Bundle:
+    def open(cls, directory: Path, *, manifest_sha256: str | None = None) -> Bundle:
         """Read the manifest and compare every file with it; nothing else is opened before.
+
+        Args:
+            manifest_sha256: What the manifest is to be, where a signature says it.
 
         Raises:
             StorageError: There is no bundle.
             IntegrityError: It is damaged, or was changed after the build.
             IncompatibleError: It was written by a later major version.
         """
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory, sha256=manifest_sha256)
         check_files(directory, manifest)
         unlisted = [name for name in _NEEDED if name not in manifest.files]
         if unlisted:  # what the manifest does not list has no hash, and would be opened unchecked

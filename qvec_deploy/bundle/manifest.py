@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qvec_deploy.bench.results import Model, Parity
 from qvec_deploy.bench.selection import Selection
@@ -23,6 +24,8 @@ LAMBDA0 = "lambda0"
 FORMAT = "qvec-bundle"
 FORMAT_VERSION = "1.3.0"
 _WITHOUT_DIGEST = ("1.0.0", "1.1.0", "1.2.0")
+RELEASE_NUMBER = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,7}$"
+MAX_SIGNERS = 8
 _MAX_NAME = 255  # bytes; what file systems take
 
 
@@ -100,6 +103,34 @@ class Gate(ManifestPart):
     passed: bool
 
 
+class ReleaseFacts(ManifestPart):
+    """What a release says of itself, which its signatures cover.
+
+    `number` is whole numbers with dots between them, of which the publisher gives a later release a larger one;
+    `released` is when it was made; `expires` the last day, in UTC, on which it is to be used. `signers` are the public
+    keys of its signatures, base64 of DER, in their order.
+    """
+
+    number: str | None = Field(default=None, pattern=RELEASE_NUMBER)
+    released: str
+    expires: str | None = None
+    signers: tuple[str, ...] = Field(default=(), max_length=MAX_SIGNERS)
+
+    @field_validator("released")
+    @classmethod
+    def _time(cls, text: str) -> str:
+        if datetime.datetime.fromisoformat(text).tzinfo is None:
+            raise ValueError("it has no time zone")
+        return text
+
+    @field_validator("expires")
+    @classmethod
+    def _day(cls, text: str | None) -> str | None:
+        if text is not None:
+            datetime.date.fromisoformat(text)
+        return text
+
+
 class Manifest(ManifestPart):
     """Everything a bundle says about itself.
 
@@ -107,7 +138,8 @@ class Manifest(ManifestPart):
     knows whether the patch helps; null where images have shown it. `recipe_folder` is what relative paths of the recipe
     start from, where the bundle was built; releases have none. `interface`, `receiver_weights` and `recipe_folder` came
     with version 1.2. From version 1.3, `digest` is the SHA-256 of everything else as canonical JSON: it finds
-    accidents, for whoever edits a manifest can make it anew.
+    accidents, for whoever edits a manifest can make it anew. `source_commit` is the commit of this program that built
+    the bundle, where it ran from a git checkout; `release` is what `release` says of a release. Both came with 1.3.
     """
 
     format: str = FORMAT
@@ -136,6 +168,8 @@ class Manifest(ManifestPart):
     versions: dict[str, str]
     timings_s: dict[str, float]
     files: dict[str, FileEntry]
+    source_commit: str | None = None
+    release: ReleaseFacts | None = None
     digest: str | None = Field(default=None, exclude=True)
 
     @property
@@ -164,7 +198,7 @@ def manifest_bytes(values: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(whole, indent=2, sort_keys=True, allow_nan=False)}\n".encode()
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path, *, sha256: str | None = None) -> Manifest:
     """Read manifest.json and hold it against its digest; the other files are not touched."""
     path = directory / MANIFEST_FILE
     with storage_errors(path):
@@ -173,7 +207,10 @@ def read_manifest(directory: Path) -> Manifest:
                 f"{directory} is not a bundle", hint="name a directory that `qvec-deploy build` has written"
             )
     with understood(path):
-        return parse_manifest(read_limited(path, MAX_BYTES), path)
+        data = read_limited(path, MAX_BYTES)
+        if sha256 is not None and sha256_bytes(data) != sha256:
+            raise IntegrityError(f"{path} was changed after its signature was checked", hint=AGAIN)
+        return parse_manifest(data, path)
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:

@@ -19,6 +19,7 @@ from qvec_deploy.bundle.manifest import LAMBDA0, Engine, Gate, Layer, Manifest, 
 from qvec_deploy.errors import GateError, IncompatibleError
 from qvec_deploy.io.cache import entry_files
 from qvec_deploy.io.files import copy_file, sha256_file, storage_errors, write_bytes
+from qvec_deploy.io.source_commit import source_commit
 from qvec_deploy.io.yaml import dump_yaml
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.planner import Plan
@@ -132,6 +133,7 @@ def write_bundle(staging: Path, contents: BundleContents) -> None:
         selection=contents.selection,
         gates=tuple(Gate(**asdict(gate)) for gate in contents.report.gates) if contents.report is not None else (),
         unverified=unverified(contents.recipe, candidate, contents.selection),
+        source_commit=source_commit(),
         versions=capture_environment(candidate.target.threads or available_threads()).packages,
         timings_s={name: round(seconds, 3) for name, seconds in contents.timings_s.items()},
         files=hash_files(staging, names),

@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from qvec_deploy.bundle.bundle import Bundle
+from qvec_deploy.bundle.manifest import FORMAT_VERSION
 from qvec_deploy.datasets import DataConfig, DatasetSpec
 from qvec_deploy.datasets.standalone_run import REQUIREMENTS, as_text
 from qvec_deploy.datasets.tiny import open_tiny
@@ -161,7 +162,7 @@ def test_normalising_in_the_graph_changes_no_bit(pixels: Path, outside: Path, pi
 
 def test_the_manifest_and_the_model_say_what_a_device_needs(released: Path) -> None:
     manifest = Bundle.open(released).manifest
-    assert manifest.version == "1.2.0" and manifest.model.class_names == tuple("0123456789")
+    assert manifest.version == FORMAT_VERSION and manifest.model.class_names == tuple("0123456789")
     interface, model = manifest.interface, onnx.load(released / "model.onnx", load_external_data=False)
     assert interface is not None and (interface.model, interface.weights) == ("model.onnx", "weights.qvec.safetensors")
     session = onnxruntime.InferenceSession(released / "model.onnx", providers=["CPUExecutionProvider"])

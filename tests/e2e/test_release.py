@@ -10,6 +10,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -106,7 +107,7 @@ def test_a_release_is_a_bundle(gated: Path, tmp_path: Path, run: Run) -> None:
     )
     assert told["gates"] == len(Bundle.open(gated).manifest.gates) > 0
     bundle = Bundle.open(tmp_path / "r")
-    added = {"MODEL_CARD.md", "run.py", "requirements.txt", "sbom.cdx.json"}
+    added = {"MODEL_CARD.md", "run.py", "requirements.txt", "sbom.cdx.json", "provenance.intoto.json"}
     assert set(bundle.manifest.files) == {*Bundle.open(gated).manifest.files, *added}
     assert set(told["files"]) == set(bundle.manifest.files)
     assert set(_contents(tmp_path / "r")) == {*bundle.manifest.files, "manifest.json"}
@@ -144,16 +145,20 @@ def test_what_it_says_is_what_was_measured(gated: Path, signed: Path) -> None:
         entry["name"]: entry["hashes"][0]["content"] for entry in json.loads(text)["components"] if "hashes" in entry
     }
     for name, data in _contents(signed).items():
-        if name not in ("manifest.json", "model.sig", "sbom.cdx.json"):
+        if name not in ("manifest.json", "model.sig", "sbom.cdx.json", "provenance.intoto.json"):
             assert hashes[name] == hashlib.sha256(data).hexdigest()
 
 
 def test_two_releases_differ_in_nothing_but_the_signature(
-    gated: Path, signed: Path, keys: dict[str, Path], run: Run, tmp_path: Path
+    gated: Path, keys: dict[str, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, source in (("again", gated), ("of a release", signed)):
-        assert run("release", source, "--to", tmp_path / name, "--key", keys["own"], "--quiet")[0] == 0
-        first, second = _contents(signed), _contents(tmp_path / name)
+    """Of one second, which SOURCE_DATE_EPOCH stands for."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1796032800")
+    release = ("--key", keys["own"], "--quiet")
+    assert run("release", gated, "--to", tmp_path / "first", *release)[0] == 0
+    for name, source in (("again", gated), ("of a release", tmp_path / "first")):
+        assert run("release", source, "--to", tmp_path / name, *release)[0] == 0
+        first, second = _contents(tmp_path / "first"), _contents(tmp_path / name)
         assert first.pop("model.sig") != second.pop("model.sig")
         assert first == second
 
@@ -191,6 +196,75 @@ def test_an_unverified_patch_needs_a_word_and_the_card_says_so(
     assert body.split("\n\n")[1].startswith("**Do not ship:** Unverified: the patch was tried on no image")
     assert (tmp_path / "r" / "lambda0" / "model.onnx").is_file()
     assert run("verify", tmp_path / "r")[0] == 0
+
+
+def test_a_fleet_takes_no_older_release(
+    gated: Path, keys: dict[str, Path], run: Run, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    key = ("--key", keys["own public"])
+    for number in ("6", "7"):
+        arguments = ("release", gated, "--to", tmp_path / number, "--key", keys["own"], "--number", number)
+        assert run(*arguments, "--expires", "2999-12-31", "--quiet")[0] == 0
+    code, out, _ = run("verify", tmp_path / "7", *key, "--not-older-than", "7", "--json")
+    told = json.loads(out)["checks"]["release"]
+    assert code == 0 and told.startswith("number 7, of ") and told.endswith("to be used until 2999-12-31")
+    assert "is older than 7: number 6" in refused(4, "verify", tmp_path / "6", *key, "--not-older-than", "7")
+    assert run("verify", tmp_path / "6", *key, "--not-older-than", "2026-01-01")[0] == 0
+    assert "is older than 2998-01-01" in refused(4, "verify", tmp_path / "6", "--not-older-than", "2998-01-01")
+    assert "is no day" in refused(2, "verify", tmp_path / "6", "--not-older-than", "x")
+    assert "does not say which release" in refused(4, "verify", gated, "--not-older-than", "1")
+    edit_manifest(tmp_path / "6", release={**_release(tmp_path / "6"), "number": "8"})
+    assert run("verify", tmp_path / "6", "--not-older-than", "7")[0] == 0  # without a key, anybody can say so
+    assert "manifest.json was changed" in refused(5, "verify", tmp_path / "6", *key, "--not-older-than", "7")
+
+
+def test_a_release_expires(signed: Path, gated: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+    edit_manifest(signed, release={**_release(signed), "expires": "2026-01-31"})
+    assert "expired on 2026-01-31; today is 20" in refused(4, "verify", signed)
+    arguments = ("release", gated, "--to", tmp_path / "r", "--quiet")
+    assert "would have expired" in refused(2, *arguments, "--expires", "2020-01-01")
+    assert "is no release number" in refused(2, *arguments, "--number", "v7")
+    assert not (tmp_path / "r").exists()
+
+
+def test_two_keys(
+    gated: Path, keys: dict[str, Path], run: Run, refused: Callable[..., str], tmp_path: Path, signed: Path
+) -> None:
+    both = tmp_path / "both"
+    code, out, _ = run("release", gated, "--to", both, "--key", keys["own"], "--key", keys["other"], "--quiet")
+    assert code == 0 and "model.sig" in out and "model.2.sig" in out
+    for name in ("own public", "other public"):
+        assert run("verify", both, "--key", keys[name])[0] == 0
+    assert run("verify", signed, "--key", keys["other public"], "--key", keys["own public"])[0] == 0
+    (both / "model.2.sig").unlink()
+    assert "model.2.sig was removed" in refused(5, "verify", both)
+    for name in ("own public", "other public"):
+        refused(5, "verify", both, "--key", keys[name])
+    assert "each once" in run("release", gated, "--to", tmp_path / "r", "--key", keys["own"], "--key", keys["own"])[2]
+
+
+def test_sigstore_off_line(
+    gated: Path, signed: Path, run: Run, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signing through its services has not been run: what is tested is what is said where they are not reached."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("model_signing.signing.Config.use_sigstore_signer", no_network)
+    monkeypatch.setattr("model_signing.verifying.Config.use_sigstore_verifier", no_network)
+    assert "sigstore cannot be used from here" in refused(7, "release", gated, "--to", tmp_path / "r", "--sigstore")
+    assert not (tmp_path / "r").exists()
+    who = ("--identity", "me@example.com", "--identity-provider", "https://accounts.example.com")
+    assert "sigstore cannot be used from here" in refused(7, "verify", signed, *who)
+    for arguments in (who[:2], who[2:], (*who, "--key", tmp_path / "key")):
+        assert run("verify", signed, *arguments)[0] == 2
+    assert run("release", gated, "--to", tmp_path / "r", "--sigstore", "--key", tmp_path / "key")[0] == 2
+
+
+def _release(bundle: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())["release"]
+    return facts
 
 
 # What must not leave the house

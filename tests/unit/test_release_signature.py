@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import os
 import random
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from model_signing import signing, verifying
 
-from qvec_deploy.bundle.release.signature import SIGNATURE_FILE, check_signature, is_signed, open_signer
-from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError, StorageError
+from qvec_deploy.bundle.manifest import read_manifest
+from qvec_deploy.bundle.release.signature import (
+    SIGNATURE_FILE,
+    check_identity,
+    check_signature,
+    is_signed,
+    open_signer,
+    open_sigstore_signer,
+    public_keys,
+    signature_files,
+)
+from qvec_deploy.errors import FetchError, IncompatibleError, IntegrityError, RecipeError, StorageError
+from qvec_deploy.io.files import sha256_file
 
 PEM = serialization.Encoding.PEM
 Private = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
@@ -38,7 +53,7 @@ def signed(tmp_path: Path, keys: tuple[Path, Path]) -> Path:
     folder = tmp_path / "release"
     (folder / "lambda0").mkdir(parents=True)
     for name in ("manifest.json", "model.onnx", "lambda0/model.onnx"):
-        (folder / name).write_bytes(f"contents of {name}".encode())
+        (folder / name).write_bytes(json.dumps({"contents of": name}).encode())
     open_signer(keys[0])(folder)
     return folder
 
@@ -48,7 +63,7 @@ def test_what_was_signed_holds(tmp_path: Path, signed: Path, curve: ec.EllipticC
     private, public = _write(tmp_path, "curve", ec.generate_private_key(curve))
     open_signer(private)(signed)
     assert is_signed(signed)
-    assert "as the owner of curve.pub.pem signed it" in check_signature(signed, public)
+    assert "as the owner of curve.pub.pem signed it" in check_signature(signed, public).told
 
 
 def test_it_holds_elsewhere_under_another_name_and_through_a_link(signed: Path, keys: tuple[Path, Path]) -> None:
@@ -235,3 +250,149 @@ def test_nothing_is_printed(signed: Path, keys: tuple[Path, Path], capsys: pytes
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "WARNING" in captured.err
+
+
+# Several keys
+
+
+@pytest.fixture
+def rotated(signed: Path, keys: tuple[Path, Path], tmp_path: Path) -> tuple[Path, dict[str, Path]]:
+    """A release of two signers, and the public keys of both and of a stranger."""
+    found = {"old": keys[1]}
+    private = [keys[0]]
+    for name in ("new", "stranger"):
+        own, found[name] = _write(tmp_path, name, ec.generate_private_key(ec.SECP256R1()))
+        private.append(own)
+    (signed / SIGNATURE_FILE).unlink()
+    facts = {"release": {"signers": list(public_keys(*private[:2]))}}
+    (signed / "manifest.json").write_text(json.dumps(facts))
+    open_signer(*private[:2])(signed)
+    return signed, found
+
+
+def test_any_of_its_signers_will_do(rotated: tuple[Path, dict[str, Path]]) -> None:
+    folder, found = rotated
+    assert signature_files(folder) == ["model.sig", "model.2.sig"]
+    for given in (("old",), ("new",), ("old", "new"), ("stranger", "new"), ("stranger", "old")):
+        signed = check_signature(folder, *(found[name] for name in given))
+        assert signed.told.endswith("signed it; 1 other signature too")
+    with pytest.raises(IntegrityError, match="signed with another key"):
+        check_signature(folder, found["stranger"])
+
+
+def test_devices_that_know_one_key_take_its_releases_before_and_after(
+    rotated: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    folder, found = rotated
+    before, after = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("before", "after"))
+    for place, name in ((before, "own"), (after, "new")):
+        key = tmp_path / f"{name}.pem"
+        for each in signature_files(place):
+            (place / each).unlink()
+        (place / "manifest.json").write_text(json.dumps({"release": {"signers": list(public_keys(key))}}))
+        open_signer(key)(place)
+    both = found["old"], found["new"]
+    assert check_signature(before, *both) and check_signature(folder, *both) and check_signature(after, *both)
+    assert check_signature(before, found["old"]) and check_signature(after, found["new"])
+    with pytest.raises(IntegrityError, match="another key"):
+        check_signature(after, found["old"])
+
+
+def test_every_signature_holds_whichever_key_is_known(rotated: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    folder, found = rotated
+    other = check_signature(Path(shutil.copytree(folder, tmp_path / "copy")), found["new"])
+    assert other
+    for name in signature_files(folder):
+        whole = (folder / name).read_bytes()
+        foreign = json.loads(whole)
+        foreign["dsseEnvelope"]["signatures"][0]["sig"] = base64.b64encode(b"nothing").decode()
+        for changed in (whole[:-1], whole[:300] + bytes([whole[300] ^ 1]) + whole[301:], json.dumps(foreign).encode()):
+            (folder / name).write_bytes(changed)
+            for key in ("old", "new"):
+                with pytest.raises(IntegrityError):
+                    check_signature(folder, found[key])
+        (folder / name).unlink()
+        for key in ("old", "new"):
+            with pytest.raises(IntegrityError):
+                check_signature(folder, found[key])
+        (folder / name).write_bytes(whole)
+    shutil.copy(folder / "model.sig", folder / "model.3.sig")
+    for key in ("old", "new"):
+        with pytest.raises(IntegrityError):
+            check_signature(folder, found[key])
+
+
+def test_a_signer_that_is_none(signed: Path, keys: tuple[Path, Path]) -> None:
+    for signers in (["x"], ["", ""], [3], "abc", {"a": 1}):
+        (signed / "manifest.json").write_text(json.dumps({"release": {"signers": signers}}))
+        for name in signature_files(signed):
+            (signed / name).unlink()
+        open_signer(keys[0], keys[0])(signed) if signers == ["", ""] else open_signer(keys[0])(signed)
+        if signers in (["x"], [3], "abc", {"a": 1}):
+            with pytest.raises(IntegrityError):
+                check_signature(signed, keys[1])
+
+
+# Real files
+
+
+def test_hard_links_and_special_files_are_no_release(signed: Path, keys: tuple[Path, Path]) -> None:
+    os.link(signed / "model.onnx", signed.parent / "elsewhere")
+    with pytest.raises(IntegrityError, match=r"holds a link or a special file, model\.onnx"):
+        check_signature(signed, keys[1])
+    (signed.parent / "elsewhere").unlink()
+    assert check_signature(signed, keys[1])
+    os.mkfifo(signed / "pipe")
+    with pytest.raises(IntegrityError, match="a special file, pipe"):
+        check_signature(signed, keys[1])
+    (signed / "pipe").unlink()
+    (signed / "lambda0").rename(signed.parent / "lambda0")
+    (signed / "lambda0").symlink_to(signed.parent / "lambda0")
+    with pytest.raises(IntegrityError, match="a special file, lambda0"):
+        check_signature(signed, keys[1])
+
+
+def test_a_manifest_that_is_swapped_after_its_signature(signed: Path, keys: tuple[Path, Path]) -> None:
+    sha256 = check_signature(signed, keys[1]).manifest_sha256
+    assert sha256 == sha256_file(signed / "manifest.json")
+    (signed / "manifest.json").write_text("{}")
+    with pytest.raises(IntegrityError, match="changed after its signature was checked"):
+        read_manifest(signed, sha256=sha256)
+
+
+# sigstore, whose services nobody reaches from here
+
+
+def test_without_its_services_sigstore_is_one_error(signed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("model_signing.signing.Config.use_sigstore_signer", no_network)
+    monkeypatch.setattr("model_signing.verifying.Config.use_sigstore_verifier", no_network)
+    with pytest.raises(FetchError, match="sigstore cannot be used from here: Name or service not known") as caught:
+        open_sigstore_signer()
+    assert "--key" in caught.value.hint
+    with pytest.raises(FetchError, match="sigstore cannot be used from here"):
+        check_identity(signed, "me@example.com", "https://accounts.example.com")
+
+
+def test_what_the_library_is_asked_for(signed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own parameters, so that a version without them fails here."""
+    asked: list[dict[str, object]] = []
+    signer = inspect.signature(signing.Config.use_sigstore_signer)
+    verifier = inspect.signature(verifying.Config.use_sigstore_verifier)
+
+    def taking(signature: inspect.Signature) -> Callable[..., object]:
+        def take(self: object, **given: object) -> object:
+            asked.append(dict(signature.bind(self, **given).arguments))
+            return self
+
+        return take
+
+    monkeypatch.setattr(signing.Config, "use_sigstore_signer", taking(signer))
+    monkeypatch.setattr(verifying.Config, "use_sigstore_verifier", taking(verifier))
+    open_sigstore_signer()
+    with pytest.raises(IntegrityError, match=r"model\.sig is damaged"):
+        check_identity(signed, "me@example.com", "https://accounts.example.com")
+    assert asked[0]["use_ambient_credentials"] is True
+    assert (asked[1]["identity"], asked[1]["oidc_issuer"]) == ("me@example.com", "https://accounts.example.com")

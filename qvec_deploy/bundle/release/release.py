@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qvec_deploy.bundle.bundle import Bundle
-from qvec_deploy.bundle.manifest import MANIFEST_FILE, hash_files, write_manifest
+from qvec_deploy.bundle.manifest import MANIFEST_FILE, ReleaseFacts, hash_files, write_manifest
 from qvec_deploy.bundle.release.bom import bill_of_materials
 from qvec_deploy.bundle.release.container_image import container_files
+from qvec_deploy.bundle.release.freshness import release_facts
 from qvec_deploy.bundle.release.model_card import model_card
+from qvec_deploy.bundle.release.provenance import provenance
 from qvec_deploy.bundle.release.release_subject import (
     BOM_FILE,
     CARD_FILE,
+    PROVENANCE_FILE,
     REQUIREMENTS_FILE,
     RUN_FILE,
     Subject,
     is_release,
     read_subject,
 )
-from qvec_deploy.bundle.release.signature import SIGNATURE_FILE, open_signer
+from qvec_deploy.bundle.release.signature import (
+    SIGNATURE_FILE,
+    open_signer,
+    open_sigstore_signer,
+    public_keys,
+    signature_files,
+    signature_name,
+)
 from qvec_deploy.bundle.write import require_release
 from qvec_deploy.datasets import standalone_run
 from qvec_deploy.errors import IncompatibleError, IntegrityError
@@ -41,7 +52,7 @@ class Release:
     directory: Path
     files: dict[str, str]
     checks: dict[str, str]
-    signed: bool
+    signatures: list[str]
     gates: int
 
 
@@ -49,17 +60,23 @@ def release(
     directory: Path,
     to: Path,
     *,
-    key: Path | None = None,
+    keys: Sequence[Path] = (),
+    sigstore: bool = False,
+    number: str | None = None,
+    expires: str | None = None,
     accept_unverified: bool = False,
     with_docker: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Release:
-    """Check a bundle and copy what its manifest lists, with model card, bill of materials and signature.
+    """Check a bundle and copy what its manifest lists, with model card, bill of materials, provenance and signatures.
 
     Args:
         to: The release; it appears whole or not at all.
-        key: Elliptic-curve private key that signs it, a PEM file.
+        keys: Elliptic-curve private keys that sign it, PEM files; at most eight.
+        sigstore: Sign it with an identity instead, through sigstore.
+        number: Its number, which the publisher makes larger with every release.
+        expires: The last day on which it is to be used.
         accept_unverified: Let a patch pass that was tried on no image of the receiver's task; the card says so.
         with_docker: Add what Docker builds an image from that runs it.
 
@@ -68,12 +85,14 @@ def release(
         IncompatibleError: It has no engine, its engine cannot be opened here or run in a container, or the library that
             signs is missing.
         IntegrityError: It is damaged, or was edited after the build.
-        RecipeError: The key cannot sign.
+        RecipeError: A key cannot sign, or the number or the day is none.
+        FetchError: sigstore cannot be used from here.
         StorageError: `to` exists or lies inside the bundle, or the disk refuses.
     """
     progress = progress or Progress()
     require_outside(to, directory)
-    sign = open_signer(key) if key is not None else None  # refused before anything is copied
+    facts = release_facts(number, expires, public_keys(*keys) if keys else ())  # refused before anything is copied
+    sign = open_signer(*keys) if keys else open_sigstore_signer() if sigstore else None
     with progress.stage("open", directory.name):
         bundle = Bundle.open(directory)
         require_release(bundle, accept_unverified=accept_unverified)
@@ -94,12 +113,12 @@ def release(
         with progress.stage("verify", to.name):
             checks = Bundle.open(place).verify()
         with progress.stage("describe", to.name):
-            files = _describe(place, subject)
+            files = _describe(place, subject, facts)
         if sign is not None:
             with progress.stage("sign", to.name):
                 sign(place)
         _settle(place, staging)
-    return Release(to, files, checks, sign is not None, len(subject.report.gates))
+    return Release(to, files, checks, signature_files(to), len(subject.report.gates))
 
 
 def require_listed_only(bundle: Bundle) -> None:
@@ -107,10 +126,15 @@ def require_listed_only(bundle: Bundle) -> None:
     if not is_release(bundle.manifest):
         return
     directory = bundle.directory
-    expected = {*bundle.manifest.files, MANIFEST_FILE, SIGNATURE_FILE}
+    facts = bundle.manifest.release
+    signatures = [signature_name(index) for index in range(len(facts.signers) if facts is not None else 0)]
+    expected = {*bundle.manifest.files, MANIFEST_FILE, SIGNATURE_FILE, *signatures}
     with storage_errors(directory):
         paths = [path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir()]
     found = sorted(str(path.relative_to(directory)) for path in paths)
+    lost = [name for name in signatures if name not in found]
+    if lost:
+        raise IntegrityError(f"{directory}: {lost[0]} was removed", hint="fetch the release again")
     added = [name for name in found if name not in expected]
     if added:
         raise IntegrityError(
@@ -135,8 +159,8 @@ def _settle(place: Path, staging: Path) -> None:
     move_files(place, staging)
 
 
-def _describe(place: Path, subject: Subject) -> dict[str, str]:
-    """Write card, program and bill of materials, then the manifest, which lists them."""
+def _describe(place: Path, subject: Subject, facts: ReleaseFacts) -> dict[str, str]:
+    """Write card, program, bill of materials and provenance, then the manifest, which lists them."""
     files = dict(subject.manifest.files)
     write_bytes(place / CARD_FILE, model_card(subject).encode())
     added = [CARD_FILE]
@@ -151,5 +175,8 @@ def _describe(place: Path, subject: Subject) -> dict[str, str]:
     files |= hash_files(place, added)
     write_bytes(place / BOM_FILE, bill_of_materials(subject, files))
     files |= hash_files(place, [BOM_FILE])
-    write_manifest(place, subject.manifest.model_copy(update={"files": dict(sorted(files.items()))}))
+    write_bytes(place / PROVENANCE_FILE, provenance(subject, files))
+    files |= hash_files(place, [PROVENANCE_FILE])
+    changes = {"files": dict(sorted(files.items())), "release": facts}
+    write_manifest(place, subject.manifest.model_copy(update=changes))
     return {name: entry.sha256 for name, entry in sorted(files.items())}

@@ -25,9 +25,10 @@ from qvec_deploy.runtimes.registry import find_runtime
 
 CARD_FILE = "MODEL_CARD.md"
 BOM_FILE = "sbom.cdx.json"
+PROVENANCE_FILE = "provenance.intoto.json"
 RUN_FILE, REQUIREMENTS_FILE = "run.py", "requirements.txt"
 DOCKERFILE, DOCKERIGNORE_FILE = "Dockerfile", ".dockerignore"
-OWN_FILES = (CARD_FILE, BOM_FILE, RUN_FILE, REQUIREMENTS_FILE, DOCKERFILE, DOCKERIGNORE_FILE)
+OWN_FILES = (CARD_FILE, BOM_FILE, PROVENANCE_FILE, RUN_FILE, REQUIREMENTS_FILE, DOCKERFILE, DOCKERIGNORE_FILE)
 """What a release adds to a bundle and lists in its manifest: the program where the vendor's library alone runs the
 model, the files for Docker where they are asked for."""
 
@@ -145,7 +146,7 @@ def is_release(manifest: Manifest) -> bool:
 def without_own_files(manifest: Manifest) -> Manifest:
     """The manifest that a release was made from, without the folder of the machine that it was built on."""
     files = {name: entry for name, entry in manifest.files.items() if name not in OWN_FILES}
-    return manifest.model_copy(update={"files": files, "recipe_folder": None})
+    return manifest.model_copy(update={"files": files, "recipe_folder": None, "release": None})
 
 
 def read_subject(bundle: Bundle) -> Subject:

@@ -1,20 +1,34 @@
-"""model.sig: an OpenSSF Model Signing signature over every file of a release, its manifest among them."""
+"""model.sig: OpenSSF Model Signing signatures over every file of a release, its manifest among them."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import json
+import os
+import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError, StorageError
-from qvec_deploy.io.files import sha256_file, storage_errors
-from qvec_deploy.io.untrusted import json_object, read_json
+from qvec_deploy.bundle.manifest import MANIFEST_FILE, MAX_SIGNERS
+from qvec_deploy.errors import (
+    FetchError,
+    IncompatibleError,
+    IntegrityError,
+    QvecError,
+    RecipeError,
+    StorageError,
+    first_line,
+)
+from qvec_deploy.io.files import sha256_bytes, sha256_file, storage_errors
+from qvec_deploy.io.scratch import scratch_folder
+from qvec_deploy.io.untrusted import MAX_BYTES, json_object, read_json, read_limited, understood
 
 if TYPE_CHECKING:
-    from model_signing import hashing
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from model_signing import hashing, verifying
 
 SIGNATURE_FILE = "model.sig"
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
@@ -23,7 +37,33 @@ CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _MAKE_KEY = "make one: openssl ecparam -name prime256v1 -genkey -noout -out private.pem"
 _MAKE_PUBLIC = "make it from the private key: openssl ec -in private.pem -pubout -out public.pem"
 _DO_NOT_USE = "do not use it; fetch the release again from whoever signed it"
-_MALFORMED = (KeyError, TypeError, IndexError, AttributeError, RecursionError)
+
+
+Sign = Callable[[Path], None]
+"""Signs a directory and leaves the signatures in it."""
+
+
+class Signed(NamedTuple):
+    """What signatures say of a directory.
+
+    Attributes:
+        told: The same in words.
+        manifest_sha256: Of the manifest that they cover.
+    """
+
+    told: str
+    manifest_sha256: str
+
+
+def signature_name(index: int) -> str:
+    """The file of a release's signature: the first is where other programs look for it."""
+    return f"model.{index + 1}.sig" if index else SIGNATURE_FILE
+
+
+def signature_files(directory: Path) -> list[str]:
+    """Signatures that are there, the first one first; whether they hold is another question."""
+    with storage_errors(directory):
+        return [name for name in map(signature_name, range(MAX_SIGNERS)) if os.path.lexists(directory / name)]
 
 
 def is_signed(directory: Path) -> bool:
@@ -32,65 +72,204 @@ def is_signed(directory: Path) -> bool:
         return (directory / SIGNATURE_FILE).is_file()
 
 
-def open_signer(key: Path) -> Callable[[Path], None]:
-    """A function that signs a directory and leaves model.sig in it.
+def open_signer(*keys: Path) -> Sign:
+    """A function that signs a directory with every key.
 
     Args:
-        key: PEM file of an elliptic-curve private key, not encrypted.
+        keys: PEM files of elliptic-curve private keys, not encrypted. The signature of the first one covers those of
+            the others.
     """
     _require_library()
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-    from model_signing import signing
-
-    data = _read_key(key)
-    if b"ENCRYPTED" in data:
-        raise RecipeError(f"{key} is encrypted", hint=f"decrypt it: openssl ec -in {key} -out private.pem")
-    try:
-        private = load_pem_private_key(data, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise RecipeError(f"{key} is not a private key in PEM format", hint=_MAKE_KEY) from error
-    _check_curve(key, private, _MAKE_KEY)
+    for key in keys:
+        _private_key(key)
 
     def sign(directory: Path) -> None:
-        config = signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(_hashing())  # type: ignore[no-untyped-call]
-        with storage_errors(directory):
-            config.sign(directory, directory / SIGNATURE_FILE)
+        from model_signing import signing
+
+        for index, key in reversed(list(enumerate(keys))):
+            config = signing.Config().use_elliptic_key_signer(private_key=key)  # type: ignore[no-untyped-call]
+            with storage_errors(directory):
+                config.set_hashing_config(_hashing(index)).sign(directory, directory / signature_name(index))
 
     return sign
 
 
-def check_signature(directory: Path, key: Path) -> str:
-    """Hold every file of a release against its signature. Nothing but model.sig is parsed.
+def open_sigstore_signer() -> Sign:
+    """A function that signs a directory with an identity instead of a key, by sigstore's public instance.
+
+    The identity is the workflow's where it has one, else whoever logs in with a browser. Certificate and signature go
+    into a public log.
+
+    Raises:
+        FetchError: The instance cannot be reached.
+    """
+    _require_library()
+    from model_signing import signing
+
+    with _sigstore():
+        config = signing.Config().use_sigstore_signer(use_ambient_credentials=True)  # type: ignore[no-untyped-call]
+
+    def sign(directory: Path) -> None:
+        with _sigstore(), storage_errors(directory), contextlib.redirect_stdout(sys.stderr):
+            config.set_hashing_config(_hashing(0)).sign(directory, directory / SIGNATURE_FILE)
+
+    return sign
+
+
+def public_keys(*keys: Path) -> tuple[str, ...]:
+    """The public keys of private ones: base64 of DER."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    ders = (
+        _private_key(key).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in keys
+    )
+    return tuple(base64.b64encode(der).decode() for der in ders)
+
+
+def check_signature(directory: Path, *keys: Path) -> Signed:
+    """Hold every file of a release against its signatures. Nothing but those is parsed before one of them holds.
 
     Opening a bundle compares hashes only, and whoever can change a file can change the manifest with it: where a
     release comes from elsewhere, this comes first. `compile` adds engines, after which no signature holds.
 
     Args:
-        key: PEM file of the public key.
+        keys: PEM files of public keys; one of them is to have signed it. What it signed names the other signers, whose
+            signatures must hold too.
+
+    Raises:
+        IntegrityError: It is not what was signed, or nobody of them has signed it.
     """
     _require_library()
-    from cryptography.exceptions import InvalidSignature
+    for key in keys:
+        _check_public_key(key)
+    folder = _signed_folder(directory)
+    found = signature_files(folder)
+    refusals: list[IntegrityError] = []
+    for key in keys:
+        for index in range(len(found)):
+            try:
+                signed = _check_one(directory, folder, key, index)
+            except IntegrityError as error:
+                refusals.append(error)
+                continue
+            count = _check_others(directory, folder, index, signed)
+            told = f"every file is as the owner of {key.name} signed it"
+            others = f"; {count - 1} other signature{'s' if count > 2 else ''} too" if count > 1 else ""
+            return Signed(told + others, signed)
+    raise next((error for error in refusals if "another key" not in error.message), refusals[0])
+
+
+def check_identity(directory: Path, identity: str, provider: str) -> Signed:
+    """The same of a release that was signed through sigstore.
+
+    Args:
+        identity: Who is to have signed it: an e-mail address, or the address of a workflow.
+        provider: The OpenID Connect provider that is to have vouched for it.
+
+    Raises:
+        FetchError: What sigstore is trusted by cannot be fetched.
+    """
+    _require_library()
     from model_signing import verifying
 
-    _check_public_key(key)
+    folder = _signed_folder(directory)
+    with _sigstore():
+        config = verifying.Config().use_sigstore_verifier(identity=identity, oidc_issuer=provider)  # type: ignore[no-untyped-call]
+    signed = _hold(directory, folder, 0, config, f"{identity} at {provider}")
+    _check_others(directory, folder, 0, signed)
+    return Signed(f"every file is as {identity} signed it, says {provider}", signed)
+
+
+def _signed_folder(directory: Path) -> Path:
+    """The folder itself, of real files, with a signature.
+
+    Raises:
+        IntegrityError: It holds a link, a special file, or no signature.
+    """
     with storage_errors(directory):
         if not directory.is_dir():
             raise StorageError(f"{directory} is not a bundle", hint="name a directory that was released")
-    if not is_signed(directory):
-        raise IntegrityError(f"{directory} is not signed: it has no {SIGNATURE_FILE}", hint=_DO_NOT_USE)
-    folder = directory.resolve()  # the library refuses links, and releases are often reached through one
-    config = verifying.Config().use_elliptic_key_verifier(public_key=key).set_hashing_config(_hashing())  # type: ignore[no-untyped-call]
+        if not os.path.lexists(directory / SIGNATURE_FILE):
+            raise IntegrityError(f"{directory} is not signed: it has no {SIGNATURE_FILE}", hint=_DO_NOT_USE)
+        folder = directory.resolve()  # the library refuses links, and releases are often reached through one
+        for path in folder.rglob("*"):
+            status = path.lstat()
+            if not (stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)):
+                what = f"it holds a link or a special file, {path.relative_to(folder)}, which no release does"
+                raise IntegrityError(f"{directory}: {what}", hint="copy the files themselves")
+    return folder
+
+
+def _check_one(directory: Path, folder: Path, key: Path, index: int) -> str:
+    from model_signing import verifying
+
+    config = verifying.Config().use_elliptic_key_verifier(public_key=key)  # type: ignore[no-untyped-call]
+    return _hold(directory, folder, index, config, key)
+
+
+def _hold(directory: Path, folder: Path, index: int, config: verifying.Config, signer: object) -> str:
+    """Have the library hold a folder against one of its signatures; the SHA-256 of the manifest that is signed."""
+    from cryptography.exceptions import InvalidSignature
+
+    name = signature_name(index)
     try:
         with storage_errors(directory), contextlib.redirect_stdout(sys.stderr):  # the library prints its warnings
-            config.verify(folder, folder / SIGNATURE_FILE)
+            config.set_hashing_config(_hashing(index)).verify(folder, folder / name)
+            return _signed_files(folder / name).get(MANIFEST_FILE, "")
     except InvalidSignature as error:
-        raise IntegrityError(f"{directory}: the signature is not by {key}, or was altered", hint=_DO_NOT_USE) from error
+        raise IntegrityError(
+            f"{directory}: the signature is not by {signer}, or was altered", hint=_DO_NOT_USE
+        ) from error
     except ValueError as error:
-        raise IntegrityError(f"{directory}: {_reason(error, folder, key)}", hint=_DO_NOT_USE) from error
-    except _MALFORMED as error:
-        raise IntegrityError(f"{directory}: {SIGNATURE_FILE} is damaged", hint=_DO_NOT_USE) from error
-    return f"every file is as the owner of {key.name} signed it"
+        raise IntegrityError(f"{directory}: {_reason(error, folder, name, signer)}", hint=_DO_NOT_USE) from error
+    except QvecError:
+        raise
+    except Exception as error:
+        raise IntegrityError(f"{directory}: {name} is damaged", hint=_DO_NOT_USE) from error
+
+
+def _check_others(directory: Path, folder: Path, index: int, manifest_sha256: str) -> int:
+    """Hold the other signatures that a signed manifest names; how many there are.
+
+    Args:
+        index: The signature that holds.
+    """
+    path = folder / MANIFEST_FILE
+    with understood(path):
+        data = read_limited(path, MAX_BYTES)
+        if sha256_bytes(data) != manifest_sha256:
+            raise ValueError("it was changed while its signature was checked")
+        signers = (json_object(data).get("release") or {}).get("signers") or [""]
+        ders = [base64.b64decode(signer, validate=True) for signer in signers]
+    found = signature_files(folder)
+    if found != [signature_name(each) for each in range(len(ders))]:
+        raise IntegrityError(f"{directory}: it has other signatures than it was released with", hint=_DO_NOT_USE)
+    with scratch_folder("keys") as scratch:
+        for other, der in enumerate(ders):
+            if other != index:
+                key, text = scratch / f"signer {other + 1} of {MANIFEST_FILE}", base64.b64encode(der).decode()
+                key.write_text(f"-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n")
+                _check_one(directory, folder, key, other)
+    return len(ders)
+
+
+@contextlib.contextmanager
+def _sigstore() -> Iterator[None]:
+    """Tell what goes wrong with sigstore's services in one line."""
+    try:
+        yield
+    except (QvecError, OSError) as error:
+        if isinstance(error, QvecError):
+            raise
+        raise _unreachable(error) from error
+    except Exception as error:
+        raise _unreachable(error) from error
+
+
+def _unreachable(error: Exception) -> FetchError:
+    return FetchError(
+        f"sigstore cannot be used from here: {first_line(error)}", hint="go on line, or sign and verify with --key"
+    )
 
 
 def _require_library() -> None:
@@ -103,12 +282,28 @@ def _require_library() -> None:
         ) from error
 
 
-def _hashing() -> hashing.Config:
-    """All files but the signature itself, by SHA-256; links are refused, and so are additions such as `.git`."""
+def _hashing(index: int) -> hashing.Config:
+    """All files but a signature itself and those before it, by SHA-256; links are refused, and so is `.git`."""
     from model_signing import hashing
 
     config = hashing.Config().use_file_serialization(hashing_algorithm="sha256", allow_symlinks=False)  # type: ignore[no-untyped-call]
-    return config.set_ignored_paths(paths=[SIGNATURE_FILE], ignore_git_paths=False)
+    ignored = [signature_name(each) for each in range(index + 1)]
+    return config.set_ignored_paths(paths=ignored, ignore_git_paths=False)
+
+
+def _private_key(key: Path) -> ec.EllipticCurvePrivateKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    data = _read_key(key)
+    if b"ENCRYPTED" in data:
+        raise RecipeError(f"{key} is encrypted", hint=f"decrypt it: openssl ec -in {key} -out private.pem")
+    try:
+        private = load_pem_private_key(data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise RecipeError(f"{key} is not a private key in PEM format", hint=_MAKE_KEY) from error
+    _check_curve(key, private, _MAKE_KEY)
+    return cast("ec.EllipticCurvePrivateKey", private)
 
 
 def _read_key(key: Path) -> bytes:
@@ -135,32 +330,46 @@ def _check_curve(path: Path, key: object, hint: str) -> None:
         raise RecipeError(f"{path} is a key {kind}; signatures take P-256, P-384 and P-521", hint=hint)
 
 
-def _reason(error: ValueError, folder: Path, key: Path) -> str:
+def _reason(error: ValueError, folder: Path, name: str, signer: object) -> str:
     """What the library found, in one line."""
     text = str(error)
     if text.startswith("Key mismatch"):
-        return f"it was signed with another key than {key}"
+        return f"it was signed with another key than {signer}"
     if text.startswith("Signature mismatch"):  # the signature itself holds, so its list of files can be believed
-        return f"it is not what was signed: {_difference(folder)}"
-    if text.startswith("Cannot use"):
-        return "it holds a link or a special file, which no release does"
-    return f"{SIGNATURE_FILE} is damaged"
+        return f"it is not what was signed: {_difference(folder, name)}"
+    return f"{name} is damaged"
 
 
-def _difference(folder: Path) -> str:
-    """The first file that is not as its signature says; the library's own words are full of digests."""
-    envelope = read_json(folder / SIGNATURE_FILE)["dsseEnvelope"]
+def _signed_files(path: Path) -> dict[str, str]:
+    """Hex digest by file, as a signature that holds lists them; and the signature's file is only that.
+
+    Raises:
+        ValueError: It holds more than a signature, or says the same in other bytes.
+    """
+    from model_signing._signing.sign_sigstore_pb import Signature
+
+    document = read_json(path)
+    if json.loads(Signature.read(path).bundle.to_json()) != document:
+        raise ValueError("it holds more than a signature")
+    envelope = document["dsseEnvelope"]
     resources = json_object(base64.b64decode(envelope["payload"])).get("predicate", {}).get("resources", [])
     if any(entry["algorithm"] != "sha256" for entry in resources):
+        return {}
+    return {entry["name"]: entry["digest"] for entry in resources}
+
+
+def _difference(folder: Path, name: str) -> str:
+    """The first file that is not as a signature says; the library's own words are full of digests."""
+    signed = _signed_files(folder / name)
+    if not signed:
         return "it was signed with other hashes than SHA-256"
-    signed = {entry["name"]: entry["digest"] for entry in resources}
     paths = (path for path in folder.rglob("*") if path.is_file())
-    found = {str(path.relative_to(folder)): path for path in paths if path != folder / SIGNATURE_FILE}
-    for name in sorted(signed | found):
-        if name not in found:
-            return f"{name} was removed"
-        if name not in signed:
-            return f"{name} was added"
-        if sha256_file(found[name]) != signed[name]:
-            return f"{name} was changed"
+    found = {str(path.relative_to(folder)): path for path in paths if str(path.relative_to(folder)) != name}
+    for each in sorted(signed | found):
+        if each not in found:
+            return f"{each} was removed"
+        if each not in signed:
+            return f"{each} was added"
+        if sha256_file(found[each]) != signed[each]:
+            return f"{each} was changed"
     return "its list of files is not understood here"
