@@ -19,7 +19,7 @@ from shared import make_once
 from small_engines import write_engine
 
 from qvec_deploy.bench.parity import parity_images
-from qvec_deploy.bundle.verify import check_graph
+from qvec_deploy.bundle.verify import check_graph, read_graph
 from qvec_deploy.errors import IntegrityError
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
@@ -91,7 +91,7 @@ def test_every_scheme_is_taken(tmp_path: Path, scheme: Scheme) -> None:
 
 
 def test_files_of_0_1_0_are_taken_as_what_they_are() -> None:
-    check_graph(GOLDEN, older=True)
+    read_graph(GOLDEN, older=True)
     with pytest.raises(IntegrityError, match="means something else"):
         check_graph(GOLDEN)
 
@@ -419,7 +419,7 @@ def test_memory_is_bounded(int4: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle" / MODEL_FILE).write_bytes(model.SerializeToString())
     code = (
         "import sys, pathlib\n"
-        "from qvec_deploy.bundle.verify import check_graph\n"
+        "from qvec_deploy.bundle.verify import check_graph, read_graph\n"
         "from qvec_deploy.errors import IntegrityError\n"
         "status = pathlib.Path('/proc/self/status')\n"
         "peak = lambda: int(next(l for l in status.read_text().splitlines() if l.startswith('VmHWM')).split()[1])\n"
