@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.errors import IncompatibleError, StorageError
-from qvec_deploy.io.files import atomic_path, require_outside, storage_errors
+from qvec_deploy.io.files import atomic_path, storage_errors
+from qvec_deploy.io.output_places import require_outside
 from qvec_deploy.io.scratch import scratch_folder
 from qvec_deploy.runtimes.registry import RUNTIMES, check_lowering, find_lowering
 

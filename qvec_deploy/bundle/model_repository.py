@@ -10,7 +10,8 @@ from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.export_bundle import RUNTIME, lowered_bundle
 from qvec_deploy.bundle.export_engine import choose_engine
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.io.files import copy_file, require_outside, staging_directory, storage_errors
+from qvec_deploy.io.files import copy_file, staging_directory, storage_errors
+from qvec_deploy.io.output_places import require_outside
 from qvec_deploy.runtimes.engine_files import WEIGHTS_FILE
 from qvec_deploy.runtimes.graph.stored import load_stored
 from qvec_deploy.runtimes.registry import find_runtime

@@ -67,7 +67,7 @@ def bench(
 ) -> None:
     """Measure bundles side by side, interleaved; the first is the baseline."""
     from qvec_deploy.bundle.side_by_side import bench_bundles
-    from qvec_deploy.io.files import require_report_folder
+    from qvec_deploy.io.output_places import require_report_folder
     from qvec_deploy.report.write_report import write_report, write_tables
 
     if no_accuracy and settings["data_root"] is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,6 +92,7 @@ def program() -> None:
     Everything is written and closed by then; tearing down torch and its kin would take another second or two.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.unraisablehook = _interrupt_again
     show_streams()
     try:
         main()
@@ -99,6 +101,16 @@ def program() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(stop.code or 0))
+
+
+def _interrupt_again(raised: sys.UnraisableHookArgs) -> None:
+    """An interruption that came while an object was being removed is lost there: it comes again, a little later."""
+    if issubclass(raised.exc_type, KeyboardInterrupt):
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(raised)
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

@@ -87,7 +87,8 @@ def compare(
     from qvec_deploy.bench.comparison import Tolerances, comparison_json
     from qvec_deploy.bundle.compare import compare_bundles, require_no_regression
     from qvec_deploy.bundle.compare_stored import CompareOptions
-    from qvec_deploy.io.files import require_report_folder, write_bytes
+    from qvec_deploy.io.files import write_bytes
+    from qvec_deploy.io.output_places import require_report_folder
     from qvec_deploy.report.comparison_page import comparison_page
     from qvec_deploy.report.render_markdown import render_markdown
 

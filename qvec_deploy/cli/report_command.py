@@ -35,7 +35,7 @@ def report(bundles: tuple[Path, ...], output: Path, quiet: bool, as_json: bool) 
     Several bundles of one task stand beside each other, the best first. Every bundle is verified before it is read.
     """
     from qvec_deploy.bundle.compare_stored import paired_answers
-    from qvec_deploy.io.files import require_report_folder
+    from qvec_deploy.io.output_places import require_report_folder
     from qvec_deploy.report.overview import overview
     from qvec_deploy.report.write_report import write_report, write_tables
 

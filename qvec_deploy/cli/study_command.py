@@ -115,7 +115,7 @@ def report(folder: Path, output: Path, quiet: bool, as_json: bool) -> None:
 
     A study with failures is reported as far as it got, and what is missing is named.
     """
-    from qvec_deploy.io.files import require_report_folder
+    from qvec_deploy.io.output_places import require_report_folder
     from qvec_deploy.research.study.analysis.summarize import summarize
     from qvec_deploy.research.study.pages.study_page import StudyReport, write_study
     from qvec_deploy.research.study.study_documents import read_study

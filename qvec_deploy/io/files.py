@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -16,6 +17,7 @@ from typing import Any
 
 from qvec_deploy.errors import StorageError
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 _UNIQUE = r"[a-z0-9_]{8}\.(?:tmp|old)"
 _ANY_TEMPORARY = re.compile(rf"(?<=/)\.([^/]+)\.{_UNIQUE}(?=/|$)")
 """What stands for a path until it is whole, in messages."""
@@ -246,35 +248,11 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
             staging = _make_staging(final, stack)
             staging.chmod(0o755)
             yield staging
+            _open_to_all(staging)
             if final.exists():
                 _exchange(staging, final)
             else:
                 publish(staging, final)
-
-
-def require_outside(path: Path, bundle: Path) -> None:
-    """Refuse to write into a bundle, whose manifest lists every file.
-
-    Raises:
-        StorageError: `path` is the bundle or lies in it.
-    """
-    inner, outer = path.resolve(), bundle.resolve()
-    if inner == outer or outer in inner.parents:
-        raise StorageError(f"{path} is in the bundle {bundle}", hint="choose another folder")
-
-
-def require_report_folder(path: Path) -> None:
-    """Refuse a folder that a report must not be written into, before the measuring and not after it.
-
-    Raises:
-        StorageError: It is a bundle, whose files have hashes, or in one, or it cannot be made.
-    """
-    for folder in (path.resolve(), *path.resolve().parents):
-        if (folder / "manifest.json").is_file():
-            where = "is a bundle" if folder == path.resolve() else f"is in the bundle {folder}"
-            raise StorageError(f"{path} {where}", hint="write the report into another directory")
-    with storage_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -283,6 +261,13 @@ def _is_replaceable(path: Path) -> bool:
     if manifest.is_file():
         return b'"qvec-bundle"' in manifest.read_bytes()
     return path.is_dir() and not any(path.iterdir())
+
+
+def _open_to_all(folder: Path) -> None:
+    """Let everybody read what is in a folder, whatever the umask was."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _sync_all(path: Path) -> None:
@@ -295,11 +280,36 @@ def _sync_all(path: Path) -> None:
 
 
 def _exchange(new: Path, final: Path) -> None:
-    """Put `new` in the place of the directory `final`, which comes back if that fails."""
+    """Put `new` in the place of the directory `final`, and remove that; at once where the file system can do that."""
+    _sync_all(new)  # all that can fail for want of space, while the old one is still there
+    with file_lock(final, wait=False):
+        swapped = _swap(new, final)
+    if swapped:
+        sync(final.parent)
+        _discard(new)
+    else:
+        _exchange_in_two_steps(new, final)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; whether the system can."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # not Linux, or a C library without it
+        return False
+    if swap(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _exchange_in_two_steps(new: Path, final: Path) -> None:
+    """As `_exchange`; between the steps the old one has the name that `restore` knows, and a failure undoes them."""
     old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
     with file_lock(final, wait=False):  # wherever it is moved: nobody puts it back meanwhile
         try:
-            _sync_all(new)  # all that can fail for want of space, while the old one is still there
             final.replace(old)
             publish(new, final)
         finally:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qvec_deploy.errors import IntegrityError, QvecError, RecipeError, StorageError, first_line
+from qvec_deploy.errors import IncompatibleError, IntegrityError, QvecError, RecipeError, StorageError, first_line
 from qvec_deploy.io.files import require_file, storage_errors
 
 AGAIN = "build or copy the bundle again"
+ENOUGH_MEMORY = "free some memory, run fewer jobs at a time, or raise the limit that it runs under (`ulimit -a`)"
 MAX_BYTES = 16 << 20
 """Of a JSON file, where its reader gives no other limit."""
 MAX_DIMENSIONS = 8
@@ -40,6 +41,7 @@ def understood(what: Path | str, hint: str = AGAIN, error: type[QvecError] = Int
 
     Raises:
         StorageError: The system refuses to read.
+        IncompatibleError: There is not enough memory.
     """
     try:
         yield
@@ -47,6 +49,8 @@ def understood(what: Path | str, hint: str = AGAIN, error: type[QvecError] = Int
         if error is RecipeError or not isinstance(caught, RecipeError):
             raise
         raise error(f"{what} is damaged: {caught.message}", hint=hint) from caught  # no recipe may say so either
+    except MemoryError as caught:
+        raise IncompatibleError(f"{what}: there is not enough memory to read it", hint=ENOUGH_MEMORY) from caught
     except Exception as caught:
         if isinstance(caught, OSError) and caught.errno is not None:
             raise StorageError(f"{what}: {caught.strerror}", hint="check the path and the disk") from caught

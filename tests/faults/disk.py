@@ -26,7 +26,7 @@ class Operation:
     """One line of the record.
 
     Attributes:
-        what: C(reate), W(rite), T(runcate), R(ename), L(ink), D(irectory), U(nlink), S(ync) or M(ark).
+        what: C(reate), W(rite), T(runcate), R(ename), X (exchange), L(ink), D(irectory), U(nlink), S(ync) or M(ark).
     """
 
     what: str
@@ -89,18 +89,18 @@ class _Folder:
 
 @dataclass(frozen=True)
 class _Renaming:
-    """A change to names: some go, one comes.
+    """A change to names: some go, others come.
 
-    It is safe once every folder that it changes was synced. What comes is safe before, with its own folder: it may then
-    have two names.
+    It is safe once every folder that it changes was synced. What comes from another folder is safe before, with
+    its own: it may then have two names.
     """
 
     gone: tuple[tuple[int, str], ...]
-    come: tuple[int, str, int] | None
+    come: tuple[tuple[int, str, int], ...]
 
     @property
     def folders(self) -> set[int]:
-        return {folder for folder, _ in self.gone} | ({self.come[0]} if self.come else set())
+        return {folder for folder, _ in self.gone} | {folder for folder, _, _ in self.come}
 
 
 class Disk:
@@ -128,13 +128,17 @@ class Disk:
             self._things[number] = _File() if what == "C" else _Folder()
             self._live |= {number: {}} if what == "D" else {}
             self._inodes[operation.inode] = number
-            self._change((), (*self._place(operation.path), number))
+            self._change((), ((*self._place(operation.path), number),))
+        elif what == "X":
+            one, two = self._place(operation.path), self._place(operation.other)
+            first, second = self._live[one[0]][one[1]], self._live[two[0]][two[1]]
+            self._change((), ((*one, second), (*two, first)))
         elif what in "RL":
             source, target = self._place(operation.path), self._place(operation.other)
             number = self._live[source[0]][source[1]]
-            self._change((source,) if what == "R" else (), (*target, number))
+            self._change((source,) if what == "R" else (), ((*target, number),))
         elif what == "U":
-            self._change((self._place(operation.path),), None)
+            self._change((self._place(operation.path),), ())
         elif what == "S":
             self._sync(self._number(operation.inode))
         else:
@@ -187,7 +191,7 @@ class Disk:
             number = self._live[number][folder]
         return number, name
 
-    def _change(self, gone: tuple[tuple[int, str], ...], come: tuple[int, str, int] | None) -> None:
+    def _change(self, gone: tuple[tuple[int, str], ...], come: tuple[tuple[int, str, int], ...]) -> None:
         renaming = _Renaming(gone, come)
         _rename(self._live, renaming)
         self._pending.append((renaming, renaming.folders))
@@ -203,9 +207,9 @@ class Disk:
             waiting = folders - {number}
             if not waiting:
                 _rename(names, renaming)
-            elif renaming.come is not None and renaming.come[0] == number:
+            elif len(renaming.come) == 1 and renaming.come[0][0] == number:
                 _rename(names, _Renaming((), renaming.come))
-                left.append((_Renaming(renaming.gone, None), waiting))
+                left.append((_Renaming(renaming.gone, ()), waiting))
             else:
                 left.append((renaming, waiting))
         self._pending = left
@@ -221,8 +225,7 @@ class Disk:
 def _rename(names: Mapping[int, dict[str, int]], renaming: _Renaming) -> None:
     for folder, name in renaming.gone:
         names[folder].pop(name, None)
-    if renaming.come is not None:
-        folder, name, number = renaming.come
+    for folder, name, number in renaming.come:
         names[folder][name] = number
 
 

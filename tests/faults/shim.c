@@ -4,6 +4,7 @@
  * FAULTS_LOG     file that records are appended to (see disk.py)
  * FAULTS_FAIL    KIND,N,ERRNO: the N-th operation of a kind and all after it fail; kinds: space, sync, rename, read
  * FAULTS_COUNT   file of shared counters, so that processes count together
+ * FAULTS_CLOCK   MILLISECONDS,SECONDS: so long after the start the wall clock is set back by so much
  *
  * The variables are read when a process starts, and when faults_reload() is called.
  */
@@ -21,7 +22,9 @@
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum kind { SPACE, SYNC, RENAME, READ, KINDS };
@@ -30,11 +33,18 @@ static const char *const names[KINDS] = {"space", "sync", "rename", "read"};
 static char under[4096];
 static int log_fd = -1, fail_kind = -1, fail_errno;
 static long fail_at;
+static long clock_after, clock_back, began;
 static long own_counts[KINDS], *counts = own_counts;
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
 void faults_mark(int number);
+
+static long now(void) {
+    struct timespec time;
+    syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000 + time.tv_nsec / 1000000;
+}
 
 __attribute__((constructor)) void faults_reload(void) {
     const char *value = getenv("FAULTS_UNDER");
@@ -52,6 +62,10 @@ __attribute__((constructor)) void faults_reload(void) {
     if (value && sscanf(value, "%15[a-z],%ld,%d", kind, &fail_at, &fail_errno) == 3)
         for (int each = 0; each < KINDS; each++)
             if (!strcmp(kind, names[each])) fail_kind = each;
+    clock_back = 0;
+    value = getenv("FAULTS_CLOCK");
+    if (value) sscanf(value, "%ld,%ld", &clock_after, &clock_back);
+    began = now();
     value = getenv("FAULTS_COUNT");
     counts = own_counts;
     memset(own_counts, 0, sizeof own_counts);
@@ -325,4 +339,22 @@ ssize_t pread64(int fd, void *data, size_t size, off_t at) { return pread(fd, da
 ssize_t readv(int fd, const struct iovec *parts, int number) {
     READING(fd)
     return syscall(SYS_readv, fd, parts, number);
+}
+
+static long set_back(void) { return clock_back && now() - began > clock_after ? clock_back : 0; }
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    int done = (int)syscall(SYS_clock_gettime, clock, time);
+    if (!done && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) time->tv_sec -= set_back();
+    return done;
+}
+int gettimeofday(struct timeval *restrict time, void *restrict zone) {
+    int done = (int)syscall(SYS_gettimeofday, time, zone);
+    if (!done) time->tv_sec -= set_back();
+    return done;
+}
+time_t time(time_t *where) {
+    struct timespec found;
+    clock_gettime(CLOCK_REALTIME, &found);
+    if (where) *where = found.tv_sec;
+    return found.tv_sec;
 }

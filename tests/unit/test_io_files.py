@@ -312,6 +312,32 @@ class TestStagingDirectory:
         assert _names(final) == ["weights"] and (final / "weights").read_text() == "new"
         assert _names(tmp_path) == ["bundle"]
 
+    @pytest.mark.parametrize("swaps", [True, False])
+    def test_there_is_a_bundle_at_every_moment_where_names_can_be_exchanged(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
+    ) -> None:
+        final, steps = _bundle(tmp_path / "bundle"), []
+        real = Path.replace
+        monkeypatch.setattr(Path, "replace", lambda self, target: (steps.append(target), real(self, target))[1])
+        if not swaps:
+            monkeypatch.setattr(store, "_swap", lambda one, other: False)
+        with staging_directory(final, force=True) as staging:
+            (staging / "weights").write_text("new")
+        assert (len(steps) == 0) is swaps
+        assert _names(tmp_path) == ["bundle"] and (final / "weights").read_text() == "new"
+
+    def test_an_exchange_that_fails_is_an_error_of_the_target(self, tmp_path: Path) -> None:
+        with pytest.raises(OSError, match="No such file") as caught:
+            store._swap(_bundle(tmp_path / "one"), tmp_path / "other")
+        assert caught.value.filename == str(tmp_path / "other")
+
+    def test_everybody_may_read_whatever_the_umask(self, tmp_path: Path) -> None:
+        with _umask(0o077), staging_directory(tmp_path / "bundle") as staging:
+            (staging / "inner").mkdir()
+            (staging / "inner" / "a").write_text("a")
+        assert stat.S_IMODE((tmp_path / "bundle" / "inner").stat().st_mode) == 0o755
+        assert stat.S_IMODE((tmp_path / "bundle" / "inner" / "a").stat().st_mode) == 0o644
+
     @pytest.mark.parametrize("error", INTERRUPTIONS, ids=repr)
     def test_force_keeps_the_old_bundle_when_the_block_fails(self, tmp_path: Path, error: BaseException) -> None:
         final = _bundle(tmp_path / "bundle")
@@ -327,6 +353,7 @@ class TestStagingDirectory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, step: str
     ) -> None:
         final = _bundle(tmp_path / "bundle")
+        monkeypatch.setattr(store, "_swap", lambda one, other: False)
         real = Path.replace
         failed = []
 
@@ -348,6 +375,7 @@ class TestStagingDirectory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         final = _bundle(tmp_path / "bundle")
+        monkeypatch.setattr(store, "_swap", lambda one, other: False)
         real = Path.replace
 
         def replace(self: Path, target: Path) -> Path:

@@ -9,7 +9,7 @@ from rich.console import Console
 from shown import terminal_table
 
 from qvec_deploy.errors import StorageError
-from qvec_deploy.io.files import require_report_folder
+from qvec_deploy.io.output_places import require_report_folder
 from qvec_deploy.report.overview import bundles_table, overview
 from qvec_deploy.report.render_terminal import render_table
 from qvec_deploy.report.report_json import from_json

@@ -14,11 +14,12 @@ from small_engines import SCHEME, write_engine
 
 from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.bench.roofline.trace import trace_operations
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, StorageError
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.graph.export import export_skeleton
 from qvec_deploy.runtimes.graph.stored import attach_weights
+from qvec_deploy.runtimes.onnxruntime import ort_profile
 from qvec_deploy.runtimes.onnxruntime.ort_profile import layer_times
 from qvec_deploy.runtimes.onnxruntime.ort_session import OnnxRuntime
 
@@ -97,3 +98,12 @@ def test_a_profile_of_another_model_is_refused(tmp_path: Path, skeleton: onnx.Mo
     _engine(tmp_path, skeleton, "packed")
     with pytest.raises(IncompatibleError, match="shows 2 packed Linears, the model has 8"):
         layer_times(tmp_path, _trace(tmp_path / "t.json", [{"MatMul_7": 5, "MatMul_9": 6}]), 1)
+
+
+def test_a_profile_that_was_cut_off_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    """ONNX Runtime does not say when the folder for temporary files is full."""
+    trace = tmp_path / "profile.json"
+    trace.write_text('[{"cat": "Node", "na')
+    with pytest.raises(StorageError, match=f"{tmp_path}: ONNX Runtime's profile") as caught:
+        ort_profile._median_us(trace, 1)
+    assert "TMPDIR" in caught.value.hint

@@ -34,7 +34,8 @@ from qvec_deploy.bundle.release.signature import (
 from qvec_deploy.bundle.write import require_release
 from qvec_deploy.datasets import standalone_run
 from qvec_deploy.errors import IncompatibleError, IntegrityError
-from qvec_deploy.io.files import copy_file, move_files, require_outside, staging_directory, storage_errors, write_bytes
+from qvec_deploy.io.files import copy_file, move_files, staging_directory, storage_errors, write_bytes
+from qvec_deploy.io.output_places import require_outside
 from qvec_deploy.io.scratch import scratch_folder
 from qvec_deploy.progress import Progress
 from qvec_deploy.runtimes.registry import RUNTIMES
@@ -117,7 +118,7 @@ def release(
         if sign is not None:
             with progress.stage("sign", to.name):
                 sign(place)
-        _settle(place, staging)
+        move_files(place, staging)
     return Release(to, files, checks, signature_files(to), len(subject.report.gates))
 
 
@@ -149,14 +150,6 @@ def _copy(directory: Path, place: Path, subject: Subject) -> None:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             copy_file(directory / name, place / name)
     write_manifest(place, subject.manifest)
-
-
-def _settle(place: Path, staging: Path) -> None:
-    """Move everything up, readable by all whatever the umask is."""
-    with storage_errors(staging):
-        for path in place.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-    move_files(place, staging)
 
 
 def _describe(place: Path, subject: Subject, facts: ReleaseFacts) -> dict[str, str]:

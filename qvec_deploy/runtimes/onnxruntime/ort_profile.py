@@ -8,9 +8,10 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, StorageError
+from qvec_deploy.io.files import storage_errors
 from qvec_deploy.tensors import INPUT_SCALE
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def layer_times(directory: Path, trace: Path, runs: int) -> dict[str, float]:
 def _median_us(trace: Path, runs: int) -> list[tuple[str, float]]:
     """Name and median duration of every node, in the order of the first run."""
     durations: dict[str, list[float]] = defaultdict(list)
-    for event in json.loads(trace.read_bytes()):
+    for event in _events(trace):
         if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
             durations[event["name"].removesuffix(_SUFFIX)].append(event["dur"])
     found = []
@@ -68,6 +69,19 @@ def _median_us(trace: Path, runs: int) -> list[tuple[str, float]]:
         sums = [sum(values[start : start + share]) for start in range(0, len(values), share)] if share else values
         found.append((name, float(median(sums))))
     return found
+
+
+def _events(trace: Path) -> list[dict[str, Any]]:
+    """What ONNX Runtime's profiler has written; it does not say when it could not."""
+    try:
+        with storage_errors(trace):
+            events: list[dict[str, Any]] = json.loads(trace.read_bytes())
+    except ValueError as error:
+        raise StorageError(
+            f"{trace.parent}: ONNX Runtime's profile could not be written whole",
+            hint="free some space there, or set TMPDIR to a folder that has some",
+        ) from error
+    return events
 
 
 def _layers_of_nodes(graph: onnx.GraphProto) -> dict[str, str]:

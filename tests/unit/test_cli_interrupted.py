@@ -1,0 +1,33 @@
+"""Interruptions are not lost, wherever they come."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CODE = """
+import os, signal, sys, time
+from qvec_deploy.cli import commands
+
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+def work(printed):
+    Slow()
+    time.sleep(30)
+
+commands._run = work
+commands.program()
+"""
+
+
+def test_one_that_comes_while_an_object_is_removed_comes_again() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted; nothing was left half written\n")
