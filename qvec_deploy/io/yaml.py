@@ -13,7 +13,7 @@ from qvec_deploy.visible import visible
 Place = tuple[str | int, ...]
 
 _MAX_DEPTH = 64
-_MAX_NODES = 1 << 16
+_MAX_NODES = 1 << 15  # a second of reading; the names of 21,843 classes fit
 _MAX_TEXT = 1 << 16
 _MAX_NUMBER = 128  # characters: `1:1:1:...` is a number to base 60, and takes PyYAML time without bound
 
