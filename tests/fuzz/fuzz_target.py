@@ -172,6 +172,8 @@ def run_guided(target: Target, rng: random.Random, corpus: Path, *, inputs: int,
 
     def mutate(data: bytes, most: int, seed: int) -> bytes:
         mine = random.Random(seed)
+        if mine.random() < 0.4:  # else changes of files that are refused at once become most of what is tried
+            data = target.original
         return changed(data, mine)[:most] if mine.random() < 0.8 else bytes(atheris.Mutate(data, most))
 
     options = [
