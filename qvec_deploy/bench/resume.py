@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from qvec_deploy.bench.accuracy import Accuracy, Answered
-from qvec_deploy.errors import StorageError
+from qvec_deploy.errors import IntegrityError, StorageError
 from qvec_deploy.io.files import cache_folder, canonical_json, sha256_bytes, sha256_file
 from qvec_deploy.io.partial_results import read_partial, write_partial
+from qvec_deploy.io.untrusted import understood
 from qvec_deploy.runtimes.engine_files import is_of_engine
 
 _KEPT = 32
@@ -51,11 +52,12 @@ class EvaluationJournal:
         """Answers to the first images; None where there are none that can be trusted."""
         from safetensors.numpy import load
 
-        with contextlib.suppress(OSError, StorageError, RuntimeError):  # the last: there is no home folder
+        with contextlib.suppress(OSError, StorageError, IntegrityError, RuntimeError):  # the last: no home folder
             if not _has_files(journal_folder()):
                 return None
             kept = read_partial(self.path, self._decides(names))
-            return None if kept is None else _answered(load(kept), names)
+            with understood(self.path):
+                return None if kept is None else _answered(load(kept), names)
         return None
 
     def write(self, answered: Answered) -> None:

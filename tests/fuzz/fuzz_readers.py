@@ -19,6 +19,7 @@ from safetensors.torch import save_file as save_torch
 
 from qvec_deploy.bench.parity import read_reference
 from qvec_deploy.bench.predictions import read_predictions
+from qvec_deploy.bench.resume import EvaluationJournal
 from qvec_deploy.bundle.manifest import check_files, read_manifest
 from qvec_deploy.datasets.standalone_run import ImagePreprocessor, RunError, prepare, read_facts, require_pictures
 from qvec_deploy.donors.donor_folder import DonorFolder
@@ -27,6 +28,7 @@ from qvec_deploy.errors import IntegrityError
 from qvec_deploy.io.build_record import BuildRecord
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.checkpoint import Checkpoint
+from qvec_deploy.io.files import canonical_json
 from qvec_deploy.io.model_config import read_configs
 from qvec_deploy.io.partial_results import read_partial, write_partial
 from qvec_deploy.io.untrusted import understood
@@ -34,6 +36,8 @@ from qvec_deploy.packed import PackedFile
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.recipe.class_names import read_names
 from qvec_deploy.report.report_json import from_json
+from qvec_deploy.research.study.cell import TrialLog
+from qvec_deploy.research.study.cell_values import Trial
 from qvec_deploy.research.study.study_documents import read_cell, read_study
 from qvec_deploy.research.study.study_recipe import load_study
 from qvec_deploy.research.study.study_store import StudyStore
@@ -251,6 +255,27 @@ def _checked_graph(path: Path) -> object:
         return session.run(None, {entry.name: np.zeros((2, *entry.shape[1:]), np.float32)})
 
 
+TRIAL = Trial("plain", "mse", 0.5, right="AA==")
+
+
+def _trials(path: Path) -> object:
+    write_partial(path.with_name("kept"), b"k", path.read_bytes())
+    return TrialLog.open(path.with_name("kept"), "k").trials
+
+
+def _write_answers(path: Path) -> None:
+    arrays = {"labels": np.arange(3), "predictions:0": np.arange(3), "seconds:0": np.array([1.5, 0.5])}
+    save_file(arrays, path)
+
+
+def _answers(path: Path) -> object:
+    journal = EvaluationJournal(lambda: {"a": 1})
+    key = canonical_json([journal.key, ["float"]])
+    write_partial(journal.path, key, path.read_bytes())
+    answered = journal.read(["float"])
+    return None if answered is None else vars(answered["float"])
+
+
 @dataclass(frozen=True)
 class Reader:
     """What reads one kind of file.
@@ -339,6 +364,8 @@ READERS = {
     "log": Reader("log.jsonl", _json({"epoch": 1, "loss": 0.5}), lambda p: DonorFolder(p.parent).read_log()),
     "training": Reader(".state/a.safetensors", _write_training, _training),
     "journal": Reader("journal", lambda p: write_partial(p, b"k", b"payload"), _journal, True),
+    "trials": Reader("trials", _json({"trials": [asdict(TRIAL)], "mix": {"a": 0.5}, "seconds": {"b": 1.5}}), _trials),
+    "answers": Reader("answers", _write_answers, _answers),
     "build record": Reader("build.json", _write_build_record, _build_record),
     "cache entry": Reader(f"{Cache(Path()).path('kind', KEY)}/entry.json", _write_entry, _entry, True),
 }

@@ -6,8 +6,8 @@ pass. Images are decoded once in a process.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,10 @@ from pathlib import Path
 
 from qvec_deploy.builder.select.mixing_weights import descend, ridge_weights
 from qvec_deploy.builder.select.trial_model import TrialModel
+from qvec_deploy.errors import IntegrityError
 from qvec_deploy.io.files import canonical_json
 from qvec_deploy.io.partial_results import read_partial, write_partial
+from qvec_deploy.io.untrusted import adapter, understood
 from qvec_deploy.jobs.job import SendEvent
 from qvec_deploy.progress import Progress
 from qvec_deploy.research.study.cell_network import CellNetwork, State, open_request, read_all, weighted, with_norms
@@ -27,6 +29,15 @@ from qvec_deploy.research.study.transferability import relate
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.controls import shuffled
 from qvec_deploy.vectors.vector_sources import random_like
+
+
+@dataclass(frozen=True)
+class KeptTrials:
+    """What is in the file of a `TrialLog`."""
+
+    trials: list[Trial]
+    mix: dict[str, float]
+    seconds: dict[str, float]
 
 
 @dataclass
@@ -48,19 +59,20 @@ class TrialLog:
     def open(cls, path: Path, key: str) -> TrialLog:
         """What a file holds of a cell; empty where it is missing, damaged or another's."""
         kept = read_partial(path, key.encode())
-        if kept is None:
-            return cls(path=path, key=key)
-        values = json.loads(kept)
-        return cls([Trial(**trial) for trial in values["trials"]], values["mix"], values["seconds"], path, key)
+        with contextlib.suppress(IntegrityError):
+            if kept is not None:
+                with understood(path):
+                    found = adapter(KeptTrials).validate_json(kept, strict=True)
+                return cls(found.trials, found.mix, found.seconds, path, key)
+        return cls(path=path, key=key)
 
     def add(self, trial: Trial, seconds: Mapping[str, float]) -> None:
         """Keep one more."""
         self.trials.append(trial)
         self.seconds = dict(seconds)
         if self.path is not None:
-            trials = [asdict(each) for each in self.trials]
-            values = {"trials": trials, "mix": self.mix, "seconds": self.seconds}
-            write_partial(self.path, self.key.encode(), canonical_json(values))
+            kept = asdict(KeptTrials(self.trials, self.mix, self.seconds))
+            write_partial(self.path, self.key.encode(), canonical_json(kept))
 
 
 def compute_cell(request: CellRequest, *, send: SendEvent = lambda value: None, log: TrialLog | None = None) -> Cell:
