@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from qvec_deploy.errors import StorageError
 from qvec_deploy.visible import visible
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from qvec_deploy.report.page import Table
 
+_STDERR = 2
 _NOT_ASCII = re.compile(r"[^ -~\n]")
 
 
@@ -29,14 +31,27 @@ class Printed:
 
 
 class _Output(io.FileIO):
-    """Standard output; where nobody reads on, as behind `| head`, the command still ends as it would have."""
+    """A standard stream; where nobody reads on, as behind `| head`, the command still ends as it would have."""
+
+    _refused = False
 
     def write(self, data: Buffer) -> int:
-        """Write, or act as if."""
+        """Write, or act as if.
+
+        Raises:
+            StorageError: Standard output is a file that cannot be written, as on a full disk; told once.
+        """
         try:
             return super().write(data) or 0
         except BrokenPipeError:
-            return memoryview(data).nbytes
+            pass
+        except OSError as error:
+            if self.fileno() != _STDERR and not self._refused:
+                self._refused = True
+                raise StorageError(
+                    f"standard output: {error.strerror}", hint="write it to a place that has some space"
+                ) from error
+        return memoryview(data).nbytes
 
 
 class VisibleStream(io.TextIOWrapper):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -63,8 +64,9 @@ class Matrix:
     """Runs commands in folders under one.
 
     Args:
-        each: How many operations, at most, are made to fail of those that a command does; evenly spread.
-        moments: How many moments of a run signals come at.
+        each: How many operations, at most, are made to fail of those that a command does, evenly spread; one of slow
+            commands.
+        moments: How many moments of a run signals come at; one of slow commands.
     """
 
     def __init__(self, folder: Path, other: Path, each: int, moments: int) -> None:
@@ -85,7 +87,7 @@ class Matrix:
         case = CASES[name]
         if name == "study report":
             self.prepare("study run")
-            shutil.copytree(self._before_of("study run", made=True), self._inputs / "study", dirs_exist_ok=True)
+            shutil.copytree(self._before["study run"], self._inputs / "study", dirs_exist_ok=True)
         run = self._make(name, empty=True)
         ended = self._run(case, run, Fault("usual"))
         problem = self._wrong(case, run, ended, before={})
@@ -121,10 +123,11 @@ class Matrix:
             run = self._make(name)
             count = self._run(CASES[name], run, Fault("count", under=fault.under)).counts[fault.fail[0]]
             shutil.rmtree(run)
-            for number in _spread(count, 1 if fault.fail[1] == 30 else self._each):
+            always = fault.fail[1] == errno.EROFS
+            for number in [1] if always and count else _spread(count, 1 if CASES[name].slow else self._each):
                 yield f"{fault.fail[0]} {number} of {count}", number, 0.0
         elif fault.signal or fault.cores or fault.clock_back:
-            moments = 1 if fault.resumed_after else self._moments
+            moments = 1 if fault.resumed_after or CASES[name].slow else self._moments
             for index in range(moments):
                 share = (index + 0.5) / moments
                 yield f"at {share:.0%}", 0, share * self._usual[name].seconds
@@ -180,17 +183,10 @@ class Matrix:
         if litter := _litter(run):
             return f"left {litter[:3]}"
         if fault is not None and fault.umask is not None:
-            private = [
-                path
-                for path in (run / "out").rglob("*")
-                if not path.stat().st_mode & 0o044 and ".store" not in str(path)
-            ]
+            private = [path for path in (run / "out").rglob("*") if path.is_file() and not path.stat().st_mode & 0o044]
             if private and not case.keeps:
                 return f"nobody else can read {private[0].relative_to(run)}"
         return ""
-
-    def _before_of(self, name: str, made: bool = False) -> Path:
-        return self._before[name]
 
     def _make(self, name: str, *, empty: bool = False) -> Path:
         run = self._folder / f"run{next(self._numbers)}"
@@ -340,6 +336,8 @@ def _litter(run: Path) -> list[str]:
 def _spread(count: int, most: int) -> list[int]:
     if count <= most:
         return list(range(1, count + 1))
+    if most == 1:
+        return [count // 2]
     return sorted({1 + round(index * (count - 1) / max(1, most - 1)) for index in range(most)})
 
 
@@ -363,7 +361,7 @@ def main() -> int:
     if missing:
         print(json.dumps({"missing": missing}))
         return 1
-    _import_everything()
+    _import_everything(options.commands or [*CASES])
     with tempfile.TemporaryDirectory(prefix="fault_matrix.") as folder, _elsewhere() as other:
         matrix = Matrix(Path(folder).resolve(), other, options.each, options.moments)
         for name in options.commands or CASES:
@@ -387,17 +385,20 @@ def _elsewhere() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _import_everything() -> None:
+def _import_everything(names: list[str]) -> None:
     """What takes seconds to import, and starts no threads."""
-    import modelopt.torch.quantization
     import onnx
     import onnxruntime
-    import shared_builds  # noqa: F401
-    import timm  # noqa: F401
+    import timm
     import torch
 
     torch.set_num_threads(1)
-    _ = (modelopt.torch.quantization, onnx, onnxruntime)
+    _ = (onnx, onnxruntime, timm)
+    if any(name.startswith(("build", "analyze", "donor", "study")) for name in names):
+        import modelopt.torch.quantization
+        import shared_builds
+
+        _ = (modelopt, shared_builds)
 
 
 if __name__ == "__main__":

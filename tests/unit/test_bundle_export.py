@@ -44,6 +44,22 @@ def test_the_file_alone_computes_what_the_bundle_does(
     assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
 
 
+def test_a_full_folder_for_temporary_files(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime writes half a model there and says nothing."""
+    real = onnxruntime.InferenceSession
+
+    def session(path: str, options: onnxruntime.SessionOptions, **given: object) -> object:
+        made = real(path, options, **given)
+        written = Path(options.optimized_model_filepath)
+        written.write_bytes(written.read_bytes()[:999])
+        return made
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(StorageError, match="could not write the whole model") as caught:
+        export_model(bundle.directory, tmp_path / "model.onnx", "int4", expanded=True)
+    assert "TMPDIR" in caught.value.hint and not (tmp_path / "model.onnx").exists()
+
+
 @pytest.mark.parametrize("expanded", [False, True])
 def test_the_standard_form_is_what_onnx_says_it_is(bundle: Bundle, tmp_path: Path, expanded: bool) -> None:
     export_model(bundle.directory, tmp_path / "model.onnx", "packed", expanded=expanded)

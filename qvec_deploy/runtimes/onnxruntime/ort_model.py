@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from qvec_deploy.datasets import DataConfig
+from qvec_deploy.errors import StorageError
 from qvec_deploy.io.files import storage_errors, write_bytes
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import LOWERING_KEY, MODEL_FILE, WEIGHTS_FILE
@@ -114,8 +115,12 @@ def expand(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     Args:
         model: Its weights are inside.
         scratch: An empty folder.
+
+    Raises:
+        StorageError: It cannot be written to, or is full.
     """
     import onnxruntime
+    from google.protobuf.message import DecodeError
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -125,7 +130,14 @@ def expand(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     with storage_errors(scratch):
         source.write_bytes(model.SerializeToString())
         onnxruntime.InferenceSession(str(source), options, providers=[PROVIDER])
-        expanded = onnx.load(scratch / MODEL_FILE)
+        written = (scratch / MODEL_FILE).read_bytes()
+    try:
+        expanded = onnx.load_model_from_string(written)
+    except DecodeError as error:  # it does not say when it cannot write on
+        raise StorageError(
+            f"{scratch}: ONNX Runtime could not write the whole model",
+            hint="free some space there, or set TMPDIR to a folder that has some",
+        ) from error
     opsets = [entry for entry in expanded.opset_import if entry.domain in {"", *_domains(expanded)}]
     expanded.ClearField("opset_import")
     expanded.opset_import.extend(opsets)

@@ -1,4 +1,4 @@
-"""Interruptions are not lost, wherever they come."""
+"""How commands end: interruptions are not lost, and what cannot be printed is told."""
 
 from __future__ import annotations
 
@@ -31,3 +31,13 @@ def test_one_that_comes_while_an_object_is_removed_comes_again() -> None:
         [sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (130, "interrupted; nothing was left half written\n")
+
+
+def test_a_full_standard_output_is_one_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "qvec_deploy", "schema"]
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+    assert (done.returncode, done.stderr.splitlines()[:1]) == (6, ["error: standard output: No space left on device"])
+    assert len(done.stderr.splitlines()) == 2
