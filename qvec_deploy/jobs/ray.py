@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -21,7 +22,7 @@ class RayTasks:
 
     What a task writes is found through the file system: every machine of a cluster must see the same folders under the
     same paths. Its result comes back as JSON. What it tells while it runs is not passed on. A worker that dies costs
-    its task and nothing else; nothing is tried twice.
+    its task and nothing else; nothing is tried twice. Ray that is started here calls nobody.
 
     Args:
         workers: Tasks at a time on this machine; with an address, as many as the cluster has room for.
@@ -35,7 +36,8 @@ class RayTasks:
         if address is None:
             where = {"address": "local", "num_cpus": workers, "include_dashboard": False}
         try:
-            self._ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            with contextlib.nullcontext() if address else _without_dashboard():
+                self._ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise FetchError(
                 f"there is no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}",
@@ -128,6 +130,26 @@ def _lost(error: Exception) -> JobFailure:
         hint = "its machine may be out of memory: run fewer jobs at a time; Ray's logs say more"
         return JobFailure("IncompatibleError", f"its worker died ({kind})", hint, IncompatibleError.exit_code)
     return JobFailure("Crash", f"Ray lost it: {kind}: {first}", "Ray's logs may say more; try it alone", 1, str(error))
+
+
+@contextlib.contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Start Ray without the process of its dashboard.
+
+    Even with the dashboard and reports of use switched off, that process asks the metadata servers of clouds, one of
+    them by way of DNS, whose machine it is on.
+    """
+    try:
+        node: Any = importlib.import_module("ray._private.node").Node
+        start = node.start_api_server
+    except (ImportError, AttributeError):  # another Ray than those that were tried
+        yield
+        return
+    node.start_api_server = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        node.start_api_server = start
 
 
 def _import_ray() -> Any:

@@ -139,7 +139,7 @@ def _points(block: Points) -> str:
 
 @_text.register
 def _verbatim(block: Verbatim) -> str:
-    quoted = "\n".join("    " + visible(line, keep="\t") for line in block.text.rstrip("\n").split("\n"))
+    quoted = "\n".join(f"    {visible(line)}" for line in block.text.rstrip("\n").split("\n"))
     return f"{escape(block.title)}:\n\n{quoted}"
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from pico import PICO_ARGS, PICO_MODEL
@@ -64,7 +65,7 @@ class Watched:
         """What a program in Python prints."""
         aside = ("CI", "ORT_DISABLE_TELEMETRY", "DO_NOT_TRACK", "XDG_CACHE_HOME", "HF_HUB_OFFLINE")
         kept = {name: value for name, value in os.environ.items() if name not in aside}
-        paths = [str(self.folder / "hook"), str(Path(__file__).parents[2])]
+        paths = [str(self.folder / "hook"), *(str(Path(__file__).parents[number]) for number in (1, 2))]
         found = {"HOME": str(self.home), "NETWORK_LOG": str(self._log), "PYTHONPATH": os.pathsep.join(paths)}
         trace = ["-f", "--seccomp-bpf", "-qq", "-A", "-s", "200", "-e", "trace=connect,sendto,sendmsg,sendmmsg"]
         tracer = [self.strace, *trace, "-o", str(self.folder / "strace.log")] if self.strace is not None else []
@@ -163,6 +164,18 @@ def test_the_watch_sees_an_attempt_of_a_library(tmp_path: Path) -> None:
     code += "c.connect(s, struct.pack('=HH', 2, 9 << 8) + bytes([192, 0, 2, 1]) + bytes(8), 16)"
     watched.run(["-c", code])
     assert watched.seen_by_python() == "" and len(watched.seen_by_strace()) == 1
+
+
+def test_ray_asks_nobody(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    watched = Watched(tmp_path / "watched")
+    code = "from qvec_deploy.jobs.ray import RayTasks; from qvec_deploy.jobs.job import Job; tasks = RayTasks(1)\n"
+    code += "tasks.submit(Job('sum', 'job_functions:add', {'left': 1, 'right': 2})); print(*tasks.outcomes())\n"
+    assert "3" in watched.run(["-c", code + "tasks.close()"])
+    own = {address.address for found in psutil.net_if_addrs().values() for address in found}
+    allowed = own | {f"::ffff:{address}" for address in own} | {"8.8.8.8"}  # by UDP, which sends nothing
+    seen = watched.seen_by_python().splitlines() + (watched.seen_by_strace() if watched.strace is not None else [])
+    assert [line for line in seen if not allowed & set(re.findall(r"[0-9a-f:.]{4,}", line))] == []
 
 
 @pytest.mark.parametrize(("value", "kept"), [(None, "1"), ("0", "0")])

@@ -258,14 +258,14 @@ def test_every_text_that_exists_is_tried(name: str) -> None:
     assert set(text_fields(case.kind)) - texts.reached == UNSHOWN.get(name, set())
 
 
-@pytest.mark.parametrize("start", range(0, len(HOSTILE), 5))
+@pytest.mark.parametrize("start", (0, len(HOSTILE) // 2))
 def test_figures_are_xml_and_show_everything(start: int) -> None:
     case = Shown(full_report(), Report, report_forms)
     report = with_texts(case.value, case.kind, Texts(TABLES, start))
     _check_figures(page_of(report))
 
 
-@pytest.mark.parametrize("start", range(0, len(HOSTILE), 5))
+@pytest.mark.parametrize("start", (0, len(HOSTILE) // 2))
 def test_figures_of_a_study_are_xml_and_show_everything(start: int) -> None:
     _check_figures(study_page(with_texts(study(), StudyReport, Texts(TABLES, start))))
 

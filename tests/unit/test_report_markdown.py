@@ -81,6 +81,13 @@ def test_tables_are_rectangular():
         ("#12, acme/x#3, GH-4, # 5", "#<!-- -->12, acme/x#<!-- -->3, GH-<!-- -->4, # 5"),
         ("~~x~~", r"\~\~x\~\~"),
         ("$x$", "<span>$</span>x<span>$</span>"),
+        ("# x", r"\# x"),
+        ("> x", r"\> x"),
+        ("- x", r"\- x"),
+        ("12. x", r"12\. x"),
+        ("---", r"\---"),
+        ("-0.5 to 3.", "-0.5 to 3."),
+        ("a\x1b[2J\r\u202eb", r"a\\x1b[2J\\r\\u202eb"),
     ],
 )
 def test_text_stays_text(text, shown):

@@ -228,7 +228,7 @@ def test_every_sample_is_a_line_with_its_parts():
     assert "compute_ms" not in read(samples_csv({"cpu": example_report()}))[0]
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+x", "-x", "@x", "\tx"])
+@pytest.mark.parametrize("name", ["=1+1", "+x", "-x", "@x", "\tx", " =1+1", "＝1+1"])
 def test_a_name_is_no_formula(name):
     assert to_csv(("a", "b"), [(name, -1.5)]) == f"a,b\r\n'{name},-1.5\r\n"
 
