@@ -10,7 +10,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from qvec_deploy.bundle.manifest import MANIFEST_FILE, MAX_SIGNERS
 from qvec_deploy.errors import (
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 SIGNATURE_FILE = "model.sig"
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 """What Model Signing takes: P-256, P-384 and P-521."""
+
+_STYLES: tuple[dict[str, Any], ...] = ({"separators": (",", ":")}, {}, {"indent": 2})
+"""Ways in which versions of the library write JSON."""
 
 _MAKE_KEY = "make one: openssl ecparam -name prime256v1 -genkey -noout -out private.pem"
 _MAKE_PUBLIC = "make it from the private key: openssl ec -in private.pem -pubout -out public.pem"
@@ -152,7 +155,7 @@ def check_signature(directory: Path, *keys: Path) -> Signed:
             except IntegrityError as error:
                 refusals.append(error)
                 continue
-            count = _check_others(directory, folder, index, signed)
+            count = _check_all(directory, folder, signed)
             told = f"every file is as the owner of {key.name} signed it"
             others = f"; {count - 1} other signature{'s' if count > 2 else ''} too" if count > 1 else ""
             return Signed(told + others, signed)
@@ -176,7 +179,7 @@ def check_identity(directory: Path, identity: str, provider: str) -> Signed:
     with _sigstore():
         config = verifying.Config().use_sigstore_verifier(identity=identity, oidc_issuer=provider)  # type: ignore[no-untyped-call]
     signed = _hold(directory, folder, 0, config, f"{identity} at {provider}")
-    _check_others(directory, folder, 0, signed)
+    _check_all(directory, folder, signed)
     return Signed(f"every file is as {identity} signed it, says {provider}", signed)
 
 
@@ -193,9 +196,12 @@ def _signed_folder(directory: Path) -> Path:
             raise IntegrityError(f"{directory} is not signed: it has no {SIGNATURE_FILE}", hint=_DO_NOT_USE)
         folder = directory.resolve()  # the library refuses links, and releases are often reached through one
         for path in folder.rglob("*"):
-            status = path.lstat()
-            if not (stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)):
-                what = f"it holds a link or a special file, {path.relative_to(folder)}, which no release does"
+            status, name = path.lstat(), path.relative_to(folder)
+            if stat.S_ISDIR(status.st_mode):
+                if not any(path.iterdir()):  # which no signature covers
+                    raise IntegrityError(f"{directory}: {name} was added, an empty folder", hint=_DO_NOT_USE)
+            elif not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                what = f"it holds a link or a special file, {name}, which no release does"
                 raise IntegrityError(f"{directory}: {what}", hint="copy the files themselves")
     return folder
 
@@ -228,12 +234,8 @@ def _hold(directory: Path, folder: Path, index: int, config: verifying.Config, s
         raise IntegrityError(f"{directory}: {name} is damaged", hint=_DO_NOT_USE) from error
 
 
-def _check_others(directory: Path, folder: Path, index: int, manifest_sha256: str) -> int:
-    """Hold the other signatures that a signed manifest names; how many there are.
-
-    Args:
-        index: The signature that holds.
-    """
+def _check_all(directory: Path, folder: Path, manifest_sha256: str) -> int:
+    """Hold all signatures that a signed manifest names, each by the key that it names; how many there are."""
     path = folder / MANIFEST_FILE
     with understood(path):
         data = read_limited(path, MAX_BYTES)
@@ -245,11 +247,11 @@ def _check_others(directory: Path, folder: Path, index: int, manifest_sha256: st
     if found != [signature_name(each) for each in range(len(ders))]:
         raise IntegrityError(f"{directory}: it has other signatures than it was released with", hint=_DO_NOT_USE)
     with scratch_folder("keys") as scratch:
-        for other, der in enumerate(ders):
-            if other != index:
-                key, text = scratch / f"signer {other + 1} of {MANIFEST_FILE}", base64.b64encode(der).decode()
+        for index, der in enumerate(ders):
+            if der:
+                key, text = scratch / f"signer {index + 1} of {MANIFEST_FILE}", base64.b64encode(der).decode()
                 key.write_text(f"-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n")
-                _check_one(directory, folder, key, other)
+                _check_one(directory, folder, key, index)
     return len(ders)
 
 
@@ -348,10 +350,11 @@ def _signed_files(path: Path) -> dict[str, str]:
     """
     from model_signing._signing.sign_sigstore_pb import Signature
 
-    document = read_json(path)
-    if json.loads(Signature.read(path).bundle.to_json()) != document:
-        raise ValueError("it holds more than a signature")
+    text, document = path.read_text(encoding="utf-8"), read_json(path)
+    plain = text in [json.dumps(document, **style) for style in _STYLES]
     envelope = document["dsseEnvelope"]
+    if not plain or json.loads(Signature.read(path).bundle.to_json()) != document or len(envelope["signatures"]) != 1:
+        raise ValueError("it holds more than a signature")
     resources = json_object(base64.b64decode(envelope["payload"])).get("predicate", {}).get("resources", [])
     if any(entry["algorithm"] != "sha256" for entry in resources):
         return {}

@@ -34,10 +34,10 @@ from qvec_deploy.runtimes.graph.stored import weight_references
 from qvec_deploy.runtimes.registry import RUNTIMES
 
 _OF_FAMILIES = """
-Add AveragePool BatchNormalization Cast Clip Col2Im Concat Constant Conv Cos Div Einsum Equal Exp Expand Gather
-GatherND Gelu Gemm HardSwish Identity InstanceNormalization LayerNormalization MatMul Max MaxPool Min Mul Neg
-Pad Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceSum Relu Reshape Resize ScatterND Shape Sigmoid Sin
-Slice Softmax Split Sqrt Squeeze Sub Tile Transpose Unsqueeze
+Add AveragePool BatchNormalization Cast Clip Col2Im Concat Constant Conv ConvTranspose Cos CumSum Div Einsum
+Equal Exp Expand Gather GatherND Gelu Gemm HardSwish Identity InstanceNormalization LSTM LayerNormalization
+MatMul Max MaxPool Min Mul Neg Pad Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceSum Relu Reshape
+Resize ScatterND Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tile Transpose Unsqueeze
 """  # in the graphs of all families of scripts/families.record.json, and in what `attach_weights` and `take_pixels` add
 _OF_OPTIONS = """
 Celu Elu HardSigmoid LeakyRelu Mish PRelu Selu Tanh
