@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("warm_jobs")
 DOCUMENTS = (
     "README.md",
     "qvec_deploy/bench/README.md",
+    "qvec_deploy/bundle/README.md",
     "qvec_deploy/runtimes/README.md",
     "qvec_deploy/runtimes/tensorrt/README.md",
     "recipes/STUDY.md",
@@ -122,6 +123,9 @@ def test_every_other_command(
             continue
         if words[0] == "python":
             assert _run([sys.executable, "-I", *words[1:]], own_folder).returncode == 0, command
+            continue
+        if words[0] == "openssl":
+            assert _run(words, own_folder).returncode == 0, command
             continue
         assert words[0] == ".venv/bin/qvec-deploy", command
         if "demo_rtx" in command and importlib.util.find_spec("tensorrt_rtx_bindings") is None:

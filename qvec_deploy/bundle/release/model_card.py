@@ -12,7 +12,7 @@ from qvec_deploy.bench.summary import numbered_warnings, rows
 from qvec_deploy.bench.warnings import NAMED_CLASSES
 from qvec_deploy.bundle.manifest import LAMBDA0
 from qvec_deploy.bundle.release.container_image import PICTURES, image_name
-from qvec_deploy.bundle.release.release_subject import BOM_FILE, REQUIREMENTS_FILE, RUN_FILE, Subject
+from qvec_deploy.bundle.release.release_subject import BOM_FILE, PROVENANCE_FILE, REQUIREMENTS_FILE, RUN_FILE, Subject
 from qvec_deploy.bundle.release.signature import SIGNATURE_FILE
 from qvec_deploy.io.model_config import PREPROCESSING_FIELDS
 from qvec_deploy.io.yaml import dump_yaml
@@ -197,7 +197,7 @@ def _use(subject: Subject) -> str:
 def _commands(subject: Subject) -> str:
     return (
         f"The manifest holds the hash of every file; {SIGNATURE_FILE}, where there is one, signs them all; {BOM_FILE} "
-        "is the bill of materials; every sample is in report.json.\n\n"
+        f"is the bill of materials; {PROVENANCE_FILE} says how it was made; every sample is in report.json.\n\n"
         "```bash\n"
         "qvec-deploy verify --key public.pem .   # signature, hashes, formats, agreement with PyTorch\n"
         "qvec-deploy verify .                    # the same without signature\n"
