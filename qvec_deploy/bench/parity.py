@@ -17,7 +17,8 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import canonical_json, write_bytes
 from qvec_deploy.io.untrusted import read_arrays, understood
 from qvec_deploy.packed import PackedFile, unpack
-from qvec_deploy.runtimes.registry import find_lowering
+from qvec_deploy.runtimes.registry import find_lowering, find_runtime
+from qvec_deploy.runtimes.session import ArithmeticProbe
 from qvec_deploy.tensors import INPUT_SCALE, Float32
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 PARITY_FILE = "parity.safetensors"
 IMAGES, SEED = 2, 0
+EXACT = 1e-5
+"""Largest relative error of products that are to be exact; floats are rounded."""
 
 
 def parity_images(input_shape: tuple[int, int, int]) -> Float32:
@@ -104,6 +107,14 @@ def check_parity(session: Session, runtime: str, lowering: str, reference: Float
     if logits.shape != reference.shape:
         raise IncompatibleError(
             f"the engine gives logits {logits.shape}, PyTorch {reference.shape}", hint="build the bundle again"
+        )
+    backend = find_runtime(runtime).load()
+    off = backend.arithmetic_error(lowering) if isinstance(backend, ArithmeticProbe) else 0.0
+    if not off <= EXACT:
+        raise IncompatibleError(
+            f"lowering `{lowering}` does not compute here what it means: products of its largest numbers are off by "
+            f"{off:.2g}",
+            hint="use another lowering, or another version of the runtime on this CPU, and report it",
         )
     error = float(np.linalg.norm(logits - reference) / max(float(np.linalg.norm(reference)), 1e-12))
     limit = find_lowering(runtime, lowering).tolerance

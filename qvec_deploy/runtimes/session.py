@@ -154,6 +154,14 @@ class ModelWriter(Backend, Protocol):
 
 
 @runtime_checkable
+class ArithmeticProbe(Backend, Protocol):
+    """The code of a runtime whose integer kernels may differ by CPU, and are tried before an engine is believed."""
+
+    def arithmetic_error(self, lowering: str) -> float:
+        """The largest relative error of a lowering's products at its extremes, here; 0 where none is tried."""
+
+
+@runtime_checkable
 class Profiler(Backend, Protocol):
     """The code of a runtime that can tell its layers' times apart."""
 

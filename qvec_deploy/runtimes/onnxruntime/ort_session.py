@@ -16,7 +16,7 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import require_file
 from qvec_deploy.io.scratch import scratch_folder
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
-from qvec_deploy.runtimes.onnxruntime import is_written_as
+from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME, is_written_as
 from qvec_deploy.runtimes.onnxruntime.ort_loading import PROVIDER, as_taken, open_model, takes_pixels
 from qvec_deploy.runtimes.session import require_images
 from qvec_deploy.tensors import Float32
@@ -68,6 +68,14 @@ class OnnxRuntime:
         session = load_session(directory, lowering, threads)
         _return_freed_memory()
         yield OnnxSession(session)
+
+    def arithmetic_error(self, lowering: str) -> float:
+        """As `ArithmeticProbe.arithmetic_error`."""
+        from qvec_deploy.runtimes.onnxruntime.ort_arithmetic import largest_error
+        from qvec_deploy.runtimes.registry import find_lowering
+
+        row = find_lowering(ONNXRUNTIME.name, lowering)
+        return largest_error(lowering) if row.arithmetic == "int8" and row.implementation is not None else 0.0
 
     def profile(self, directory: Path, lowering: str, threads: int, images: Float32, runs: int) -> dict[str, float]:
         """As `Profiler.profile`, by ONNX Runtime's own profiler, which slows the session down; `rest` comes last."""
