@@ -1,8 +1,8 @@
 """Whether this CPU's integer kernels compute what their operators mean.
 
 On CPUs without VNNI, ONNX Runtime adds two products of bytes in 16 bits, which saturate where signed codes of 8 bits
-meet large inputs. The lowering's form avoids that. No bound on a model's logits would show it, for the activations' grids
-cost more; a product of the largest codes and inputs does.
+meet large inputs. The lowering's form avoids that. No bound on a model's logits would show it, for the grids of the
+activations cost more; a product of the largest codes and inputs does.
 """
 
 from __future__ import annotations
