@@ -18,17 +18,18 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from hostile_text import CALLS, HOSTILE, Place, Texts, blocks, elements, hidden, text_fields, with_texts
-from release_example import subject
+from release_example import recipe, subject
 from report_example import GPU, example_report, selecting_report
 from shown import page_of
 from study_cells import make_cells, make_fine_tunes
 
 from qvec_deploy.bench.comparison import Comparison, GateChange
 from qvec_deploy.bench.results import Report
-from qvec_deploy.bundle.manifest import Manifest
+from qvec_deploy.builder.preview import Preview, preview
+from qvec_deploy.bundle.manifest import Layer, Manifest, ReleaseFacts
 from qvec_deploy.bundle.release.model_card import model_card
 from qvec_deploy.bundle.release.release_subject import Subject
-from qvec_deploy.cli import compare_command, report_command, report_table, study_command, sweep_command
+from qvec_deploy.cli import compare_command, plan_text, report_command, report_table, study_command, sweep_command
 from qvec_deploy.cli.printing import document_lines
 from qvec_deploy.cli.terminal import echo_json, say
 from qvec_deploy.report import svg
@@ -161,9 +162,32 @@ def full_subject() -> Subject:
             "recipe_folder": "recipes",
             "control": "random",
             "selection": report.selection,
+            "layers": (Layer(name="blocks.0.attn.qkv", error=0.2),),
+            "release": ReleaseFacts(
+                number="1.2", released="2026-11-01T12:00:00+00:00", expires="2027-11-01", signers=("key",)
+            ),
+            "source_commit": "ab" * 20,
+            "digest": "cd" * 32,
         }
     )
     return replace(found, manifest=manifest)
+
+
+def planned_forms(found: Preview) -> dict[str, str]:
+    return {
+        "terminal": printed(plan_text.print_plan, found) + printed(plan_text.print_tensors, found.plan),
+        "json": printed(echo_json, plan_text.plan_document(found)),
+    }
+
+
+@cache
+def planned() -> Preview:
+    """What a build would do, of a recipe whose files are missing."""
+    receiver = {"checkpoint": "missing.safetensors", "model": "vit_tiny_patch16_224", "classes": ["cat", "dog"]}
+    folder = {"dataset": "folder", "root": "pictures", "split": "test"}
+    found = preview(recipe(receiver=receiver, images=None, evaluate=folder), offline=True)
+    plan = replace(found.plan, sources=(("donor", 1.0),), left_aside=("optimizer",))
+    return replace(found, plan=plan, doubts=("something is odd",), missing=(*found.missing, "another file"))
 
 
 @cache
@@ -190,6 +214,7 @@ def cases() -> dict[str, Callable[[], Shown]]:
         ),
         "study": lambda: Shown(study(), StudyReport, study_forms),
         "model card": lambda: Shown(full_subject(), Subject, lambda one: {"markdown": model_card(one)}),
+        "plan": lambda: Shown(planned(), Preview, planned_forms, {("Architecture", "data_config")}),
         "manifest": lambda: Shown(full_subject().manifest, Manifest, manifest_forms),
         "sweep": lambda: Shown(
             SweepSummary((row, replace(row, name="two"))),
