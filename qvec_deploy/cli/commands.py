@@ -30,8 +30,10 @@ from qvec_deploy.cli.study_command import study
 from qvec_deploy.cli.terminal import Printed, echo_json, say, say_error, show, show_streams
 from qvec_deploy.cli.vector_command import vector
 from qvec_deploy.cli.verify_command import verify
-from qvec_deploy.errors import QvecError
+from qvec_deploy.errors import IncompatibleError, QvecError
+from qvec_deploy.io.files import storage_errors
 from qvec_deploy.io.scratch import remove_process_folders
+from qvec_deploy.jobs.job import JobFailure
 
 if TYPE_CHECKING:
     from qvec_deploy.io.state_dict import Weights
@@ -68,7 +70,7 @@ def main() -> None:
 
 
 def _run(printed: Printed) -> int | None:
-    """The command; an import that fails because a part is not installed is an error of the user's."""
+    """The command; what is missing here, a part of the package, memory or a file, is no bug of ours."""
     try:
         code: int | None = commands.main(standalone_mode=False, obj=printed)
     except ModuleNotFoundError as error:
@@ -76,6 +78,18 @@ def _run(printed: Printed) -> int | None:
         if missing is None:
             raise
         raise missing from error
+    except (BrokenPipeError, QvecError, click.ClickException):
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        with storage_errors(Path("the system")):
+            raise
+    except Exception as error:
+        failure = JobFailure.of(error)
+        if failure.exit_code == 1:
+            raise
+        raise IncompatibleError(failure.message, hint=failure.hint) from error
     return code
 
 

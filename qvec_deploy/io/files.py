@@ -19,7 +19,7 @@ from qvec_deploy.errors import StorageError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 _UNIQUE = r"[a-z0-9_]{8}\.(?:tmp|old)"
-_ANY_TEMPORARY = re.compile(rf"(?<=/)\.([^/]+)\.{_UNIQUE}(?=/|$)")
+_ANY_TEMPORARY = re.compile(rf"(?:(?<=/)|^)\.([^/]+?)\.{_UNIQUE}(?:/.*)?$", re.DOTALL)
 """What stands for a path until it is whole, in messages."""
 
 
@@ -68,7 +68,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         named = error.filename2 if error.errno in _OF_THE_TARGET and error.filename2 else error.filename
         # What is being written has another name until it is whole; None or a number where no path is known.
-        culprit = _ANY_TEMPORARY.sub(r"\1", str(named)) if isinstance(named, str | os.PathLike) else path
+        culprit = _ANY_TEMPORARY.sub(r"\1", str(named if isinstance(named, str | os.PathLike) else path))
         hint = _HINTS.get(error.errno or 0, "check the path and the disk")
         raise StorageError(f"{culprit}: {error.strerror or error}", hint=hint) from error
 

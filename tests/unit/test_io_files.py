@@ -122,8 +122,21 @@ class TestStorageErrors:
     def test_a_full_disk_is_that_of_the_target(self) -> None:
         """`os.link` and `shutil.copyfile` name both."""
         full = OSError(errno.ENOSPC, "No space left on device", "src/a", None, "out/.b.abcd1234.tmp/c")
-        with pytest.raises(StorageError, match=r"^out/b/c: No space left"), storage_errors(Path("out")):
+        with pytest.raises(StorageError, match=r"^out/b: No space left"), storage_errors(Path("out")):
             raise full
+
+    @pytest.mark.parametrize(
+        ("path", "told"),
+        [
+            ("out/.bundle.abcd1234.tmp/.qvec-release.abcd1234.tmp/bundle/a", "out/bundle"),
+            (".a.bin.abcd1234.tmp", "a.bin"),
+            ("/tmp/qvec-export.abcd1234.tmp/model.onnx", "/tmp/qvec-export.abcd1234.tmp/model.onnx"),
+        ],
+    )
+    def test_what_is_not_yet_whole_is_told_by_the_name_that_it_will_have(self, path: str, told: str) -> None:
+        with pytest.raises(StorageError) as caught, storage_errors(Path(path)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert caught.value.message == f"{told}: No space left on device"
 
     def test_a_copy_blames_the_one_that_failed(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(b"bytes")
