@@ -106,6 +106,7 @@ def _unlike(name: str, directory: Path, taken: Mapping[str, object]) -> str:
 
 
 def _read(bundle: Bundle) -> Report:
+    from qvec_deploy.io.files import storage_errors
     from qvec_deploy.report.report_json import from_json
 
     if REPORT_FILE not in bundle.manifest.files:
@@ -115,7 +116,9 @@ def _read(bundle: Bundle) -> Report:
         )
     path = bundle.directory / REPORT_FILE
     try:
-        return from_json(path.read_bytes(), path)
+        with storage_errors(path):
+            data = path.read_bytes()
+        return from_json(data, path)
     except IncompatibleError as error:
         raise IncompatibleError(f"{path}: {error.message}", hint=error.hint) from error
 

@@ -10,6 +10,8 @@ import contextlib
 import functools
 import json
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from qvec_deploy.io.files import require_file, storage_errors
 
 AGAIN = "build or copy the bundle again"
 ENOUGH_MEMORY = "free some memory, run fewer jobs at a time, or raise the limit that it runs under (`ulimit -a`)"
+_OS_ERROR = re.compile(r"\(os error (\d{1,3})\)")
+"""How safetensors tells what the system has refused."""
 MAX_BYTES = 16 << 20
 """Of a JSON file, where its reader gives no other limit."""
 MAX_DIMENSIONS = 8
@@ -54,7 +58,14 @@ def understood(what: Path | str, hint: str = AGAIN, error: type[QvecError] = Int
     except Exception as caught:
         if isinstance(caught, OSError) and caught.errno is not None:
             raise StorageError(f"{what}: {caught.strerror}", hint="check the path and the disk") from caught
+        number = _OS_ERROR.search(str(caught)) if _is_of_safetensors(caught) else None
+        if number is not None:
+            raise StorageError(f"{what}: {os.strerror(int(number[1]))}", hint="check the path and the disk") from caught
         raise error(f"{what} is damaged: {_reason(caught)[:_MAX_SHOWN]}", hint=hint) from caught
+
+
+def _is_of_safetensors(error: Exception) -> bool:
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
 
 
 @functools.cache

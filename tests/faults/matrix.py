@@ -77,6 +77,7 @@ class Matrix:
         self._usual: dict[str, Ended] = {}
         self._before: dict[str, Path] = {}
         self._names: dict[str, set[str]] = {}
+        self._counts: dict[tuple[str, str], dict[str, int]] = {}
 
     def prepare(self, name: str) -> str:
         """Run a command as it should be run; what it leaves is there when it is run again, if it replaces that.
@@ -120,9 +121,7 @@ class Matrix:
     def _trials(self, name: str, fault: Fault) -> Iterator[tuple[str, int, float]]:
         """Which operation fails, or when something comes."""
         if fault.fail is not None:
-            run = self._make(name)
-            count = self._run(CASES[name], run, Fault("count", under=fault.under)).counts[fault.fail[0]]
-            shutil.rmtree(run)
+            count = self._count(name, fault.under)[fault.fail[0]]
             always = fault.fail[1] == errno.EROFS
             for number in [1] if always and count else _spread(count, 1 if CASES[name].slow else self._each):
                 yield f"{fault.fail[0]} {number} of {count}", number, 0.0
@@ -133,6 +132,14 @@ class Matrix:
                 yield f"at {share:.0%}", 0, share * self._usual[name].seconds
         else:
             yield "always", 0, 0.0
+
+    def _count(self, name: str, under: str) -> dict[str, int]:
+        """How many operations of each kind a command does in a folder."""
+        if (name, under) not in self._counts:
+            run = self._make(name)
+            self._counts[name, under] = self._run(CASES[name], run, Fault("count", under=under)).counts
+            shutil.rmtree(run)
+        return self._counts[name, under]
 
     def _judged(self, name: str, fault: Fault, run: Path, ended: Ended, before: dict[str, bytes]) -> str:
         case = CASES[name]

@@ -265,7 +265,7 @@ void *mmap64(void *where, size_t size, int protection, int flags, int fd, off_t 
     char path[PATH_MAX];
     if (fd >= 0 && (flags & MAP_SHARED) && (protection & PROT_WRITE) && fd_path(fd, path) && count(SPACE))
         return MAP_FAILED;
-    if (fd >= 0 && fd_path(fd, path) && fail_kind == READ && count(READ)) return MAP_FAILED;
+    if (fd >= 0 && !(flags & MAP_ANONYMOUS) && fd_path(fd, path) && count(READ)) return MAP_FAILED;
     return (void *)syscall(SYS_mmap, where, size, protection, flags, fd, offset);
 }
 void *mmap(void *where, size_t size, int protection, int flags, int fd, off_t offset) {
@@ -332,7 +332,7 @@ int remove(const char *name) {
     return unlinkat(AT_FDCWD, name, !lstat(name, &found) && S_ISDIR(found.st_mode) ? AT_REMOVEDIR : 0);
 }
 
-#define READING(fd) char path[PATH_MAX]; if (fail_kind == READ && fd_path(fd, path) && count(READ)) return -1;
+#define READING(fd) char path[PATH_MAX]; if (fd_path(fd, path) && count(READ)) return -1;
 ssize_t read(int fd, void *data, size_t size) { READING(fd) return syscall(SYS_read, fd, data, size); }
 ssize_t pread(int fd, void *data, size_t size, off_t at) { READING(fd) return syscall(SYS_pread64, fd, data, size, at); }
 ssize_t pread64(int fd, void *data, size_t size, off_t at) { return pread(fd, data, size, at); }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import BaseModel
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from qvec_deploy.errors import IncompatibleError, IntegrityError, RecipeError, StorageError
@@ -71,6 +72,10 @@ def test_every_failure_to_understand_is_one_error() -> None:
         raise IncompatibleError("later", hint="upgrade")
     with pytest.raises(IncompatibleError, match=r"a\.json: there is not enough memory"), understood("a.json"):
         raise MemoryError
+    with pytest.raises(StorageError, match=r"a\.json: Input/output error"), understood("a.json"):
+        raise SafetensorError("Input/output error (os error 5)")
+    with pytest.raises(IntegrityError, match=r"os error 5"), understood("a.json"):
+        raise ValueError("a text of the file's own (os error 5)")
     with pytest.raises(StorageError, match="No such file"), understood("a.json"):
         Path("/nowhere/at/all").read_bytes()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from qvec_deploy.datasets.pixels import pixels_of
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, StorageError
 from qvec_deploy.io.untrusted import json_object, understood
 from qvec_deploy.runtimes.engine_files import PREPROCESSING_KEY
 from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
 from qvec_deploy.tensors import Float32
 
 PROVIDER = "CPUExecutionProvider"
+_SYSTEM_ERROR = re.compile(r"\bSystemError : (\d{1,3})\b")
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -47,6 +50,11 @@ def open_model(source: str | bytes, directory: Path, threads: int, *, profile: P
         session = onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
+        refused = _SYSTEM_ERROR.search(reason)
+        if refused is not None:
+            raise StorageError(
+                f"{directory}: {os.strerror(int(refused[1]))}, says ONNX Runtime", hint="check the path and the disk"
+            ) from error
         raise IncompatibleError(
             f"ONNX Runtime {onnxruntime.__version__} refuses the model in {directory}: {reason}",
             hint="`qvec-deploy verify` checks the bundle",

@@ -121,6 +121,7 @@ def expand(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     """
     import onnxruntime
     from google.protobuf.message import DecodeError
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -129,11 +130,15 @@ def expand(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     source = scratch / f"packed.{MODEL_FILE}"
     with storage_errors(scratch):
         source.write_bytes(model.SerializeToString())
-        onnxruntime.InferenceSession(str(source), options, providers=[PROVIDER])
-        written = (scratch / MODEL_FILE).read_bytes()
+        try:
+            onnxruntime.InferenceSession(str(source), options, providers=[PROVIDER])
+        except InvalidProtobuf:  # it cannot write on; or it says nothing
+            written = b"?"
+        else:
+            written = (scratch / MODEL_FILE).read_bytes()
     try:
         expanded = onnx.load_model_from_string(written)
-    except DecodeError as error:  # it does not say when it cannot write on
+    except DecodeError as error:
         raise StorageError(
             f"{scratch}: ONNX Runtime could not write the whole model",
             hint="free some space there, or set TMPDIR to a folder that has some",
