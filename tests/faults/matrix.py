@@ -300,7 +300,8 @@ def _badly_said(fault: Fault, run: Path, ended: Ended) -> str:
     if len(errors) != 1:
         return f"{len(errors)} lines of error: {_last(ended.log)}"
     named = fault.fail is None or any(
-        word in errors[0] for word in (f"{run / fault.under}", f" {fault.under}/", f" {fault.under}:")
+        word in errors[0]
+        for word in (f"{run / fault.under}", f" {fault.under}/", f" {fault.under}:", f"../{fault.under}/")
     )
     return "" if named else f"it names nothing in {fault.under}: {errors[0]}"
 
