@@ -429,9 +429,10 @@ def test_a_forger_with_a_key_of_their_own(
     signed: Path, keys: dict[str, Path], run: Run, refused: Callable[..., str]
 ) -> None:
     """Everything is consistent but the one thing a forger does not have."""
-    from qvec_deploy.bundle.release.signature import open_signer
+    from qvec_deploy.bundle.release.signature import open_signer, public_keys
 
     rewrite_file(signed, "MODEL_CARD.md", b"# Better than ever\n")
+    edit_manifest(signed, release={**_release(signed), "signers": public_keys(keys["other"])})
     open_signer(keys["other"])(signed)
     assert run("verify", signed)[0] == 0
     assert run("verify", signed, "--key", keys["other public"])[0] == 0
