@@ -66,7 +66,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("umask 077", umask=0o077),
     Fault("64 open files", STORAGE, limits={resource.RLIMIT_NOFILE: 64}),
     Fault("1.5 GB of memory", (4,), limits={resource.RLIMIT_DATA: 1_500_000_000}),
-    Fault("SIGTERM", (130,), signal=signal.SIGTERM),
+    Fault("SIGTERM", (130, -int(signal.SIGTERM)), signal=signal.SIGTERM),  # the latter before a command has begun
     Fault("SIGINT", (130,), signal=signal.SIGINT),
     Fault("SIGKILL", (-int(signal.SIGKILL),), signal=signal.SIGKILL),
     Fault("SIGSTOP 10 s", signal=signal.SIGSTOP, resumed_after=10.0, concerns=_measures),
