@@ -31,7 +31,7 @@ from qvec_deploy.cli.terminal import Printed, echo_json, say, say_error, show, s
 from qvec_deploy.cli.vector_command import vector
 from qvec_deploy.cli.verify_command import verify
 from qvec_deploy.errors import IncompatibleError, QvecError
-from qvec_deploy.io.files import storage_errors
+from qvec_deploy.io.files import storage_error
 from qvec_deploy.io.scratch import remove_process_folders
 from qvec_deploy.jobs.job import JobFailure
 
@@ -83,8 +83,7 @@ def _run(printed: Printed) -> int | None:
     except OSError as error:
         if error.errno is None:
             raise
-        with storage_errors(Path("the system")):
-            raise
+        raise storage_error(error, Path("the system")) from error
     except Exception as error:
         failure = JobFailure.of(error)
         if failure.exit_code == 1:

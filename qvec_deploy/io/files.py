@@ -62,15 +62,20 @@ _OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError inside the block into a StorageError that names what it names, or else `path`."""
+    """Turn an OSError inside the block into a StorageError, as `storage_error`."""
     try:
         yield
     except OSError as error:
-        named = error.filename2 if error.errno in _OF_THE_TARGET and error.filename2 else error.filename
-        # What is being written has another name until it is whole; None or a number where no path is known.
-        culprit = _ANY_TEMPORARY.sub(r"\1", str(named if isinstance(named, str | os.PathLike) else path))
-        hint = _HINTS.get(error.errno or 0, "check the path and the disk")
-        raise StorageError(f"{culprit}: {error.strerror or error}", hint=hint) from error
+        raise storage_error(error, path) from error
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """What an OSError means, with the path that it names, or else `path`."""
+    named = error.filename2 if error.errno in _OF_THE_TARGET and error.filename2 else error.filename
+    # What is being written has another name until it is whole; None or a number where no path is known.
+    culprit = _ANY_TEMPORARY.sub(r"\1", str(named if isinstance(named, str | os.PathLike) else path))
+    hint = _HINTS.get(error.errno or 0, "check the path and the disk")
+    return StorageError(f"{culprit}: {error.strerror or error}", hint=hint)
 
 
 def sync(path: Path) -> None:

@@ -6,9 +6,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 from qvec_deploy.errors import IncompatibleError, QvecError
+from qvec_deploy.io.files import storage_error
 
 SendEvent = Callable[[Any], None]
 """Given to a job's function as its first argument: sends a JSON value to whoever watches."""
@@ -61,6 +63,8 @@ class JobFailure:
             return cls(type(error).__name__, error.message, error.hint, error.exit_code)
         if _is_memory(error):
             return cls("IncompatibleError", "out of memory", "run fewer jobs at a time", IncompatibleError.exit_code)
+        if isinstance(error, OSError) and error.errno is not None:
+            return cls.of(storage_error(error, Path("the system")))
         text = "".join(traceback.format_exception(error)).strip()
         return cls(type(error).__name__, text.splitlines()[-1], "this is a bug: report it with its details", 1, text)
 

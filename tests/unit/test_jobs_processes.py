@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import multiprocessing
 import os
@@ -110,12 +111,14 @@ def test_a_failed_job_costs_itself_alone(job: Job, kind: str, message: str, hint
     assert outcomes["add"].result == 3
 
 
-def test_pytorchs_errors_of_memory_are_told_from_bugs() -> None:
+def test_errors_of_memory_and_disks_are_told_from_bugs() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(1 << 55, dtype=torch.uint8)
     on_a_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
     for error in (refused.value, on_a_gpu, RuntimeError("CUDA error: out of memory\nCompile with ...")):
         assert JobFailure.of(error) == JobFailure("IncompatibleError", "out of memory", "run fewer jobs at a time", 4)
+    full = JobFailure.of(OSError(errno.ENOSPC, "No space left on device", "/a/.b.abcdefgh.tmp"))
+    assert (full.kind, full.message, full.exit_code) == ("StorageError", "/a/b: No space left on device", 6)
     assert JobFailure.of(RuntimeError("mat1 and mat2 shapes cannot be multiplied")).exit_code == 1
 
 
