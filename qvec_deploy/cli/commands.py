@@ -119,7 +119,7 @@ def program() -> None:
 def _interrupt_again(raised: sys.UnraisableHookArgs) -> None:
     """An interruption that came while an object was being removed is lost there: it comes again, a little later."""
     if issubclass(raised.exc_type, KeyboardInterrupt):
-        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        again = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True
         again.start()
     else:

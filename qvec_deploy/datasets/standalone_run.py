@@ -302,7 +302,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         _ = [manifest[name] for name in ("interface", "model", "engine", "files")]
     except OSError as error:
         raise RunError(6, f"{path}: {error.strerror}", "keep run.py in the folder of the release") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(5, f"{path} is damaged: {error}", "copy the release again") from error
     return manifest
 

@@ -161,6 +161,8 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         text = file.read(length)
     with safe_open(path, framework="numpy"):  # it validates sizes, offsets and holes
         header = json_object(text)
+    if header.get("__metadata__") is None:  # the library takes null for none
+        header.pop("__metadata__", None)
     check_dimensions({name: entry["shape"] for name, entry in header.items() if name != "__metadata__"})
     return header, 8 + length
 

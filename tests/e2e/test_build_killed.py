@@ -30,7 +30,7 @@ def _whole(parts: Path) -> dict[str, int]:
     """Entries that are whole, and when they were made."""
     if not parts.is_dir():
         return {}
-    found = [path for path in parts.iterdir() if (path / "entry.json").is_file()]
+    found = [path for path in parts.iterdir() if path.name[0] != "." and (path / "entry.json").is_file()]
     return {path.name: (path / "entry.json").stat().st_mtime_ns for path in found}
 
 

@@ -90,9 +90,10 @@ class Target:
         """Read one file, and keep in mind what was wrong."""
         self._path.parent.mkdir(exist_ok=True)
         self._path.write_bytes(data)
-        start = time.process_time()
-        wrong = self._read(blind=blind)
-        seconds, peak = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        wrong, seconds = self._timed(blind=blind)
+        if seconds > MOST_SECONDS:  # others may have been at work
+            seconds = min(self._timed(blind=blind)[1] for _ in range(2))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.inputs += 1
         if wrong is None and seconds > MOST_SECONDS:
             wrong = "hang: over a second"
@@ -101,6 +102,11 @@ class Target:
         if wrong is not None:
             self.findings[wrong] += 1
             self.examples.setdefault(wrong, data)
+
+    def _timed(self, *, blind: bool) -> tuple[str | None, float]:
+        start = time.process_time()
+        wrong = self._read(blind=blind)
+        return wrong, time.process_time() - start
 
     def _read(self, *, blind: bool) -> str | None:
         from qvec_deploy.errors import QvecError, RecipeError

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -225,18 +227,20 @@ def test_damaged_text(tmp_path: Path, name: str, read: str):
 
 
 def test_a_disk_that_is_full_keeps_the_state_of_before(base, letters, tmp_path: Path, monkeypatch):
-    from safetensors import SafetensorError
-
     folder = DonorFolder.open(tmp_path / "donor")
     folder.claim(SETTINGS)
     _, training = begin(base, letters, None)
 
-    def refuse(*arguments: object) -> None:
-        raise SafetensorError("I/O error: No space left on device")
+    real = Path.open
+
+    def refuse(self: Path, mode: str = "r", *arguments: Any) -> Any:
+        if "w" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return real(self, mode, *arguments)
 
     def after(progress: TrainingProgress) -> None:
         if progress.step == 2:
-            monkeypatch.setattr("safetensors.numpy.save_file", refuse)
+            monkeypatch.setattr(Path, "open", refuse)
         folder.save("fp", training.state())
 
     with pytest.raises(StorageError, match="No space left"):

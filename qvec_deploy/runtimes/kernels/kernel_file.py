@@ -19,7 +19,7 @@ from qvec_deploy.runtimes.kernels.layouts import choose_layout
 from qvec_deploy.runtimes.kernels.plugin_config import PluginConfig
 
 FORMAT, FORMAT_VERSION = "qvec-kernels", 1
-_MAX_UNPACKED = 64 << 20  # bytes
+_MAX_UNPACKED = 4 << 20  # bytes; the kernels of a ViT-B have 1 MB, and more takes a second to read
 
 
 @dataclass(frozen=True)
