@@ -142,7 +142,7 @@ def check_dimensions(shapes: Mapping[str, Any]) -> None:
     for name, shape in shapes.items():
         if len(shape) > MAX_DIMENSIONS:
             raise ValueError(f"{name} has more than {MAX_DIMENSIONS} dimensions")
-        if math.prod(max(size, 1) for size in shape) >= 1 << 62:
+        if math.prod(max(size, 1) for size in shape) >= 1 << 59:  # of eight bytes each, they can be counted
             raise ValueError(f"{name} has an impossible shape")
 
 

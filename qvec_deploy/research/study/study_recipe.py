@@ -28,6 +28,7 @@ RELEASED = "hf://gladia/qat-transfer-timm@main"
 
 RELEASED_SEED = 2038
 _MIN_IMAGES = 8
+_MOST_SEEDS = 1000
 _SOME: dict[str, Any] = {"minItems": 1}  # `min_length` would tell of none where the only one is wrong, too
 
 ModelPreset = Literal["vit_b", "vit_l", "vit_h", "deit3_b", "deit3_l", "swin_b", "swin_l"]
@@ -210,7 +211,7 @@ class StudyRecipe(Block):
     @classmethod
     def _seeds(cls, values: Any) -> Any:
         if not isinstance(values, (list, tuple)) or not values:
-            raise ValueError("give a number from 1, or a list")
+            raise ValueError(f"give a number from 1 to {_MOST_SEEDS:,}, or a list")
         return tuple(values)
 
     @field_validator("models", "grids", "lambdas")
@@ -340,7 +341,7 @@ def _completed(values: Any) -> Any:
     if isinstance(values.get("tasks"), list):
         values["tasks"] = {"list": values["tasks"]}
     seeds = values.get("seeds")
-    if type(seeds) is int and seeds > 0:
+    if type(seeds) is int and 0 < seeds <= _MOST_SEEDS:
         values["seeds"] = list(range(1, seeds + 1))
     if seeds is None and values.get("checkpoints") is not None:
         values["seeds"] = [RELEASED_SEED]
