@@ -250,7 +250,7 @@ def staging_directory(final: Path, *, force: bool = False) -> Iterator[Path]:
         make_folder(final.parent)
         with contextlib.ExitStack() as stack:
             _remove_stale(final)
-            staging = _make_staging(final, stack)
+            staging = locked_folder(f".{final.name}.", final.parent, stack)
             staging.chmod(0o755)
             yield staging
             _open_to_all(staging)
@@ -350,16 +350,16 @@ def _make_temporary_file(path: Path, stack: contextlib.ExitStack) -> Path:
             return temporary
 
 
-def _make_staging(final: Path, stack: contextlib.ExitStack) -> Path:
-    """A new directory beside `final` and its lock; gone when the stack ends."""
+def locked_folder(prefix: str, parent: Path, stack: contextlib.ExitStack) -> Path:
+    """A new temporary folder and its lock; gone when the stack ends."""
     while True:
-        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
-        stack.callback(shutil.rmtree, staging, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=parent))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         with contextlib.suppress(StorageError):  # folders without locks: nobody finds them stale either
-            stack.enter_context(file_lock(staging))
-        if staging.is_dir():
-            return staging
-        staging.unlink(missing_ok=True)  # who cleans up was there before the lock, which has made a file
+            stack.enter_context(file_lock(folder))
+        if folder.is_dir():
+            return folder
+        folder.unlink(missing_ok=True)  # who cleans up was there before the lock, which has made a file
 
 
 def _aside(final: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qvec_deploy.errors import StorageError
-from qvec_deploy.io.files import copy_file, file_lock, storage_errors
+from qvec_deploy.io.files import copy_file, file_lock, locked_folder, storage_errors
 
 KEPT_LOG_S = 24 * 3600
 """How long the log of what failed is kept."""
@@ -94,15 +94,4 @@ def _open(what: str, within: Path | None, stack: contextlib.ExitStack) -> Path:
     parent = within or _temporary_files()
     with storage_errors(parent):
         remove_stale(parent)
-        return _make(f"{'.' if within else ''}qvec-{what}.", parent, stack)
-
-
-def _make(prefix: str, parent: Path, stack: contextlib.ExitStack) -> Path:
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=parent))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        with contextlib.suppress(StorageError):  # no locks there: nobody finds it stale either
-            stack.enter_context(file_lock(folder))
-        if folder.is_dir():
-            return folder
-        folder.unlink(missing_ok=True)  # who cleans up was there before the lock, which has made a file
+        return locked_folder(f"{'.' if within else ''}qvec-{what}.", parent, stack)

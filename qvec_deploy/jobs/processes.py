@@ -19,7 +19,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, StorageError
+from qvec_deploy.io.files import storage_errors
 from qvec_deploy.io.scratch import process_folder
 from qvec_deploy.jobs.job import Job, JobFailure, JobOutcome, OnEvent, perform
 from qvec_deploy.jobs.parent_death import end_group_with
@@ -236,9 +237,6 @@ def _work(sender: Connection, function: str, arguments: str, log: str, gpus: lis
     parent = multiprocessing.parent_process()
     if parent is not None:  # a killed parent ends no job by itself: they would go on building for nobody
         end_group_with(parent.sentinel)
-    with Path(log).open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
     lock = threading.Lock()
 
     def send(message: dict[str, Any]) -> None:
@@ -248,12 +246,15 @@ def _work(sender: Connection, function: str, arguments: str, log: str, gpus: lis
 
     code = 0
     try:
+        with storage_errors(Path(log)), Path(log).open("ab", buffering=0) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
         message = perform(function, json.loads(arguments), lambda value: send({"event": value}))
         if "failure" in message:
             sys.stderr.write(visible(message["failure"]["details"], keep="\n"))
         send(message)
     except KeyboardInterrupt:
         code = 130
-    except (TypeError, ValueError) as error:  # the result is no JSON value
+    except (TypeError, ValueError, StorageError) as error:  # the result is no JSON value, or there is no log
         send({"failure": asdict(JobFailure.of(error))})
     sys.exit(code)

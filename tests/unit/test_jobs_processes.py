@@ -111,6 +111,13 @@ def test_a_failed_job_costs_itself_alone(job: Job, kind: str, message: str, hint
     assert outcomes["add"].result == 3
 
 
+def test_a_log_that_cannot_be_written_is_an_error_of_files(tmp_path: Path) -> None:
+    (tmp_path / "add.log").mkdir()
+    failure = _run(_job("add", left=1, right=2), logs=tmp_path)["add"].failure
+    assert failure is not None
+    assert (failure.exit_code, failure.message) == (6, f"{tmp_path}/add.log: Is a directory")
+
+
 def test_errors_of_memory_and_disks_are_told_from_bugs() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(1 << 55, dtype=torch.uint8)
