@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import RecipeError
+from qvec_deploy.io.user_cache import remembered_value
 
 if TYPE_CHECKING:
     from torch import nn
 
 ModelArgs = Mapping[str, int | float | bool | str | list[int]]
 
+DECIDING_PACKAGES = ("torch", "timm")
+"""Packages whose versions decide what a model looks like."""
 HEAD = "head"
 """The entry of a skip list that stands for every classification head."""
 
@@ -62,13 +65,43 @@ class Architecture:
         return [name for name in candidates if not is_skipped(name, left_out)]
 
 
-@functools.cache
+@dataclass(frozen=True)
+class KnownModel:
+    """What timm knows of a model by its name.
+
+    Attributes:
+        heads: Module names of the classification heads.
+        classes: Outputs where nobody says how many.
+    """
+
+    heads: tuple[str, ...]
+    classes: int
+
+
 def head_names(name: str) -> tuple[str, ...]:
     """Module names of the classification heads of a timm model: `head` for a ViT, `head.fc` for a Swin.
 
     Raises:
         RecipeError: timm does not know the model, or it has no classification head.
     """
+    return _known_model(name).heads
+
+
+def pretrained_classes(name: str) -> int:
+    """Outputs that timm's model has where nobody says how many.
+
+    Raises:
+        RecipeError: As `head_names`.
+    """
+    return _known_model(name).classes
+
+
+@functools.cache
+def _known_model(name: str) -> KnownModel:
+    return remembered_value(KnownModel, name, lambda: _look_up(name), packages=DECIDING_PACKAGES)
+
+
+def _look_up(name: str) -> KnownModel:
     timm = _timm()
     known = timm.list_models()
     base = name.split(".", 1)[0]
@@ -87,7 +120,7 @@ def head_names(name: str) -> tuple[str, ...]:
     heads = (head,) if isinstance(head, str) else tuple(head or ())
     if not heads:
         raise RecipeError(f"`{name}` has no classification head", hint="models that tell classes apart are deployed")
-    return heads
+    return KnownModel(heads, int((config.num_classes if config is not None else 0) or 1000))
 
 
 def in_head(tensor: str, heads: tuple[str, ...]) -> bool:
@@ -98,13 +131,6 @@ def in_head(tensor: str, heads: tuple[str, ...]) -> bool:
 def is_running_statistic(tensor: str) -> bool:
     """Whether a tensor is what BatchNorm has measured: a part of the model, and no weight."""
     return tensor.endswith((".running_mean", ".running_var"))
-
-
-def pretrained_classes(name: str) -> int:
-    """Outputs that timm's model has where nobody says how many."""
-    head_names(name)
-    config = _timm().get_pretrained_cfg(name)
-    return int((config.num_classes if config is not None else 0) or 1000)
 
 
 def describe(name: str, classes: int, args: ModelArgs) -> Architecture:
@@ -118,6 +144,13 @@ def describe(name: str, classes: int, args: ModelArgs) -> Architecture:
 
 @functools.lru_cache(maxsize=16)
 def _describe(name: str, classes: int, args_json: str) -> Architecture:
+    inputs = [name, classes, args_json]
+    return remembered_value(
+        Architecture, inputs, lambda: _look_at(name, classes, args_json), packages=DECIDING_PACKAGES
+    )
+
+
+def _look_at(name: str, classes: int, args_json: str) -> Architecture:
     import torch
 
     model, args = _template(name, classes, args_json), json.loads(args_json)
@@ -252,6 +285,13 @@ def trace_forward(name: str, classes: int, args_json: str, input_shape: tuple[in
     Args:
         args_json: Arguments for timm.create_model, as JSON.
     """
+    inputs = [name, classes, args_json, list(input_shape)]
+    return remembered_value(
+        ForwardPass, inputs, lambda: _trace(name, classes, args_json, input_shape), packages=DECIDING_PACKAGES
+    )
+
+
+def _trace(name: str, classes: int, args_json: str, input_shape: tuple[int, int, int]) -> ForwardPass:
     import torch
     from torch.overrides import TorchFunctionMode
 

@@ -20,6 +20,7 @@ from qvec_deploy.errors import IntegrityError, StorageError
 from qvec_deploy.io.files import cache_folder, canonical_json, sha256_bytes, sha256_file
 from qvec_deploy.io.partial_results import read_partial, write_partial
 from qvec_deploy.io.untrusted import understood
+from qvec_deploy.io.user_cache import make_room
 from qvec_deploy.runtimes.engine_files import is_of_engine
 
 _KEPT = 32
@@ -66,7 +67,7 @@ class EvaluationJournal:
 
         with contextlib.suppress(OSError, StorageError, RuntimeError):
             if not self.path.is_file():
-                _make_room(self.path.parent)
+                make_room(self.path.parent, _KEPT)
             write_partial(self.path, self._decides(list(answered)), save(_arrays(answered)))
 
     def remove(self) -> None:
@@ -124,9 +125,3 @@ def _answered(arrays: Mapping[str, Any], names: Sequence[str]) -> dict[str, Accu
 
 def _has_files(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
-
-
-def _make_room(folder: Path) -> None:
-    files = sorted((path for path in folder.glob("*") if path.is_file()), key=lambda path: path.stat().st_mtime)
-    for path in files[: max(0, len(files) + 1 - _KEPT)]:
-        path.unlink(missing_ok=True)

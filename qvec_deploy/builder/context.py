@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.builder.images import activation_images
-from qvec_deploy.builder.keys import coordinates_key, engine_key, structure_key, weights_key
+from qvec_deploy.builder.keys import STRUCTURE_PACKAGES, coordinates_key, engine_key, structure_inputs, weights_key
 from qvec_deploy.bundle.interface import model_metadata
 from qvec_deploy.errors import IncompatibleError, QvecError
 from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.io.files import canonical_json, write_bytes
+from qvec_deploy.io.files import canonical_json
 from qvec_deploy.io.machine_lock import MachineLock
+from qvec_deploy.io.user_cache import remembered
 from qvec_deploy.models import head_names
 from qvec_deploy.planner import Plan, make_plan
 from qvec_deploy.progress import Progress
 from qvec_deploy.recipe import Recipe
-from qvec_deploy.runtimes.engine_files import MODEL_FILE
 from qvec_deploy.runtimes.registry import find_lowering
 from qvec_deploy.tensors import Float32
 from qvec_deploy.vectors.vector_sources import OpenFiles, Source, open_sources
@@ -127,33 +128,28 @@ class BuildContext:
 
     def skeleton(self, plan: Plan) -> onnx.ModelProto:
         """The exported structure; the same for every candidate of one model and skip list."""
-        key = canonical_json(structure_key(plan))
+        inputs = structure_inputs(plan)
+        key = canonical_json(inputs)
         if key not in self._skeletons:
-            self._skeletons[key] = self._cached_skeleton(self.cache, plan) if self.cache else self._export(plan)
+            import onnx
+
+            made = remembered("structure", inputs, lambda: self._export(plan), packages=STRUCTURE_PACKAGES)
+            self._skeletons[key] = onnx.load_from_string(zlib.decompress(made))
         return self._skeletons[key]
 
-    def _cached_skeleton(self, cache: Cache, plan: Plan) -> onnx.ModelProto:
-        import onnx
-
-        with cache.entry("structure", structure_key(plan)) as entry:
-            if entry.new:
-                skeleton = self._export(plan)
-                write_bytes(entry.folder / MODEL_FILE, skeleton.SerializeToString(deterministic=True))
-                return skeleton
-            return onnx.load(entry.folder / MODEL_FILE)
-
-    def _export(self, plan: Plan) -> onnx.ModelProto:
+    def _export(self, plan: Plan) -> bytes:
         from qvec_deploy.runtimes.graph.export import export_skeleton
 
         model, architecture = plan.recipe.receiver, plan.architecture
         with self.progress.stage("export"), _collected():
-            return export_skeleton(
+            skeleton = export_skeleton(
                 model.model,
                 architecture.classes,
                 model.model_args,
                 plan.recipe.quantize.skip,
                 architecture.input_shape,
             )
+            return zlib.compress(skeleton.SerializeToString(deterministic=True), 1)  # the values are all zeros
 
     def calibration_images(self, plan: Plan) -> list[Float32]:
         """Batches (B, C, H, W) that a candidate's method looks at; none for one that looks at weights alone."""

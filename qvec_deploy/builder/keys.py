@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from qvec_deploy.bench.environment import available_threads, capture_environment
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.io.files import sha256_file
+from qvec_deploy.io.made_by import own_text, versions
+from qvec_deploy.models import DECIDING_PACKAGES
 from qvec_deploy.planner import Plan
 from qvec_deploy.runtimes.registry import RUNTIME_PACKAGES, find_runtime
 from qvec_deploy.tensors import Float32
@@ -33,11 +31,13 @@ _PACKAGES = (
     "pillow",
     *sorted(RUNTIME_PACKAGES - {"torch"}),
 )
-_NO_MAKERS = ("cli", "report", "research")
-"""Of this package, what decides no byte of a candidate. All other text does; it changes within a version."""
 
 
-def structure_key(plan: Plan) -> dict[str, Any]:
+STRUCTURE_PACKAGES = (*DECIDING_PACKAGES, "onnx", "onnxscript", "onnx-ir")
+"""Packages whose versions decide the exported structure."""
+
+
+def structure_inputs(plan: Plan) -> dict[str, Any]:
     """What decides the exported structure: the same for every candidate of one model and skip list."""
     receiver, architecture = plan.recipe.receiver, plan.architecture
     return {
@@ -46,14 +46,17 @@ def structure_key(plan: Plan) -> dict[str, Any]:
         "classes": architecture.classes,
         "input_shape": list(architecture.input_shape),
         "skip": plan.recipe.quantize.skip,
-        "code": made_by(),
     }
+
+
+def _structure_key(plan: Plan) -> dict[str, Any]:
+    return {**structure_inputs(plan), "code": made_by()}
 
 
 def coordinates_key(plan: Plan, receiver: Checkpoint, sources: Mapping[str, Source]) -> dict[str, Any]:
     """What decides whether a receiver is in the coordinates of its vectors' donors."""
     hashes = {label: list(source.fingerprints().values()) for label, source in sources.items()}
-    return {**structure_key(plan), "receiver": receiver.fingerprint(), "vectors": hashes}
+    return {**_structure_key(plan), "receiver": receiver.fingerprint(), "vectors": hashes}
 
 
 def weights_key(
@@ -65,7 +68,7 @@ def weights_key(
     moments = recipe.quantize.calibrated and recipe.quantize.calibration.on == "moments"
     control = recipe.vector.control if recipe.vector is not None and patch else None
     return {
-        **structure_key(plan),
+        **_structure_key(plan),
         "receiver": receiver.fingerprint(),
         "weights": receiver.weights,
         "lambda": recipe.lam if patch else 0.0,
@@ -143,11 +146,4 @@ def _gpu() -> dict[str, Any] | None:
 @functools.cache
 def made_by() -> dict[str, str]:
     """What makes things: the packages' versions, and this package's own text."""
-    found = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    package = Path(__file__).parents[1]
-    texts = sorted(t for t in package.rglob("*.py") if t.relative_to(package).parts[0] not in _NO_MAKERS)
-    found["qvec-deploy"] = hashlib.sha256(b"".join(sha256_file(text).encode() for text in texts)).hexdigest()
-    return found
+    return {**versions(_PACKAGES), "qvec-deploy": own_text()}

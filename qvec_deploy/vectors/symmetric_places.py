@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qvec_deploy.models import ModelArgs, structure
+from qvec_deploy.io.user_cache import remembered_value
+from qvec_deploy.models import DECIDING_PACKAGES, ModelArgs, structure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +50,11 @@ class Geometry:
 
 def find_geometry(name: str, args: ModelArgs, *, classes: int = 1) -> Geometry:
     """The geometry of a timm model, known without weights; the same for any number of classes."""
-    return geometry_of(structure(name, classes, args))
+
+    def make() -> Geometry:
+        return geometry_of(structure(name, classes, args))
+
+    return remembered_value(Geometry, [name, dict(args)], make, packages=DECIDING_PACKAGES)
 
 
 def geometry_of(model: nn.Module) -> Geometry:

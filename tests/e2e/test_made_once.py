@@ -14,7 +14,7 @@ from qvec_deploy.bench.run import BenchResult
 from qvec_deploy.builder import context as context_module
 from qvec_deploy.builder.pipeline import build
 from qvec_deploy.io.checkpoint import Checkpoint
-from qvec_deploy.models import _describe, _template
+from qvec_deploy.models import _describe, _known_model, _template, trace_forward
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.report.report_json import from_json
 from qvec_deploy.runtimes.graph import export
@@ -47,8 +47,8 @@ def test_nine_candidates(
     count(context_module, "make_plan", lambda recipe, *_: (recipe.name,))
     count(timm, "create_model", lambda name: (name,))
     count(export, "export_skeleton", lambda *_: ())
-    _describe.cache_clear()
-    _template.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _forget_models()
     report = from_json((finished / "report.json").read_bytes())
     monkeypatch.setattr("qvec_deploy.builder.pipeline.measure_engines", lambda *_: BenchResult(report, None))
     recipe = load_recipe(pico_recipe(variants=VARIANTS))
@@ -58,3 +58,15 @@ def test_nine_candidates(
         ["open"] * 2 + ["make_plan"] * 9 + ["create_model", "export_skeleton"]
     )
     assert set(counts.values()) == {1}, counts
+
+    # Another process that builds another checkpoint of the same architecture exports nothing.
+    counts.clear()
+    _forget_models()
+    build(recipe, tmp_path / "again")
+    assert not {"export_skeleton"} & {name for name, *_ in counts}
+    assert set(counts.values()) == {1}, counts
+
+
+def _forget_models() -> None:
+    for known in (_describe, _known_model, _template, trace_forward):
+        known.cache_clear()

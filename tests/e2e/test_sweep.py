@@ -53,7 +53,6 @@ def test_a_matrix_is_built_shared_and_kept(
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         "weights": 3,
         "engine": 5,
-        "structure": 1,
         "coordinates": 1,
     }
     weights = [(out / name / WEIGHTS).read_bytes() for name in NAMES]

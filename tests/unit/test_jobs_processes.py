@@ -122,7 +122,8 @@ def test_errors_of_memory_and_disks_are_told_from_bugs() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(1 << 55, dtype=torch.uint8)
     on_a_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-    for error in (refused.value, on_a_gpu, RuntimeError("CUDA error: out of memory\nCompile with ...")):
+    unmapped = ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    for error in (refused.value, on_a_gpu, unmapped, RuntimeError("CUDA error: out of memory\nCompile with ...")):
         assert JobFailure.of(error) == JobFailure("IncompatibleError", "out of memory", "run fewer jobs at a time", 4)
     full = JobFailure.of(OSError(errno.ENOSPC, "No space left on device", "/a/.b.abcdefgh.tmp"))
     assert (full.kind, full.message, full.exit_code) == ("StorageError", "/a/b: No space left on device", 6)

@@ -133,7 +133,7 @@ def test_a_layer_of_several_names_is_refused(recipe_of: Callable[..., Any]) -> N
 
 
 def test_a_weight_that_others_use_is_refused_unless_it_stays_float(
-    recipe_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    recipe_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As BEiT, EVA-02 and SwinV2 do by default; here their Linears are told to add the bias themselves."""
     from qvec_deploy import models
@@ -147,6 +147,7 @@ def test_a_weight_that_others_use_is_refused_unless_it_stays_float(
     assert len(_plan(recipe).quantized) == 4
     original = models.structure
     monkeypatch.setattr(models, "structure", shared)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     trace_forward.cache_clear()
     try:
         with pytest.raises(IncompatibleError, match=r"with the weight of blocks\.0\.attn\.qkv outside of") as caught:

@@ -18,10 +18,8 @@ from rich.console import Console
 from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.builder import keys
 from qvec_deploy.builder.context import BuildContext
-from qvec_deploy.builder.keys import made_by
 from qvec_deploy.cli.sweep_command import SweepDisplay, _figures, _verdict
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.io.files import sha256_file
 from qvec_deploy.jobs.job import Executor, Job, JobFailure, JobOutcome
 from qvec_deploy.recipe import load_recipes
 from qvec_deploy.runtimes.cuda_driver import Gpu
@@ -229,24 +227,6 @@ class TestWhatIsMadeOnce:
         assert key() == key(receiver__checkpoint=str(copy))
         copy.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         assert key() != key(receiver__checkpoint=str(copy))
-
-    @pytest.mark.parametrize(
-        "text", ["planner.py", "tensors.py", "io/checkpoint.py", "bundle/compile_bundle.py", "quantize/solver.py"]
-    )
-    def test_every_text_that_decides_bytes_counts(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-        before = made_by.__wrapped__()
-        changed = Path(keys.__file__).parents[1] / text
-        assert changed.is_file()
-        monkeypatch.setattr(keys, "sha256_file", lambda path: "other" if path == changed else sha256_file(path))
-        assert made_by.__wrapped__() != before
-
-    def test_what_only_shows_does_not_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        before = made_by.__wrapped__()
-        cli = Path(keys.__file__).parents[1] / "cli"
-        monkeypatch.setattr(
-            keys, "sha256_file", lambda path: "other" if path.is_relative_to(cli) else sha256_file(path)
-        )
-        assert made_by.__wrapped__() == before
 
     def test_engines_of_gpus_count_by_gpu_and_driver(
         self, key: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
