@@ -129,5 +129,10 @@ def _is_memory(error: Exception) -> bool:
     """Whether there was no room in memory: PyTorch, which is not imported for this, has errors of its own."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    refusals = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in refusals)
+    refusals = (
+        "DefaultCPUAllocator",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "failed to map segment",
+    )
+    return isinstance(error, RuntimeError | ImportError) and any(words in str(error) for words in refusals)

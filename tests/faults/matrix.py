@@ -296,14 +296,14 @@ def _badly_said(fault: Fault, run: Path, ended: Ended) -> str:
         return "a traceback"
     if ended.code == 130:
         return "" if "interrupted" in ended.log else f"it does not say that it was interrupted: {_last(ended.log)}"
-    errors = [line for line in ended.log.splitlines() if line.startswith("error: ")]
-    if len(errors) != 1:
+    lines = ended.log.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    by_build = [line for line in lines if ": failed, exit code " in line]  # a sweep has a line for each
+    if len(errors) > 1 or not errors + by_build:
         return f"{len(errors)} lines of error: {_last(ended.log)}"
-    named = fault.fail is None or any(
-        word in errors[0]
-        for word in (f"{run / fault.under}", f" {fault.under}/", f" {fault.under}:", f"../{fault.under}/")
-    )
-    return "" if named else f"it names nothing in {fault.under}: {errors[0]}"
+    words = (f"{run / fault.under}", f" {fault.under}/", f" {fault.under}:", f"../{fault.under}/")
+    silent = [line for line in errors or by_build if not any(word in line for word in words)]
+    return f"it names nothing in {fault.under}: {silent[0]}" if fault.fail is not None and silent else ""
 
 
 def _is_whole_or_old(before: dict[str, bytes], after: dict[str, bytes]) -> bool:
