@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -19,19 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from qvec_deploy.models import quantized_linears
-from qvec_deploy.quantize.reference import ABSMAX_FLOOR, CLIP_GRID
+from qvec_deploy.quantize.clip_search import search_clips
+from qvec_deploy.quantize.reference import ABSMAX_FLOOR
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it announces that there is no GPU
 with warnings.catch_warnings():  # ModelOpt's imports use torch.jit.script, which torch 2.15 deprecates
     warnings.simplefilter("ignore")
     import modelopt.torch.quantization as mtq
-    from modelopt.torch.quantization.calib.mse import MseCalibrator
     from modelopt.torch.quantization.config import QuantizerAttributeConfig
     from modelopt.torch.quantization.nn import TensorQuantizer, register_quant_backend
 
 BACKEND = "qvec"
-_PIECE = 1 << 16  # weights that are searched at a time: 256 KiB
 
 
 def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
@@ -47,7 +46,8 @@ def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
     tensor = torch.from_numpy(weight if weight.flags.writeable else weight.copy())
     with torch.no_grad(), _one_thread():
         if scheme.searched:
-            _search_clip(quantizer, tensor, scheme)
+            rows = _as_rows(tensor, scheme)
+            quantizer.register_buffer("_clip", search_clips(rows, _absmax(rows), scheme))
         values = quantizer(tensor)
         rows = _as_rows(tensor, scheme)
         scale = _scale(rows, quantizer, scheme)
@@ -80,7 +80,8 @@ def refresh_clip(model: nn.Module) -> None:
     for module, quantizer, scheme in _active(model):
         if scheme.searched:
             with torch.no_grad():
-                _search_clip(quantizer, module.weight, scheme)
+                rows = _as_rows(module.weight, scheme)
+                quantizer.register_buffer("_clip", search_clips(rows, _absmax(rows), scheme))
 
 
 def latent_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -100,13 +101,6 @@ class _FakeQuantize(torch.autograd.Function):
         return gradients[0], None, None, None
 
 
-class _ClipSearch(MseCalibrator):  # type: ignore[misc]
-    """ModelOpt's MSE search over our clip ratios instead of an even grid of its own."""
-
-    def _generate_candidates(self, device: torch.device) -> Tensor:
-        return torch.from_numpy(CLIP_GRID).to(device)
-
-
 def _fake_quantize(tensor: Tensor, quantizer: TensorQuantizer) -> Tensor:
     """The backend: called by ModelOpt's TensorQuantizer with the weight, already cut into groups if need be."""
     scheme = Scheme.from_dict(quantizer.backend_extra_args)
@@ -123,39 +117,6 @@ def _scale(rows: Tensor, quantizer: TensorQuantizer, scheme: Scheme) -> Tensor:
 
 def _absmax(rows: Tensor) -> Tensor:
     return rows.abs().amax(dim=1, keepdim=True).clamp(min=float(ABSMAX_FLOOR))
-
-
-def _search_clip(quantizer: TensorQuantizer, weight: Tensor, scheme: Scheme) -> None:
-    """Search in pieces that stay in the cache: rows are searched apart, a lone row is collected bit by bit."""
-    rows = _as_rows(weight, scheme)
-    absmax = _absmax(rows)
-    if len(rows) == 1:
-        clip = _best_clip(torch.split(rows, _PIECE, dim=1), absmax, scheme)
-    else:
-        step = max(1, _PIECE // rows.shape[1])
-        pieces = zip(torch.split(rows, step), torch.split(absmax, step), strict=True)
-        clip = torch.cat([_best_clip([piece], piece_absmax, scheme) for piece, piece_absmax in pieces])
-    quantizer.register_buffer("_clip", clip)
-
-
-def _best_clip(pieces: Sequence[Tensor], absmax: Tensor, scheme: Scheme) -> Tensor:
-    """ModelOpt's search on the same rows in pieces of their columns: (rows, 1) clip ratios."""
-
-    def fake_quantize(values: Tensor, clip: Tensor) -> Tensor:
-        scale = (clip * absmax) / float(scheme.qmax)
-        return torch.clamp(torch.round(values / scale), scheme.qmin, scheme.qmax) * scale
-
-    # The search multiplies an initial amax by each ratio; starting from ones it returns the ratios themselves.
-    search = _ClipSearch(
-        amax=torch.ones_like(absmax),
-        axis=0,
-        quant_func=fake_quantize,
-        error_func=lambda x, y: (x - y).square().double(),
-    )
-    for piece in pieces:
-        search.collect(piece)
-    best: Tensor = search.compute_amax()
-    return best
 
 
 def _as_rows(weight: Tensor, scheme: Scheme) -> Tensor:
