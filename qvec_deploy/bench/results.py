@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from qvec_deploy.bench.accuracy import PairedAnswers
 from qvec_deploy.bench.environment import Environment
@@ -14,6 +14,7 @@ from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.bench.roofline.roofline_values import Device, TimePrediction
 from qvec_deploy.bench.selection import Selection
 from qvec_deploy.bench.warnings import Finding
+from qvec_deploy.io.model_config import PREPROCESSING_FIELDS, well_formed_preprocessing
 from qvec_deploy.quantize.methods import METHODS, ROUND_TO_NEAREST
 from qvec_deploy.runtimes.session import LinearProduct
 from qvec_deploy.tensors import Scheme
@@ -40,6 +41,16 @@ class Model(_Part):
     data_config: dict[str, Any]
     class_names: tuple[str, ...] = ()
     preprocessing_from: dict[str, str] = {}
+
+    @field_validator("data_config")
+    @classmethod
+    def _well_formed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        good = well_formed_preprocessing(values)
+        for name in PREPROCESSING_FIELDS:
+            one = not isinstance(values.get(name), list | tuple)  # a number may stand for several elsewhere
+            if name in values and (name not in good or one == isinstance(good[name], tuple)):
+                raise ValueError(f"{name} has a value that it cannot have")
+        return values
 
 
 class Parity(_Part):

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from qvec_deploy.bench.environment import available_threads
 from qvec_deploy.bench.parity import PARITY_FILE, check_parity, read_reference
-from qvec_deploy.bundle.manifest import LAMBDA0, Manifest, check_files, read_manifest
+from qvec_deploy.bundle.manifest import LAMBDA0, MANIFEST_FILE, Manifest, check_files, read_manifest
 from qvec_deploy.errors import IncompatibleError, IntegrityError, StorageError
+from qvec_deploy.io.untrusted import understood
 from qvec_deploy.recipe import Recipe, load_recipe
 from qvec_deploy.runtimes.engine_files import ACTIVATIONS_FILE, MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import check_lowering, find_lowering, find_runtime
@@ -91,6 +92,8 @@ class Bundle:
         from qvec_deploy.datasets import standalone_run
 
         paths, model, interface = [str(path) for path in images], self.manifest.model, self.manifest.interface
+        with understood(self.directory / MANIFEST_FILE):
+            standalone_run.ImagePreprocessor(model.data_config)
         try:
             standalone_run.require_pictures(paths)
             with self.session(threads=threads) as session:

@@ -25,7 +25,6 @@ from qvec_deploy.report.report_json import from_json
 from qvec_deploy.runtimes.engine_files import LOWERING_KEY, MODEL_FILE, STRUCTURE_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import find_runtime, products_of, runtime_bits_per_weight
 from qvec_deploy.runtimes.torch_cuda.torch_structure import read_structure
-from qvec_deploy.tensors import Scheme
 
 if TYPE_CHECKING:
     import onnx
@@ -169,10 +168,6 @@ def _of_weights(directory: Path, manifest: Manifest, recipe: Recipe) -> Iterator
     yield "grid", {(wanted.bits, wanted.granularity, wanted.group_size)} if wanted is not None else set(), where, grids
     if engine.products or manifest.digest is not None:  # they are younger than some bundles
         yield "arithmetic", engine.products, "its engines", products_of(engine.runtime, directory, engine.lowering)
-
-
-def _grid(scheme: Scheme | None) -> tuple[int, str, int] | None:
-    return (scheme.bits, scheme.granularity, scheme.group_size) if scheme is not None else None
 
 
 def _of_graph(manifest: Manifest, recipe: Recipe, model: onnx.ModelProto) -> Iterator[Claim]:

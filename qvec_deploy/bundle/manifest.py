@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from qvec_deploy.bench.results import Model, Parity
 from qvec_deploy.bench.selection import Selection
@@ -26,6 +27,8 @@ FORMAT_VERSION = "1.3.0"
 _WITHOUT_DIGEST = ("1.0.0", "1.1.0", "1.2.0")
 RELEASE_NUMBER = r"^[0-9]{1,9}(\.[0-9]{1,9}){0,7}$"
 MAX_SIGNERS = 8
+_TIME = re.compile(r"(?:19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,15}[+-][0-9]{2}:[0-9]{2}")
+_MAX_SECONDS = 1e9  # thirty years
 _MAX_NAME = 255  # bytes; what file systems take
 
 
@@ -33,6 +36,17 @@ class ManifestPart(BaseModel):
     """A part of the manifest: frozen, with its own fields and no others."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _require_time(text: str) -> str:
+    if not _TIME.fullmatch(text):
+        raise ValueError("it is no time such as 2026-11-30T10:00:00+00:00")
+    datetime.datetime.fromisoformat(text)
+    return text
+
+
+Time = Annotated[str, AfterValidator(_require_time)]
+"""A time with its zone, as `datetime.isoformat` writes it."""
 
 
 class FileEntry(ManifestPart):
@@ -112,16 +126,9 @@ class ReleaseFacts(ManifestPart):
     """
 
     number: str | None = Field(default=None, pattern=RELEASE_NUMBER)
-    released: str
+    released: Time
     expires: str | None = None
     signers: tuple[str, ...] = Field(default=(), max_length=MAX_SIGNERS)
-
-    @field_validator("released")
-    @classmethod
-    def _time(cls, text: str) -> str:
-        if datetime.datetime.fromisoformat(text).tzinfo is None:
-            raise ValueError("it has no time zone")
-        return text
 
     @field_validator("expires")
     @classmethod
@@ -145,7 +152,7 @@ class Manifest(ManifestPart):
     format: str = FORMAT
     version: str = FORMAT_VERSION
     name: str
-    created: str
+    created: Time
     recipe_sha256: str
     sources: dict[str, str]
     model: Model
@@ -171,6 +178,13 @@ class Manifest(ManifestPart):
     source_commit: str | None = None
     release: ReleaseFacts | None = None
     digest: str | None = Field(default=None, exclude=True)
+
+    @field_validator("timings_s")
+    @classmethod
+    def _durations(cls, seconds: dict[str, float]) -> dict[str, float]:
+        if not all(0 <= each <= _MAX_SECONDS for each in (*seconds.values(), sum(seconds.values()))):
+            raise ValueError("they are no durations")
+        return seconds
 
     @property
     def older(self) -> bool:

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 ONNXRUNTIME_NEEDED = (1, 20)
 REQUIREMENTS = "onnxruntime>=1.20\nnumpy>=1.23\npillow>=9.3\n"
 """The oldest versions that were tried."""
+MAX_PIXELS = 1 << 26
+"""Of a picture that is resized: one of a few long rows would take all memory."""
 
 try:
     import numpy as np
@@ -87,10 +89,12 @@ class ImagePreprocessor:
         """(H, W, C) uint8 of any picture: gray or RGB, resized and cropped.
 
         Raises:
-            ValueError: Its pixels are no numbers of a known range.
+            ValueError: Its pixels are no numbers of a known range, or it would be resized to more than `MAX_PIXELS`.
         """
         image = in_bytes(image).convert(self.colours)
         width, height = self._resized_size(image)
+        if max(width * height, self._width * self._height) > MAX_PIXELS:
+            raise ValueError(f"it would have {width:,} x {height:,} pixels when it is resized")
         image = self._cropped(image.resize((width, height), self._resample))
         return np.array(image, np.uint8).reshape(self._height, self._width, -1)
 

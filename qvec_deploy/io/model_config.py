@@ -122,7 +122,7 @@ def _from_notes(name: str, notes: Mapping[str, Any]) -> ModelConfig | None:
         architecture=architecture,
         classes=_count(notes.get("num_classes")) or _count(arguments.get("num_classes")),
         args=_arguments({**_dict(arguments.get("model_kwargs")), **_dict(notes.get("model_args"))}, arguments),
-        preprocessing={**_preprocessing(config), **_preprocessing(arguments)},
+        preprocessing={**well_formed_preprocessing(config), **well_formed_preprocessing(arguments)},
         class_names=names,
         unread="" if names else _unread(notes, arguments, config),
     )
@@ -145,13 +145,13 @@ def _from_file(path: Path) -> ModelConfig | None:
         architecture=architecture,
         classes=_count(values.get("num_classes")),
         args=_arguments(_dict(values.get("model_args")), values),
-        preprocessing=_preprocessing(config),
+        preprocessing=well_formed_preprocessing(config),
         class_names=next((found for each in names if (found := named_classes(each))), ()),
     )
 
 
-def _preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is well formed of it; a training script leaves empty what it took from the model."""
+def well_formed_preprocessing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of preprocessing that are well formed; a training script leaves empty what it took from the model."""
     found: dict[str, Any] = {}
     for name in ("mean", "std"):
         numbers = values.get(name)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from manifests import edit_manifest
@@ -89,6 +90,42 @@ def test_an_edit_is_found(folder: Path, change: Callable[[str], str]) -> None:
     assert path.read_text() != before
     with pytest.raises(IntegrityError, match=r"manifest\.json was changed: it is not what its own digest says"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"created": "yesterday"}, "created: .* no time such as"),
+        ({"created": "2026-11-30T10:00:00"}, "created: .* no time such as"),
+        ({"created": "2026-11-31T10:00:00+00:00"}, "created: .* out of range"),
+        ({"created": "0001-01-01T00:00:00+00:00"}, "created: .* no time such as"),
+        ({"created": '2026-11-30T10:00:00+00:00\nbackend: "other"'}, "created: .* no time such as"),
+        ({"timings_s": {"quantize": 1e300}}, "timings_s: .* no durations"),
+        ({"timings_s": {"quantize": -1.0}}, "timings_s: .* no durations"),
+        ({"data_config": {"crop_pct": 0.0}}, "data_config: .* crop_pct .* cannot have"),
+        ({"data_config": {"crop_mode": "other"}}, "data_config: .* crop_mode .* cannot have"),
+        ({"data_config": {"mean": ["x", "x", "x"]}}, "data_config: .* mean .* cannot have"),
+        ({"data_config": {"std": [0.0, 0.5, 0.5]}}, "data_config: .* std .* cannot have"),
+        ({"data_config": {"input_size": [3, 0, 32]}}, "data_config: .* input_size .* cannot have"),
+    ],
+)
+def test_values_that_no_build_writes_are_refused(folder: Path, changes: dict[str, Any], told: str) -> None:
+    model = json.loads((folder / MANIFEST_FILE).read_text())["model"]
+    if "data_config" in changes:
+        changes = {"model": model | {"data_config": model["data_config"] | changes["data_config"]}}
+    edit_manifest(folder, **changes)
+    with pytest.raises(IntegrityError, match=told):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("crop_pct", [5e-324, None])
+def test_pictures_are_not_prepared_as_nobody_can(tmp_path: Path, crop_pct: float | None) -> None:
+    bundle = Path(shutil.copytree(GOLDEN, tmp_path / "bundle"))
+    model = json.loads((bundle / MANIFEST_FILE).read_text())["model"]
+    config = {name: value for name, value in model["data_config"].items() if name != "crop_pct"}
+    edit_manifest(bundle, model=model | {"data_config": config | ({"crop_pct": crop_pct} if crop_pct else {})})
+    with pytest.raises(IntegrityError, match=r"manifest\.json is damaged"):
+        Bundle.open(bundle).predict([tmp_path / "picture.png"])
 
 
 def test_the_program_of_a_release_finds_it_too(folder: Path) -> None:

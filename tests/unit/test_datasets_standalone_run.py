@@ -165,6 +165,14 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert all(name in caught.value.message for name in paths[1:]) and "good.png" not in caught.value.message
 
 
+def test_a_picture_of_one_long_row_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (60_000, 1)).save(tmp_path / "row.png")
+    with pytest.raises(RunError, match=r"row\.png cannot be read: .* when it is resized"):
+        classify(
+            lambda _: pytest.fail("nothing is run"), [str(tmp_path / "row.png")], _config(input_size=(3, 64, 64)), ()
+        )
+
+
 def test_a_picture_that_ends_early_is_named(tmp_path: Path) -> None:
     _picture((64, 64)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
