@@ -90,6 +90,10 @@ def unwrap(saved: Any, wanted: Weights | None, is_tensor: Any, what: str) -> tup
     while isinstance(saved, Mapping):
         tensors = {str(name): value for name, value in saved.items() if is_tensor(value)}
         parts = _parts(saved, is_tensor)
+        if len(tensors) < sum(map(is_tensor, saved.values())):
+            names = [str(name) for name, value in saved.items() if is_tensor(value)]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise IntegrityError(f"{what} has two tensors named {twice}", hint=SAVE)
         if tensors and (_is_named(tensors) or not parts):  # beside a network in a dict of its own: losses, counters
             return tensors, kind
         averaged = _first(parts, _AVERAGED, [key for key in parts if _is_averaged(key)], is_tensor, what)

@@ -33,6 +33,8 @@ MAX_DEPTH = 64
 _MAX_TEXT = 1 << 20
 _MAX_DIGITS = 20  # a number of 64 bits has as many
 _MAX_SHOWN = 200
+_ARRAYS = frozenset(f"{kind}{bits}" for kind in "UIF" for bits in (8, 16, 32, 64)) - {"F8"} | {"BOOL"}
+"""Types of arrays, as safetensors names them; others need more than NumPy."""
 _MAX_HEADER = 16 << 20  # bytes of a safetensors header; that of ViT-L has 0.1 MB
 
 
@@ -174,6 +176,9 @@ def read_arrays(path: Path, what: str, hint: str = AGAIN) -> tuple[dict[str, NDA
     require_file(path, what=what)
     with understood(path, hint):
         header, _ = safetensors_header(path)
+        for name, entry in header.items():
+            if name != "__metadata__" and entry["dtype"] not in _ARRAYS:
+                raise ValueError(f"{name} has values of type {entry['dtype']}, which is never written")
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         for name, array in arrays.items():

@@ -336,6 +336,20 @@ def test_no_value_is_huge(int4: Path) -> None:
     assert "not as many values as its shape says" in _refused(int4, values)
 
 
+def test_images_that_take_all_memory_are_refused(int4: Path) -> None:
+    def large(model: onnx.ModelProto) -> None:
+        """The model sees their first corner."""
+        sides = model.graph.input[0].type.tensor_type.shape.dim[2:]
+        _given(model, "starts", [0, 0])
+        _given(model, "ends", [side.dim_value for side in sides])
+        _given(model, "axes", [2, 3])
+        for side in sides:
+            side.dim_value = 1_000_000
+        _before(model, helper.make_node("Slice", ["images", "starts", "ends", "axes"], ["corner"], name="corner"))
+
+    assert "its images have the shape [3, 1000000, 1000000]" in _refused(int4, large)
+
+
 def test_versions_ends_and_metadata(int4: Path) -> None:
     def set_to(path: str, value: object) -> Edit:
         def edit(model: onnx.ModelProto) -> None:

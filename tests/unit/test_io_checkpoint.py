@@ -286,3 +286,10 @@ def test_a_pickle_that_names_something_endless_is_refused(tmp_path: Path, old: b
             archive.writestr("c/version", b"3\n")
     with pytest.raises(IntegrityError, match=r"c\.pth: its pickle names something in 100,00\d characters"):
         Checkpoint.open(path)
+
+
+def test_two_names_that_are_one_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.pt"
+    torch.save({1: torch.zeros(2), "1": torch.ones(2)}, path)
+    with pytest.raises(IntegrityError, match=r"numbers\.pt has two tensors named 1"):
+        Checkpoint.open(path)

@@ -105,3 +105,8 @@ def test_arrays_are_finite_and_have_few_dimensions(tmp_path: Path) -> None:
     path.write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
     with pytest.raises(IntegrityError, match="its header has"):
         read_arrays(path, "answers")
+    for name in ("BF16", "F8_E4M3"):
+        header = json.dumps({"a": {"dtype": name, "shape": [2, 2], "data_offsets": [0, 8 if name == "BF16" else 4]}})
+        path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8 if name == "BF16" else 4))
+        with pytest.raises(IntegrityError, match=f"a has values of type {name}, which is never written"):
+            read_arrays(path, "answers")

@@ -51,6 +51,8 @@ GRAPH_OPERATORS = frozenset((_OF_FAMILIES + _OF_OPTIONS + _OF_OTHER_VERSIONS).sp
 IR_VERSIONS = range(8, 14)
 MAX_NAME = 512
 MAX_SIDE = 1 << 20
+MAX_IMAGE = 1 << 26
+"""Numbers of one image."""
 MAX_VALUES = 1 << 30
 """Numbers of any value in the graph, for two images."""
 _CONSTANT_TYPES = frozenset(
@@ -128,7 +130,7 @@ def _require_ends(model: onnx.ModelProto) -> None:
         sizes = [side.dim_value for side in sides]
         if kind.elem_type not in types or len(sizes) != rank - 1 or not batch.dim_param:
             raise ValueError(f"its {value.name} have another type or shape")
-        if not all(0 < size < MAX_SIDE for size in sizes):
+        if not all(0 < size < MAX_SIDE for size in sizes) or math.prod(sizes) > MAX_IMAGE:
             raise ValueError(f"its {value.name} have the shape {sizes}")
     keys = [entry.key for entry in model.metadata_props]
     if len(set(keys)) != len(keys) or not all(key.startswith(METADATA_PREFIX) for key in keys):
