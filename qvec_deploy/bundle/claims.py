@@ -18,10 +18,9 @@ from qvec_deploy.bundle.interface import metadata_of
 from qvec_deploy.bundle.manifest import Manifest
 from qvec_deploy.datasets.generated import PREFIX as GENERATED
 from qvec_deploy.errors import IntegrityError, RecipeError
-from qvec_deploy.io.files import storage_errors
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.recipe import Recipe
-from qvec_deploy.report.report_json import from_json
+from qvec_deploy.report.report_json import read_report_json
 from qvec_deploy.runtimes.engine_files import LOWERING_KEY, MODEL_FILE, STRUCTURE_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.registry import find_runtime, products_of, runtime_bits_per_weight
 from qvec_deploy.runtimes.torch_cuda.torch_structure import read_structure
@@ -68,9 +67,7 @@ def check_claims(directory: Path, manifest: Manifest, recipe: Recipe, model: onn
 
 def read_report(directory: Path) -> Report:
     """A bundle's report, which names what is shipped."""
-    path = directory / REPORT_FILE
-    with storage_errors(directory):
-        report = from_json(path.read_bytes(), path)
+    report = read_report_json(directory / REPORT_FILE)
     if report.selected is None:
         raise contradiction(directory, "its report names no shipped candidate")
     return report

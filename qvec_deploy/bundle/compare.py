@@ -26,7 +26,7 @@ from qvec_deploy.bundle.side_by_side import bench_bundles, require_same_images
 from qvec_deploy.errors import FetchError, GateError, IncompatibleError, IntegrityError, RecipeError, StorageError
 from qvec_deploy.io.files import sha256_file
 from qvec_deploy.progress import Progress
-from qvec_deploy.report.report_json import from_json
+from qvec_deploy.report.report_json import read_report_json
 
 REPORT_FILE = "report.json"
 _JUDGED_HERE = (  # a verdict says these better
@@ -102,7 +102,7 @@ def _read_report(bundle: Bundle) -> Report | None:
     if REPORT_FILE not in bundle.manifest.files:
         return None
     try:
-        return from_json((bundle.directory / REPORT_FILE).read_bytes(), bundle.directory / REPORT_FILE)
+        return read_report_json(bundle.directory / REPORT_FILE)
     except (IncompatibleError, IntegrityError):  # its hash was right: it is as it was written, but not by this version
         return None
 

@@ -106,8 +106,7 @@ def _unlike(name: str, directory: Path, taken: Mapping[str, object]) -> str:
 
 
 def _read(bundle: Bundle) -> Report:
-    from qvec_deploy.io.files import storage_errors
-    from qvec_deploy.report.report_json import from_json
+    from qvec_deploy.report.report_json import read_report_json
 
     if REPORT_FILE not in bundle.manifest.files:
         raise IncompatibleError(
@@ -116,9 +115,7 @@ def _read(bundle: Bundle) -> Report:
         )
     path = bundle.directory / REPORT_FILE
     try:
-        with storage_errors(path):
-            data = path.read_bytes()
-        return from_json(data, path)
+        return read_report_json(path)
     except IncompatibleError as error:
         raise IncompatibleError(f"{path}: {error.message}", hint=error.hint) from error
 

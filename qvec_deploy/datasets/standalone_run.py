@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 ONNXRUNTIME_NEEDED = (1, 20)
 REQUIREMENTS = "onnxruntime>=1.20\nnumpy>=1.23\npillow>=9.3\n"
 """The oldest versions that were tried."""
+MAX_MANIFEST = 1 << 24
 MAX_PIXELS = 1 << 26
 """Of a picture that is resized: one of a few long rows would take all memory."""
 
@@ -298,7 +299,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST + 1)
+        if len(data) > MAX_MANIFEST:
+            raise ValueError(f"it has more than {MAX_MANIFEST:,} bytes")
+        manifest: dict[str, Any] = json.loads(data)
         digest = manifest.pop("digest", None)  # manifests of before have none
         content = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
         if digest not in (None, hashlib.sha256(content).hexdigest()):

@@ -96,6 +96,8 @@ def read_json(
 ) -> dict[str, Any]:
     """The object in a JSON file, by the rules of `parse_json`."""
     with understood(path, hint, error):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError("it is a pipe or a device")
         return json_object(read_limited(path, most))
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qvec_deploy.errors import RecipeError
-from qvec_deploy.io.files import storage_errors
 from qvec_deploy.io.model_config import ModelConfig, named_classes, names_among
-from qvec_deploy.io.untrusted import parse_json, understood
+from qvec_deploy.io.untrusted import parse_json, read_limited, understood
 from qvec_deploy.recipe.recipe import Recipe
 
 _FIELD = "receiver.classes"
@@ -75,8 +74,8 @@ def read_names(path: Path) -> tuple[str, ...]:
         RecipeError: It is neither.
         StorageError: It cannot be read.
     """
-    with storage_errors(path), path.open("rb") as file:
-        data = file.read(_MAX_FILE)
+    with understood(f"{_FIELD}: {path}", "give a text file, one name a line", RecipeError):
+        data = read_limited(path, _MAX_FILE)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -173,7 +173,7 @@ class Recipe(Block):
         if overrides.get("lambda", values["lambda"]) is not None:
             values["select"] = None
         method = overrides.get("quantize.method")
-        if method in METHODS and not METHODS[method].calibrated:
+        if isinstance(method, str) and method in METHODS and not METHODS[method].calibrated:
             values["quantize"] |= {"grid": None, "calibration": {}}  # they were those of another method
         for key, value in overrides.items():
             assign(values, key, value)

@@ -12,7 +12,7 @@ from qvec_deploy.bench.statistics import Estimate
 from qvec_deploy.bench.summary import LatencyRow, rows
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.io.files import canonical_json
-from qvec_deploy.io.untrusted import MAX_BYTES, adapter, json_object, understood
+from qvec_deploy.io.untrusted import MAX_BYTES, adapter, json_object, read_limited, understood
 from qvec_deploy.report.overview import Overview
 
 DAMAGED = "build or copy the bundle again"
@@ -84,6 +84,13 @@ def report_schema() -> dict[str, Any]:
         schema["$defs"][name]["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Report of qvec-deploy"}
     return head | schema
+
+
+def read_report_json(path: Path) -> Report:
+    """Read the file that `to_json` gave."""
+    with understood(path, DAMAGED):
+        data = read_limited(path, MAX_BYTES)
+    return from_json(data, path)
 
 
 def from_json(data: bytes, where: Path | str = "the report") -> Report:

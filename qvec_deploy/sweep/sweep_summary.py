@@ -11,7 +11,7 @@ from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.bundle.write import require_engine, require_gates
 from qvec_deploy.errors import QvecError, worst
 from qvec_deploy.jobs.job import JobFailure, JobOutcome
-from qvec_deploy.report.report_json import from_json
+from qvec_deploy.report.report_json import read_report_json
 
 SCHEMA_VERSION = 1
 
@@ -132,7 +132,7 @@ def _shipped(path: Path) -> dict[str, Any]:
     """Accuracy and latency of the shipped candidate; empty without a report."""
     if not path.is_file():
         return {}
-    report = from_json(path.read_bytes(), path)
+    report = read_report_json(path)
     shipped = report[report.selected or report.baseline]
     found: dict[str, Any] = {"shipped": shipped.name}
     if shipped.accuracy is not None:

@@ -35,7 +35,7 @@ from qvec_deploy.io.untrusted import understood
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.recipe import load_recipe
 from qvec_deploy.recipe.class_names import read_names
-from qvec_deploy.report.report_json import from_json
+from qvec_deploy.report.report_json import read_report_json
 from qvec_deploy.research.study.cell import TrialLog
 from qvec_deploy.research.study.cell_values import Trial
 from qvec_deploy.research.study.study_documents import read_cell, read_study
@@ -346,7 +346,7 @@ READERS = {
     "donor recipe": Reader("donor.yaml", _copy(RECIPES / "donor_tiny.yaml"), load_donor_recipe),
     "class names": Reader("classes.txt", _json({"0": "a", "1": "b", "2": "c"}), read_names),
     "picture": Reader("p.png", _write_picture, _picture),
-    "report": Reader("report.json", _copy(BUNDLE / "report.json"), lambda p: from_json(p.read_bytes(), p)),
+    "report": Reader("report.json", _copy(BUNDLE / "report.json"), read_report_json),
     "parity": Reader("parity.safetensors", _copy(BUNDLE / "parity.safetensors"), lambda p: read_reference(p.parent)),
     "predictions": Reader("predictions.safetensors", _copy(BUNDLE / "predictions.safetensors"), read_predictions),
     "structure": Reader("structure.json", _copy(BUNDLE / "structure.json"), lambda p: read_structure(p.parent)),

@@ -141,3 +141,10 @@ def test_an_older_manifest_has_no_digest_and_says_so(tmp_path: Path) -> None:
     assert Bundle.open(bundle).verify()["manifest"] == "no digest: written by an older version"
     edit_manifest(bundle)  # it has one now
     assert Bundle.open(bundle).verify()["manifest"] == "as it was written"
+
+
+def test_the_program_of_a_release_reads_no_manifest_of_any_size(tmp_path: Path) -> None:
+    with (tmp_path / MANIFEST_FILE).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RunError, match="it has more than"):
+        read_facts(tmp_path)

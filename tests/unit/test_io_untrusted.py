@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,9 @@ def test_arrays_are_finite_and_have_few_dimensions(tmp_path: Path) -> None:
         path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8 if name == "BF16" else 4))
         with pytest.raises(IntegrityError, match=f"a has values of type {name}, which is never written"):
             read_arrays(path, "answers")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(IntegrityError, match="a pipe or a device"):
+        read_json(tmp_path / "a.json")

@@ -86,3 +86,10 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / KERNELS_FILE).write_bytes(_changed(version=2))
     with pytest.raises(IncompatibleError, match="format qvec-kernels 2"):
         read_kernels(tmp_path)
+
+
+def test_a_file_of_any_size_is_not_read_into_memory(tmp_path: Path) -> None:
+    with (tmp_path / KERNELS_FILE).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(IntegrityError, match="it has more than"):
+        read_kernels(tmp_path)

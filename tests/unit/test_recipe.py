@@ -108,6 +108,7 @@ def test_unknown_fields_name_line_and_nearest(
         (MINIMAL + f"measure: {'[' * 900}{']' * 900}\n", "not valid YAML"),
         (MINIMAL + "measure: {blocks: .inf}\n", "measure.blocks: Input should be a valid integer"),
         (MINIMAL + "variants: [{name: a, set: {quantize.bit: 2}}]\n", "recipe.yaml:7: variant a: quantize.bit"),
+        (MINIMAL + "variants: [{name: a, set: {quantize.method: []}}]\n", "variant a: quantize.method"),
         (MINIMAL + "variants: [{name: a, set: {name: b}}]\n", "`name` belongs to the whole recipe"),
         (MINIMAL + "variants: [{name: a, set: {evaluate.limit: 2}}]\n", "`evaluate.limit` belongs to the whole"),
         (MINIMAL + "variants: [{name: a, set: {measure: {}}}]\n", "`measure` belongs to the whole recipe"),

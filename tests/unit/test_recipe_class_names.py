@@ -124,3 +124,10 @@ def test_other_files_are_refused(pico_recipe: Write, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("")
     with pytest.raises(RecipeError, match="has 0 names, the head 3 outputs"):
         names(pico_recipe, str(tmp_path / "names.txt"))
+
+
+def test_a_file_that_is_too_long_is_refused_and_not_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_text("name\n" * (4 << 20))
+    with pytest.raises(RecipeError, match=r"classes\.txt is damaged: it has more than"):
+        read_names(path)

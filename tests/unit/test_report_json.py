@@ -13,7 +13,7 @@ from shown import html_of, markdown_of
 from qvec_deploy.bench.latency import LatencySamples
 from qvec_deploy.errors import IncompatibleError, IntegrityError
 from qvec_deploy.report.overview import overview
-from qvec_deploy.report.report_json import from_json, overview_json, report_schema, to_json
+from qvec_deploy.report.report_json import from_json, overview_json, read_report_json, report_schema, to_json
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report_structure.json"
 PUBLISHED = json.loads((Path(__file__).parents[2] / "qvec_deploy" / "report.schema.json").read_text(encoding="utf-8"))
@@ -163,3 +163,11 @@ def test_an_impossible_scheme_is_refused():
     document["candidates"][1]["scheme"]["bits"] = 99
     with pytest.raises(IntegrityError, match="99 bits"):
         from_json(json.dumps(document).encode())
+
+
+def test_a_report_of_any_size_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(IntegrityError, match=r"report\.json is damaged: it has more than 16,777,216 bytes"):
+        read_report_json(path)

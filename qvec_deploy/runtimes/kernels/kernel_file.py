@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.io.files import canonical_json, storage_errors, write_bytes
-from qvec_deploy.io.untrusted import adapter, json_object, understood
+from qvec_deploy.io.files import canonical_json, write_bytes
+from qvec_deploy.io.untrusted import adapter, json_object, read_limited, understood
 from qvec_deploy.packed import PackedFile
 from qvec_deploy.runtimes.engine_files import KERNELS_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.kernels.ahead import TILES, Compiled, Float, Tile, aligned_sizes, compile_ahead
@@ -121,10 +121,8 @@ def read_kernels(directory: Path) -> CompiledKernels | None:
     path = directory / KERNELS_FILE
     if not path.is_file():
         return None
-    with storage_errors(path):
-        data = path.read_bytes()
     with understood(path):
-        document = json_object(_unpacked(data))
+        document = json_object(_unpacked(read_limited(path, _MAX_UNPACKED)))
         kind, version, kernels = (document[name] for name in ("format", "version", "kernels"))
     if (kind, version) != (FORMAT, FORMAT_VERSION):
         raise IncompatibleError(
