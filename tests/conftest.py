@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL
+from pico import PICO_ARGS, PICO_CLASSES, PICO_MODEL, pico_values
 from shared import make_once, share_builds, share_in
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -128,20 +127,7 @@ def pico_recipe(tmp_path: Path, pico_folder: Path) -> Callable[..., Path]:
     """Write a recipe for the pico model, with dotted overrides, and return its path."""
 
     def write(**overrides: Any) -> Path:
-        values: dict[str, Any] = {
-            "version": 1,
-            "name": "pico",
-            "receiver": {
-                "checkpoint": str(pico_folder / "receiver.safetensors"),
-                "model": PICO_MODEL,
-                "model_args": copy.deepcopy(PICO_ARGS),
-            },
-            "vector": {"files": [str(pico_folder / "vector.safetensors")]},
-            "lambda": 1.0,
-            "quantize": {"bits": 3, "granularity": "channel"},
-            "target": {"runtime": "onnxruntime", "lowering": "int4", "threads": 1},
-            "measure": {"blocks": 2, "warmup": 0},
-        }
+        values = pico_values(pico_folder)
         for key, value in overrides.items():
             *parents, last = key.split("__")
             block = values

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from pico import PICO_ARGS, PICO_MODEL
+from pico import pico_values
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -94,20 +94,7 @@ class Watched:
 def watched(pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """A build, two at a time, and what is done with bundles: in processes of their own."""
     watched = Watched(tmp_path_factory.mktemp("network") / "watched")
-    recipe = {
-        "version": 1,
-        "name": "pico",
-        "receiver": {
-            "checkpoint": str(pico_folder / "receiver.safetensors"),
-            "model": PICO_MODEL,
-            "model_args": PICO_ARGS,
-        },
-        "vector": {"files": [str(pico_folder / "vector.safetensors")]},
-        "lambda": 1.0,
-        "quantize": {"bits": 3, "granularity": "channel"},
-        "target": {"runtime": "onnxruntime", "lowering": "int4", "threads": 1},
-        "measure": {"blocks": 2, "warmup": 0},
-    }
+    recipe = pico_values(pico_folder)
     (watched.folder / "pico.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     many = recipe | {"matrix": {"lambda": [0.5, 1.0]}}
     (watched.folder / "many.yaml").write_text(yaml.safe_dump(many), encoding="utf-8")

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from fake_tensorrt import GPU, Setup, install
-from pico import PICO_ARGS, PICO_MODEL
+from pico import pico_values
 from without_build import ROOT, device_environment
 
 from qvec_deploy.builder.pipeline import build
@@ -49,18 +49,9 @@ def built(tmp_path_factory: pytest.TempPathFactory, pico_folder: Path) -> Path:
         raise IncompatibleError("TensorRT cannot be imported", hint="none")
 
     folder = tmp_path_factory.mktemp("built")
-    values = {
-        "version": 1,
-        "name": "pico",
-        "receiver": {
-            "checkpoint": str(pico_folder / "receiver.safetensors"),
-            "model": PICO_MODEL,
-            "model_args": PICO_ARGS,
-        },
-        "vector": {"files": [str(pico_folder / "vector.safetensors")]},
-        "lambda": 1.0,
-        "target": {"runtime": "tensorrt", "lowering": "packed", "threads": 1},
-    }
+    target = {"runtime": "tensorrt", "lowering": "packed", "threads": 1}
+    values = pico_values(pico_folder) | {"target": target}
+    del values["quantize"], values["measure"]
     (folder / "pico.yaml").write_text(yaml.safe_dump(values))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensorrt_library, "load_tensorrt", nowhere)
