@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qvec_deploy.errors import RecipeError
+from qvec_deploy.errors import RecipeError, first_line
 from qvec_deploy.io.user_cache import remembered_value
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ def _trace(name: str, classes: int, args_json: str, input_shape: tuple[int, int,
     except NotImplementedError:  # it asks for values: nothing is known
         return ForwardPass((2, classes), tuple(outside), shared)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        return ForwardPass(None, tuple(outside), shared, (str(error).strip() or type(error).__name__).splitlines()[0])
+        return ForwardPass(None, tuple(outside), shared, first_line(error))
     outputs = tuple(result.shape) if isinstance(result, torch.Tensor) else None
     return ForwardPass(outputs, tuple(outside), shared)
 

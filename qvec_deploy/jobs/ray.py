@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qvec_deploy.errors import FetchError, IncompatibleError
+from qvec_deploy.errors import FetchError, IncompatibleError, first_line
 from qvec_deploy.jobs.job import Job, JobFailure, JobOutcome, perform
 
 
@@ -40,12 +40,12 @@ class RayTasks:
                 self._ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise FetchError(
-                f"there is no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}",
+                f"there is no Ray cluster at {address or 'this machine'}: {first_line(error)}",
                 hint="start one with `ray start --head`, or leave out --address",
             ) from error
         except RuntimeError as error:
             raise IncompatibleError(
-                f"Ray: {str(error).splitlines()[0]}", hint="use the cluster's versions of Python and Ray"
+                f"Ray: {first_line(error)}", hint="use the cluster's versions of Python and Ray"
             ) from error
         self._perform = self._ray.remote(_perform)
         self._waiting: deque[Job] = deque()
@@ -125,7 +125,7 @@ def _perform(folder: str, function: str, arguments: str) -> str:
 
 def _lost(error: Exception) -> JobFailure:
     """Why a task gave nothing: Ray's own words are pages."""
-    kind, first = type(error).__name__, str(error).strip().splitlines()[0]
+    kind, first = type(error).__name__, first_line(error)
     if kind in ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "LocalRayletDiedError"):
         hint = "its machine may be out of memory: run fewer jobs at a time; Ray's logs say more"
         return JobFailure("IncompatibleError", f"its worker died ({kind})", hint, IncompatibleError.exit_code)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qvec_deploy.bench.roofline.roofline_values import REST, Kind, MatrixProduct, Operation
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, first_line
 from qvec_deploy.models import ModelArgs, structure
 
 _ATEN = torch.ops.aten
@@ -48,7 +48,7 @@ def trace_operations(
             model(images)
     except RuntimeError as error:
         raise IncompatibleError(
-            f"the operations of `{name}` cannot be counted: {str(error).splitlines()[0]}",
+            f"the operations of `{name}` cannot be counted: {first_line(error)}",
             hint="the roofline is known to work for ViT, DeiT-III and Swin models",
         ) from error
     return record.operations()

@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from qvec_deploy.datasets.pixels import pixels_of
-from qvec_deploy.errors import IncompatibleError, StorageError
+from qvec_deploy.errors import IncompatibleError, StorageError, first_line
 from qvec_deploy.io.untrusted import json_object, understood
 from qvec_deploy.runtimes.engine_files import PREPROCESSING_KEY
 from qvec_deploy.runtimes.onnxruntime import ONNXRUNTIME
@@ -49,7 +49,7 @@ def open_model(source: str | bytes, directory: Path, threads: int, *, profile: P
     try:
         session = onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         refused = _SYSTEM_ERROR.search(reason)
         if refused is not None:
             raise StorageError(

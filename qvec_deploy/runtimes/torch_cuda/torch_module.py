@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qvec_deploy import models
-from qvec_deploy.errors import IncompatibleError
+from qvec_deploy.errors import IncompatibleError, first_line
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.runtimes.graph.float16 import half
 from qvec_deploy.runtimes.kernels.layouts import choose_layout
@@ -102,7 +102,7 @@ def load_engine(structure: Structure, weights: PackedFile, lowering: str, device
         _load(model, state, linears)
     except (RuntimeError, ValueError) as error:
         raise IncompatibleError(
-            f"{weights.path} does not fit `{structure.name}`: {str(error).splitlines()[0]}", hint="build it again"
+            f"{weights.path} does not fit `{structure.name}`: {first_line(error)}", hint="build it again"
         ) from error
     return HalfEngine(model.to(device)).eval().requires_grad_(False)
 
