@@ -98,9 +98,9 @@ def _with_notes(
     method: str,
 ) -> Calibrated:
     """Say which Linears no image reached, and round those to nearest; say so if the method did nothing at all."""
-    from qvec_deploy.quantize.layer_inputs import accumulate_moments
+    from qvec_deploy.quantize.layer_inputs import called_linears
 
-    reached = accumulate_moments(model, [images[0][:1]], names)
+    reached = called_linears(model, images[0][:1], names)
     codes = {f"{name}.weight": result.codes.get(f"{name}.weight") or _nearest(model, name, scheme) for name in names}
     notes = list(result.notes)
     notes += [f"{name} is never called with the images: rounded to nearest" for name in names if name not in reached]

@@ -19,7 +19,7 @@ from qvec_deploy.quantize.folding import fold_into_norms
 from qvec_deploy.quantize.layer_inputs import accumulate_moments, linear_at, on_device_of, weight_at
 from qvec_deploy.quantize.methods import Calibrated, OnLayer
 from qvec_deploy.quantize.modelopt import BACKEND, insert_fake_quantizers, quantize, refresh_clip
-from qvec_deploy.quantize.solver import feed_back, inverse_factor
+from qvec_deploy.quantize.solver import feed_back, feedback_factor
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 
 with warnings.catch_warnings():  # ModelOpt's imports use torch.jit.script, which torch 2.15 deprecates
@@ -163,7 +163,7 @@ class _Gptq(GPTQHelper):  # type: ignore[misc]
     module: Any
 
     def _prepare_hessian_inverse(self, hessian: Tensor, perc_damp: float) -> None:
-        self.h_inv = inverse_factor(hessian)
+        self.h_inv = feedback_factor(hessian)
 
     def _blockwise_update(self, block_size: int) -> None:
         scheme = Scheme.from_dict(self.module.weight_quantizer.backend_extra_args)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import quantized_linears
-from qvec_deploy.quantize.layer_inputs import flatten, in_step, linear_at
+from qvec_deploy.quantize.layer_inputs import Moments, Stop, flatten, in_step, linear_at
 from qvec_deploy.quantize.methods import Calibrated, OnLayer
 from qvec_deploy.quantize.solver import move_toward, round_for_inputs
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
@@ -35,26 +36,37 @@ def gptaq(
     regression, then rounded with GPTQ's error feedback (the asymmetric calibration of GPTAQ, arXiv 2504.02692, with
     the shift solved for at once instead of inside the loop). Scales are those of the moved weights.
 
+    Beside the networks' activations, memory holds the weights of one Linear: the others are the model's own.
+
     Args:
         images: All are in flight at once: their activations must fit in memory.
     """
-    student = copy.deepcopy(model)
+    student = _sharing_weights(model)
     teacher = model if teacher is None else teacher
     names = quantized_linears(student, skip)
     _check_teacher(student, teacher, names)
     codes: dict[str, QuantizedTensor] = {}
     passes = [(network, batch) for batch in images for network in (teacher, student)]
-    with contextlib.closing(in_step(passes, names)) as steps, torch.no_grad():
-        for name, inputs in steps:
-            key = f"{name}.weight"
-            if key in codes:  # called a second time
-                continue
-            linear, wanted = linear_at(student, name), linear_at(teacher, name)
-            codes[key] = _round(linear, wanted, inputs[1::2], inputs[0::2], scheme)
-            linear.weight.copy_(torch.from_numpy(codes[key].dequantize()))
-            if on_layer is not None:
-                on_layer(len(codes), len(names))
+    previous: str | None = None
+    with contextlib.closing(in_step(passes, names, after=[teacher])) as steps, torch.no_grad():
+        for name, stops in steps:
+            if previous is not None:
+                linear_at(student, previous).weight = linear_at(model, previous).weight
+            linear, key, previous = linear_at(student, name), f"{name}.weight", name
+            if key not in codes:  # else it is called a second time
+                codes[key] = _round(linear, linear_at(teacher, name), stops[1::2], stops[0::2], scheme)
+                if on_layer is not None:
+                    on_layer(len(codes), len(names))
+                if len(codes) == len(names):
+                    break
+            rounded = torch.from_numpy(codes[key].dequantize()).to(linear.weight.device)
+            linear.weight = nn.Parameter(rounded, requires_grad=False)
     return Calibrated(codes)
+
+
+def _sharing_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model whose parameters are the same tensors until it is given others."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def _check_teacher(student: nn.Module, teacher: nn.Module, names: Sequence[str]) -> None:
@@ -72,18 +84,21 @@ def _check_teacher(student: nn.Module, teacher: nn.Module, names: Sequence[str])
 
 
 def _round(
-    linear: nn.Linear, wanted: nn.Linear, inputs: Sequence[Tensor], float_inputs: Sequence[Tensor], scheme: Scheme
+    linear: nn.Linear, wanted: nn.Linear, here: Sequence[Stop], there: Sequence[Stop], scheme: Scheme
 ) -> QuantizedTensor:
-    """One Linear: `inputs` come from the rounded prefix, `float_inputs` are what `wanted` gets from the same images."""
-    weight, target = linear.weight.double(), wanted.weight.double()
-    moment = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
-    cross, total = torch.zeros_like(moment), torch.zeros_like(moment[0])
-    for here, there in zip(map(flatten, inputs), map(flatten, float_inputs), strict=True):
-        moment += (here.T @ here).double()
-        cross += (there.T @ here).double()
-        total += here.double().sum(0)
-    # The sum of (W' x' + b' - W x - b) x' over all inputs, from their moments alone.
-    gap = target @ cross - weight @ moment
+    """One Linear: the stops `here` come from the rounded prefix, those `there` from the same images in float."""
+    weight = linear.weight.double()
+    narrow = weight.shape[0] < weight.shape[1]  # fewer products with the outputs that are wanted than with the inputs
+    moments, total = Moments(weight.shape[1], weight.device), torch.zeros_like(weight[0])
+    cross = torch.zeros(min(weight.shape), weight.shape[1], dtype=weight.dtype, device=weight.device)
+    for mine, theirs in zip(here, there, strict=True):
+        inputs, aims = flatten(mine.inputs), theirs.outputs if narrow else theirs.inputs
+        moments.add(inputs)
+        cross += flatten(cast(Tensor, aims)).T @ inputs
+        total += inputs.double().sum(0)
+    moment = moments.total()
+    # The sum of (W' x' + b' - W x - b) x' over all inputs, from their moments alone; b' is in the outputs already.
+    gap = (cross if narrow else wanted.weight.double() @ cross) - weight @ moment
     if linear.bias is not None:
-        gap += torch.outer((wanted.bias - linear.bias).double(), total)
+        gap += torch.outer((-linear.bias if narrow else wanted.bias - linear.bias).double(), total)
     return round_for_inputs(move_toward(weight, gap, moment, RIDGE), moment, scheme)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,17 @@ from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.tensors import Float32
 
 Pass = tuple[nn.Module, Float32]
+
+_BLOCK = 256
+"""Columns of a moment that are computed at a time, with those after them."""
+
+
+class Stop(NamedTuple):
+    """A forward pass at a Linear; `outputs` is None before it."""
+
+    name: str
+    inputs: Tensor
+    outputs: Tensor | None
 
 
 def linear_at(model: nn.Module, name: str) -> nn.Linear:
@@ -28,28 +39,62 @@ def weight_at(model: nn.Module, name: str) -> Float32:
     return weights
 
 
+class Moments:
+    """The sum of x x' over a Linear's inputs x, and how many there were.
+
+    Products are float32, batch by batch, and their sum float64; only blocks above the diagonal are computed.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._sum = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self._rows = 0
+
+    def add(self, flat: Tensor) -> None:
+        """Add inputs (rows, in) float32."""
+        for start in range(0, len(self._sum), _BLOCK):
+            self._sum[start : start + _BLOCK, start:] += flat[:, start : start + _BLOCK].T @ flat[:, start:]
+        self._rows += len(flat)
+
+    def total(self) -> Tensor:
+        """The sum (in, in) float64, symmetric."""
+        for start in range(0, len(self._sum), _BLOCK):
+            end = start + _BLOCK
+            self._sum[end:, start:end] = self._sum[start:end, end:].T
+        return self._sum
+
+    def mean(self) -> Tensor:
+        """The mean (in, in) float64, symmetric."""
+        return self.total() / self._rows
+
+
 def accumulate_moments(model: nn.Module, images: Sequence[Float32], names: Sequence[str]) -> dict[str, Tensor]:
     """The mean of x x' over the inputs x of Linears.
 
     Returns:
         (in, in) float64 by Linear name, in the order the model calls them; Linears it does not call are missing.
     """
-    sums: dict[str, Tensor] = {}
-    rows: dict[str, int] = {}
+    moments: dict[str, Moments] = {}
 
-    def look(name: str, values: Tensor) -> None:
-        flat = flatten(values)
-        sums[name] = sums.get(name, 0) + (flat.T @ flat).double()
-        rows[name] = rows.get(name, 0) + len(flat)
+    def look(stop: Stop) -> None:
+        flat = flatten(stop.inputs)
+        moments.setdefault(stop.name, Moments(flat.shape[1], flat.device)).add(flat)
 
-    with _hooks([model], names, look), torch.no_grad():
+    with _hooks(model, names, look), torch.no_grad():
         for batch in images:
             model(on_device_of(model, batch))
-    return {name: total / rows[name] for name, total in sums.items()}
+    return {name: moments.pop(name).mean() for name in list(moments)}
+
+
+def called_linears(model: nn.Module, images: Float32, names: Sequence[str]) -> set[str]:
+    """Which Linears images (B, C, H, W) reach."""
+    called: set[str] = set()
+    with _hooks(model, names, lambda stop: called.add(stop.name)), torch.no_grad():
+        model(on_device_of(model, images))
+    return called
 
 
 def flatten(values: Tensor) -> Tensor:
-    """Inputs of a Linear as (rows, in) float32."""
+    """Inputs or outputs of a Linear as (rows, features) float32."""
     return values.detach().reshape(-1, values.shape[-1]).float()
 
 
@@ -58,7 +103,9 @@ def on_device_of(model: nn.Module, batch: Float32) -> Tensor:
     return torch.from_numpy(batch).to(next(model.parameters()).device)
 
 
-def in_step(passes: Sequence[Pass], names: Sequence[str]) -> Generator[tuple[str, list[Tensor]]]:
+def in_step(
+    passes: Sequence[Pass], names: Sequence[str], *, after: Sequence[nn.Module] = ()
+) -> Generator[tuple[str, list[Stop]]]:
     """Run forward passes side by side, all of them waiting at each Linear for the last to arrive.
 
     Whoever iterates may change the Linear's weight before the passes go through it: one forward pass per batch does
@@ -68,25 +115,31 @@ def in_step(passes: Sequence[Pass], names: Sequence[str]) -> Generator[tuple[str
     Args:
         passes: Models, in evaluation mode, each with a batch (B, C, H, W). A model may occur several times.
         names: Linears to wait at, which all models have.
+        after: Models whose passes wait after a Linear, and tell its output too; the others wait before it.
 
     Yields:
-        Name of the Linear, and its input in every pass.
+        Name of the Linear, and every pass's stop there. The list is emptied when the passes go on.
     """
     models = list({id(model): model for model, _ in passes}.values())
     threads = [_Stepper(model, batch) for model, batch in passes]
-    with _hooks(models, names, _stop_here):
+    with contextlib.ExitStack() as hooked:
+        for model in models:
+            hooked.enter_context(_hooks(model, names, _stop_here, after=any(model is each for each in after)))
         try:
             while True:
-                stops = [thread.advance() for thread in threads]  # one at a time: the order of sums is fixed
-                reached = {stop[0] if stop else None for stop in stops}
-                if len(reached) > 1:
+                arrived = [thread.advance() for thread in threads]  # one at a time: the order of sums is fixed
+                stops = [stop for stop in arrived if stop is not None]
+                arrived.clear()
+                reached = {stop.name for stop in stops}
+                if len(reached) > 1 or 0 < len(stops) < len(threads):
                     raise IncompatibleError(
-                        f"model and teacher call their Linears in different orders: {sorted(map(str, reached))}",
+                        f"model and teacher call their Linears in different orders: {sorted(reached)}",
                         hint="the teacher is the unpatched receiver: the same model with other weights",
                     )
-                if reached == {None}:
+                if not stops:
                     return
-                yield stops[0][0], [values for _, values in stops]  # type: ignore[index, misc]
+                yield stops[0].name, stops
+                stops.clear()
         finally:
             for thread in threads:
                 thread.abandon()
@@ -108,7 +161,7 @@ class _Stepper(threading.Thread):
         self._batch = batch
         self._go, self._arrived = threading.Semaphore(0), threading.Semaphore(0)
         self._abandoned = False
-        self._stop_at: tuple[str, Tensor] | None = None
+        self._stop_at: Stop | None = None
         self._error: BaseException | None = None
         self.start()
 
@@ -127,21 +180,22 @@ class _Stepper(threading.Thread):
             self._stop_at = None
             self._arrived.release()
 
-    def stop(self, name: str, values: Tensor) -> None:
+    def stop(self, at: Stop) -> None:
         """Called by the thread itself at a Linear: wait for the caller."""
-        self._stop_at = (name, values)
+        self._stop_at = at
         self._arrived.release()
         self._go.acquire()
         if self._abandoned:
             raise _Abandoned
 
-    def advance(self) -> tuple[str, Tensor] | None:
+    def advance(self) -> Stop | None:
         """Called by others: run to the next Linear; None at the end."""
         self._go.release()
         self._arrived.acquire()
         if self._error is not None:
             raise self._error
-        return self._stop_at
+        reached, self._stop_at = self._stop_at, None  # whoever waits here keeps no activations
+        return reached
 
     def abandon(self) -> None:
         """Called by others: end the pass where it is."""
@@ -150,22 +204,29 @@ class _Stepper(threading.Thread):
         self.join()
 
 
-def _stop_here(name: str, values: Tensor) -> None:
+def _stop_here(at: Stop) -> None:
     thread = threading.current_thread()
     if isinstance(thread, _Stepper):
-        thread.stop(name, values)
+        thread.stop(at)
 
 
 @contextlib.contextmanager
-def _hooks(models: Sequence[nn.Module], names: Sequence[str], look: Any) -> Iterator[None]:
-    """Call `look(name, input)` before every call of the named Linears."""
+def _hooks(
+    model: nn.Module, names: Sequence[str], look: Callable[[Stop], object], *, after: bool = False
+) -> Iterator[None]:
+    """Call `look` before every call of the named Linears, or after it."""
 
     def hook(name: str) -> Any:
-        return lambda module, inputs: look(name, inputs[0])
+        def called(module: nn.Module, inputs: Any, output: Tensor | None = None) -> None:
+            look(Stop(name, inputs[0], output))
 
-    handles: list[RemovableHandle] = [
-        model.get_submodule(name).register_forward_pre_hook(hook(name)) for model in models for name in names
-    ]
+        return called
+
+    handles: list[RemovableHandle] = []
+    for name in names:
+        linear = linear_at(model, name)
+        register = linear.register_forward_hook if after else linear.register_forward_pre_hook
+        handles.append(register(hook(name)))
     try:
         yield
     finally:

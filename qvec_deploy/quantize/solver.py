@@ -18,7 +18,7 @@ DAMPING = 0.01
 """Added to the moments' diagonal before GPTQ inverts them, as a share of its mean (GPTQ, arXiv 2210.17323)."""
 
 _BLOCK = 128
-"""Columns whose errors are fed back one by one; the columns after them get the block's errors in one product."""
+"""Columns that get each other's errors one by one, and those of all columns before them in one product."""
 
 _TRIES = 4
 """Each try damps ten times as much."""
@@ -38,7 +38,7 @@ def round_for_inputs(weight: Tensor, moment: Tensor, scheme: Scheme) -> Quantize
     """
     grid = quantize(weight.detach().float().cpu().numpy(), scheme)
     scale = torch.from_numpy(grid.scale).to(moment.device)
-    codes = feed_back(weight.detach().double(), inverse_factor(moment), scale.double(), scheme)
+    codes = feed_back(weight.detach().double(), feedback_factor(moment), scale.double(), scheme)
     return QuantizedTensor(codes.cpu().numpy(), grid.scale, scheme)
 
 
@@ -57,11 +57,20 @@ def move_toward(weight: Tensor, gap: Tensor, moment: Tensor, ridge: float) -> Te
     return weight.double() + torch.cholesky_solve(gap.double().T, _damped_cholesky(moment, ridge)).T
 
 
-def inverse_factor(moment: Tensor) -> Tensor:
-    """The upper Cholesky factor (in, in) float64 of the damped moments' inverse."""
-    inverse = torch.cholesky_inverse(_damped_cholesky(moment, DAMPING))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor
+def feedback_factor(moment: Tensor) -> Tensor:
+    """How much of the errors before a column that column takes over: the unit upper U of moments U D U'.
+
+    What GPTQ reads from the Cholesky factor of the damped moments' inverse, without inverting anything: errors are
+    passed on by U's columns instead of by the rows of its inverse, which comes to the same weights.
+
+    Args:
+        moment: (in, in).
+
+    Returns:
+        (in, in) float64.
+    """
+    factor = _damped_cholesky(moment.flip(0, 1), DAMPING).flip(0, 1)
+    return factor.div_(factor.diagonal().clone())
 
 
 def feed_back(weight: Tensor, factor: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
@@ -69,27 +78,26 @@ def feed_back(weight: Tensor, factor: Tensor, scale: Tensor, scheme: Scheme) -> 
 
     Args:
         weight: (out, in).
-        factor: (in, in), upper Cholesky factor of the inverse moments.
+        factor: (in, in), what `feedback_factor` gave.
         scale: (out, groups).
 
     Returns:
         (out, in) int8 codes.
     """
-    work = weight.T.contiguous()  # a column of the weights is a row here, contiguous in memory
+    errors = weight.T.contiguous()  # a column of the weights is a row here; it becomes the column's error
     steps = scale.T.contiguous()
-    codes = torch.empty(work.shape, dtype=torch.int8, device=work.device)
-    columns, width = len(work), len(work) // len(steps)
+    codes = torch.empty(errors.shape, dtype=torch.int8, device=errors.device)
+    columns, width = len(errors), len(errors) // len(steps)
     for start in range(0, columns, _BLOCK):
-        block, corner = work[start : start + _BLOCK], factor[start : start + _BLOCK, start : start + _BLOCK]
-        errors = torch.empty_like(block)
-        for row in range(len(block)):
+        end = min(start + _BLOCK, columns)
+        corner = factor[start:end, start:end]
+        block = torch.addmm(errors[start:end], factor[:start, start:end].T, errors[:start])
+        for row, wanted in enumerate(block):
             step = steps[(start + row) // width]
-            rounded = torch.clamp(torch.round(block[row] / step), scheme.qmin, scheme.qmax)
-            codes[start + row] = rounded.to(torch.int8)
-            errors[row] = (block[row] - rounded * step) / corner[row, row]
-            block[row + 1 :].addr_(corner[row, row + 1 :], errors[row], alpha=-1)
-        after = start + len(block)
-        work[after:].addmm_(factor[start:after, after:].T, errors, alpha=-1)
+            rounded = torch.clamp(torch.round(wanted / step), scheme.qmin, scheme.qmax)
+            codes[start + row] = rounded
+            error = errors[start + row].addcmul_(rounded, step, value=-1)
+            block[row + 1 :].addr_(corner[row, row + 1 :], error)
     return codes.T.contiguous()
 
 

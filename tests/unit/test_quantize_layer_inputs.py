@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import create, quantized_linears
-from qvec_deploy.quantize.layer_inputs import accumulate_moments, in_step, linear_at
+from qvec_deploy.quantize.layer_inputs import accumulate_moments, called_linears, in_step, linear_at
 
 
 @pytest.fixture
@@ -41,10 +42,11 @@ def test_every_linear_in_order_with_its_inputs(model: nn.Module) -> None:
     batches = [images(0), images(1, 2)]
     expected = [recorded(copy.deepcopy(model), batch) for batch in batches]
     visited = []
-    for name, inputs in in_step([(model, batch) for batch in batches], names):
+    for name, stops in in_step([(model, batch) for batch in batches], names):
         visited.append(name)
-        for found, seen in zip(inputs, expected, strict=True):
-            assert torch.equal(found, seen[name]) and not found.requires_grad
+        for stop, seen in zip(stops, expected, strict=True):
+            assert torch.equal(stop.inputs, seen[name]) and not stop.inputs.requires_grad
+            assert stop.name == name and stop.outputs is None
     assert visited == names  # a ViT defines its Linears in the order it calls them
 
 
@@ -54,11 +56,27 @@ def test_a_weight_changed_on_the_way_is_what_comes_after_it_sees(model: nn.Modul
     with torch.no_grad():
         linear_at(halved, names[1]).weight.mul_(0.5)
     expected = recorded(halved, images(0))
-    for name, (found,) in in_step([(model, images(0))], names):
-        assert torch.equal(found, expected[name])
+    for name, (stop,) in in_step([(model, images(0))], names):
+        assert torch.equal(stop.inputs, expected[name])
         if name == names[1]:
             with torch.no_grad():
                 linear_at(model, name).weight.mul_(0.5)
+
+
+def test_some_models_wait_after_their_linears(model: nn.Module) -> None:
+    names, other = quantized_linears(model, ("head",)), copy.deepcopy(model)
+    for name, (before, after) in in_step([(model, images(0)), (other, images(0))], names, after=[other]):
+        assert before.outputs is None and torch.equal(before.inputs, after.inputs)
+        assert after.outputs is not None and not after.outputs.requires_grad
+        assert torch.equal(after.outputs, linear_at(other, name)(after.inputs))
+
+
+def test_activations_that_have_been_seen_are_not_kept(model: nn.Module) -> None:
+    seen: list[weakref.ref[Tensor]] = []
+    for _, stops in in_step([(model, images(0))], ["blocks.0.mlp.fc1", "blocks.1.mlp.fc2"]):
+        assert all(each() is None for each in seen)
+        seen.append(weakref.ref(stops[0].inputs))
+    assert len(seen) == 2
 
 
 def test_one_pass_a_batch(model: nn.Module) -> None:
@@ -109,3 +127,11 @@ def test_moments_are_means_over_all_rows(model: nn.Module) -> None:
     for name in names:
         rows = torch.cat([part[name].reshape(-1, part[name].shape[-1]) for part in seen]).double()
         torch.testing.assert_close(moments[name], rows.T @ rows / len(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_linears_that_images_reach(model: nn.Module) -> None:
+    model.blocks[1] = nn.Identity()  # type: ignore[index, operator]
+    names = ["blocks.0.attn.qkv", "blocks.0.mlp.fc2", "head"]
+    model.unused = nn.Linear(2, 2)
+    assert called_linears(model, images(0), [*names, "unused"]) == set(names)
+    assert not any(module._forward_pre_hooks for module in model.modules())
