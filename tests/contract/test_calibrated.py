@@ -315,10 +315,9 @@ def test_gptaq_is_its_formula(model: nn.Module, scheme: Scheme, patched: bool) -
     teacher = model if patched else None
     result = calibrate(start, images(), scheme, SKIP, "gptaq", teacher=teacher)
     expected = naive_gptaq(start, model, scheme)
-    differing = sum(
-        int((result.codes[f"{name}.weight"].codes != tensor.codes).sum()) for name, tensor in expected.items()
-    )
-    assert differing <= 0.001 * sum(tensor.codes.size for tensor in expected.values())  # sums in another order
+    rows = [(result.codes[f"{name}.weight"].codes != each.codes).any(axis=1) for name, each in expected.items()]
+    # Sums in another order may turn a tie, and the rest of its row with it.
+    assert np.concatenate(rows).mean() <= 0.005
     worst = Calibrated(by_tensor(nearest(start, scheme)))
     error = float((outputs(assembled(start, result)) - outputs(model)).square().mean())
     assert error < 0.5 * float((outputs(assembled(start, worst)) - outputs(model)).square().mean())
