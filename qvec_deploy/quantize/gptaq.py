@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.models import quantized_linears
-from qvec_deploy.quantize.layer_inputs import Moments, Stop, flatten, in_step, linear_at
+from qvec_deploy.quantize.layer_inputs import Moments, flatten, in_step, linear_at
 from qvec_deploy.quantize.methods import Calibrated, OnLayer
 from qvec_deploy.quantize.solver import move_toward, round_for_inputs
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
@@ -48,13 +47,13 @@ def gptaq(
     codes: dict[str, QuantizedTensor] = {}
     passes = [(network, batch) for batch in images for network in (teacher, student)]
     previous: str | None = None
-    with contextlib.closing(in_step(passes, names, after=[teacher])) as steps, torch.no_grad():
-        for name, stops in steps:
+    with contextlib.closing(in_step(passes, names)) as steps, torch.no_grad():
+        for name, inputs in steps:
             if previous is not None:
                 linear_at(student, previous).weight = linear_at(model, previous).weight
             linear, key, previous = linear_at(student, name), f"{name}.weight", name
             if key not in codes:  # else it is called a second time
-                codes[key] = _round(linear, linear_at(teacher, name), stops[1::2], stops[0::2], scheme)
+                codes[key] = _round(linear, linear_at(teacher, name), inputs[1::2], inputs[0::2], scheme)
                 if on_layer is not None:
                     on_layer(len(codes), len(names))
                 if len(codes) == len(names):
@@ -84,21 +83,20 @@ def _check_teacher(student: nn.Module, teacher: nn.Module, names: Sequence[str])
 
 
 def _round(
-    linear: nn.Linear, wanted: nn.Linear, here: Sequence[Stop], there: Sequence[Stop], scheme: Scheme
+    linear: nn.Linear, wanted: nn.Linear, inputs: Sequence[Tensor], float_inputs: Sequence[Tensor], scheme: Scheme
 ) -> QuantizedTensor:
-    """One Linear: the stops `here` come from the rounded prefix, those `there` from the same images in float."""
-    weight = linear.weight.double()
-    narrow = weight.shape[0] < weight.shape[1]  # fewer products with the outputs that are wanted than with the inputs
+    """One Linear: `inputs` come from the rounded prefix, `float_inputs` are what `wanted` gets from the same images."""
+    weight, target = linear.weight.double(), wanted.weight.double()
+    narrow = weight.shape[0] < weight.shape[1]  # W' x' is smaller than x'
     moments, total = Moments(weight.shape[1], weight.device), torch.zeros_like(weight[0])
     cross = torch.zeros(min(weight.shape), weight.shape[1], dtype=weight.dtype, device=weight.device)
-    for mine, theirs in zip(here, there, strict=True):
-        inputs, aims = flatten(mine.inputs), theirs.outputs if narrow else theirs.inputs
-        moments.add(inputs)
-        cross += flatten(cast(Tensor, aims)).T @ inputs
-        total += inputs.double().sum(0)
+    for here, there in zip(map(flatten, inputs), map(flatten, float_inputs), strict=True):
+        moments.add(here)
+        cross += ((there @ wanted.weight.T.float()) if narrow else there).T @ here
+        total += here.double().sum(0)
     moment = moments.total()
-    # The sum of (W' x' + b' - W x - b) x' over all inputs, from their moments alone; b' is in the outputs already.
-    gap = (cross if narrow else wanted.weight.double() @ cross) - weight @ moment
+    # The sum of (W' x' + b' - W x - b) x' over all inputs, from their moments alone.
+    gap = (cross if narrow else target @ cross) - weight @ moment
     if linear.bias is not None:
-        gap += torch.outer((-linear.bias if narrow else wanted.bias - linear.bias).double(), total)
+        gap += torch.outer((wanted.bias - linear.bias).double(), total)
     return round_for_inputs(move_toward(weight, gap, moment, RIDGE), moment, scheme)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,6 @@ Pass = tuple[nn.Module, Float32]
 
 _BLOCK = 256
 """Columns of a moment that are computed at a time, with those after them."""
-
-
-class Stop(NamedTuple):
-    """A forward pass at a Linear; `outputs` is None before it."""
-
-    name: str
-    inputs: Tensor
-    outputs: Tensor | None
 
 
 def linear_at(model: nn.Module, name: str) -> nn.Linear:
@@ -75,11 +67,13 @@ def accumulate_moments(model: nn.Module, images: Sequence[Float32], names: Seque
     """
     moments: dict[str, Moments] = {}
 
-    def look(stop: Stop) -> None:
-        flat = flatten(stop.inputs)
-        moments.setdefault(stop.name, Moments(flat.shape[1], flat.device)).add(flat)
+    def look(name: str, values: Tensor) -> None:
+        flat = flatten(values)
+        if name not in moments:
+            moments[name] = Moments(flat.shape[1], flat.device)
+        moments[name].add(flat)
 
-    with _hooks(model, names, look), torch.no_grad():
+    with _hooks([model], names, look), torch.no_grad():
         for batch in images:
             model(on_device_of(model, batch))
     return {name: moments.pop(name).mean() for name in list(moments)}
@@ -88,13 +82,13 @@ def accumulate_moments(model: nn.Module, images: Sequence[Float32], names: Seque
 def called_linears(model: nn.Module, images: Float32, names: Sequence[str]) -> set[str]:
     """Which Linears images (B, C, H, W) reach."""
     called: set[str] = set()
-    with _hooks(model, names, lambda stop: called.add(stop.name)), torch.no_grad():
+    with _hooks([model], names, lambda name, _: called.add(name)), torch.no_grad():
         model(on_device_of(model, images))
     return called
 
 
 def flatten(values: Tensor) -> Tensor:
-    """Inputs or outputs of a Linear as (rows, features) float32."""
+    """Inputs of a Linear as (rows, in) float32."""
     return values.detach().reshape(-1, values.shape[-1]).float()
 
 
@@ -103,9 +97,7 @@ def on_device_of(model: nn.Module, batch: Float32) -> Tensor:
     return torch.from_numpy(batch).to(next(model.parameters()).device)
 
 
-def in_step(
-    passes: Sequence[Pass], names: Sequence[str], *, after: Sequence[nn.Module] = ()
-) -> Generator[tuple[str, list[Stop]]]:
+def in_step(passes: Sequence[Pass], names: Sequence[str]) -> Generator[tuple[str, list[Tensor]]]:
     """Run forward passes side by side, all of them waiting at each Linear for the last to arrive.
 
     Whoever iterates may change the Linear's weight before the passes go through it: one forward pass per batch does
@@ -115,34 +107,35 @@ def in_step(
     Args:
         passes: Models, in evaluation mode, each with a batch (B, C, H, W). A model may occur several times.
         names: Linears to wait at, which all models have.
-        after: Models whose passes wait after a Linear, and tell its output too; the others wait before it.
 
     Yields:
-        Name of the Linear, and every pass's stop there. The list is emptied when the passes go on.
+        Name of the Linear, and its input in every pass; the list is emptied when the passes go on.
     """
     models = list({id(model): model for model, _ in passes}.values())
     threads = [_Stepper(model, batch) for model, batch in passes]
-    with contextlib.ExitStack() as hooked:
-        for model in models:
-            hooked.enter_context(_hooks(model, names, _stop_here, after=any(model is each for each in after)))
+    with _hooks(models, names, _stop_here):
         try:
             while True:
-                arrived = [thread.advance() for thread in threads]  # one at a time: the order of sums is fixed
-                stops = [stop for stop in arrived if stop is not None]
-                arrived.clear()
-                reached = {stop.name for stop in stops}
-                if len(reached) > 1 or 0 < len(stops) < len(threads):
+                stops = [thread.advance() for thread in threads]  # one at a time: the order of sums is fixed
+                reached = {name for name, _ in stops}
+                if len(reached) > 1:
                     raise IncompatibleError(
-                        f"model and teacher call their Linears in different orders: {sorted(reached)}",
+                        f"model and teacher call their Linears in different orders: {sorted(map(str, reached))}",
                         hint="the teacher is the unpatched receiver: the same model with other weights",
                     )
-                if not stops:
+                (name,), inputs = reached, [values for _, values in stops if values is not None]
+                if name is None:
                     return
-                yield stops[0].name, stops
                 stops.clear()
+                yield name, inputs
+                inputs.clear()
         finally:
             for thread in threads:
                 thread.abandon()
+
+
+_Stop = tuple[str, Tensor] | tuple[None, None]
+_END: _Stop = (None, None)
 
 
 class _Abandoned(BaseException):
@@ -161,7 +154,7 @@ class _Stepper(threading.Thread):
         self._batch = batch
         self._go, self._arrived = threading.Semaphore(0), threading.Semaphore(0)
         self._abandoned = False
-        self._stop_at: Stop | None = None
+        self._stop_at: _Stop = _END
         self._error: BaseException | None = None
         self.start()
 
@@ -177,24 +170,23 @@ class _Stepper(threading.Thread):
         except BaseException as error:  # noqa: BLE001 - raised again where the caller waits
             self._error = error
         finally:
-            self._stop_at = None
             self._arrived.release()
 
-    def stop(self, at: Stop) -> None:
+    def stop(self, name: str, values: Tensor) -> None:
         """Called by the thread itself at a Linear: wait for the caller."""
-        self._stop_at = at
+        self._stop_at = (name, values)
         self._arrived.release()
         self._go.acquire()
         if self._abandoned:
             raise _Abandoned
 
-    def advance(self) -> Stop | None:
-        """Called by others: run to the next Linear; None at the end."""
+    def advance(self) -> _Stop:
+        """Called by others: run to the next Linear or to the end."""
         self._go.release()
         self._arrived.acquire()
         if self._error is not None:
             raise self._error
-        reached, self._stop_at = self._stop_at, None  # whoever waits here keeps no activations
+        reached, self._stop_at = self._stop_at, _END  # a pass keeps no input that it needs no more
         return reached
 
     def abandon(self) -> None:
@@ -204,29 +196,22 @@ class _Stepper(threading.Thread):
         self.join()
 
 
-def _stop_here(at: Stop) -> None:
+def _stop_here(name: str, values: Tensor) -> None:
     thread = threading.current_thread()
     if isinstance(thread, _Stepper):
-        thread.stop(at)
+        thread.stop(name, values)
 
 
 @contextlib.contextmanager
-def _hooks(
-    model: nn.Module, names: Sequence[str], look: Callable[[Stop], object], *, after: bool = False
-) -> Iterator[None]:
-    """Call `look` before every call of the named Linears, or after it."""
+def _hooks(models: Sequence[nn.Module], names: Sequence[str], look: Any) -> Iterator[None]:
+    """Call `look(name, input)` before every call of the named Linears."""
 
     def hook(name: str) -> Any:
-        def called(module: nn.Module, inputs: Any, output: Tensor | None = None) -> None:
-            look(Stop(name, inputs[0], output))
+        return lambda module, inputs: look(name, inputs[0])
 
-        return called
-
-    handles: list[RemovableHandle] = []
-    for name in names:
-        linear = linear_at(model, name)
-        register = linear.register_forward_hook if after else linear.register_forward_pre_hook
-        handles.append(register(hook(name)))
+    handles: list[RemovableHandle] = [
+        model.get_submodule(name).register_forward_pre_hook(hook(name)) for model in models for name in names
+    ]
     try:
         yield
     finally:
