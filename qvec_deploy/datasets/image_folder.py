@@ -180,6 +180,8 @@ class _Listing:
                     continue
                 if _is_folder(entry):
                     folders[name] = entry.is_symlink()
+                elif _is_special(entry):
+                    self._leave(folder, [name], "pipe or device")
                 elif _ending(name) in endings:
                     pictures.append(name)
                 else:
@@ -229,6 +231,14 @@ def _ending(name: str) -> str:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is nobody's picture or class: hidden ones, and what systems leave in folders."""
     return name[0] == "." or name.lower() in _SYSTEM_NAMES
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a pipe or a device, which nobody has to wait for; not so a link to nothing, which is told of."""
+    try:
+        return not entry.is_file() and Path(entry.path).exists()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

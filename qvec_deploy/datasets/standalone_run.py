@@ -154,6 +154,8 @@ def require_pictures(paths: Iterable[str]) -> None:
     refused = []
     for path in paths:
         try:
+            if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+                raise ValueError("it is a pipe or a device")
             with Image.open(path):
                 pass
         except Exception as error:  # noqa: BLE001 - decoders raise anything on hostile files

@@ -140,6 +140,14 @@ def test_folders_that_are_no_classes_are_refused(tmp_path: Path, names: Any, mes
     assert hint in caught.value.hint
 
 
+def test_pipes_are_left_aside_and_not_waited_for(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "root", "a/1.png")
+    os.mkfifo(root / "a" / "2.png")
+    (root / "a" / "3.png").symlink_to(root / "a" / "2.png")
+    found = listed(root)
+    assert len(found) == 1 and found.left_aside.endings == (("pipe or device", 2),)
+
+
 def test_files_that_are_left_aside_are_counted_and_named(tmp_path: Path) -> None:
     names = ["a/0.png", "x.png", "y.JPG", "a/notes.txt", "a/b.TXT", "a/b/c.h5", "a/noending", "a/movie.mpeg"]
     found = listed(write_files(tmp_path, *names))

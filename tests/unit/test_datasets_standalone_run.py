@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,12 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         classify(lambda _: pytest.fail("nothing is run"), paths, _config(), ())
     assert caught.value.exit_code == 6
     assert all(name in caught.value.message for name in paths[1:]) and "good.png" not in caught.value.message
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(RunError, match=r"pipe\.png cannot be read: ValueError: it is a pipe or a device"):
+        classify(lambda _: pytest.fail("nothing is run"), [str(tmp_path / "pipe.png")], _config(), ())
 
 
 def test_a_picture_of_one_long_row_is_refused(tmp_path: Path) -> None:
