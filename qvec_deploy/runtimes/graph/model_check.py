@@ -160,7 +160,7 @@ def _require_nodes(graph: onnx.GraphProto) -> None:
             raise ValueError(f"{what} reads {missing[0][:80]!r}, which nothing before it makes")
         again = [name for name in node.output if name in made]
         if again or not any(node.output):
-            raise ValueError(f"{what} makes nothing, or {again[:1]} for the second time")
+            raise ValueError(f"{what} makes {f'{again[0][:80]!r} for the second time' if again else 'nothing'}")
         made |= {name for name in node.output if name}
     used = {name for node in graph.node for name in node.input} | {OUTPUT}
     idle = [node.name for node in graph.node if used.isdisjoint(node.output)]
