@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 _MOST = 4000
 """Characters of a message."""
@@ -29,6 +30,9 @@ class QvecError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), hint=self.hint), (self.message,)  # an exception is pickled without its keywords
 
 
 class RecipeError(QvecError):

@@ -9,10 +9,12 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qvec_deploy.errors import RecipeError, first_line
 from qvec_deploy.io.user_cache import remembered_value
+from qvec_deploy.jobs.apart import call
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,10 +100,13 @@ def pretrained_classes(name: str) -> int:
 
 @functools.cache
 def _known_model(name: str) -> KnownModel:
-    return remembered_value(KnownModel, name, lambda: _look_up(name), packages=DECIDING_PACKAGES)
+    return remembered_value(
+        KnownModel, name, lambda: call("qvec_deploy.models:look_up", name), packages=DECIDING_PACKAGES
+    )
 
 
-def _look_up(name: str) -> KnownModel:
+def look_up(name: str) -> KnownModel:
+    """What timm knows of a model, asked anew."""
     timm = _timm()
     known = timm.list_models()
     base = name.split(".", 1)[0]
@@ -144,13 +149,13 @@ def describe(name: str, classes: int, args: ModelArgs) -> Architecture:
 
 @functools.lru_cache(maxsize=16)
 def _describe(name: str, classes: int, args_json: str) -> Architecture:
-    inputs = [name, classes, args_json]
-    return remembered_value(
-        Architecture, inputs, lambda: _look_at(name, classes, args_json), packages=DECIDING_PACKAGES
-    )
+    inputs = (name, classes, args_json)
+    make = partial(call, "qvec_deploy.models:look_at", *inputs)
+    return remembered_value(Architecture, inputs, make, packages=DECIDING_PACKAGES)
 
 
-def _look_at(name: str, classes: int, args_json: str) -> Architecture:
+def look_at(name: str, classes: int, args_json: str) -> Architecture:
+    """What a model looks like, looked at anew."""
     import torch
 
     model, args = _template(name, classes, args_json), json.loads(args_json)
@@ -285,13 +290,13 @@ def trace_forward(name: str, classes: int, args_json: str, input_shape: tuple[in
     Args:
         args_json: Arguments for timm.create_model, as JSON.
     """
-    inputs = [name, classes, args_json, list(input_shape)]
-    return remembered_value(
-        ForwardPass, inputs, lambda: _trace(name, classes, args_json, input_shape), packages=DECIDING_PACKAGES
-    )
+    inputs = (name, classes, args_json, input_shape)
+    make = partial(call, "qvec_deploy.models:trace", *inputs)
+    return remembered_value(ForwardPass, inputs, make, packages=DECIDING_PACKAGES)
 
 
-def _trace(name: str, classes: int, args_json: str, input_shape: tuple[int, int, int]) -> ForwardPass:
+def trace(name: str, classes: int, args_json: str, input_shape: tuple[int, int, int]) -> ForwardPass:
+    """What a forward pass shows, run anew."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -330,6 +335,11 @@ def _trace(name: str, classes: int, args_json: str, input_shape: tuple[int, int,
 def is_skipped(name: str, skip: tuple[str, ...]) -> bool:
     """Whether a component of the dotted module name equals an entry of `skip` (never a substring)."""
     return not set(skip).isdisjoint(name.split("."))
+
+
+def load() -> None:
+    """Load timm and PyTorch."""
+    _timm()
 
 
 def _timm() -> Any:

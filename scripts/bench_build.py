@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -82,18 +83,24 @@ def build_once(folder: Path, candidate: str) -> None:
     from qvec_deploy.builder.context import BuildContext
     from qvec_deploy.builder.pipeline import build_candidate
     from qvec_deploy.io.cache import Cache
+    from qvec_deploy.jobs import apart
     from qvec_deploy.recipe import load_recipe
     from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 
     recipe = next(r for r in load_recipe(folder / "vit_base.yaml").candidates() if r.name == candidate)
     context = BuildContext(cache=Cache(folder / f"{candidate}-{os.getpid()}"))
+    apart.submit("qvec_deploy.models:load")  # as `build` does
     artifact = build_candidate(recipe, context)
+    apart.end()
+    pytorch = resource.getrusage(resource.RUSAGE_CHILDREN)
     directory, parity = artifact.directory, artifact.parity
     print(
         json.dumps(
             {
                 "stages_s": {name: round(seconds, 2) for name, seconds in context.progress.timings_s.items()},
-                "peak_gb": round(peak_bytes() / 1e9, 3),
+                "cpu_s": round(time.process_time() + pytorch.ru_utime + pytorch.ru_stime, 2),
+                "peak_gb": round(max(peak_bytes(), 1024 * pytorch.ru_maxrss) / 1e9, 3),
+                "own_peak_gb": round(peak_bytes() / 1e9, 3),
                 "output_mb": round(
                     sum((directory / name).stat().st_size for name in (MODEL_FILE, WEIGHTS_FILE)) / 1e6, 2
                 ),

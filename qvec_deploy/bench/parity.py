@@ -16,6 +16,7 @@ from qvec_deploy.bench.results import Parity
 from qvec_deploy.errors import IncompatibleError
 from qvec_deploy.io.files import canonical_json, write_bytes
 from qvec_deploy.io.untrusted import read_arrays, understood
+from qvec_deploy.jobs.apart import call
 from qvec_deploy.packed import PackedFile, unpack
 from qvec_deploy.runtimes.registry import find_lowering, find_runtime
 from qvec_deploy.runtimes.session import ArithmeticProbe
@@ -39,10 +40,17 @@ def parity_images(input_shape: tuple[int, int, int]) -> Float32:
 
 def reference_logits(weights: PackedFile, name: str, classes: int, args: ModelArgs, images: Float32) -> Float32:
     """PyTorch's logits (batch, classes) with the dequantized weights of a packed file."""
+    logits: Float32 = call("qvec_deploy.bench.parity:pytorch_logits", weights.path, name, classes, dict(args), images)
+    return logits
+
+
+def pytorch_logits(path: Path, name: str, classes: int, args: ModelArgs, images: Float32) -> Float32:
+    """`reference_logits` in this process."""
     import torch
 
     from qvec_deploy.models import structure
 
+    weights = PackedFile.open(path)
     model = structure(name, classes, args)
     floats = {key: weights.array(key) for key, info in weights.tensors.items() if info.scheme is None}
     model.load_state_dict(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,8 @@ from qvec_deploy.io.cache import Cache
 from qvec_deploy.io.checkpoint import Checkpoint
 from qvec_deploy.io.files import canonical_json
 from qvec_deploy.io.machine_lock import MachineLock
-from qvec_deploy.io.user_cache import remembered
+from qvec_deploy.io.user_cache import is_remembered, remembered
+from qvec_deploy.jobs.apart import submit
 from qvec_deploy.models import head_names
 from qvec_deploy.planner import Plan, make_plan
 from qvec_deploy.progress import Progress
@@ -48,6 +48,7 @@ class BuildContext:
     _files: OpenFiles | None = None
     _plans: dict[bytes, Plan] = field(default_factory=dict)
     _skeletons: dict[bytes, onnx.ModelProto] = field(default_factory=dict)
+    _exports: dict[bytes, Callable[[], bytes]] = field(default_factory=dict)
     _images: dict[bytes, list[Float32]] = field(default_factory=dict)
 
     @property
@@ -126,6 +127,14 @@ class BuildContext:
                 entry.record = _unknown_coordinates(plan, receiver, sources)
         return list(entry.record)
 
+    def export_ahead(self, plan: Plan) -> None:
+        """Have the structure exported, where that is still to be done, while this process works."""
+        inputs = structure_inputs(plan)
+        key = canonical_json(inputs)
+        known = key in self._skeletons or key in self._exports
+        if not known and not is_remembered("structure", inputs, packages=STRUCTURE_PACKAGES):
+            self._exports[key] = _export(plan)
+
     def skeleton(self, plan: Plan) -> onnx.ModelProto:
         """The exported structure; the same for every candidate of one model and skip list."""
         inputs = structure_inputs(plan)
@@ -133,23 +142,14 @@ class BuildContext:
         if key not in self._skeletons:
             import onnx
 
-            made = remembered("structure", inputs, lambda: self._export(plan), packages=STRUCTURE_PACKAGES)
+            def make() -> bytes:
+                with self.progress.stage("export"):
+                    exported: bytes = (self._exports.pop(key, None) or _export(plan))()
+                return exported
+
+            made = remembered("structure", inputs, make, packages=STRUCTURE_PACKAGES)
             self._skeletons[key] = onnx.load_from_string(zlib.decompress(made))
         return self._skeletons[key]
-
-    def _export(self, plan: Plan) -> bytes:
-        from qvec_deploy.runtimes.graph.export import export_skeleton
-
-        model, architecture = plan.recipe.receiver, plan.architecture
-        with self.progress.stage("export"), _collected():
-            skeleton = export_skeleton(
-                model.model,
-                architecture.classes,
-                model.model_args,
-                plan.recipe.quantize.skip,
-                architecture.input_shape,
-            )
-            return zlib.compress(skeleton.SerializeToString(deterministic=True), 1)  # the values are all zeros
 
     def calibration_images(self, plan: Plan) -> list[Float32]:
         """Batches (B, C, H, W) that a candidate's method looks at; none for one that looks at weights alone."""
@@ -207,12 +207,9 @@ def _unknown_coordinates(plan: Plan, receiver: Checkpoint, sources: dict[str, So
     return unknown
 
 
-@contextlib.contextmanager
-def _collected() -> Iterator[None]:
-    """Collect the garbage that the block makes, without walking the millions of objects that were there before."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.collect()
-        gc.unfreeze()
+def _export(plan: Plan) -> Callable[[], bytes]:
+    """Have the structure exported; it is there when what is returned is called."""
+    receiver, architecture = plan.recipe.receiver, plan.architecture
+    skip, shape = plan.recipe.quantize.skip, architecture.input_shape
+    function = "qvec_deploy.runtimes.graph.export:export_compressed"
+    return submit(function, receiver.model, architecture.classes, dict(receiver.model_args), skip, shape)

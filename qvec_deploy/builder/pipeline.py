@@ -29,6 +29,7 @@ from qvec_deploy.bundle.write import Artifact, BundleContents, write_bundle
 from qvec_deploy.datasets import OpenedDataset
 from qvec_deploy.io.cache import kept_cache
 from qvec_deploy.io.files import link_files, staging_directory
+from qvec_deploy.jobs import apart
 from qvec_deploy.planner import Plan
 from qvec_deploy.recipe import Recipe
 
@@ -70,10 +71,12 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
     context = context or BuildContext()
     parts = directory.parent / f".{directory.name}.parts"
     with (
+        apart.ended(),
         staging_directory(directory, force=force) as staging,
         kept_cache(parts) if context.cache is None else nullcontext(context.cache) as cache,
     ):
         context = replace(context, cache=cache)
+        apart.submit("qvec_deploy.models:load")  # PyTorch is needed soon, and takes seconds to load
         timings = directory.resolve().parent  # of tactics, which later builds in the same place read
         *_, plan = context.plans(recipe)  # refuses what headers show to be wrong in any candidate
         if recipe.select is not None:
@@ -95,6 +98,7 @@ def build(recipe: Recipe, directory: Path, *, force: bool = False, context: Buil
         shipped = artifacts[selection.shipped if selection is not None else resolved.name]
         report = predictions = None
         runs = all(artifact.runs for artifact in artifacts.values())  # one runtime may lack a single lowering
+        apart.end()  # nothing else is in memory while engines are measured
         if runs or (images is not None and all(map(answers_here, artifacts.values()))):
             entries = [bench_entry(artifact, resolved, shipped) for artifact in artifacts.values()]
             options = replace(options, selected=shipped.plan.recipe.name, alone=context.alone)
@@ -123,6 +127,7 @@ def build_candidate(recipe: Recipe, context: BuildContext, timings: Path | None 
             plan = context.plan(recipe)
         with cache.entry("weights", context.weights_key(plan)) as weights:
             if weights.new:
+                context.export_ahead(plan)
                 weights.record = asdict(write_weights(plan, context, weights.folder))
         with cache.entry("engine", context.engine_key(plan)) as engine:
             if engine.new:

@@ -33,11 +33,9 @@ def remembered(kind: str, inputs: Any, make: Callable[[], bytes], *, packages: I
         make: Makes them; another process that needs the same waits for it.
         packages: Packages whose versions decide, too.
     """
-    made_by = {"python": platform.python_version(), **versions(packages), "qvec-deploy": own_text()}
-    key = canonical_json([kind, inputs, made_by])
-    try:
-        path = cache_folder() / "models" / f"{kind}-{sha256_bytes(key)[:32]}"
-    except RuntimeError:  # no home folder
+    key = _key(kind, inputs, packages)
+    path = _path(kind, key)
+    if path is None:
         return make()
     found = _read(path, key)
     if found is not None:
@@ -53,6 +51,13 @@ def remembered(kind: str, inputs: Any, make: Callable[[], bytes], *, packages: I
     return found
 
 
+def is_remembered(kind: str, inputs: Any, *, packages: Iterable[str]) -> bool:
+    """Whether `remembered` would find it."""
+    key = _key(kind, inputs, packages)
+    path = _path(kind, key)
+    return path is not None and _read(path, key) is not None
+
+
 def remembered_value(kind: type[T], inputs: Any, make: Callable[[], T], *, packages: Iterable[str]) -> T:
     """`remembered` for a value that pydantic can write as JSON; a new one has been through JSON, too."""
     as_json = adapter(cast("Any", kind))
@@ -66,6 +71,18 @@ def make_room(folder: Path, most: int) -> None:
     files = sorted((path for path in folder.glob("*") if path.is_file()), key=lambda path: path.stat().st_mtime)
     for path in files[: max(0, len(files) + 1 - most)]:
         path.unlink(missing_ok=True)
+
+
+def _key(kind: str, inputs: Any, packages: Iterable[str]) -> bytes:
+    made_by = {"python": platform.python_version(), **versions(packages), "qvec-deploy": own_text()}
+    return canonical_json([kind, inputs, made_by])
+
+
+def _path(kind: str, key: bytes) -> Path | None:
+    """Where it is kept; None where there is no home folder."""
+    with contextlib.suppress(RuntimeError):
+        return cache_folder() / "models" / f"{kind}-{sha256_bytes(key)[:32]}"
+    return None
 
 
 def _read(path: Path, key: bytes) -> bytes | None:

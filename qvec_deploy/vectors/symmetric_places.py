@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from qvec_deploy.io.user_cache import remembered_value
+from qvec_deploy.jobs.apart import call
 from qvec_deploy.models import DECIDING_PACKAGES, ModelArgs, structure
 
 if TYPE_CHECKING:
@@ -50,15 +52,12 @@ class Geometry:
 
 def find_geometry(name: str, args: ModelArgs, *, classes: int = 1) -> Geometry:
     """The geometry of a timm model, known without weights; the same for any number of classes."""
-
-    def make() -> Geometry:
-        return geometry_of(structure(name, classes, args))
-
-    return remembered_value(Geometry, [name, dict(args)], make, packages=DECIDING_PACKAGES)
+    make = partial(call, "qvec_deploy.vectors.symmetric_places:look_for_geometry", name, dict(args), classes)
+    return remembered_value(Geometry, (name, dict(args)), make, packages=DECIDING_PACKAGES)
 
 
-def geometry_of(model: nn.Module) -> Geometry:
-    """The geometry of a model's plain ViT, DeiT-III and Swin blocks.
+def look_for_geometry(name: str, args: ModelArgs, classes: int) -> Geometry:
+    """The geometry of a model's plain ViT, DeiT-III and Swin blocks, looked for anew.
 
     Blocks of other kinds, attentions with norms on q and k, and gated or normed MLPs have other symmetries: they are
     left out, and only their distance to the donor is judged.
@@ -69,6 +68,7 @@ def geometry_of(model: nn.Module) -> Geometry:
     from timm.models.vision_transformer import Block
     from torch import nn
 
+    model = structure(name, classes, args)
     attentions: list[Attention] = []
     mlps: list[Mlp] = []
     norms: list[tuple[str, str]] = []
