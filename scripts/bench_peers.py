@@ -4,7 +4,9 @@
 Every tool gets an environment of its own, made here. Its engine runs in a process of that environment; the parent asks
 one after the other, in random order, for a few runs at a time. Speed-ups are medians over rounds of the ratio to float
 in the same round. On the demo's model, accuracy over its generated test images stands beside the speed; ViT-B/16 has
-timm's initial weights, and only its speed is told.
+timm's initial weights, and only its speed is told. What it took to make each file stands there, too: of the product,
+one build of its `int8` from the checkpoint to the checked engine, for an architecture that it has built before; of the
+others, from the float ONNX file.
 
     scripts/bench_peers.py                       # the demo's model
     scripts/bench_peers.py --model vit_base      # ViT-B/16 at 224
@@ -17,11 +19,15 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 import venv
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +39,7 @@ PACKAGES = {
     "ort": ["onnxruntime", "onnx"],
     "openvino": ["openvino", "nncf"],
     "olive": ["olive-ai", "onnxruntime", "requests"],
+    "modelopt": ["nvidia-modelopt[onnx]"],
 }
 PEERS = (
     "ort-dynamic",
@@ -42,9 +49,19 @@ PEERS = (
     "openvino-int4",
     "olive-int8",
     "olive-int4",
+    "modelopt-int4",
 )
 OWN = ("float", "int4", "int8", "packed")
 CALIBRATION = 128
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took, with those that it started: wall and CPU time, and the largest one's memory."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_gb: float
 
 
 @dataclass
@@ -54,6 +71,7 @@ class Engine:
     name: str
     model: Path
     process: subprocess.Popen[str]
+    cost: Cost | None
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """One request, one answer."""
@@ -74,8 +92,26 @@ class Engine:
         return sum(path.stat().st_size for path in parts if path.is_file()) / 1e6
 
 
-def make_own(folder: Path, model: str) -> None:
-    """The product's engines as files, and the float model that every other tool starts from."""
+def run_apart(command: list[str]) -> tuple[subprocess.CompletedProcess[str], Cost]:
+    """Run a command, and say what it took: in a process of its own, for the kernel adds up all children's."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_run, command).result()
+
+
+def _run(command: list[str]) -> tuple[subprocess.CompletedProcess[str], Cost]:
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = Cost(time.perf_counter() - start, used.ru_utime + used.ru_stime, 1024 * used.ru_maxrss / 1e9)
+    return done, took
+
+
+def make_own(folder: Path, model: str) -> Cost:
+    """The product's engines as files, and the float model that every other tool starts from.
+
+    Returns:
+        What a build of the quantized engine took.
+    """
     from bench_build import make_inputs
 
     from qvec_deploy.builder.pipeline import build
@@ -94,12 +130,29 @@ def make_own(folder: Path, model: str) -> None:
             "target: {runtime: onnxruntime, lowering: int8}\n"
         )
     full = ["lambda=0", "vector=null", "variants=[]", "quantize={bits: 32}", "target.lowering=float"]
-    build(load_recipe(recipe, [*quick, *changes, "target.lowering=int8"]), folder / "quantized")
+    settings = [*quick, *changes, "target.lowering=int8"]
+    build(load_recipe(recipe, settings), folder / "quantized")
+    sets = [part for setting in settings for part in ("--set", setting)]
+    command = [
+        sys.executable,
+        "-m",
+        "qvec_deploy",
+        "build",
+        "--recipe",
+        str(recipe),
+        *sets,
+        "-o",
+        str(folder / "again"),
+    ]
+    done, cost = run_apart(command)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     build(load_recipe(recipe, [*quick, *full]), folder / "full")
     # Weights already turned: other tools quantize what a MatMul reads, and nothing behind a Transpose.
     export_model(folder / "full", folder / "float.onnx", expanded=True)
     for lowering in OWN[1:]:
         export_model(folder / "quantized", folder / f"{lowering}.onnx", lowering)
+    return cost
 
 
 def make_images(folder: Path, model: str, count: int) -> Any:
@@ -127,28 +180,36 @@ def environment(name: str, folder: Path) -> Path:
     python = folder / name / "bin" / "python"
     if not (folder / name / ".made").exists():
         venv.create(folder / name, with_pip=True, clear=True)
+        if name == "modelopt":  # this environment has it, without what its ONNX part needs
+            (packages,) = (folder / name / "lib").glob("python*/site-packages")
+            (packages / "own.pth").write_text(str(Path(np.__file__).parents[1]))
         subprocess.run([python, "-m", "pip", "install", "--quiet", "numpy", *PACKAGES[name]], check=True)
         (folder / name / ".made").touch()
     return python
 
 
-def open_engines(folder: Path, envs: Path, peers: list[str], threads: int) -> list[Engine]:
-    """All engines, the product's first; a tool that fails is named and left out."""
-    made = [(name, folder / f"{name}.onnx", environment("ort", envs)) for name in OWN]
+def open_engines(folder: Path, envs: Path, peers: list[str], threads: int, cost: Cost) -> list[Engine]:
+    """All engines, the product's first; a tool that fails is named and left out.
+
+    Args:
+        cost: Of the product's `int8`.
+    """
+    ort = environment("ort", envs)
+    made = [(name, folder / f"{name}.onnx", ort, cost if name == "int8" else None) for name in OWN]
     for peer in peers:
         python = environment(peer.partition("-")[0], envs)
         out = folder / f"{peer}.{'xml' if peer.startswith('openvino') else 'onnx'}"
-        command = [python, WORKER, "make", peer, folder / "float.onnx", folder / "calibration.npy", out]
-        done = subprocess.run(command, capture_output=True, text=True)
+        files = (folder / "float.onnx", folder / "calibration.npy", out)
+        done, took = run_apart([str(python), str(WORKER), "make", peer, *map(str, files)])
         if done.returncode:
             print(f"{peer} failed: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}", file=sys.stderr)
             continue
-        made.append((peer, out, python))
+        made.append((peer, out, ort if peer == "modelopt-int4" else python, took))
     engines = []
-    for name, model, python in made:
+    for name, model, python, spent in made:
         command = [str(python), str(WORKER), "serve", name, str(model), str(threads)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        engines.append(Engine(name, model, process))
+        engines.append(Engine(name, model, process, spent))
     return engines
 
 
@@ -187,11 +248,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         envs = options.envs or folder / "envs"
-        make_own(folder, options.model)
+        cost = make_own(folder, options.model)
         labels = make_images(folder, options.model, options.images)
-        engines = open_engines(folder, envs.resolve(), options.peers, options.threads)
+        engines = open_engines(folder, envs.resolve(), options.peers, options.threads, cost)
         times = measure(engines, folder, options.rounds, options.runs or (20 if options.model == "demo" else 1))
-        rows = []
+        rows: list[dict[str, Any]] = []
         for engine in engines:
             ratios = {kind: np.divide(times["float"][kind], values) for kind, values in times[engine.name].items()}
             rows.append(
@@ -202,19 +263,23 @@ def main() -> None:
                     "speed_up_cpu": float(np.median(ratios["cpu_ms"])),
                     "top1": accuracy(engine, folder, labels) if labels is not None else None,
                     "mb": engine.size_mb,
+                    "made": engine.cost,
                 }
             )
         for engine in engines:
             engine.process.kill()
     if options.json:
-        print(json.dumps({"load": os.getloadavg(), "threads": options.threads, "rows": rows}, indent=2))
+        print(json.dumps({"load": os.getloadavg(), "threads": options.threads, "rows": rows}, indent=2, default=asdict))
         return
-    print(f"{'engine':18} {'median ms':>10} {'x float':>8} {'x by CPU time':>14} {'top-1 %':>8} {'MB':>7}")
+    print(f"{'engine':18} {'median ms':>10} {'x float':>8} {'x by CPU time':>14} {'top-1 %':>8} {'MB':>7} made in")
     for row in rows:
         top1 = f"{row['top1']:8.2f}" if row["top1"] is not None else f"{'-':>8}"
+        made = (
+            "{seconds:.1f} s, {cpu_seconds:.1f} CPU s, {peak_gb:.2f} GB".format(**row["made"]) if row["made"] else "-"
+        )
         print(
             f"{row['engine']:18} {row['median_ms']:10.2f} {row['speed_up']:8.2f} {row['speed_up_cpu']:14.2f} {top1} "
-            f"{row['mb']:7.1f}"
+            f"{row['mb']:7.1f} {made}"
         )
     print(f"load average {os.getloadavg()[0]:.1f}, {options.threads} threads, {options.rounds} rounds")
 

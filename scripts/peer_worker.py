@@ -70,6 +70,14 @@ def quantize_olive(source: Path, images: Any, out: Path, *, kind: str, **setting
         shutil.copyfile(data, out.with_name(data.name))
 
 
+def quantize_modelopt(source: Path, images: Any, out: Path) -> None:
+    """ModelOpt's own int4 ONNX files: round to nearest, blocks of 128."""
+    import onnx
+    from modelopt.onnx.quantization.int4 import quantize
+
+    onnx.save(quantize(onnx.load(source), "rtn_dq", block_size=128), out, save_as_external_data=True)
+
+
 MAKERS: dict[str, Callable[[Path, Any, Path], None]] = {
     "ort-dynamic": quantize_dynamic,
     "ort-dynamic-7bit": lambda *a: quantize_dynamic(*a, reduce_range=True),
@@ -77,6 +85,7 @@ MAKERS: dict[str, Callable[[Path, Any, Path], None]] = {
     "openvino-ptq": quantize_openvino,
     "openvino-int4": compress_openvino,
     "olive-int8": lambda *a: quantize_olive(*a, kind="OnnxDynamicQuantization"),
+    "modelopt-int4": quantize_modelopt,
     "olive-int4": lambda *a: quantize_olive(*a, kind="OnnxBlockWiseRtnQuantization"),
 }
 

@@ -41,10 +41,10 @@ def call(function: str, *arguments: Any) -> Any:
 def submit(function: str, *arguments: Any) -> Callable[[], Any]:
     """Have a function called as `call` does; the result is there when what is returned is called.
 
-    Where PyTorch is loaded in this process, the function is called then.
+    Where PyTorch is loaded in this process and the other one was not started, the function is called then.
     """
     global _other
-    if "torch" in sys.modules:
+    if _other is None and "torch" in sys.modules:
         return partial(_function(function), *arguments)
     if _other is None or _other.dead:
         _other = _Other()
