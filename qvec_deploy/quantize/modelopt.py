@@ -52,7 +52,7 @@ def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
         rows = _as_rows(tensor, scheme)
         scale = _scale(rows, quantizer, scheme)
         # Exact: values are code * scale rounded once, so the quotient is within an ulp of an integer below 2^7.
-        codes = torch.round(_as_rows(values, scheme) / scale).to(torch.int8)
+        codes = _as_rows(values, scheme).div_(scale).round_().to(torch.int8)
     out, columns = weight.shape
     spread = scale.expand(out, 1) if scheme.granularity == "tensor" else scale.reshape(out, scheme.groups(columns))
     return QuantizedTensor(codes.reshape(out, columns).numpy(), np.ascontiguousarray(spread.numpy()), scheme)
@@ -94,7 +94,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
-        return torch.clamp(torch.round(rows / scale), qmin, qmax) * scale
+        return torch.div(rows, scale).round_().clamp_(qmin, qmax).mul_(scale)  # in place: new memory costs more
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -116,7 +116,8 @@ def _scale(rows: Tensor, quantizer: TensorQuantizer, scheme: Scheme) -> Tensor:
 
 
 def _absmax(rows: Tensor) -> Tensor:
-    return rows.abs().amax(dim=1, keepdim=True).clamp(min=float(ABSMAX_FLOOR))
+    largest = torch.maximum(rows.amax(dim=1, keepdim=True), rows.amin(dim=1, keepdim=True).neg())
+    return largest.clamp(min=float(ABSMAX_FLOOR))
 
 
 def _as_rows(weight: Tensor, scheme: Scheme) -> Tensor:
