@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.quantize.calibrators import quietly, run_calibration
+from qvec_deploy.quantize.calibrators import over, quietly, run_calibration
 from qvec_deploy.quantize.layer_inputs import linear_at, on_device_of
 from qvec_deploy.tensors import Float32
 
@@ -49,7 +49,7 @@ def calibrate_inputs(
         if percentile:
             _collect_histograms(model, quantizers.values(), images)
         else:
-            run_calibration(model, "max", images)
+            run_calibration(model, "max", over(images))
     except AssertionError as error:  # ModelOpt's way to refuse NaN
         raise _not_finite() from error
     amax = {name: quantizer.amax for name, quantizer in quantizers.items()}

@@ -190,6 +190,22 @@ def test_awq_computes_what_modelopt_computes(model: nn.Module, scheme: Scheme) -
     assert all((factor > 0).all() and (factor != 1).any() for factor in factors.values())
 
 
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("count", [1, 4])  # images: of one alone the moments have no full rank
+def test_awq_chooses_the_factors_that_modelopt_chooses_on_the_images_themselves(
+    model: nn.Module, scheme: Scheme, count: int
+) -> None:
+    few = [batch[:count] for batch in images()][:2]
+    theirs = copy.deepcopy(model)
+    modelopt.insert_fake_quantizers(theirs, scheme, SKIP)
+    calibrators.run_calibration(theirs, {"method": "awq_lite"}, calibrators.over(few))
+    _, factors, _ = calibrators.search_factors(model, few, scheme, SKIP)
+    assert factors
+    for name, factor in factors.items():
+        quantizer: Any = linear_at(theirs, name).input_quantizer
+        np.testing.assert_array_equal(factor, quantizer.pre_quant_scale.numpy().reshape(-1), err_msg=name)
+
+
 def layer_error(model: nn.Module, name: str, values: Float32, moments: Mapping[str, Float32]) -> float:
     """Mean squared error of a Linear's outputs on the calibration images."""
     error = values.astype(np.float64) - weight_at(model, name)
@@ -368,6 +384,12 @@ def test_awq_leaves_a_linear_that_is_never_called() -> None:
     result = calibrate(network, [loud], SCHEMES[1], (), "awq")
     assert result.notes == ("unused is never called with the images: rounded to nearest",)
     assert set(result.input_scales) == {"used"}
+
+
+def test_awq_stands_inputs_that_are_all_zero() -> None:
+    torch.manual_seed(0)
+    result = calibrate(Bypassed().eval(), [images()[0][:, :, :2, :2] * 0], SCHEMES[1], (), "awq")
+    assert all((tensor.scale > 0).all() and tensor.codes.any() for tensor in result.codes.values())
 
 
 REFUSALS: list[tuple[Callable[[nn.Module], object], type[Exception], str]] = [
