@@ -155,7 +155,7 @@ def reload_pair(request: CellRequest, donor: DonorFiles) -> str:
     opened = open_request(replace(request, donors=(donor,)))
     made = make_weights(at(opened.plan, 1.0), opened.receiver, opened.sources)
     state = {name: w.dequantize() if isinstance(w, QuantizedTensor) else w for name, w in made.tensors}
-    model = load_model(opened.plan, state)
+    model = load_model(opened.plan, state.items())
     task = request.receiver
     root = None if task.root is None else Path(task.root)
     dataset = open_dataset(DatasetSpec(task.dataset, task.testing_split, root, request.testing), opened.config)

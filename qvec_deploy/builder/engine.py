@@ -157,7 +157,7 @@ def _write_activations(plan: Plan, context: BuildContext, directory: Path) -> No
 
     weights = PackedFile.open(directory / WEIGHTS_FILE)
     floats = [name for name, info in weights.tensors.items() if info.scheme is None and not name.endswith(INPUT_SCALE)]
-    model = load_model(plan, {name: weights.array(name).astype(np.float32) for name in floats}, strict=False)
+    model = load_model(plan, ((name, weights.array(name).astype(np.float32)) for name in floats), strict=False)
     write_amax(
         directory, calibrate_amax(model, weights, context.activation_images(plan), plan.recipe.target.calibrator)
     )

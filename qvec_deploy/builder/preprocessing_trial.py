@@ -44,7 +44,7 @@ def try_preprocessings(plan: Plan, checkpoint: Checkpoint, spec: DatasetSpec, ad
     """Hold the float model's answers against labels, with the plan's preprocessing and with the most common others."""
     import torch
 
-    model = load_model(plan, {name: checkpoint.read(name) for name in plan.architecture.shapes})
+    model = load_model(plan, ((name, checkpoint.read(name)) for name in plan.architecture.shapes))
     config = DataConfig.from_mapping(plan.architecture.data_config)
     _, height, width = config.input_size
     count = _IMAGES if height * width <= _MANY_PIXELS else _LARGE_IMAGES

@@ -1,11 +1,12 @@
 """A plan's weights as an engine gets them: the receiver, patched, put on the grid.
 
-Methods that look at weights alone take one tensor at a time; those that look at activations need the model whole.
+Methods that look at weights, or at second moments of a donor, take one tensor at a time; those that look at activations
+need the model whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from qvec_deploy.progress import Advance
 from qvec_deploy.quantize.methods import METHODS
 from qvec_deploy.runtimes.engine_files import MODEL_FILE, WEIGHTS_FILE
 from qvec_deploy.runtimes.torch_cuda.torch_structure import write_structure
-from qvec_deploy.tensors import INPUT_SCALE, Float32, PackedTensor, QuantizedTensor, matrix_shape
+from qvec_deploy.tensors import INPUT_SCALE, Float32, PackedTensor, QuantizedTensor, Scheme, matrix_shape
 from qvec_deploy.vectors.patch import mix, patch
 from qvec_deploy.vectors.vector_sources import Source
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from qvec_deploy.builder.context import BuildContext
 
 Weight = QuantizedTensor | Float32
+Quantize = Callable[[str, Float32, Scheme], QuantizedTensor]
 
 
 @dataclass(frozen=True)
@@ -113,20 +115,20 @@ def make_weights(
         IntegrityError: NaN or infinity in a weight or a vector.
         IncompatibleError: Calibration by moments that no vector brings.
     """
-    patched = patch(receiver, sources, plan)
-    if plan.recipe.quantize.calibrated:
-        return _calibrated(plan, dict(patched), receiver, sources, images, on_layer)
+    patched, settings = patch(receiver, sources, plan), plan.recipe.quantize
+    if settings.calibrated and settings.calibration.on != "moments":
+        return _calibrated(plan, patched, receiver, images, on_layer)
+    quantize = _by_moments(settings.method, sources) if settings.calibrated else _nearest
     errors: dict[str, float] = {}
     layout = {tensor.name: Entry(tensor.shape, tensor.scheme) for tensor in plan.tensors}
-    return CandidateWeights(layout, _nearest(patched, plan, errors), errors)
+    return CandidateWeights(layout, _one_at_a_time(patched, plan, quantize, errors), errors)
 
 
-def _nearest(
-    weights: Iterator[tuple[str, Float32]], plan: Plan, errors: dict[str, float]
+def _one_at_a_time(
+    weights: Iterator[tuple[str, Float32]], plan: Plan, quantize: Quantize, errors: dict[str, float]
 ) -> Iterator[tuple[str, Weight]]:
     schemes = {tensor.name: tensor.scheme for tensor in plan.tensors}
     if any(schemes.values()):
-        from qvec_deploy.quantize.modelopt import quantize
         from qvec_deploy.quantize.reference import relative_error
     for name, weight in weights:
         scheme = schemes[name]
@@ -134,31 +136,57 @@ def _nearest(
             yield name, weight
             continue
         matrix = weight.reshape(matrix_shape(weight.shape))
-        quantized = quantize(matrix, scheme)
+        quantized = quantize(name, matrix, scheme)
         errors[name.removesuffix(".weight")] = relative_error(matrix, quantized)
         yield name, quantized
 
 
+def _nearest(name: str, weight: Float32, scheme: Scheme) -> QuantizedTensor:
+    from qvec_deploy.quantize.modelopt import quantize
+
+    return quantize(weight, scheme)
+
+
+def _by_moments(method: str, sources: Mapping[str, Source]) -> Quantize:
+    """A method on the second moments of the Linears' inputs: the mean over all vectors, for a weight at a time."""
+    from qvec_deploy.quantize.calibrated import quantize_by_moment
+
+    if not sources:
+        raise RecipeError("quantize.calibration.on: moments needs a `vector` that brings them", hint="name one")
+
+    def quantize(name: str, weight: Float32, scheme: Scheme) -> QuantizedTensor:
+        module, parts = name.removesuffix(".weight"), []
+        for label, source in sources.items():  # not mixed by the vectors' weights: a negative one would be no moment
+            brought = source.moment(module)
+            if brought is None:
+                raise IncompatibleError(
+                    f"{label} brings no second moments of {module}",
+                    hint="train the donor with `moments` in its recipe, or calibrate on images",
+                )
+            parts.append((brought, 1 / len(sources)))
+        return quantize_by_moment(module, weight, mix(parts), scheme, method)
+
+    return quantize
+
+
 def _calibrated(
     plan: Plan,
-    state: dict[str, Float32],
+    patched: Iterator[tuple[str, Float32]],
     receiver: Checkpoint,
-    sources: Mapping[str, Source],
     images: Sequence[Float32],
     on_layer: Advance | None,
 ) -> CandidateWeights:
-    from qvec_deploy.quantize.calibrated import calibrate, calibrate_from_moments
+    from qvec_deploy.quantize.calibrated import calibrate
     from qvec_deploy.quantize.reference import relative_error
 
     settings = plan.recipe.quantize
     scheme = settings.scheme()
     assert scheme is not None  # noqa: S101 - a calibrated method has a grid
-    model = load_model(plan, state)
-    if settings.calibration.on == "moments":
-        found = calibrate_from_moments(model, _moments(sources), scheme, settings.skip, settings.method)
-    else:
-        teacher = load_model(plan, {name: receiver.read(name) for name in state}) if plan.recipe.lam != 0 else None
-        found = calibrate(model, images, scheme, settings.skip, settings.method, teacher=teacher, on_layer=on_layer)
+    model, teacher = load_model(plan, patched), None
+    if plan.recipe.lam != 0:
+        teacher = load_model(plan, ((tensor.name, receiver.read(tensor.name)) for tensor in plan.tensors))
+    found = calibrate(model, images, scheme, settings.skip, settings.method, teacher=teacher, on_layer=on_layer)
+    state = {name: value.numpy() for name, value in model.state_dict().items() if value.is_floating_point()}
     errors = {
         name.removesuffix(".weight"): relative_error(state[name], quantized)
         for name, quantized in found.codes.items()
@@ -171,28 +199,12 @@ def _calibrated(
     return CandidateWeights(layout, ((name, values[name]) for name in layout), errors, found.notes)
 
 
-def load_model(plan: Plan, state: Mapping[str, Float32], *, strict: bool = True) -> nn.Module:
+def load_model(plan: Plan, state: Iterable[tuple[str, Float32]], *, strict: bool = True) -> nn.Module:
     """The plan's timm model with these weights, in evaluation mode; not `strict` where others follow."""
     import torch
 
     model = structure(plan.architecture.name, plan.architecture.classes, plan.recipe.receiver.model_args)
     tensors = {name: value for name, value in model.state_dict().items() if not value.is_floating_point()}  # counters
-    tensors |= {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}
+    tensors |= ((name, torch.from_numpy(np.array(value, np.float32))) for name, value in state)
     model.load_state_dict(tensors, strict=strict, assign=True)
     return model
-
-
-def _moments(sources: Mapping[str, Source]) -> dict[str, Float32]:
-    """Second moments of the Linears' inputs, the mean over all vectors."""
-    parts = []
-    for label, source in sources.items():  # not mixed by the vectors' weights: a negative one would be no moment
-        brought = source.moments()
-        if brought is None:
-            raise IncompatibleError(
-                f"{label} brings no second moments",
-                hint="train the donor with `moments` in its recipe, or calibrate on images",
-            )
-        parts.append((brought, 1 / len(sources)))
-    if not parts:
-        raise RecipeError("quantize.calibration.on: moments needs a `vector` that brings them", hint="name one")
-    return {name: mix([(part[name], share) for part, share in parts]) for name in parts[0][0]}

@@ -57,19 +57,36 @@ def calibrate_from_moments(
     Args:
         moments: What `collect_moments` gave for a donor of the same base, (in, in) by Linear name.
     """
-    import torch
-
     from qvec_deploy.quantize.layer_inputs import weight_at
 
-    names, rounded = quantized_linears(model, skip), find_method(method).on_moments()
-    _check_moments(model, moments, names)
+    names = quantized_linears(model, skip)
     codes = {}
     for done, name in enumerate(names, start=1):
-        weight, moment = torch.from_numpy(weight_at(model, name)), torch.from_numpy(moments[name])
-        codes[f"{name}.weight"] = rounded(weight, moment, scheme)
+        codes[f"{name}.weight"] = quantize_by_moment(name, weight_at(model, name), moments.get(name), scheme, method)
         if on_layer is not None:
             on_layer(done, len(names))
     return Calibrated(codes)
+
+
+def quantize_by_moment(
+    name: str, weight: Float32, moment: Float32 | None, scheme: Scheme, method: str
+) -> QuantizedTensor:
+    """One Linear's weights on the grid, for the inputs that another model's Linear had.
+
+    Args:
+        name: What errors call the Linear.
+        weight: (out, in).
+        moment: Mean of x x' over the inputs x, (in, in); None where there is none.
+    """
+    import torch
+
+    rounded, width = find_method(method).on_moments(), weight.shape[1]
+    if moment is None or moment.shape != (width, width):
+        raise IncompatibleError(
+            f"{name} needs second moments ({width}, {width}); there are {'none' if moment is None else moment.shape}",
+            hint="take moments of a donor of the same base, collected with the same skip list",
+        )
+    return rounded(torch.from_numpy(weight), torch.from_numpy(moment), scheme)
 
 
 def collect_moments(model: nn.Module, images: Sequence[Float32], skip: tuple[str, ...]) -> dict[str, Float32]:
@@ -121,19 +138,6 @@ def _check_images(images: Sequence[Float32], purpose: str) -> None:
         raise RecipeError(f"{purpose} needs images", hint="give unlabelled ones, or use a method that needs none")
     if not all(np.isfinite(batch).all() for batch in images):
         raise RecipeError("calibration images hold NaN or infinity", hint="check the images' normalisation")
-
-
-def _check_moments(model: nn.Module, moments: Mapping[str, Float32], names: Sequence[str]) -> None:
-    from qvec_deploy.quantize.layer_inputs import linear_at
-
-    for name in names:
-        width = linear_at(model, name).in_features
-        if name not in moments or moments[name].shape != (width, width):
-            found = moments[name].shape if name in moments else "none"
-            raise IncompatibleError(
-                f"{name} needs second moments ({width}, {width}); there are {found}",
-                hint="take moments of a donor of the same base, collected with the same skip list",
-            )
 
 
 def _nearest(model: nn.Module, name: str, scheme: Scheme) -> QuantizedTensor:

@@ -93,7 +93,7 @@ def _round(
     for here, there in zip(map(flatten, inputs), map(flatten, float_inputs), strict=True):
         moments.add(here)
         cross += ((there @ wanted.weight.T.float()) if narrow else there).T @ here
-        total += here.double().sum(0)
+        total += here.sum(0)
     moment = moments.total()
     # The sum of (W' x' + b' - W x - b) x' over all inputs, from their moments alone.
     gap = (cross if narrow else target @ cross) - weight @ moment

@@ -70,6 +70,11 @@ class QuantizationVector:
         """Second moments of the inputs of the donor's Linears, by module: (in, in) float32; None if it ships none."""
         return {name: self.read(MOMENTS + name) for name in self._named(MOMENTS)} or None
 
+    def moment(self, module: str) -> Float32 | None:
+        """Second moments (in, in) of the inputs of one of the donor's Linears; None where it ships none."""
+        name = MOMENTS + module
+        return self.read(name) if name in self.checkpoint.tensors else None
+
     def control(self) -> str | None:
         """What was put in rho's place, in words (`shuffle, seed 0`), for a control; None for a real vector."""
         return self.header.control

@@ -42,8 +42,8 @@ class Source(Protocol):
     def sketch(self) -> Sketch | None:
         """The sketch of the donor's float weights, by which coordinates are compared; None where it is not known."""
 
-    def moments(self) -> dict[str, Float32] | None:
-        """Second moments of the inputs of the donor's Linears, by module; None where the vector ships none."""
+    def moment(self, module: str) -> Float32 | None:
+        """Second moments (in, in) of the inputs of one of the donor's Linears; None where the vector ships none."""
 
     def control(self) -> str | None:
         """What was put in rho's place, in words, for a control; None for a real vector."""
@@ -76,7 +76,7 @@ class DonorPair:
         """The sketch of the donor's float weights, made now."""
         return make_sketch(self.tensors, self._fp.read)
 
-    def moments(self) -> None:
+    def moment(self, module: str) -> None:
         """None: checkpoints hold no moments."""
 
     def control(self) -> None:

@@ -12,9 +12,15 @@ import pytest
 from older import write_format_1_0
 from safetensors.numpy import load_file, save_file
 
+from qvec_deploy.builder.context import BuildContext
+from qvec_deploy.builder.weights import load_model, make_weights
 from qvec_deploy.bundle.bundle import Bundle
 from qvec_deploy.packed import PackedFile
-from qvec_deploy.tensors import Scheme
+from qvec_deploy.quantize.calibrated import calibrate_from_moments
+from qvec_deploy.recipe import load_recipe
+from qvec_deploy.tensors import QuantizedTensor, Scheme
+from qvec_deploy.vectors.patch import patch
+from qvec_deploy.vectors.vector_file import QuantizationVector
 
 Run = Callable[..., tuple[int, str, str]]
 Write = Callable[..., Path]
@@ -87,6 +93,30 @@ def test_gptq_on_a_donors_moments_needs_no_image(
     code, _, log = run("build", "--recipe", recipe, "-o", tmp_path / "bundle", "--quiet")
     assert code == 0, log
     assert Bundle.open(tmp_path / "bundle").manifest.method == "gptq"
+
+
+def test_moments_round_one_tensor_at_a_time_as_they_round_a_whole_model(
+    pico_recipe: Write, pico_folder: Path, with_moments: Path
+) -> None:
+    settings = {"method": "gptq", "grid": "rtn", "calibration": {"on": "moments"}, "bits": 3, "granularity": "channel"}
+    recipe = load_recipe(pico_recipe(quantize=settings, vector={"files": [str(with_moments)]}, **{"lambda": 0.5}))
+    context = BuildContext()
+    plan, receiver, sources = context.plan(recipe), context.receiver(recipe), context.sources(recipe)
+    made = make_weights(plan, receiver, sources)
+    found = dict(made.tensors)
+    model = load_model(plan, patch(receiver, sources, plan))
+    moments = QuantizationVector.open(with_moments).moments()
+    assert moments is not None and list(found) == list(plan.architecture.shapes)
+    scheme, skip = recipe.quantize.scheme(), recipe.quantize.skip
+    assert scheme is not None
+    expected = calibrate_from_moments(model, moments, scheme, skip, "gptq").codes
+    assert {name for name, value in found.items() if isinstance(value, QuantizedTensor)} == set(expected)
+    assert made.errors.keys() == {name.removesuffix(".weight") for name in expected}
+    for name, each in expected.items():
+        np.testing.assert_array_equal(found[name].codes, each.codes)  # type: ignore[union-attr]
+    (lone,) = sources.values()
+    twice = dict(make_weights(plan, receiver, {**sources, "again": lone}).tensors)  # the mean of two that are one
+    assert all(np.array_equal(twice[name].codes, each.codes) for name, each in expected.items())  # type: ignore[union-attr]
 
 
 def test_moments_that_no_vector_brings_are_refused(run: Run, pico_recipe: Write, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_vector_never_touches_a_head_or_what_batchnorm_has_measured(
     receiver = context.receiver(recipe)
     weights = dict(make_weights(plan, receiver, context.sources(recipe)).tensors)
     np.testing.assert_array_equal(weights[measured[0]], receiver.read(measured[0]))
-    model = load_model(plan, {name: receiver.read(name) for name in receiver.tensors})
+    model = load_model(plan, ((name, receiver.read(name)) for name in receiver.tensors))
     assert not any(value.is_meta for value in model.state_dict().values())  # the counters have values, too
 
 

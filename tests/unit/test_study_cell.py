@@ -132,8 +132,8 @@ def _expected(request_: CellRequest, lam: float, weights: list[float]) -> tuple[
     opened = open_request(request_)
     made = make_weights(at(opened.plan, lam, weights), opened.receiver, opened.sources)
     state = {name: w.dequantize() if isinstance(w, QuantizedTensor) else w for name, w in made.tensors}
-    receiver = load_model(opened.plan, {name: opened.receiver.read(name) for name in state})
-    model = load_model(opened.plan, state)
+    receiver = load_model(opened.plan, ((name, opened.receiver.read(name)) for name in state))
+    model = load_model(opened.plan, state.items())
     (selecting,), chosen = _images("val", SELECTING)
     (testing,), judged = _images("test", TESTING)
     with torch.inference_mode():
@@ -190,7 +190,7 @@ def test_what_chooses_is_looked_at(cell: Cell) -> None:
 def test_float_and_own_qat(cell: Cell, request_: CellRequest) -> None:
     opened = open_request(request_)
     (testing,), labels = _images("test", TESTING)
-    model = load_model(opened.plan, {t.name: opened.receiver.read(t.name) for t in opened.plan.tensors})
+    model = load_model(opened.plan, ((t.name, opened.receiver.read(t.name)) for t in opened.plan.tensors))
     with torch.inference_mode():
         right = model(torch.from_numpy(testing)).argmax(1).numpy() == labels
     assert unpack_right(_of(cell, kind="float")[0].right, TESTING).tolist() == right.tolist()

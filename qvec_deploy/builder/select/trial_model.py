@@ -41,7 +41,7 @@ class TrialModel:
         self.images = images
         self._receiver = receiver
         self._calibration = calibration
-        self.model = load_model(plan, {tensor.name: receiver.read(tensor.name) for tensor in plan.tensors})
+        self.model = load_model(plan, ((tensor.name, receiver.read(tensor.name)) for tensor in plan.tensors))
         self._state: dict[str, Any] = self.model.state_dict()
 
     def float_logits(self) -> Float32:
