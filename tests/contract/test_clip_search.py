@@ -115,6 +115,16 @@ def test_weights_of_a_training_that_diverged(value: float) -> None:
         _check(weight, Scheme(3, grain, size, 1.0, "mse"))  # type: ignore[arg-type]
 
 
+def test_other_numbers_than_float32_are_left_to_modelopt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As are weights on other devices: the bound holds for float32 sums on a CPU."""
+    rows = torch.randn(4, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    absmax = rows.abs().amax(dim=1, keepdim=True)
+    scheme = Scheme(3, "channel", method="mse")
+    expected = clip_search.calibrate_clips(rows, absmax, scheme)
+    monkeypatch.delattr(clip_search, "_narrow")
+    assert torch.equal(clip_search.search_clips(rows, absmax, scheme), expected)
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_modelopt_is_asked_about_few_rows(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
