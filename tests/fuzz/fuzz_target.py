@@ -61,14 +61,11 @@ class Target:
         made = self._clean / self.reader.name
         made.parent.mkdir(parents=True, exist_ok=True)
         self.reader.make(made)
+        self._path = self.folder / self.reader.name
         self._restore()
         self.original = self._path.read_bytes()
         self._expected = meaning(self.reader.read(self._path))  # also shows that it does not refuse everything
         self._before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-    @property
-    def _path(self) -> Path:
-        return self.folder / self.reader.name
 
     def _restore(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -88,8 +85,11 @@ class Target:
 
     def check(self, data: bytes, *, blind: bool = False) -> None:
         """Read one file, and keep in mind what was wrong."""
-        self._path.parent.mkdir(exist_ok=True)
-        self._path.write_bytes(data)
+        try:
+            self._path.write_bytes(data)
+        except FileNotFoundError:  # the reader has removed the folder
+            self._path.parent.mkdir(parents=True)
+            self._path.write_bytes(data)
         wrong, seconds = self._timed(blind=blind)
         if seconds > MOST_SECONDS:  # others may have been at work
             seconds = min(self._timed(blind=blind)[1] for _ in range(2))
