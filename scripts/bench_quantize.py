@@ -2,9 +2,9 @@
 """How fast weights are quantized: the Linears of a ViT-B by method `mse` and `rtn`, with seeded weights.
 
 The search of `mse` for clip ratios is timed beside ModelOpt's calibrator over the same ratios, once with a whole weight
-at a time, as 0.1.0 used it, and once in pieces that stay in the cache. All have to choose the same ratios. `rtn`
-through ModelOpt is timed beside the reference in numpy. One thread, CPU time, interleaved; the least of the rounds
-counts, which a busy machine disturbs least.
+at a time, as 0.1.0 used it, and once in pieces that stay in the cache. All have to choose the same ratios. `rtn` is
+timed beside ModelOpt's quantizer, which has to give the same codes and scales. One thread, CPU time, interleaved; the
+least of the rounds counts, which a busy machine disturbs least.
 
     scripts/bench_quantize.py            # a table
     scripts/bench_quantize.py --check    # exit 3 if an aim is missed
@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qvec_deploy.quantize import modelopt, reference
-from qvec_deploy.quantize.clip_search import calibrate_clips, search_clips
+from qvec_deploy.quantize import modelopt, nearest
+from qvec_deploy.quantize.clip_search import search_clips
+from qvec_deploy.quantize.modelopt import calibrate_clips
 from qvec_deploy.tensors import Scheme
 
 SHAPES = ((2304, 768), (768, 768), (3072, 768), (768, 3072))  # of a ViT-B, twelve times each
@@ -93,10 +94,10 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             [(*rows_of(weight, searched), searched) for weight in weights],
             options.rounds,
         )
-        nearest = Scheme(bits, grain, size)
+        plain = Scheme(bits, grain, size)
         yield {"method": "rtn", **label} | compare(
-            {"modelopt": modelopt.quantize, "numpy": reference.quantize},
-            [(weight, nearest) for weight in weights],
+            {"nearest": nearest.quantize, "modelopt": modelopt.quantize},
+            [(weight, plain) for weight in weights],
             options.rounds,
         )
 

@@ -11,6 +11,7 @@ from qvec_deploy.bench.entries import BenchEntry, BenchOptions
 from qvec_deploy.bench.parity import parity_images
 from qvec_deploy.bench.results import Candidate, LayerTime
 from qvec_deploy.bench.roofline.devices import find_gpu_here, measure_device
+from qvec_deploy.bench.roofline.operations import count_operations
 from qvec_deploy.bench.roofline.predict import mode_of, predict
 from qvec_deploy.bench.roofline.roofline_values import Device, Operation, TimePrediction
 from qvec_deploy.errors import IncompatibleError
@@ -86,9 +87,7 @@ def _draw(entries: Sequence[BenchEntry], options: BenchOptions, threads: int) ->
     on_cpu = find_runtime(runtimes[options.baseline]).device == "cpu"
     model = options.model
     try:
-        from qvec_deploy.bench.roofline.trace import trace_operations
-
-        operations = trace_operations(model.name, model.classes, model.args, model.input_shape)
+        operations = count_operations(model.name, model.classes, model.args, model.input_shape)
     except (IncompatibleError, ModuleNotFoundError):  # devices need neither torch nor timm
         return None  # the measurements are worth having without it
     listed = None if on_cpu else find_gpu_here()

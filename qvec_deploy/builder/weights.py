@@ -142,7 +142,7 @@ def _one_at_a_time(
 
 
 def _nearest(name: str, weight: Float32, scheme: Scheme) -> QuantizedTensor:
-    from qvec_deploy.quantize.modelopt import quantize
+    from qvec_deploy.quantize.nearest import quantize
 
     return quantize(weight, scheme)
 

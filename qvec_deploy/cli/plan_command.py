@@ -82,12 +82,12 @@ def plan(
 
 def _look_ahead(plan: Plan, name: str | None, batch_sizes: tuple[int, ...]) -> tuple[Device, str, list[Outlook]]:
     """Device, where its figures are from, and one outlook per batch size, ascending."""
+    from qvec_deploy.bench.roofline.operations import count_operations
     from qvec_deploy.bench.roofline.outlook import look_ahead
-    from qvec_deploy.bench.roofline.trace import trace_operations
 
     device, source = _find_device(plan, name)
     model, sizes = plan.architecture, sorted(set(batch_sizes or plan.recipe.target.batch_sizes))
-    operations = trace_operations(model.name, model.classes, plan.recipe.receiver.model_args, model.input_shape)
+    operations = count_operations(model.name, model.classes, plan.recipe.receiver.model_args, model.input_shape)
     return device, source, [look_ahead(plan, operations, device, size) for size in sizes]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import importlib.util
 import os
 import signal
 import socket
@@ -41,10 +42,11 @@ def call(function: str, *arguments: Any) -> Any:
 def submit(function: str, *arguments: Any) -> Callable[[], Any]:
     """Have a function called as `call` does; the result is there when what is returned is called.
 
-    Where PyTorch is loaded in this process and the other one was not started, the function is called then.
+    Where PyTorch is loaded in this process and the other one was not started, the function is called then; and so it is
+    where there is no PyTorch, which it will say.
     """
     global _other
-    if _other is None and "torch" in sys.modules:
+    if _other is None and ("torch" in sys.modules or importlib.util.find_spec("torch") is None):
         return partial(_function(function), *arguments)
     if _other is None or _other.dead:
         _other = _Other()

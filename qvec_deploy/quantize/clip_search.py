@@ -1,4 +1,4 @@
-"""The clip ratios that ModelOpt's MSE calibrator chooses, found with a tenth of its work.
+"""The clip ratios that ModelOpt's MSE calibrator chooses, found with a tenth of its work and without loading it.
 
 A row is what shares one scale. Measure its weights in hundredths of an unclipped step: the weight w is at the
 position v = 100 qmax w / absmax. Under the clip ratio h/100 the code q stands for the position h q, so the squared
@@ -28,14 +28,15 @@ losses are that of one set of points with a root that is off by at most
 
 Here also the table, the weights t and float32 sums of 128 terms, none of them negative, are off by less than 140u of
 the loss. So ModelOpt's loss and the constant are within 2 d sqrt(loss) + d^2 + 140u loss of the loss that is found
-here. Ratios whose interval lies wholly above another's cannot win. Where more than one is left, ModelOpt's calibrator
-decides among those: it computes as ever and takes the first of equals, so the outcome is that of its search of the
-whole grid.
+here. Ratios whose interval lies wholly above another's cannot win. Where more than one is left, ModelOpt's arithmetic
+decides among those, step by step, and takes the first of equals, so the outcome is that of its search of the whole
+grid.
 """
 
 from __future__ import annotations
 
-import warnings
+import contextlib
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -45,10 +46,6 @@ from torch.nn.functional import embedding_bag
 
 from qvec_deploy.quantize.reference import ABSMAX_FLOOR, CLIP_GRID
 from qvec_deploy.tensors import Scheme
-
-with warnings.catch_warnings():  # ModelOpt's imports use torch.jit.script, which torch 2.15 deprecates
-    warnings.simplefilter("ignore")
-    from modelopt.torch.quantization.calib.mse import MseCalibrator
 
 _PIECE = 1 << 18  # weights that are looked at together: they stay in the cache
 _SUMMED = 128  # terms of a float32 sum; the sums of those are added in float64
@@ -61,14 +58,12 @@ def search_clips(rows: Tensor, absmax: Tensor, scheme: Scheme) -> Tensor:
     """The ratios of CLIP_GRID with the least squared error by ModelOpt's arithmetic; on a tie the first wins.
 
     Args:
-        rows: What shares a scale, (rows, weights).
+        rows: What shares a scale, (rows, weights) float32 on the CPU.
         absmax: (rows, 1), as the scale uses it.
 
     Returns:
         (rows, 1) clip ratios.
     """
-    if rows.device.type != "cpu" or rows.dtype != torch.float32:
-        return calibrate_clips(rows, absmax, scheme)
     grid, clips = torch.from_numpy(CLIP_GRID), torch.empty_like(absmax)
     doubts, rivals = [], torch.zeros(len(grid), dtype=torch.bool)
     step = max(1, _PIECE // rows.shape[1])
@@ -80,46 +75,29 @@ def search_clips(rows: Tensor, absmax: Tensor, scheme: Scheme) -> Tensor:
         rivals[: possible.shape[1]] |= possible.any(dim=0)
     unsure = torch.cat(doubts)
     if len(unsure):
-        clips[unsure] = calibrate_clips(rows[unsure], absmax[unsure], scheme, grid[rivals])
+        clips[unsure] = _try_all(rows[unsure], absmax[unsure], scheme, grid[rivals])
     return clips
 
 
-def calibrate_clips(rows: Tensor, absmax: Tensor, scheme: Scheme, grid: Tensor | None = None) -> Tensor:
-    """ModelOpt's search itself.
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums come out the same on any number of cores, and short loops do not wait for a busy one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
-    Args:
-        rows: What shares a scale, (rows, weights).
-        absmax: (rows, 1), as the scale uses it.
-        grid: Clip ratios to try, in the order in which ties are decided; CLIP_GRID where None.
 
-    Returns:
-        (rows, 1) clip ratios.
-    """
-
-    def fake_quantize(values: Tensor, clip: Tensor) -> Tensor:
+def _try_all(rows: Tensor, absmax: Tensor, scheme: Scheme, grid: Tensor) -> Tensor:
+    """What ModelOpt's calibrator computes: the error of every ratio of a grid, and the first of the smallest."""
+    losses = []
+    for clip in grid:
         scale = (clip * absmax) / float(scheme.qmax)
-        return torch.clamp(torch.round(values / scale), scheme.qmin, scheme.qmax) * scale
-
-    # The search multiplies an initial amax by each ratio; starting from ones it returns the ratios themselves.
-    search = _GridCalibrator(
-        amax=torch.ones_like(absmax),
-        axis=0,
-        quant_func=fake_quantize,
-        error_func=lambda x, y: (x - y).square().double(),
-    )
-    search.grid = torch.from_numpy(CLIP_GRID) if grid is None else grid
-    search.collect(rows)
-    best: Tensor = search.compute_amax()
-    return best
-
-
-class _GridCalibrator(MseCalibrator):  # type: ignore[misc]
-    """ModelOpt's MSE search over given ratios instead of an even grid of its own."""
-
-    grid: Tensor
-
-    def _generate_candidates(self, device: torch.device) -> Tensor:
-        return self.grid.to(device)
+        values = torch.div(rows, scale).round_().clamp_(scheme.qmin, scheme.qmax).mul_(scale)
+        losses.append((rows - values).square_().double().sum(dim=1))
+    return grid[torch.stack(losses).argmin(dim=0)][:, None]
 
 
 def _narrow(rows: Tensor, absmax: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from qvec_deploy.models import quantized_linears
-from qvec_deploy.quantize.clip_search import search_clips
-from qvec_deploy.quantize.reference import ABSMAX_FLOOR
+from qvec_deploy.quantize.clip_search import one_thread, search_clips
+from qvec_deploy.quantize.reference import ABSMAX_FLOOR, CLIP_GRID
 from qvec_deploy.tensors import Float32, QuantizedTensor, Scheme
 
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it announces that there is no GPU
 with warnings.catch_warnings():  # ModelOpt's imports use torch.jit.script, which torch 2.15 deprecates
     warnings.simplefilter("ignore")
     import modelopt.torch.quantization as mtq
+    from modelopt.torch.quantization.calib.mse import MseCalibrator
     from modelopt.torch.quantization.config import QuantizerAttributeConfig
     from modelopt.torch.quantization.nn import TensorQuantizer, register_quant_backend
 
@@ -34,7 +35,7 @@ BACKEND = "qvec"
 
 
 def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
-    """Quantize one weight matrix with ModelOpt.
+    """Quantize one weight matrix with ModelOpt, as methods do that look at activations.
 
     Args:
         weight: (out, in) float32, finite.
@@ -44,10 +45,10 @@ def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
     """
     quantizer = TensorQuantizer(QuantizerAttributeConfig(**_attributes(scheme)), if_quant=True)
     tensor = torch.from_numpy(weight if weight.flags.writeable else weight.copy())
-    with torch.no_grad(), _one_thread():
+    with torch.no_grad(), one_thread():
         if scheme.searched:
             rows = _as_rows(tensor, scheme)
-            quantizer.register_buffer("_clip", search_clips(rows, _absmax(rows), scheme))
+            quantizer.register_buffer("_clip", _clips(rows, scheme))
         values = quantizer(tensor)
         rows = _as_rows(tensor, scheme)
         scale = _scale(rows, quantizer, scheme)
@@ -81,7 +82,46 @@ def refresh_clip(model: nn.Module) -> None:
         if scheme.searched:
             with torch.no_grad():
                 rows = _as_rows(module.weight, scheme)
-                quantizer.register_buffer("_clip", search_clips(rows, _absmax(rows), scheme))
+                quantizer.register_buffer("_clip", _clips(rows, scheme))
+
+
+def calibrate_clips(rows: Tensor, absmax: Tensor, scheme: Scheme) -> Tensor:
+    """ModelOpt's search for the clip ratios of method `mse`, on any device.
+
+    Args:
+        rows: What shares a scale, (rows, weights).
+        absmax: (rows, 1), as the scale uses it.
+
+    Returns:
+        (rows, 1) clip ratios.
+    """
+
+    def fake_quantize(values: Tensor, clip: Tensor) -> Tensor:
+        scale = (clip * absmax) / float(scheme.qmax)
+        return torch.clamp(torch.round(values / scale), scheme.qmin, scheme.qmax) * scale
+
+    # The search multiplies an initial amax by each ratio; starting from ones it returns the ratios themselves.
+    search = _GridCalibrator(
+        amax=torch.ones_like(absmax),
+        axis=0,
+        quant_func=fake_quantize,
+        error_func=lambda x, y: (x - y).square().double(),
+    )
+    search.collect(rows)
+    best: Tensor = search.compute_amax()
+    return best
+
+
+class _GridCalibrator(MseCalibrator):  # type: ignore[misc]
+    """ModelOpt's MSE search over our clip ratios instead of an even grid of its own."""
+
+    def _generate_candidates(self, device: torch.device) -> Tensor:
+        return torch.from_numpy(CLIP_GRID).to(device)
+
+
+def _clips(rows: Tensor, scheme: Scheme) -> Tensor:
+    fast = rows.device.type == "cpu" and rows.dtype == torch.float32
+    return (search_clips if fast else calibrate_clips)(rows, _absmax(rows), scheme)
 
 
 def latent_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -145,17 +185,6 @@ def _active(model: nn.Module) -> Iterator[tuple[Any, TensorQuantizer, Scheme]]:
         quantizer = getattr(module, "weight_quantizer", None)
         if isinstance(quantizer, TensorQuantizer) and quantizer.is_enabled and quantizer.backend == BACKEND:
             yield module, quantizer, Scheme.from_dict(quantizer.backend_extra_args)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums come out the same on any number of cores, and short loops do not wait for a busy one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @cache

@@ -16,15 +16,19 @@ CLIP_GRID: Float32 = (np.arange(50, 4, -1) / 50).astype(np.float32)
 """Clip ratios that method `mse` tries, 1.00 down to 0.10 by 0.02; on a tie the widest range wins."""
 
 
-def quantize(weight: Float32, scheme: Scheme) -> QuantizedTensor:
+def quantize(weight: Float32, scheme: Scheme, clip: Float32 | None = None) -> QuantizedTensor:
     """Put a weight matrix on the grid.
+
+    Args:
+        clip: What `clip_ratios` gives, where it is known.
 
     Returns:
         int8 codes (out, in) and float32 scales (out, groups).
     """
-    rows = _as_rows(weight, scheme)
+    rows = as_rows(weight, scheme)
     absmax = np.maximum(np.abs(rows).max(axis=1, keepdims=True), ABSMAX_FLOOR)
-    clip = clip_ratios(weight, scheme) if scheme.searched else np.float32(scheme.clip)
+    if clip is None:
+        clip = clip_ratios(weight, scheme) if scheme.searched else np.full((1, 1), scheme.clip, np.float32)
     scale = (clip * absmax) / np.float32(scheme.qmax)
     codes = _codes(rows, scale, scheme).astype(np.int8).reshape(weight.shape)
     return QuantizedTensor(codes, _spread(scale, weight, scheme), scheme)
@@ -36,7 +40,7 @@ def clip_ratios(weight: Float32, scheme: Scheme) -> Float32:
     Returns:
         (rows, 1) float32, where a row is a group, an output channel, or the whole tensor.
     """
-    rows = _as_rows(weight, scheme)
+    rows = as_rows(weight, scheme)
     absmax = np.maximum(np.abs(rows).max(axis=1, keepdims=True), ABSMAX_FLOOR)
     losses = []
     for clip in CLIP_GRID:
@@ -53,7 +57,7 @@ def relative_error(weight: Float32, quantized: QuantizedTensor) -> float:
     return float(np.linalg.norm(weight - quantized.dequantize())) / norm if norm else 0.0
 
 
-def _as_rows(weight: Float32, scheme: Scheme) -> Float32:
+def as_rows(weight: Float32, scheme: Scheme) -> Float32:
     """Reshape so that one row shares one scale."""
     if scheme.granularity == "tensor":
         return weight.reshape(1, -1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qvec_deploy.quantize import clip_search
+from qvec_deploy.quantize.modelopt import calibrate_clips
 from qvec_deploy.quantize.reference import ABSMAX_FLOOR, CLIP_GRID
 from qvec_deploy.tensors import Float32, Scheme
 
@@ -80,9 +81,7 @@ def _rows(weight: Float32, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
 def _check(weight: Float32, scheme: Scheme, hint: str = "") -> None:
     rows, absmax = _rows(weight, scheme)
     before = rows.clone()
-    found, expected = (
-        search(rows, absmax, scheme) for search in (clip_search.search_clips, clip_search.calibrate_clips)
-    )
+    found, expected = (search(rows, absmax, scheme) for search in (clip_search.search_clips, calibrate_clips))
     np.testing.assert_array_equal(found.numpy(), expected.numpy(), err_msg=f"{hint} {scheme}")
     assert found.shape == absmax.shape and found.dtype == torch.float32
     np.testing.assert_array_equal(rows.numpy(), before.numpy())
@@ -126,16 +125,16 @@ def test_other_numbers_than_float32_are_left_to_modelopt(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_modelopt_is_asked_about_few_rows(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_rows_are_searched_step_by_step(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
-    calibrate = clip_search.calibrate_clips
+    try_all = clip_search._try_all
 
     def counted(rows: torch.Tensor, *args: object) -> torch.Tensor:
         nonlocal asked
         asked += len(rows)
-        return calibrate(rows, *args)  # type: ignore[arg-type]
+        return try_all(rows, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(clip_search, "calibrate_clips", counted)
+    monkeypatch.setattr(clip_search, "_try_all", counted)
     weight = np.random.default_rng(0).normal(0, 0.02, (512, 768)).astype(np.float32)
     weight[:100] = 0
     rows, absmax = _rows(weight, Scheme(bits, "channel", method="mse"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -70,3 +73,27 @@ def test_nine_candidates(
 def _forget_models() -> None:
     for known in (_describe, _known_model, _template, trace_forward):
         known.cache_clear()
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from qvec_deploy import build, load_recipe
+
+if __name__ == "__main__":
+    build(load_recipe(Path(sys.argv[1])), Path(sys.argv[2]))
+    print([name for name in ("torch", "timm", "modelopt", "onnxscript") if name in sys.modules])
+"""
+
+
+def test_a_process_that_builds_loads_no_pytorch(tmp_path: Path, pico_recipe: Callable[..., Path]) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for turn in ("first", "second"):
+        command = [sys.executable, "-c", PROGRAM, str(pico_recipe()), str(tmp_path / turn)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "[]", turn
+    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "second").iterdir())
+    for name in ("model.onnx", "weights.qvec.safetensors", "parity.safetensors"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name

@@ -14,7 +14,6 @@ from small_engines import write_engine
 from qvec_deploy.bench import layers
 from qvec_deploy.bench.layers import Layers, measure_layers
 from qvec_deploy.bench.results import Candidate, LayerTime
-from qvec_deploy.bench.roofline import trace
 from qvec_deploy.bench.roofline.devices import LISTED
 from qvec_deploy.bench.roofline.roofline_values import Device
 from qvec_deploy.errors import IncompatibleError
@@ -98,6 +97,6 @@ def test_a_model_whose_operations_cannot_be_counted(engine: Path, monkeypatch: p
     def refuse(*_: object) -> None:
         raise IncompatibleError("no", hint="none")
 
-    monkeypatch.setattr(trace, "trace_operations", refuse)
+    monkeypatch.setattr(layers, "count_operations", refuse)
     found = _measure(engine, {"a": ("onnxruntime", "int4")}, "a")
     assert found.device is None and found.predictions == {"a": ()} and len(found.times["a"]) == 2

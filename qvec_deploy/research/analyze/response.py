@@ -85,7 +85,7 @@ class LossReference:
 
 def quantized(weights: Mapping[str, Float32], names: list[str], scheme: Scheme) -> dict[str, Tensor]:
     """All weights as tensors, those of `names` put on the grid and taken back to float."""
-    from qvec_deploy.quantize.modelopt import quantize
+    from qvec_deploy.quantize.nearest import quantize
 
     state = {name: torch.from_numpy(value) for name, value in weights.items() if name not in names}
     return state | {name: torch.from_numpy(quantize(weights[name], scheme).dequantize()) for name in names}
