@@ -104,13 +104,16 @@ def feed_back(weight: Tensor, factor: Tensor, scale: Tensor, scheme: Scheme) -> 
 def _damped_cholesky(moment: Tensor, damping: float) -> Tensor:
     """Lower Cholesky factor of the damped moments; inputs that are always zero become independent of the rest."""
     matrix = moment.double()
-    mean = float(matrix.diagonal().mean()) or 1.0
-    for attempt in range(_TRIES):
-        damped = matrix.clone()
-        damped.diagonal().add_(damping * mean * 10**attempt)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed and lower.isfinite().all():
-            return cast(Tensor, lower)
+    diagonal = matrix.diagonal().clone()
+    mean = float(diagonal.mean()) or 1.0
+    try:
+        for attempt in range(_TRIES):
+            matrix.diagonal().copy_(diagonal + damping * mean * 10**attempt)
+            lower, failed = torch.linalg.cholesky_ex(matrix)
+            if not failed and lower.isfinite().all():
+                return cast(Tensor, lower)
+    finally:
+        matrix.diagonal().copy_(diagonal)  # the moments may be the caller's: a copy of a wide Linear's is large
     raise IncompatibleError(
         "the second moments of a layer's inputs cannot be inverted",
         hint="its activations overflow or are not finite: check the checkpoint and the images' normalisation",

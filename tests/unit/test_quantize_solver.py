@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,18 @@ def test_outputs_are_closer_than_those_of_the_nearest_codes(scheme: Scheme) -> N
 
     found = solver.round_for_inputs(torch.from_numpy(weight), inputs.T @ inputs, scheme)
     assert error(found.dequantize()) < 0.9 * error(reference.quantize(weight, scheme).dequantize())
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_the_moments_stay_as_they_are(value: float) -> None:
+    weight, inputs = data()
+    moment = inputs.T @ inputs
+    moment[3, 3] += value
+    before = moment.clone()
+    with contextlib.suppress(IncompatibleError):
+        solver.round_for_inputs(torch.from_numpy(weight), moment, SCHEMES[0])
+        solver.move_toward(torch.from_numpy(weight), torch.from_numpy(weight), moment, 0.1)
+    assert torch.equal(moment.nan_to_num(7), before.nan_to_num(7))
 
 
 def test_a_factor_on_the_moments_changes_nothing() -> None:
