@@ -198,11 +198,14 @@ def _label(axes: Any, points: Sequence[Point]) -> None:
 def spread(wanted: Sequence[float], pitch: float, height: float) -> list[float]:
     """Positions nearest to the `wanted` ones (ascending, least squares) that are `pitch` apart and within [0, height].
 
-    With i * pitch taken off, "at least a pitch apart" reads "not descending", which is isotonic regression; cutting
-    its solution to bounds keeps it the nearest one. Too many labels for the height leave it at the top.
+    With i * pitch taken off, "at least a pitch apart" reads "not descending", which is isotonic regression: the value at
+    i is the largest, over starts up to i, of the least mean from there to an end from i on. Cutting the solution to
+    bounds keeps it the nearest one. Too many labels for the height leave it at the top.
     """
-    from scipy.optimize import isotonic_regression
-
-    offsets = pitch * np.arange(len(wanted))
-    nearest = isotonic_regression(np.asarray(wanted) - offsets).x
+    count = len(wanted)
+    offsets = pitch * np.arange(count)
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(wanted) - offsets)])
+    lengths = np.arange(1, count + 1) - np.arange(count)[:, None]
+    means = (sums[1:] - sums[:-1, None]) / np.maximum(lengths, 1)
+    nearest = [means[: i + 1, i:].min(axis=1).max() for i in range(count)]
     return [float(y) for y in np.clip(nearest, 0.0, max(height - offsets[-1], 0.0)) + offsets]
