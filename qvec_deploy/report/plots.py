@@ -198,8 +198,8 @@ def _label(axes: Any, points: Sequence[Point]) -> None:
 def spread(wanted: Sequence[float], pitch: float, height: float) -> list[float]:
     """Positions nearest to the `wanted` ones (ascending, least squares) that are `pitch` apart and within [0, height].
 
-    With i * pitch taken off, "at least a pitch apart" reads "not descending", which is isotonic regression: the value at
-    i is the largest, over starts up to i, of the least mean from there to an end from i on. Cutting the solution to
+    With i * pitch taken off, "at least a pitch apart" reads "not descending", which is isotonic regression: the value
+    at i is the largest, over starts up to i, of the least mean from there to an end from i on. Cutting the solution to
     bounds keeps it the nearest one. Too many labels for the height leave it at the top.
     """
     count = len(wanted)
