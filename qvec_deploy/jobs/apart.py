@@ -77,8 +77,12 @@ class _Other:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
+            path = [place for place in sys.path if place]  # this process's, wherever it has its modules from
+            code = (
+                f"import sys; sys.path[:] = {path!r}; import {__name__} as apart; apart.serve(*map(int, sys.argv[1:]))"
+            )
             # -P: a module in the working directory must not shadow an installed one.
-            command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(os.getpid())]
+            command = [sys.executable, "-P", "-c", code, str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self._connection = Connection(ours.detach())
         self._waiting: deque[Future[Any]] = deque()
@@ -136,7 +140,7 @@ def _answer(function: str, arguments: tuple[Any, ...]) -> tuple[Any, BaseExcepti
         return None, RuntimeError(f"{error}\n\n{traceback.format_exc()}")
 
 
-def _serve(descriptor: int, parent: int) -> None:
+def serve(descriptor: int, parent: int) -> None:
     """Answer calls until nobody asks any more."""
     end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
@@ -148,7 +152,3 @@ def _serve(descriptor: int, parent: int) -> None:
         except EOFError:
             return
         connection.send(_answer(function, arguments))
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -142,6 +142,6 @@ def _check_images(images: Sequence[Float32], purpose: str) -> None:
 
 def _nearest(model: nn.Module, name: str, scheme: Scheme) -> QuantizedTensor:
     from qvec_deploy.quantize.layer_inputs import weight_at
-    from qvec_deploy.quantize.modelopt import quantize
+    from qvec_deploy.quantize.nearest import quantize
 
     return quantize(weight_at(model, name), scheme)

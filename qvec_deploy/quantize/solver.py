@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qvec_deploy.errors import IncompatibleError
-from qvec_deploy.quantize.modelopt import quantize
+from qvec_deploy.quantize.nearest import quantize
 from qvec_deploy.tensors import QuantizedTensor, Scheme
 
 DAMPING = 0.01

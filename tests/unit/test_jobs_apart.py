@@ -82,6 +82,15 @@ def test_errors_are_raised_here() -> None:
     ]
 
 
+def test_it_finds_modules_where_this_process_does(tmp_path: Path) -> None:
+    (tmp_path / "a_module_of_mine.py").write_text("def answer(): return 42")
+    done = run(f"""
+        sys.path.append({str(tmp_path)!r})
+        print(apart.call("a_module_of_mine:answer"))
+    """)
+    assert (done.stdout, done.stderr) == ("42\n", "")
+
+
 @pytest.mark.parametrize(
     ("how", "told"),
     [
