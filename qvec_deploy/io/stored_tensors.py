@@ -19,9 +19,11 @@ from qvec_deploy.io.model_config import notes_of, notes_of_metadata
 from qvec_deploy.io.other_files import SAVE, refuse_other
 from qvec_deploy.io.state_dict import Weights, unwrap
 from qvec_deploy.io.torch_archive import (
+    OLD_PICKLES,
     StorageTracker,
     check_archive,
     check_names,
+    check_old_storages,
     check_size,
     check_storages,
     check_sums,
@@ -145,10 +147,6 @@ def _open_index(path: Path, weights: Weights | None) -> StoredTensors:
     return StoredTensors(tensors, lambda name: opened[names[name]].read(name), files, check_sums=sums)
 
 
-_OLD_PICKLES = 5
-"""In a file of torch before 1.6: a number, a version, the machine, the object, and the keys of its storages."""
-
-
 def _open_torch(path: Path, weights: Weights | None, *, zipped: bool) -> StoredTensors:
     import torch
 
@@ -157,11 +155,13 @@ def _open_torch(path: Path, weights: Weights | None, *, zipped: bool) -> StoredT
         members = check_archive(path) if zipped else None
         if not zipped:
             with path.open("rb") as file:
-                check_names(path, file, _OLD_PICKLES)
+                check_names(path, file, OLD_PICKLES)
         with torch.serialization.safe_globals(_harmless()):
             saved = torch.load(path, map_location=tracker, weights_only=True, mmap=zipped or None)
         if members is not None:
             check_storages(path, members, tracker)
+        else:
+            check_old_storages(path, tracker)
         check_size(path, saved)
     except (IncompatibleError, IntegrityError):
         raise

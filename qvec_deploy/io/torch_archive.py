@@ -24,17 +24,24 @@ _MAX_NAME = 1000
 _MAX_PICKLE = 64 * 2**20
 _MAX_ENTRIES = 1 << 21
 _MAX_DEPTH = 64
+OLD_PICKLES = 5
+"""Pickles at the beginning of a file that is no archive; the last lists the storages that follow."""
+_OLD_HEADER = 8  # bytes before those of a storage
+_STRINGS = {"BINUNICODE", "SHORT_BINSTRING"}  # the second in files that Python 2 wrote
+_OF_A_LIST = _STRINGS | {"PROTO", "EMPTY_LIST", "BINPUT", "LONG_BINPUT", "MARK", "APPEND", "APPENDS", "STOP"}
 _LOCAL_HEADER = 30  # bytes of a member's own header before its name
 
 
 @dataclass
 class StorageTracker:
-    """Where torch puts every storage that it reads; given to torch.load as `map_location`."""
+    """Where torch puts every storage that it reads, and its bytes; given to torch.load as `map_location`."""
 
     found: dict[int, int] = field(default_factory=dict)
+    sizes: list[int] = field(default_factory=list)
 
     def __call__(self, storage: Any, _location: str) -> Any:
         """Note a storage, and leave it on the CPU."""
+        self.sizes.append(storage.nbytes())
         if storage.nbytes():
             self.found[storage.data_ptr()] = storage.nbytes()
         return storage
@@ -113,6 +120,24 @@ def check_storages(path: Path, members: Mapping[int, int], tracker: StorageTrack
     shift = min(tracker.found, default=0) - min(members, default=0)
     if {start + shift: size for start, size in members.items()} != tracker.found:
         raise IntegrityError(f"{path}: its tensors are not those of the archive's members", hint=_DAMAGED)
+
+
+def check_old_storages(path: Path, tracker: StorageTracker) -> None:
+    """Hold the storages of a file without an archive against the list in it of those that follow, and their bytes.
+
+    torch leaves a storage that is not listed as memory was before.
+    """
+    with path.open("rb") as file:
+        for _ in range(OLD_PICKLES - 1):
+            for _ in pickletools.genops(file):
+                pass
+        operations = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(file)]
+        left = path.stat().st_size - file.tell()
+    listed = {argument for name, argument in operations if name in _STRINGS}
+    plain = {name for name, _ in operations} <= _OF_A_LIST
+    sizes = tracker.sizes
+    if not plain or len(listed) != len(sizes) or left != sum(sizes) + _OLD_HEADER * len(sizes):
+        raise IntegrityError(f"{path}: its tensors are not those of the storages that it lists", hint=_DAMAGED)
 
 
 def check_sums(path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -197,3 +199,36 @@ def test_archives_of_before_torch_2_1_are_read(tmp_path: Path) -> None:
     kept = {name: data for name, data in _members().items() if name.split("/", 1)[1].startswith(("data", "version"))}
     assert len(kept) == len(STATE) + 2
     _assert_right(_read(_zipped(tmp_path / "a.pt", kept)))
+
+
+def _old(tmp_path: Path) -> tuple[Path, list[int]]:
+    """A file without an archive, and where each of its pickles begins and what follows them."""
+    path = tmp_path / "old.pth"
+    torch.save(STATE, path, _use_new_zipfile_serialization=False)
+    starts = [0]
+    with path.open("rb") as file:
+        for _ in range(5):
+            list(pickletools.genops(file))
+            starts.append(file.tell())
+    return path, starts
+
+
+def test_storages_that_are_not_listed_are_refused(tmp_path: Path) -> None:
+    """torch returns memory as it was before for them."""
+    path, starts = _old(tmp_path)
+    data, keys = path.read_bytes(), starts[-2:]
+    head, listed, rest = data[: keys[0]], pickle.loads(data[keys[0] : keys[1]]), data[keys[1] :]
+    wrong: list[Any] = [[], listed[:-1], listed[:-1] * 2, dict.fromkeys(listed[:1], listed[-1]), [*listed, listed[0]]]
+    for odd in wrong:
+        for tail in (rest, b""):
+            path.write_bytes(head + pickle.dumps(odd, 2) + tail)
+            with pytest.raises(IntegrityError):
+                Checkpoint.open(path)
+    path.write_bytes(head + pickle.dumps([], 2) + data[keys[0] :])  # found by fuzzing: another list before theirs
+    with pytest.raises(IntegrityError, match="not those of the storages that it lists"):
+        Checkpoint.open(path)
+    path.write_bytes(data + b"x")
+    with pytest.raises(IntegrityError, match="not those of the storages that it lists"):
+        Checkpoint.open(path)
+    path.write_bytes(data)
+    Checkpoint.open(path)
