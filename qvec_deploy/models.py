@@ -8,7 +8,7 @@ import functools
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +151,9 @@ def describe(name: str, classes: int, args: ModelArgs) -> Architecture:
 def _describe(name: str, classes: int, args_json: str) -> Architecture:
     inputs = (name, classes, args_json)
     make = partial(call, "qvec_deploy.models:look_at", *inputs)
-    return remembered_value(Architecture, inputs, make, packages=DECIDING_PACKAGES)
+    found = remembered_value(Architecture, inputs, make, packages=DECIDING_PACKAGES)
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in found.data_config.items()}
+    return replace(found, data_config=config)  # JSON has no tuples
 
 
 def look_at(name: str, classes: int, args_json: str) -> Architecture:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from qvec_deploy.quantize import clip_search
+from qvec_deploy.quantize import clip_search, modelopt
 from qvec_deploy.quantize.modelopt import calibrate_clips
 from qvec_deploy.quantize.reference import ABSMAX_FLOOR, CLIP_GRID
 from qvec_deploy.tensors import Float32, Scheme
@@ -119,9 +119,10 @@ def test_other_numbers_than_float32_are_left_to_modelopt(monkeypatch: pytest.Mon
     rows = torch.randn(4, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     absmax = rows.abs().amax(dim=1, keepdim=True)
     scheme = Scheme(3, "channel", method="mse")
-    expected = clip_search.calibrate_clips(rows, absmax, scheme)
-    monkeypatch.delattr(clip_search, "_narrow")
-    assert torch.equal(clip_search.search_clips(rows, absmax, scheme), expected)
+    monkeypatch.delattr(modelopt, "search_clips")
+    with pytest.raises(NameError):
+        modelopt._clips(rows.float(), scheme)
+    assert torch.equal(modelopt._clips(rows, scheme), calibrate_clips(rows, absmax, scheme))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
