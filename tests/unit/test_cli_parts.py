@@ -92,7 +92,7 @@ def test_a_device_does_its_work_without_what_builds(tmp_path: Path) -> None:
 )
 def test_what_builds_says_what_is_missing(tmp_path: Path, arguments: list[str], needs: str) -> None:
     command = [sys.executable, "-m", "qvec_deploy", *arguments]
-    environment = {**device_environment(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}  # has seen no model
+    environment = {**device_environment(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "site" / "cache")}  # empty
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 4, done.stderr
     expected = f"error: this needs {needs}, which is not installed\nhint: pip install 'qvec-deploy[build]'\n"
