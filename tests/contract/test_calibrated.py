@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -90,7 +91,8 @@ def run_modelopt(model: nn.Module, algorithm: str) -> None:
         for batch in images():
             network(torch.from_numpy(batch))
 
-    with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+    with contextlib.redirect_stdout(io.StringIO()), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it imports what it exports with, and misses transformers
         mtq.calibrate(model, {"method": algorithm}, forward_loop=forward_loop)
 
 
