@@ -40,7 +40,8 @@ def parity_images(input_shape: tuple[int, int, int]) -> Float32:
 
 def reference_logits(weights: PackedFile, name: str, classes: int, args: ModelArgs, images: Float32) -> Float32:
     """PyTorch's logits (batch, classes) with the dequantized weights of a packed file."""
-    logits: Float32 = call("qvec_deploy.bench.parity:pytorch_logits", weights.path, name, classes, dict(args), images)
+    path = weights.path.absolute()  # the other process may have been started in another folder
+    logits: Float32 = call("qvec_deploy.bench.parity:pytorch_logits", path, name, classes, dict(args), images)
     return logits
 
 
